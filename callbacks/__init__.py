@@ -1,0 +1,1 @@
+"""What is worth watching or saving, for any reward module."""

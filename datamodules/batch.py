@@ -1,0 +1,90 @@
+"""What travels from the data modules to the models: torch tensors under agreed names.
+
+N prompts, R responses, P comparisons, L tokens. A response is scored once; judgements are index tables
+that point at responses. Both types are plain dictionaries at run time, so Lightning moves, pins and
+gathers them, and a user's own collate function needs nothing from this package.
+
+Two layouts carry the same keys:
+
+* *shared* (rows = prompts): the longest common token prefix of a prompt's responses, then each response's
+  own tokens. ``segment_ids`` tells them apart and ``position_ids`` restart after the prefix.
+* *separate* (rows = responses): every row is a shared row with a single response.
+"""
+
+from typing import TypedDict
+
+from torch import Tensor
+
+__all__ = ["PreferenceBatch", "RewardOutput"]
+
+
+class PreferenceBatch(TypedDict, total=False):
+    """One batch. Token batches have the first three keys, feature batches the last two instead."""
+
+    input_ids: Tensor
+    """(N, L) int64, right-padded; (R, L) in the separate layout."""
+    position_ids: Tensor
+    """(N, L) int64; restart after the prefix for every response; 0 on padding."""
+    segment_ids: Tensor
+    """(N, L) int64; 0 prefix, 1..k response, -1 padding: the attention mask follows from it."""
+    num_tokens: int
+    """Tokens of ``input_ids`` that are not padding; a plain number, so that reading it never waits for a device."""
+
+    id: list[str]
+    """N record ids."""
+    response_row: Tensor
+    """(R,) int64, ascending: row of a response in ``input_ids``."""
+    response_end: Tensor
+    """(R,) int64: column of the response's last real token (its EOS)."""
+    response_prompt: Tensor
+    """(R,) int64, ascending: index into ``id``; equals ``response_row`` in the shared layout."""
+    response_index: Tensor
+    """(R,) int64: position of the response in its record as the dataset gave it."""
+
+    comparisons: Tensor
+    """(P, 2) int64: indices into R, chosen then rejected."""
+    comparison_index: Tensor
+    """(P,) int64: position of the comparison in its record; with the record's id it names a pair for good."""
+    preference: Tensor
+    """(P,) float32 in [0, 1]: share of annotators preferring the first; 1 if unanimous, 0.5 for a tie."""
+    comparison_votes: Tensor
+    """(P, C) float32 >= 0: annotator counts per category of a comparison."""
+    user_id: Tensor
+    """(P,) int64: index into the data module's ``users``; -1 unknown."""
+    domain_id: Tensor
+    """(P,) int64: index into the data module's ``domains``; -1 unknown."""
+    margin: Tensor
+    """(P,) float32: required reward gap."""
+    weight: Tensor
+    """(P,) float32 >= 0: loss weight."""
+    strength: Tensor
+    """(P,) float32: signed vote strength, NaN if unknown."""
+
+    votes: Tensor
+    """(R, C) float32 >= 0: annotator counts per category of a response."""
+    score: Tensor
+    """(R,) float32: a rating of the response, NaN if unknown."""
+
+    features: Tensor
+    """(R, H) float: pooled features in place of tokens, for a frozen backbone."""
+    prompt_features: Tensor
+    """(N, H) float."""
+
+
+class RewardOutput(TypedDict, total=False):
+    """What a reward module returns; always float32, whatever the backbone's dtype."""
+
+    reward: Tensor
+    """(R,): higher is better; absent where a reward exists only for a given user."""
+    chosen: Tensor
+    """(P,): reward of the first response of each comparison, as that judge would give it."""
+    rejected: Tensor
+    """(P,): reward of the second response of each comparison."""
+    label_probs: Tensor
+    """(R, C): probability of each label."""
+    alpha: Tensor
+    """(R, C): first Beta parameter."""
+    beta: Tensor
+    """(R, C): second Beta parameter."""
+    user_weights: Tensor
+    """(P, K): weights of each judge over the prototypes."""

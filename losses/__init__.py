@@ -1,0 +1,1 @@
+"""Losses: functions of tensors, each with a thin module; torch is all they need."""
