@@ -1,1 +1,8 @@
 """One LightningModule per method, over one shared core."""
+
+from .backbone import Backbone, BackboneConfig, LoRAConfig, RewardHead
+from .base import RewardModule
+from .bradley_terry import BradleyTerryRM
+from .metrics import PreferenceMetrics
+
+__all__ = ["Backbone", "BackboneConfig", "BradleyTerryRM", "LoRAConfig", "PreferenceMetrics", "RewardHead", "RewardModule"]

@@ -1,0 +1,380 @@
+"""Hugging Face backbones that run prefix-shared rows: load, adapt, mask, pool by index.
+
+Which layout a backbone takes is decided once, when it is built:
+
+1. ``separate`` rows if it is bidirectional (found by trying: does a later token change an earlier state?);
+2. ``separate`` rows unless all its layers are known to be full attention: a ready-made 4-D mask replaces a
+   model's own sliding window, and recurrent or chunked layers cannot branch;
+3. otherwise both layouts are run on a tiny input; ``shared`` if they agree, else ``separate`` and a warning.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+
+from pluralign.datamodules.batch import PreferenceBatch
+
+from .rows import attention_bias, block_mask, pad_to_multiple, pool, separate_rows
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+__all__ = ["Backbone", "BackboneConfig", "LoRAConfig", "RewardHead"]
+
+FULL_ATTENTION = frozenset(
+    "gemma gpt2 gpt_neox llama mistral olmo2 opt phi3 qwen2 qwen3 smollm3".split()
+)
+"""Model types whose layers are full attention unless the configuration names a window; each one tried."""
+
+FLEX_BUCKET = 128
+"""Row lengths are rounded up to this under FlexAttention, so that few shapes are compiled."""
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters (PEFT) on a frozen base; the reward head is always trained and saved beside them.
+
+    Attributes:
+        rank: Rank of the update, >= 1.
+        alpha: Scale; the update is multiplied by alpha / rank.
+        dropout: Dropout on the adapter's input, in [0, 1).
+        target_modules: Names of the adapted layers; None for every linear layer.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Which network, in which state. Plain values only: it is part of every checkpoint.
+
+    Attributes:
+        name: Hugging Face name or local folder; None builds a randomly initialised network from ``config``.
+        config: Fields of the network's configuration: all of them with ``model_type`` if ``name`` is None,
+            otherwise those to change (such as dropout).
+        tokenizer: Tokenizer to use; None for ``name``, or the built-in byte-level one if that is None too.
+            Kept here so that it is written once; the command line passes it on to the data.
+        revision: Branch, tag or commit on the hub.
+        dtype: Of the backbone's weights; heads, rewards and losses are float32 in any case.
+        pooling: State that represents a response: ``last`` token, ``mean`` over prompt and response, ``cls``
+            for the first token; ``auto`` is last for causal networks and mean for bidirectional ones.
+        layout: ``auto`` decides as the module's docstring says; ``shared`` insists and raises if it is wrong.
+        frozen: Train the head alone; the backbone stays in evaluation mode and builds no graph.
+        lora: Adapters; None trains the whole backbone unless it is frozen.
+        quantization: ``4bit`` or ``8bit`` base through bitsandbytes; needs ``frozen`` or ``lora``.
+        gradient_checkpointing: Recompute activations in the backward pass.
+        attention: ``auto`` is FlexAttention on CUDA where the network supports it and SDPA elsewhere.
+        trust_remote_code: Whether code that ships with the weights may run.
+    """
+
+    name: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    tokenizer: str | None = None
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    pooling: Literal["auto", "last", "mean", "cls"] = "auto"
+    layout: Literal["auto", "shared", "separate"] = "auto"
+    frozen: bool = False
+    lora: LoRAConfig | None = None
+    quantization: Literal["4bit", "8bit"] | None = None
+    gradient_checkpointing: bool = False
+    attention: Literal["auto", "sdpa", "eager", "flex_attention"] = "auto"
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without loading.
+
+        Raises:
+            ValueError: Naming the argument, its value and what is allowed.
+        """
+        if isinstance(self.lora, dict):  # from a checkpoint's plain hyperparameters
+            object.__setattr__(self, "lora", LoRAConfig(**self.lora))
+        if self.name is None and "model_type" not in self.config:
+            raise ValueError("backbone.name is null, so backbone.config must hold model_type (such as llama)")
+        if self.frozen and self.lora is not None:
+            raise ValueError("backbone.frozen=true trains no adapters: leave out backbone.lora, or frozen")
+        if self.quantization is not None and not self.frozen and self.lora is None:
+            raise ValueError("a quantized backbone cannot be trained itself: set backbone.lora or backbone.frozen")
+        if self.quantization is not None and self.name is None:
+            raise ValueError("backbone.quantization needs pretrained weights: set backbone.name")
+
+
+class RewardHead(nn.Linear):
+    """Linear map from pooled states to rewards that computes in float32, whatever it is stored in."""
+
+    def __init__(self, in_features: int, out_features: int = 1) -> None:
+        """Initialise with standard deviation 1 / sqrt(in_features + 1), without bias.
+
+        A bias cancels in every comparison, so nothing would determine it.
+
+        Args:
+            in_features: Size of the pooled state.
+            out_features: Numbers per response.
+        """
+        super().__init__(in_features, out_features, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew."""
+        nn.init.normal_(self.weight, std=(self.in_features + 1) ** -0.5)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (R, H) of any float dtype to (R, out) float32."""
+        with torch.autocast(input.device.type, enabled=False):
+            return nn.functional.linear(input.float(), self.weight.float())
+
+
+class Backbone(nn.Module):
+    """A network that turns a token batch into one state per response.
+
+    Attributes:
+        model: The Hugging Face (or PEFT) model.
+        layout: ``shared`` or ``separate``, as decided when built.
+        pooling: ``last``, ``mean`` or ``cls``.
+        hidden_size: H.
+    """
+
+    def __init__(self, config: BackboneConfig) -> None:
+        """Load or initialise the network, adapt it and settle the layout.
+
+        Args:
+            config: What to build.
+
+        Raises:
+            ValueError: If weights are missing for part of the network, or ``layout="shared"`` is wrong for it.
+        """
+        super().__init__()
+        self.config = config
+        model = _load(config)
+        self.hidden_size: int = _hidden_size(model.config)
+        self.vocab_size: int | None = getattr(model.config, "vocab_size", None)
+        self.max_positions: int | None = getattr(model.config, "max_position_embeddings", None)
+        self.flex = _use_flex(model, config.attention)
+        self.causal = is_causal(model)
+        self.layout = self._settle_layout(model)
+        self.pooling = config.pooling if config.pooling != "auto" else ("last" if self.causal else "mean")
+        self.model: nn.Module = _adapt(model, config)
+        self.train()
+
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing of the backbone is trained."""
+        return self.config.frozen
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Set the mode; a frozen backbone stays in evaluation mode, so its states do not change."""
+        return super().train(mode and not self.frozen)
+
+    def _settle_layout(self, model: "PreTrainedModel") -> str:
+        wish = self.config.layout
+        if wish == "separate":
+            return "separate"
+        reason = _why_not_shared(model.config, self.causal)
+        if reason and wish == "shared":
+            raise ValueError(f"backbone.layout='shared' is not exact here: {reason}; use auto or separate")
+        if reason:
+            rank_zero_info(f"backbone layout: separate rows ({reason})")
+            return "separate"
+        if any(parameter.is_meta for parameter in model.parameters()):
+            return "shared"
+        difference, tolerance = self._compare_layouts(model)
+        if difference <= tolerance:
+            rank_zero_info(f"backbone layout: shared rows (differ from separate ones by {difference:.1e} on a test input)")
+            return "shared"
+        message = f"shared and separate rows differ by {difference:.1e} (tolerance {tolerance:.0e}) on a test input"
+        if wish == "shared":
+            raise ValueError(f"backbone.layout='shared' is wrong for this network: {message}")
+        rank_zero_warn(f"backbone layout: separate rows; {message}")
+        return "separate"
+
+    @torch.no_grad()
+    def _compare_layouts(self, model: "PreTrainedModel") -> tuple[float, float]:
+        """Largest difference between the layouts on a tiny input, relative to the states' size."""
+        device = next(model.parameters()).device
+        lengths = torch.tensor([4, 3, 5])
+        ids = torch.arange(12, device=device)[None] % (self.vocab_size or 12)
+        batch = PreferenceBatch(
+            input_ids=ids,
+            position_ids=torch.tensor([[0, 1, 2, 3, 4, 5, 6, 4, 5, 6, 7, 8]], device=device),
+            segment_ids=torch.repeat_interleave(torch.arange(3), lengths)[None].to(device),
+            response_row=torch.zeros(2, dtype=torch.int64, device=device),
+            response_end=torch.tensor([6, 11], device=device),
+        )
+        was_training = model.training
+        model.eval()
+        try:
+            apart = separate_rows(batch)
+            shared = pool(self._run(model, batch, shared=True), batch, "last").float()
+            separate = pool(self._run(model, apart, shared=False), apart, "last").float()
+        finally:
+            model.train(was_training)
+        scale = float(separate.abs().max().clamp_min(1e-6))
+        tolerance = 1e-4 if shared.dtype == next(model.parameters()).dtype else 5e-2
+        return float((shared - separate).abs().max()) / scale, tolerance
+
+    def _run(self, model: nn.Module, batch: PreferenceBatch, *, shared: bool) -> Tensor:
+        ids, segments = batch["input_ids"], batch["segment_ids"]
+        dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+        inputs: dict[str, object] = {"input_ids": ids}
+        if shared:
+            inputs["position_ids"] = batch["position_ids"]
+            inputs["attention_mask"] = block_mask(segments) if self.flex else attention_bias(segments, dtype)
+        elif not self.causal:
+            inputs["attention_mask"] = (segments >= 0).to(ids.dtype)
+        # Separate causal rows need no mask: padding is on the right, where no real token looks.
+        if self.causal:
+            inputs["use_cache"] = False
+        hidden: Tensor = model(**inputs).last_hidden_state
+        return hidden
+
+    def arrange(self, batch: PreferenceBatch) -> PreferenceBatch:
+        """The batch in rows this network can take; unchanged if it already is."""
+        if self.layout == "separate" and batch["input_ids"].shape[0] != batch["response_row"].shape[0]:
+            batch = separate_rows(batch)
+        return pad_to_multiple(batch, FLEX_BUCKET) if self.flex else batch
+
+    def encode(self, batch: PreferenceBatch) -> Tensor:
+        """States of every token of an arranged batch, (N, L, H), in the backbone's dtype."""
+        rows, responses = batch["input_ids"].shape[0], batch["response_row"].shape[0]
+        # One response in each row: the prefix branches nowhere, and the plain causal path is exact and faster.
+        shared = self.layout == "shared" and (rows != responses or self.flex)
+        with torch.no_grad() if self.frozen else nullcontext():
+            return self._run(self.model, batch, shared=shared)
+
+    def forward(self, batch: PreferenceBatch) -> Tensor:
+        """One state per response.
+
+        Args:
+            batch: Token batch, in either layout.
+
+        Returns:
+            (R, H), in the backbone's dtype.
+        """
+        batch = self.arrange(batch)
+        return pool(self.encode(batch), batch, self.pooling)
+
+
+def _hidden_size(config: "PretrainedConfig") -> int:
+    size: int = config.get_text_config().hidden_size
+    return size
+
+
+def _load(config: BackboneConfig) -> "PreTrainedModel":
+    from transformers import AutoConfig, AutoModel
+
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    attention = "eager" if config.attention == "eager" else "sdpa"
+    if config.name is None:
+        fields = dict(config.config)
+        network = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        model: PreTrainedModel = AutoModel.from_config(network, dtype=dtype, attn_implementation=attention)
+    else:
+        common = {"revision": config.revision or "main", "trust_remote_code": config.trust_remote_code}
+        try:
+            network = AutoConfig.from_pretrained(config.name, **common, **config.config)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"backbone.name={config.name!r} could not be loaded; allowed: a folder with config.json and weights, "
+                f"or a name on the Hugging Face hub ({error})"
+            ) from error
+        model, report = AutoModel.from_pretrained(
+            config.name,
+            config=network,
+            dtype=dtype,
+            attn_implementation=attention,
+            quantization_config=_quantization(config, dtype),
+            output_loading_info=True,
+            **common,
+        )
+        missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+        if missing:
+            raise ValueError(f"backbone.name={config.name!r} has no weights for {', '.join(missing[:5])}, ...: not a "
+                             "checkpoint of this architecture")
+    if network.is_encoder_decoder:
+        raise ValueError(f"encoder-decoder networks ({network.model_type}) are not supported; use a causal or BERT-type one")
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # the tanh pooler is never used here; unused parameters stall distributed training
+    return model
+
+
+def _quantization(config: BackboneConfig, dtype: torch.dtype) -> object:
+    if config.quantization is None:
+        return None
+    from transformers import BitsAndBytesConfig
+
+    if config.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def _adapt(model: "PreTrainedModel", config: BackboneConfig) -> nn.Module:
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.frozen:
+        return model.requires_grad_(False)
+    if config.lora is None:
+        return model
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    if config.quantization is not None:
+        model = prepare_model_for_kbit_training(
+            model,
+            use_gradient_checkpointing=config.gradient_checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+        )
+    adapters = LoraConfig(
+        r=config.lora.rank,
+        lora_alpha=config.lora.alpha,  # type: ignore[arg-type]  # PEFT divides it, any number will do
+        lora_dropout=config.lora.dropout,
+        target_modules=config.lora.target_modules or "all-linear",
+    )
+    return get_peft_model(model, adapters)
+
+
+def _use_flex(model: "PreTrainedModel", attention: str) -> bool:
+    """Whether rows run through FlexAttention; its backward pass exists on CUDA only."""
+    on_cuda = next(model.parameters()).device.type == "cuda"
+    supported = bool(getattr(model, "_supports_flex_attn", False))
+    if attention == "flex_attention" and not supported:
+        raise ValueError(f"backbone.attention='flex_attention': {type(model).__name__} does not support it")
+    if attention == "flex_attention" or (attention == "auto" and on_cuda and supported):
+        model.set_attn_implementation("flex_attention")
+        return True
+    return False
+
+
+@torch.no_grad()
+def is_causal(model: "PreTrainedModel") -> bool:
+    """Whether a later token leaves the states of earlier ones alone; found by trying."""
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return not bool(getattr(model.config, "model_type", "").endswith("bert"))
+    device = next(model.parameters()).device
+    vocabulary = getattr(model.config, "vocab_size", 8)
+    ids = torch.arange(8, device=device)[None].repeat(2, 1) % vocabulary
+    ids[1, -1] = (ids[1, -1] + 1) % vocabulary
+    was_training = model.training
+    model.eval()
+    hidden = model(input_ids=ids).last_hidden_state[:, 0].float()
+    model.train(was_training)
+    return bool(torch.allclose(hidden[0], hidden[1], rtol=1e-3, atol=1e-4))
+
+
+def _why_not_shared(config: "PretrainedConfig", causal: bool) -> str:
+    """Reason why shared rows would not be exact, or nothing."""
+    if not causal:
+        return "the network is bidirectional"
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds - {"full_attention"}:
+        return f"it has {', '.join(sorted(kinds))} layers"
+    windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+    if windowed and kinds != {"full_attention"}:
+        return f"its attention has a window of {config.sliding_window}"
+    if not kinds and config.model_type not in FULL_ATTENTION:
+        return f"the layers of {config.model_type} are not known to be full attention"
+    return ""

@@ -1,0 +1,99 @@
+"""BradleyTerryRM: one scalar reward for everyone; the baseline every other method is compared with."""
+
+from dataclasses import asdict
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
+from pluralign.losses import bradley_terry_loss, reward_centering_loss
+
+from .backbone import Backbone, BackboneConfig, RewardHead
+from .base import RewardModule
+
+__all__ = ["BradleyTerryRM"]
+
+
+class BradleyTerryRM(RewardModule):
+    r"""Scalar reward trained on comparisons.
+
+    The probability that people prefer response a to b is :math:`\sigma(r_a - r_b)`. Shares of annotators, ties,
+    required margins and weights of the comparisons enter the loss as the data gives them.
+
+    Source:
+        R. A. Bradley and M. E. Terry, *Rank analysis of incomplete block designs*, Biometrika 39, 1952; as a
+        reward model: L. Ouyang et al., *Training language models to follow instructions with human feedback*,
+        NeurIPS 2022, equation 1. Departures: soft labels, margins and weights; every comparison of a prompt
+        counts equally; no bias in the head.
+    """
+
+    def __init__(
+        self,
+        backbone: BackboneConfig,
+        *,
+        label_smoothing: float = 0.0,
+        reward_centering: float = 0.0,
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-5),
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        """Keep the settings; ``configure_model`` builds the network.
+
+        Args:
+            backbone: Which network, in which state.
+            label_smoothing: Share of label noise to assume, in [0, 1]: the target share s becomes
+                (1 - smoothing) s + smoothing (1 - s).
+            reward_centering: Coefficient, >= 0, of the squared sum of both rewards, which keeps rewards near 0.
+            optimizer: Called with the trained parameters.
+            lr_scheduler: Called with the optimiser, stepped every step; None keeps the rate.
+
+        Raises:
+            ValueError: If a setting is outside its range.
+        """
+        super().__init__(backbone, optimizer=optimizer, lr_scheduler=lr_scheduler)
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
+        if reward_centering < 0:
+            raise ValueError(f"reward_centering must be >= 0, got {reward_centering}")
+        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", "backbone"])
+        self.save_hyperparameters({"backbone": asdict(self.backbone_config)})
+        self.label_smoothing, self.reward_centering = label_smoothing, reward_centering
+        self.head: RewardHead | None = None
+
+    def configure_model(self) -> None:
+        """Build backbone and head, unless they are built."""
+        if self.backbone is None:
+            self.backbone = Backbone(self.backbone_config)
+            self.head = RewardHead(self.backbone.hidden_size)
+
+    def forward(self, batch: PreferenceBatch) -> RewardOutput:
+        """Score every response once and read each comparison's two rewards.
+
+        Args:
+            batch: Token batch; ``comparisons`` may be absent.
+
+        Returns:
+            ``reward`` (R,) and, with comparisons, ``chosen`` and ``rejected`` (P,), float32.
+        """
+        states = self.built_backbone()(batch)
+        assert self.head is not None  # built together with the backbone
+        reward = self.head(states).squeeze(-1)
+        output = RewardOutput(reward=reward)
+        if "comparisons" in batch:
+            chosen, rejected = reward[batch["comparisons"]].unbind(dim=1)
+            output["chosen"], output["rejected"] = chosen, rejected
+        return output
+
+    def compute_loss(self, output: RewardOutput, batch: PreferenceBatch) -> Tensor:
+        """Bradley-Terry loss of the batch's comparisons, plus centring if asked for."""
+        loss = bradley_terry_loss(
+            output["chosen"],
+            output["rejected"],
+            preference=batch.get("preference"),
+            margin=batch.get("margin"),
+            label_smoothing=self.label_smoothing,
+            weight=batch.get("weight"),
+        )
+        if self.reward_centering:
+            loss = loss + self.reward_centering * reward_centering_loss(output["chosen"], output["rejected"])
+        return loss

@@ -1,0 +1,98 @@
+"""PreferenceMetrics: what a reward module reports, summed exactly over ragged batches and ranks."""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
+
+__all__ = ["PreferenceMetrics"]
+
+
+class PreferenceMetrics(Metric):
+    r"""Agreement with people's comparisons, and how far the predicted shares can be trusted.
+
+    With margin :math:`m = r_{chosen} - r_{rejected}`, predicted share :math:`p = \sigma(m)` and observed
+    share :math:`s` in [0, 1]:
+
+    * ``accuracy``: share of decided comparisons (:math:`s \ne 1/2`) whose margin has the right sign. An equal
+      score is not right; ``tied_scores`` says how often it happened and ``tied_labels`` how many comparisons
+      were ties for the annotators (they count everywhere but in the accuracy).
+    * ``log_loss``: mean of :math:`-s \log p - (1 - s) \log(1 - p)`, in nats.
+    * ``brier``: mean of :math:`(p - s)^2`, in [0, 1].
+    * ``calibration_error``: expected calibration error over 15 equal bins of the confidence
+      :math:`\max(p, 1 - p)` in [0.5, 1], against the observed share of the predicted side. Confidence, since
+      the first response is usually the chosen one and a plain reliability curve would be one-sided.
+    * ``margin``: mean margin towards the majority's side, decided comparisons only.
+    * ``reward_mean``, ``reward_std``: over responses.
+
+    Comparisons count equally, whatever their loss weight. Values that nothing was counted for are NaN.
+    """
+
+    full_state_update = False
+    num_bins = 15
+
+    sums: Tensor
+    bins: Tensor
+    rewards: Tensor
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        super().__init__()
+        # float64: millions of comparisons still count one by one.
+        self.add_state("sums", torch.zeros(7, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("bins", torch.zeros(3, self.num_bins, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("rewards", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
+
+    @torch.no_grad()
+    def update(self, output: RewardOutput, batch: PreferenceBatch) -> None:
+        """Count one batch.
+
+        Args:
+            output: ``chosen`` and ``rejected`` (P,), ``reward`` (R,); what is absent is left out.
+            batch: ``preference`` (P,); absent means unanimous.
+        """
+        if "reward" in output and output["reward"].ndim == 1:
+            reward = output["reward"].double()
+            self.rewards += torch.stack([reward.new_tensor(float(reward.numel())), reward.sum(), reward.square().sum()])
+        if "chosen" not in output:
+            return
+        margin = output["chosen"].double() - output["rejected"].double()
+        share = batch["preference"].double() if "preference" in batch else torch.ones_like(margin)
+        predicted = margin.sigmoid()
+        decided = share != 0.5
+        towards = torch.where(share > 0.5, margin, -margin)
+        log_loss = torch.nn.functional.softplus(-margin) * share + torch.nn.functional.softplus(margin) * (1 - share)
+        self.sums += torch.stack(
+            [
+                margin.new_tensor(float(margin.numel())),
+                decided.sum(),
+                ((towards > 0) & decided).sum(),
+                ((margin == 0) & decided).sum(),
+                log_loss.sum(),
+                (predicted - share).square().sum(),
+                (towards * decided).sum(),
+            ]
+        )
+        confidence = torch.maximum(predicted, 1 - predicted)
+        agreed = torch.where(predicted >= 0.5, share, 1 - share)
+        place = ((confidence - 0.5) * 2 * self.num_bins).long().clamp(0, self.num_bins - 1)
+        self.bins.index_add_(1, place, torch.stack([torch.ones_like(confidence), confidence, agreed]))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Every value above, float32 scalars."""
+        count, decided, right, tied, log_loss, brier, margin = self.sums
+        number, total, squares = self.rewards
+        mean = total / number
+        values = {
+            "accuracy": right / decided,
+            "tied_scores": tied / decided,
+            "tied_labels": 1 - decided / count,
+            "log_loss": log_loss / count,
+            "brier": brier / count,
+            "calibration_error": (self.bins[1] - self.bins[2]).abs().sum() / count,
+            "margin": margin / decided,
+            "reward_mean": mean,
+            "reward_std": (squares / number - mean.square()).clamp_min(0).sqrt(),
+        }
+        return {name: value.float() for name, value in values.items()}
