@@ -16,7 +16,7 @@ _CHECK_MODES = ("auto", "always", "never")
 _check_mode: CheckMode = "auto"
 
 
-class argument_checks:  # noqa: N801 - read as a verb, like torch.no_grad
+class argument_checks:
     """Say when the *values* of arguments are checked; shapes, types and plain numbers always are.
 
     Reading a value makes the host wait for the device, so the default reads CPU tensors only:
@@ -73,7 +73,9 @@ def check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
 
 
-def check_number(name: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
+def check_number(
+    name: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False
+) -> None:
     """Raise ``ValueError`` unless a plain number lies in [low, high], or (low, high] if ``open_low``."""
     if not (low < value if open_low else low <= value) or not value <= high:
         raise ValueError(f"{name} must be in {_interval(low, high, open_low)}; got {value!r}")
@@ -130,7 +132,10 @@ def check_distribution(name: str, probabilities: Tensor, *, tolerance: float = 1
     # A bfloat16 probability carries an error of up to 2^-9 of itself, hence so does their sum.
     slack = max(tolerance, torch.finfo(probabilities.dtype).eps if probabilities.is_floating_point() else 0.0)
     _raise_at_first_bad(
-        f"the sum of {name} over its last dimension", sums, lambda s: (s - 1).abs() <= slack, f"1 within {slack:g}"
+        f"the sum of {name} over its last dimension",
+        sums,
+        lambda s: (s - 1).abs() <= slack,
+        f"1 within {slack:g}",
     )
 
 

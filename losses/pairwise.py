@@ -12,12 +12,26 @@ from ._common import (
     check_values,
     reduce_loss,
 )
+from ._ranked import PlackettLuceLoss, RankedPairsLoss, plackett_luce_loss, ranked_pairs_loss
+from ._ties import DavidsonLoss, RaoKupperLoss, davidson_loss, rao_kupper_loss
 
 __all__ = [
     "BradleyTerryLoss",
+    "DavidsonLoss",
+    "HingeLoss",
+    "PlackettLuceLoss",
+    "RankedPairsLoss",
+    "RaoKupperLoss",
     "RewardCenteringLoss",
+    "SmoothedHingeLoss",
     "bradley_terry_loss",
+    "davidson_loss",
+    "hinge_loss",
+    "plackett_luce_loss",
+    "ranked_pairs_loss",
+    "rao_kupper_loss",
     "reward_centering_loss",
+    "smoothed_hinge_loss",
 ]
 
 
@@ -131,6 +145,95 @@ def reward_centering_loss(
     return reduce_loss((first + second).square(), reduction, weight)
 
 
+def hinge_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    *,
+    margin: Tensor | float = 1.0,
+    weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""What a pair lacks of the required gap; pairs that have it give no gradient.
+
+    .. math:: L = \max(0,\ m - (r_c - r_r))
+
+    Args:
+        chosen: Rewards of the preferred responses, (P,).
+        rejected: Rewards of the others, (P,).
+        margin: Required gap m, a number or a tensor that broadcasts to (P,), in the unit of the rewards.
+        weight: Weights >= 0, broadcast to (P,).
+        reduction: ``"mean"`` (weighted), ``"sum"`` or ``"none"``.
+
+    Returns:
+        Loss >= 0, scalar or (P,), in the unit of the rewards.
+
+    Raises:
+        ValueError: If shapes do not fit, a value is not finite, or ``reduction`` is unknown.
+
+    Source:
+        Chen et al., *PAL: Pluralistic Alignment Framework for Learning from Heterogeneous Preferences*, 2024,
+        https://arxiv.org/abs/2406.08469, as in the official code, where it is the default with distances
+        (equation number not available). Departures: none.
+
+    .. versionadded:: 0.1
+    """
+    return reduce_loss(F.relu(_shortfall(chosen, rejected, margin)), reduction, weight)
+
+
+def smoothed_hinge_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    *,
+    margin: Tensor | float = 1.0,
+    smoothing: float = 5.0,
+    weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Hinge loss whose corner is a parabola: the gradient is continuous.
+
+    .. math::
+        L = \begin{cases} \max(0, z)^2 / 2\gamma & z \le \gamma \\ z - \gamma / 2 & z > \gamma \end{cases},
+        \qquad z = m - (r_c - r_r)
+
+    Args:
+        chosen: Rewards of the preferred responses, (P,).
+        rejected: Rewards of the others, (P,).
+        margin: Required gap m, a number or a tensor that broadcasts to (P,), in the unit of the rewards.
+        smoothing: Width gamma of the parabola, > 0, in the unit of the rewards; towards 0 it is the hinge.
+        weight: Weights >= 0, broadcast to (P,).
+        reduction: ``"mean"`` (weighted), ``"sum"`` or ``"none"``.
+
+    Returns:
+        Loss >= 0, scalar or (P,), in the unit of the rewards.
+
+    Raises:
+        ValueError: If shapes do not fit, a value is not finite, ``smoothing`` <= 0, or ``reduction`` is unknown.
+
+    Source:
+        Chen et al., *PAL: Pluralistic Alignment Framework for Learning from Heterogeneous Preferences*, 2024,
+        https://arxiv.org/abs/2406.08469, as in the official code, gamma = 5 (equation number not
+        available). Departures: none.
+
+    .. versionadded:: 0.1
+    """
+    check_number("smoothing", smoothing, 0.0, open_low=True)
+    lack = F.relu(_shortfall(chosen, rejected, margin))
+    parabola = lack.clamp_max(smoothing).square() / (2 * smoothing)
+    return reduce_loss(parabola + F.relu(lack - smoothing), reduction, weight)
+
+
+def _shortfall(chosen: Tensor, rejected: Tensor, margin: Tensor | float) -> Tensor:
+    check_same_shape(chosen=chosen, rejected=rejected)
+    check_values("chosen", chosen)
+    check_values("rejected", rejected)
+    first, second = as_compute(chosen, rejected)
+    if isinstance(margin, Tensor):
+        check_broadcast("margin", margin, chosen.shape)
+        check_values("margin", margin)
+        margin = margin.to(first.dtype)
+    return margin - (first - second)
+
+
 class BradleyTerryLoss(nn.Module):
     """Module form of :func:`bradley_terry_loss`."""
 
@@ -181,3 +284,65 @@ class RewardCenteringLoss(nn.Module):
     def forward(self, chosen: Tensor, rejected: Tensor, *, weight: Tensor | None = None) -> Tensor:
         """Loss of the pairs; arguments as in :func:`reward_centering_loss`."""
         return reward_centering_loss(chosen, rejected, weight=weight, reduction=self.reduction)
+
+
+class HingeLoss(nn.Module):
+    """Module form of :func:`hinge_loss`."""
+
+    def __init__(self, *, margin: float = 1.0, reduction: Reduction = "mean") -> None:
+        """Keep the settings.
+
+        Args:
+            margin: Required gap, in the unit of the rewards.
+            reduction: ``"mean"`` (weighted), ``"sum"`` or ``"none"``.
+        """
+        super().__init__()
+        self.margin = margin
+        self.reduction: Reduction = reduction
+
+    def forward(
+        self,
+        chosen: Tensor,
+        rejected: Tensor,
+        *,
+        margin: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """Loss of the pairs; a ``margin`` given here replaces the one kept. See :func:`hinge_loss`."""
+        required = self.margin if margin is None else margin
+        return hinge_loss(chosen, rejected, margin=required, weight=weight, reduction=self.reduction)
+
+
+class SmoothedHingeLoss(nn.Module):
+    """Module form of :func:`smoothed_hinge_loss`."""
+
+    def __init__(self, *, margin: float = 1.0, smoothing: float = 5.0, reduction: Reduction = "mean") -> None:
+        """Keep the settings.
+
+        Args:
+            margin: Required gap, in the unit of the rewards.
+            smoothing: Width of the parabola, > 0.
+            reduction: ``"mean"`` (weighted), ``"sum"`` or ``"none"``.
+        """
+        super().__init__()
+        self.margin = margin
+        self.smoothing = smoothing
+        self.reduction: Reduction = reduction
+
+    def forward(
+        self,
+        chosen: Tensor,
+        rejected: Tensor,
+        *,
+        margin: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """Loss of the pairs; a ``margin`` given here replaces the one kept. See :func:`smoothed_hinge_loss`."""
+        return smoothed_hinge_loss(
+            chosen,
+            rejected,
+            margin=self.margin if margin is None else margin,
+            smoothing=self.smoothing,
+            weight=weight,
+            reduction=self.reduction,
+        )
