@@ -1,0 +1,210 @@
+"""What every loss shares: precision, reduction, and argument checks that never make a device wait."""
+
+import math
+from collections.abc import Callable
+from types import TracebackType
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+Reduction = Literal["mean", "sum", "none"]
+CheckMode = Literal["auto", "always", "never"]
+
+_REDUCTIONS = ("mean", "sum", "none")
+_CHECK_MODES = ("auto", "always", "never")
+_check_mode: CheckMode = "auto"
+
+
+class argument_checks:
+    """Say when the *values* of arguments are checked; shapes, types and plain numbers always are.
+
+    Reading a value makes the host wait for the device, so the default reads CPU tensors only:
+
+    - ``"auto"``: check eager CPU tensors; skip other devices.
+    - ``"always"``: check every eager tensor, also on an accelerator (one wait per check): for debugging.
+    - ``"never"``: check no values.
+
+    Under ``torch.compile`` no value is ever checked, nor where values cannot be read (``torch.func.vmap``,
+    meta and fake tensors). The setting holds for the process from the moment of the call; used in a
+    ``with`` statement, the former setting comes back at the end.
+
+    Args:
+        mode: One of the three settings.
+
+    Raises:
+        ValueError: If ``mode`` is none of them.
+
+    Example:
+        >>> import torch
+        >>> from pluralign.losses import argument_checks, bradley_terry_loss
+        >>> with argument_checks("never"):
+        ...     bradley_terry_loss(torch.tensor([float("nan")]), torch.tensor([0.0]))
+        tensor(nan)
+
+    .. versionadded:: 0.1
+    """
+
+    def __init__(self, mode: CheckMode) -> None:
+        """Switch to ``mode`` at once."""
+        global _check_mode
+        check_choice("mode", mode, _CHECK_MODES)
+        self._former = _check_mode
+        _check_mode = mode
+
+    def __enter__(self) -> Self:
+        """Keep the setting until the block ends."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Bring the former setting back."""
+        global _check_mode
+        _check_mode = self._former
+
+
+def check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
+
+
+def check_number(
+    name: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False
+) -> None:
+    """Raise ``ValueError`` unless a plain number lies in [low, high], or (low, high] if ``open_low``."""
+    if not (low < value if open_low else low <= value) or not value <= high:
+        raise ValueError(f"{name} must be in {_interval(low, high, open_low)}; got {value!r}")
+
+
+def check_same_shape(**tensors: Tensor | None) -> None:
+    """Raise ``ValueError`` unless all tensors given have the shape of the first."""
+    reference_name, reference = next(iter(tensors.items()))
+    for name, tensor in tensors.items():
+        if tensor is not None and reference is not None and tensor.shape != reference.shape:
+            raise ValueError(
+                f"{name} must have the shape of {reference_name}, {tuple(reference.shape)}; got {tuple(tensor.shape)}"
+            )
+
+
+def check_broadcast(name: str, tensor: Tensor, shape: torch.Size) -> None:
+    """Raise ``ValueError`` unless ``tensor`` broadcasts to ``shape`` without enlarging it."""
+    fits = tensor.ndim <= len(shape)
+    if fits:
+        for size, target in zip(reversed(tensor.shape), reversed(shape), strict=False):
+            fits = fits and (size == 1 or size == target)
+    if not fits:
+        raise ValueError(f"{name} must broadcast to shape {tuple(shape)}; got {tuple(tensor.shape)}")
+
+
+def check_values(
+    name: str,
+    tensor: Tensor | None,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+) -> None:
+    """Raise ``ValueError`` unless all values are finite and in [low, high], or (low, high] if ``open_low``."""
+    if tensor is None or not _reads_values(tensor):
+        return
+
+    def is_fine(values: Tensor) -> Tensor:
+        fine = values.isfinite() & (values > low if open_low else values >= low)
+        return fine if high == math.inf else fine & (values <= high)
+
+    allowed = "finite"
+    if low > -math.inf or high < math.inf:
+        allowed = "finite and in " + _interval(low, high, open_low)
+    _raise_at_first_bad(name, tensor.detach(), is_fine, allowed)
+
+
+def check_distribution(name: str, probabilities: Tensor, *, tolerance: float = 1e-3) -> None:
+    """Raise ``ValueError`` unless the last dimension holds non-negative numbers that sum to 1."""
+    if not _reads_values(probabilities):
+        return
+    check_values(name, probabilities, 0.0)
+    sums = probabilities.detach().to(torch.promote_types(probabilities.dtype, torch.float32)).sum(-1)
+    # A bfloat16 probability carries an error of up to 2^-9 of itself, hence so does their sum.
+    slack = max(tolerance, torch.finfo(probabilities.dtype).eps if probabilities.is_floating_point() else 0.0)
+    _raise_at_first_bad(
+        f"the sum of {name} over its last dimension",
+        sums,
+        lambda s: (s - 1).abs() <= slack,
+        f"1 within {slack:g}",
+    )
+
+
+def check_indices(name: str, indices: Tensor, low: int, high: int) -> None:
+    """Raise unless ``indices`` is an integer tensor (``TypeError``) within low..high (``ValueError``)."""
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+        raise TypeError(f"{name} must hold integers; got {indices.dtype}")
+    if _reads_values(indices):
+        _raise_at_first_bad(
+            name, indices, lambda values: (values >= low) & (values <= high), f"in [{low}, {high}]"
+        )
+
+
+def _interval(low: float, high: float, open_low: bool) -> str:
+    left = "(" if open_low or low == -math.inf else "["
+    return f"{left}{low:g}, {high:g}{')' if high == math.inf else ']'}"
+
+
+def _reads_values(tensor: Tensor) -> bool:
+    if torch.compiler.is_compiling() or _check_mode == "never":
+        return False
+    return _check_mode == "always" or tensor.device.type == "cpu"
+
+
+def _raise_at_first_bad(name: str, values: Tensor, is_fine: Callable[[Tensor], Tensor], allowed: str) -> None:
+    fine = is_fine(values)
+    try:
+        if bool(fine.all()):
+            return
+    except RuntimeError:
+        return  # inside vmap, or a tensor without values: nothing can be read here
+    where = tuple(int(i) for i in (~fine).nonzero()[0])
+    raise ValueError(f"{name} must be {allowed}; got {values[where].item()!r} at index {where}")
+
+
+def as_compute(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors in one floating type: float64 if any is float64, else float32."""
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    return tuple(t.to(dtype) for t in tensors)
+
+
+def reduce_loss(loss: Tensor, reduction: Reduction, weight: Tensor | None = None) -> Tensor:
+    """Weigh and reduce a loss; nothing to average gives a zero that keeps its gradient path.
+
+    Args:
+        loss: Losses of any shape.
+        reduction: ``"mean"`` is sum(weight * loss) / sum(weight), ``"sum"`` and ``"none"`` multiply only.
+        weight: Weights >= 0 that broadcast to the shape of ``loss``.
+
+    Returns:
+        A scalar, or for ``"none"`` the weighted losses.
+
+    Raises:
+        ValueError: If ``reduction`` is unknown, or ``weight`` does not fit or is negative.
+    """
+    check_choice("reduction", reduction, _REDUCTIONS)
+    if weight is None:
+        if reduction == "none":
+            return loss
+        total = loss.sum()
+        return total if reduction == "sum" else total / max(loss.numel(), 1)
+    check_broadcast("weight", weight, loss.shape)
+    check_values("weight", weight, 0.0)
+    weight = weight.to(loss.dtype).expand(loss.shape)
+    loss = loss * weight
+    if reduction == "none":
+        return loss
+    total = loss.sum()
+    if reduction == "sum":
+        return total
+    mass = weight.sum()
+    return total / torch.where(mass > 0, mass, torch.ones_like(mass))
