@@ -1,0 +1,97 @@
+"""The command line: ``pluralign fit ...`` and ``python train.py fit ...`` are the same.
+
+Besides Lightning's ``fit``, ``validate``, ``test`` and ``predict`` there is ``data inspect``, which takes the
+same options and prints what the data module makes of the data.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+import pluralign.callbacks
+import pluralign.datamodules
+import pluralign.models  # noqa: F401  naming a class without its module needs its module imported
+from pluralign.callbacks import Throughput
+from pluralign.datamodules import PreferenceDataModule
+from pluralign.models import RewardModule
+
+__all__ = ["PluralignCLI", "main"]
+
+USAGE = "usage: pluralign {fit,validate,test,predict} [--config FILE] ... | pluralign data inspect [--config FILE] ..."
+
+
+def _tokenizer(name: str | None, tokenizer: str | None) -> str:
+    """Tokenizer of a backbone: its own choice, else the one of its weights, else the built-in one."""
+    return tokenizer or name or "byte"
+
+
+class PluralignCLI(LightningCLI):
+    """LightningCLI with short class names and the backbone's tokenizer passed on to the data."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Link what would otherwise be written twice, and add the callback everyone wants."""
+        backbone = "model.init_args.backbone"
+        parser.link_arguments(
+            (f"{backbone}.name", f"{backbone}.tokenizer"), "data.init_args.text.tokenizer", compute_fn=_tokenizer
+        )
+        for shared in ("revision", "trust_remote_code"):
+            parser.link_arguments(f"{backbone}.{shared}", f"data.init_args.text.{shared}")
+        parser.add_lightning_class_args(Throughput, "throughput")
+
+    def before_instantiate_classes(self) -> None:
+        """Load checkpoints as plain tensors and values unless the user says otherwise."""
+        if self.subcommand is not None and self.config[self.subcommand].get("weights_only") is None:
+            self.config[self.subcommand].weights_only = True
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: Words after the program's name; None for those it was called with.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    if words[:1] == ["data"]:
+        if words[1:2] != ["inspect"]:
+            raise SystemExit(f"{USAGE}\npluralign: error: after data comes inspect, got {words[1:2]}")
+        inspect(words[2:])
+        return
+    _cli(words, run=True)
+
+
+def _cli(words: list[str], *, run: bool) -> PluralignCLI:
+    return PluralignCLI(
+        RewardModule,
+        PreferenceDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        save_config_callback=SaveConfigCallback,
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=0,
+        trainer_defaults={"log_every_n_steps": 10, "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "runs"}}},
+        parser_kwargs=_parser_settings(run),
+        args=words,
+        run=run,
+    )
+
+
+def _parser_settings(run: bool) -> dict[str, Any]:
+    settings: dict[str, Any] = {"description": __doc__}
+    if not run:
+        return settings
+    return {name: settings for name in ("fit", "validate", "test", "predict")}
+
+
+def inspect(words: list[str]) -> None:
+    """Print decoded examples, counts, lengths and drops of the data that the options name."""
+    from pluralign.datamodules.inspection import print_inspection
+
+    cli = _cli(words, run=False)
+    print_inspection(cli.datamodule)
+
+
+if __name__ == "__main__":
+    main()

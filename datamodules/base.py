@@ -250,17 +250,14 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
             stage: ``fit``, ``validate``, ``test``, ``predict``; None for every split.
 
         Raises:
-            ValueError: If the dataset lacks the split, or nothing is left of it.
+            ValueError: If nothing is left of a split.
         """
         if self._reader is None:
             self.prepare_data()
             self._reader = CacheReader(self.cache_folder())
-        wanted = STAGES[stage] if stage else self.splits
-        for split in wanted:
-            if split in self._tables:
-                continue
-            if split not in self.splits:
-                raise ValueError(f"{type(self).__name__} has no {split} split; it has {', '.join(self.splits)}")
+        for split in STAGES[stage] if stage else self.splits:
+            if split in self._tables or split not in self.splits:
+                continue  # a missing split is an error when its loader is asked for, not before
             report = self.reports[split] = self._reader.reports[split]
             rank_zero_info(f"{self.name} {split}: {report}")
             for message in report.first_errors:
@@ -280,8 +277,11 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
         """The tokenised records of a split.
 
         Raises:
+            ValueError: If the dataset has no such split.
             RuntimeError: If ``setup`` has not opened it.
         """
+        if split not in self.splits:
+            raise ValueError(f"{type(self).__name__} has no {split} split; it has {', '.join(self.splits)}")
         if split not in self._tables:
             raise RuntimeError(f"the {split} split is not open: call setup() for its stage first")
         return self._tables[split]

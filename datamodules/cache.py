@@ -12,7 +12,7 @@ import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -296,7 +296,7 @@ class CacheWriter:
         }
         meta = {
             "format": dict(format_description),
-            "reports": {split: asdict(report) for split, report in self.reports.items()},
+            "reports": {split: vars(report) for split, report in self.reports.items()},
             "users": named["user"],
             "domains": named["domain"],
             "present": sorted(set().union(*(writer.present for writer in self._splits.values()))),

@@ -63,7 +63,7 @@ class RewardModule(L.LightningModule, ABC):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.backbone: Backbone | None = None
         self.text_format: dict[str, Any] | None = None
-        self.metrics = nn.ModuleDict({stage: PreferenceMetrics() for stage in ("train", "val", "test")})
+        self.metrics = nn.ModuleDict({f"{stage}_metrics": PreferenceMetrics() for stage in ("train", "val", "test")})
         self._checked = False
         self._largest_gap: Tensor | None = None
 
@@ -162,7 +162,7 @@ class RewardModule(L.LightningModule, ABC):
             self._check(batch)
         output: RewardOutput = self(batch)
         loss = self.compute_loss(output, batch)
-        self.metrics[stage].update(output, batch)
+        self.metrics[f"{stage}_metrics"].update(output, batch)
         size = len(batch["comparisons"]) if "comparisons" in batch else len(batch["response_row"])
         self.log(f"{stage}/loss", loss, batch_size=size, prog_bar=True, on_step=stage == "train", on_epoch=stage != "train",
                  sync_dist=stage != "train")
@@ -208,7 +208,7 @@ class RewardModule(L.LightningModule, ABC):
         return {**names, **self(batch)}
 
     def _log_metrics(self, stage: str) -> None:
-        metric = self.metrics[stage]
+        metric = self.metrics[f"{stage}_metrics"]
         values = {f"{stage}/{name}": value for name, value in metric.compute().items() if not bool(value.isnan())}
         metric.reset()
         shown = f"{stage}/accuracy"

@@ -1,0 +1,64 @@
+"""Throughput: pairs and real tokens per second, and the share of padding."""
+
+import time
+from typing import Any
+
+import lightning as L
+
+from pluralign.datamodules.batch import PreferenceBatch
+
+__all__ = ["Throughput"]
+
+
+class Throughput(L.Callback):
+    """Log training speed to the progress bar and the logger, without waiting for the device.
+
+    ``pairs/s`` counts comparisons (responses where there are none) of this rank, ``tokens/s`` tokens that are
+    not padding, ``padding`` is the share of the row cells that are. Each value covers the steps since the last one; the
+    time between two batches, loading included, belongs to the later one.
+    """
+
+    def __init__(self, every_n_steps: int = 10) -> None:
+        """Fix how often the values are renewed.
+
+        Args:
+            every_n_steps: Training batches per value, >= 1.
+
+        Raises:
+            ValueError: If it is below 1.
+        """
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        self.every_n_steps = every_n_steps
+        self._reset()
+
+    def _reset(self) -> None:
+        self._start = time.perf_counter()
+        self._steps = self._pairs = self._tokens = self._cells = 0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock; validation between epochs does not count."""
+        self._reset()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock anew; validation within an epoch does not count."""
+        self._reset()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: PreferenceBatch, batch_idx: int  # noqa: ANN401  Lightning's type
+    ) -> None:
+        """Count the batch and log when it is time."""
+        counted = batch["comparisons"] if "comparisons" in batch else batch["response_row"]
+        self._steps += 1
+        self._pairs += len(counted)
+        if "input_ids" in batch:
+            self._tokens += batch["num_tokens"]
+            self._cells += batch["input_ids"].numel()
+        if self._steps < self.every_n_steps:
+            return
+        seconds = time.perf_counter() - self._start
+        values = {"pairs/s": self._pairs / seconds}
+        if self._cells:
+            values |= {"tokens/s": self._tokens / seconds, "padding": 1 - self._tokens / self._cells}
+        pl_module.log_dict({f"train/{name}": value for name, value in values.items()}, prog_bar=True, batch_size=1)
+        self._reset()

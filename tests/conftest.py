@@ -1,0 +1,32 @@
+"""Every test runs offline, seeded, on the CPU, with a cache folder of its own."""
+
+import os
+import socket
+
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+
+import lightning as L
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    L.seed_everything(0, verbose=False)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLURALIGN_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    connect = socket.socket.connect
+
+    def guarded(self, address):
+        local = self.family == socket.AF_UNIX or str(address[0]) in ("127.0.0.1", "localhost", "::1")
+        if not local:
+            raise RuntimeError(f"tests run offline, but something connects to {address}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
