@@ -21,7 +21,7 @@ from .collate import PreferenceCollator
 from .files import SourceRow, hash_files
 from .record import PreferenceRecord, RecordError
 from .sampler import PreferenceDataLoader, TokenBudgetBatchSampler
-from .text import RecordTokenizer, TextConfig
+from .text import REFUSED, RecordTokenizer, TextConfig
 
 __all__ = ["LoaderConfig", "PreferenceDataModule"]
 
@@ -218,7 +218,7 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
                 if target != split:
                     continue
                 if isinstance(result, RecordError):
-                    if self.text.truncation == "error":
+                    if self.text.truncation == "error" or result.reason == REFUSED:
                         writer.skip(split, result.at(row.file, row.line))
                     else:
                         writer.reports[split].dropped[f"record: {result.reason}"] += 1

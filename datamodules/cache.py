@@ -35,6 +35,9 @@ VERSION = 1
 OPTIONAL = ("user", "domain", "margin", "weight", "strength", "score", "votes", "comparison_votes")
 """Columns that a split may lack; a batch holds a key if any record of any split has it."""
 
+PRESENT = frozenset((*OPTIONAL, "comparisons"))
+"""What a data set is asked about, so that all of its batches have the same keys."""
+
 
 def fingerprint(description: Mapping[str, object]) -> str:
     """Hash of everything that decides the tokens: 16 hexadecimal digits."""
@@ -197,7 +200,7 @@ class _SplitWriter:
             data["lengths"].append(tokens.lengths)
             for name, values in columns.items():
                 data[name].append(values)
-                if values and name in OPTIONAL:
+                if values and name in PRESENT:
                     self.present.add(name)
             for name, names in self.names.items():
                 names.update(str(value) for value in columns[name] if value is not None)
@@ -306,9 +309,11 @@ class CacheWriter:
         try:
             os.replace(self.partial, self.folder)
         except OSError:
-            if not (self.folder / "meta.json").is_file():
-                raise
-            # Another process finished the same cache first; its content is the same by its fingerprint.
+            if (self.folder / "meta.json").is_file():
+                return  # another process finished the same cache first; its content is the same by its fingerprint
+            # What stands there is no complete cache: someone deleted parts of it.
+            shutil.rmtree(self.folder, ignore_errors=True)
+            os.replace(self.partial, self.folder)
 
     def _same_categories(
         self, split: str, record: PreferenceRecord, tokens: TokenizedRecord, file: str, line: int
@@ -317,12 +322,17 @@ class CacheWriter:
             "votes": [response.votes for response in record.responses],
             "comparison_votes": [comparison.votes for comparison in record.comparisons],
         }
-        for name, counts in votes.items():
-            size = next((len(count) for count in counts if count is not None), None)
-            if size is not None and size != self._categories.setdefault(name, size):
+        sizes = {
+            name: next(len(count) for count in counts if count is not None)
+            for name, counts in votes.items()
+            if any(count is not None for count in counts)
+        }
+        for name, size in sizes.items():
+            if size != self._categories.get(name, size):
                 allowed = f"{self._categories[name]} categories, as in the records before"
                 self.skip(split, RecordError(name, size, allowed, reason="out of range", file=file, line=line))
                 return False
+        self._categories.update(sizes)  # only a record that is kept decides
         return True
 
     def _settle_duplicates(self, split: str, writer: _SplitWriter) -> None:
@@ -341,6 +351,7 @@ class CacheWriter:
             )
         keep = np.setdiff1d(np.arange(len(writer.ids)), again)
         np.save(self.partial / f"{split}.keep.npy", keep)
+        writer.groups = array("Q", np.asarray(writer.groups, np.uint64)[keep].tolist())
         removed = table.select(again)
         report = self.reports[split]
         report.records -= len(again)

@@ -44,7 +44,8 @@ class PreferenceCollator:
 
         Args:
             layout: ``shared`` or ``separate``.
-            present: Optional columns that some record of the data has.
+            present: Optional columns that some record of the data has; ``comparisons`` among them gives a batch
+                of records without any the keys all the same, with no pairs in them.
             users: Judges; a judge who is not among them gets -1.
             domains: Domains; likewise.
             categories: Number of vote categories of ``votes`` and ``comparison_votes``.
@@ -74,7 +75,7 @@ class PreferenceCollator:
         batch["id"] = [row.id for row in rows]
         batch["response_prompt"] = torch.from_numpy(np.repeat(np.arange(len(rows)), counts))
         batch["response_index"] = _integers([row.response_index for row in rows])
-        if any(len(row.comparisons) for row in rows):
+        if "comparisons" in self.present or any(len(row.comparisons) for row in rows):
             pairs = [row.comparisons.astype(np.int64) + start for row, start in zip(rows, first, strict=True)]
             batch["comparisons"] = torch.from_numpy(np.concatenate(pairs))
             batch["comparison_index"] = _integers([row.comparison_index for row in rows])
@@ -160,5 +161,8 @@ def _names(rows: Sequence[TokenRow], name: str, counts: Integers, index: Mapping
     found: list[int] = []
     for row, count in zip(rows, counts.tolist(), strict=True):
         values = row.columns.get(name)
-        found += [-1] * count if values is None else [index.get(str(value), -1) for value in values]
+        if values is None:
+            found += [-1] * count
+        else:  # a judge may well be called "None": an unknown one is told by its type
+            found += [-1 if value is None else index.get(str(value), -1) for value in values]
     return torch.tensor(found, dtype=torch.int64)

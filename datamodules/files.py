@@ -83,12 +83,15 @@ def find_file(folder: Path, *names: str) -> Path:
     raise FileNotFoundError(f"data_dir={str(folder)!r} has none of {', '.join(names)} (plain or .gz); there: {there}")
 
 
-def hash_files(paths: Iterable[Path]) -> dict[str, str]:
-    """SHA-256 of each file's bytes, by path: what the fingerprint of a cache rests on."""
-    digests = {}
+def hash_files(paths: Iterable[Path]) -> list[tuple[str, str]]:
+    """Name and SHA-256 of each file's bytes, in order: what the fingerprint of a cache rests on.
+
+    A list, for files of the same name in several folders (``helpful-base/train.jsonl``, ...) all count.
+    """
+    digests = []
     for path in paths:
         with path.open("rb") as stream:
-            digests[str(path.name)] = hashlib.file_digest(stream, "sha256").hexdigest()
+            digests.append((path.name, hashlib.file_digest(stream, "sha256").hexdigest()))
     return digests
 
 

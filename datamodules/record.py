@@ -155,7 +155,8 @@ class PreferenceRecord:
         prompt: Text, or the conversation up to the responses (its last turn is not the assistant's).
         responses: k >= 1 answers.
         comparisons: Judgements between two of them; may be empty.
-        group: Rows with the same group stay on one side of a random split; None means the prompt.
+        group: Rows with the same group stay on one side of a random split; None means the prompt, or the
+            responses where the prompt is blank.
     """
 
     id: str
@@ -185,11 +186,11 @@ class PreferenceRecord:
 
     @property
     def split_key(self) -> str:
-        """What decides the side of a random split: the group, else the prompt."""
+        """What decides the side of a random split: the group, else the prompt, else the responses."""
         if self.group is not None:
             return self.group
         if isinstance(self.prompt, str):
-            return self.prompt.strip()
+            return self.prompt.strip() or "\n".join(sorted(response.text for response in self.responses))
         return "\n".join(f"{message.role}: {message.content.strip()}" for message in self.prompt)
 
 

@@ -85,8 +85,7 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
         mega_batches = -(-len(self.lengths) // self.mega_size)
         if mega_batches > 1 and self.max_tokens is not None:
             count += int(np.ceil(np.sqrt(mega_batches)))
-        if not self.shuffle:
-            count = min(count, len(self.lengths))
+        count = min(count, len(self.lengths))  # more batches than records would only repeat some
         return -(-count // self.num_replicas) * self.num_replicas
 
     def _compose(self, epoch: int, attempt: int) -> Batches:
@@ -125,7 +124,7 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
         batches = self._divide(composed)
         if self.shuffle:
             # Ranks of one step get neighbours in length, so that none waits long for another.
-            steps = np.random.default_rng([self.seed, epoch]).permutation(len(batches) // self.num_replicas)
+            steps = np.random.default_rng([self.seed, epoch, ATTEMPTS]).permutation(len(batches) // self.num_replicas)
             batches = [batches[step * self.num_replicas + r] for step in steps.tolist() for r in range(self.num_replicas)]
         return batches
 
@@ -154,6 +153,12 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
         if self.shuffle:
             return self._count // self.num_replicas
         return len(range(self.rank, len(self.plan(0)), self.num_replicas))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch. Another one than before starts at its first batch, whatever a state restored."""
+        if epoch != self.epoch:
+            self._start = self._position = 0
+        super().set_epoch(epoch)
 
     def state_dict(self) -> dict[str, int]:
         """Epoch, and batches of it that have been handed out."""

@@ -4,6 +4,8 @@ Every response is tokenised together with its prompt, as a policy would have pro
 responses have in common (the longest common token prefix) is then stored once.
 """
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["RecordTokenizer", "TextConfig", "TokenizedRecord", "byte_tokenizer", "load_tokenizer"]
+
+REFUSED = "refused by the chat template"
+"""Reason under which conversations are counted that a template does not accept: an invalid row, not a long one."""
 
 BYTE = "byte"
 """Name of the built-in byte-level tokenizer: 256 bytes and three special tokens, made in code."""
@@ -154,6 +159,7 @@ class RecordTokenizer:
         end = self.tokenizer.eos_token_id
         self.end_id: int = end if end is not None else self.tokenizer.sep_token_id
         self.start_ids = self._start_ids()
+        self.digest = tokenizer_digest(self.tokenizer)
 
     def _start_ids(self) -> list[int]:
         """Special tokens that the tokenizer puts before a text (BOS, [CLS]); none if it adds none."""
@@ -176,6 +182,7 @@ class RecordTokenizer:
         description["format"] = "chat" if self.chat else "plain"
         description["chat_template"] = str(self.tokenizer.chat_template) if self.chat else None
         description["vocabulary"] = len(self.tokenizer)
+        description["tokenizer_digest"] = self.digest
         description["end_token"] = str(self.tokenizer.convert_ids_to_tokens(self.end_id))
         return description
 
@@ -184,6 +191,8 @@ class RecordTokenizer:
         return self._render_chat(record) if self.chat else self._render_plain(record)
 
     def _render_chat(self, record: PreferenceRecord) -> list[str]:
+        from jinja2 import TemplateError
+
         if isinstance(record.prompt, str):
             turns = [{"role": "user", "content": record.prompt}]
         else:
@@ -199,7 +208,12 @@ class RecordTokenizer:
             )
 
         replies = [[*turns, {"role": "assistant", "content": response.text}] for response in record.responses]
-        return [apply(turns, True), *(apply(messages, False) for messages in replies)]
+        try:
+            return [apply(turns, True), *(apply(messages, False) for messages in replies)]
+        except TemplateError as error:
+            roles = ", ".join(turn["role"] for turn in turns)
+            allowed = f"roles that the chat template accepts ({error})"
+            raise RecordError("prompt", roles, allowed, reason=REFUSED) from error
 
     def _render_plain(self, record: PreferenceRecord) -> list[str]:
         user, assistant = self.config.prompt_format, self.config.response_format
@@ -227,14 +241,17 @@ class RecordTokenizer:
         """Tokenise a chunk of records in one call of the tokenizer.
 
         Returns:
-            Per record its tokens, or the error that says why it cannot be used (only ``truncation="error"``
-            and records of which nothing is left give one).
+            Per record its tokens, or the error that says why it cannot be used (only ``truncation="error"``,
+            records of which nothing is left and conversations that the chat template refuses give one).
         """
-        rendered = [self.render(record) for record in records]
-        flat = self._encode([text for texts in rendered for text in texts])
+        rendered = [self._rendered(record) for record in records]
+        flat = self._encode([text for texts in rendered if not isinstance(texts, RecordError) for text in texts])
         out: list[TokenizedRecord | RecordError] = []
         start = 0
         for record, texts in zip(records, rendered, strict=True):
+            if isinstance(texts, RecordError):
+                out.append(texts)
+                continue
             prompt, *full = flat[start : start + len(texts)]
             start += len(texts)
             if not self.chat and prompt[: len(self.start_ids)] != self.start_ids:
@@ -244,6 +261,12 @@ class RecordTokenizer:
             except RecordError as error:
                 out.append(error)
         return out
+
+    def _rendered(self, record: PreferenceRecord) -> list[str] | RecordError:
+        try:
+            return self.render(record)
+        except RecordError as error:
+            return error
 
     def _assemble(self, record: PreferenceRecord, prompt: list[int], full: list[list[int]]) -> TokenizedRecord:
         sequences = [np.asarray(ids, dtype=np.int32) for ids in full]
@@ -305,6 +328,15 @@ class RecordTokenizer:
         if len(kept) < len(sequences):
             dropped["response longer than max_length"] += len(sequences) - len(kept)
         return kept
+
+
+def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Hash of what decides the tokens of a text: a name or a folder may hold another tokenizer tomorrow."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts = json.loads(backend.to_str()) if backend is not None else {"vocabulary": tokenizer.get_vocab()}
+    for state in ("padding", "truncation"):  # set anew by every call
+        parts.pop(state, None)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def common_prefix(first: NDArray[np.int32], second: NDArray[np.int32]) -> int:

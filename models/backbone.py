@@ -152,6 +152,9 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         model = _load(config)
+        if config.quantization == "4bit" and config.lora is not None and model.device.type == "cpu":
+            # Seen with bitsandbytes 0.50: the first evaluation repacks the weights, after which no gradient passes.
+            raise ValueError("backbone.quantization='4bit' trains no adapters on the CPU: use 8bit, or a GPU")
         self.hidden_size: int = _hidden_size(model.config)
         self.vocab_size: int | None = getattr(model.config, "vocab_size", None)
         self.max_positions: int | None = getattr(model.config, "max_position_embeddings", None)
@@ -269,7 +272,8 @@ def _load(config: BackboneConfig) -> "PreTrainedModel":
     from transformers import AutoConfig, AutoModel
 
     dtype: torch.dtype = getattr(torch, config.dtype)
-    attention = "eager" if config.attention == "eager" else "sdpa"
+    # FlexAttention is set later, when the device is known; otherwise transformers takes the best it has.
+    attention = config.attention if config.attention in ("sdpa", "eager") else None
     if config.name is None:
         fields = dict(config.config)
         network = AutoConfig.for_model(fields.pop("model_type"), **fields)

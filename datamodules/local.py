@@ -1,0 +1,313 @@
+r"""LocalDataModule: preference data of your own, from JSON Lines, JSON, CSV or Parquet files.
+
+* Source, licence, revision: yours.
+* Split rule: one file a split; without a ``validation`` file a share of ``train`` is held out by a hash of the
+  prompt.
+* Columns read: those of the row's shape, which is told by the columns it has. JSON null, an empty CSV cell and
+  a Parquet null are like a missing column; further columns are passed over.
+
+A pair, with or without a prompt; everything in brackets may be left out, here and below::
+
+    {"prompt": "Name a fruit.", "chosen": "Apple.", "rejected": "Chair.",
+     ["id": "q1", "preference": 0.8, "user": "ann", "domain": "food", "margin": 0.5, "weight": 2,
+      "strength": 1, "votes": [4, 0, 1]]}
+
+Conversations (``prompt``, or ``messages``, or both sides may be lists of messages). Without a prompt the leading
+messages that both sides share are the prompt, and what follows is the response::
+
+    {"prompt": [{"role": "user", "content": "Name a fruit."}],
+     "chosen": [{"role": "assistant", "content": "Apple."}], "rejected": "Chair."}
+    {"chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}],
+     "rejected": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Go away."}]}
+
+Two texts without a prompt. Dialogues in the form of HH-RLHF are taken apart into turns; otherwise the longest
+common beginning that ends at a space is the prompt::
+
+    {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi\n\nAssistant: Go away."}
+
+Several responses (a comparison is an object, or ``[i, j]``, or ``[i, j, share]``, i preferred to j; ``user``,
+``domain``, ``weight`` of the row hold for comparisons that have none of their own; a response may be an object with
+``text``, ``score``, ``votes``)::
+
+    {"prompt": "Name a fruit.", "responses": ["Apple.", "Pear.", "Chair."],
+     "comparisons": [[0, 2], [1, 2, 0.9], {"chosen": 0, "rejected": 1, "preference": 0.5, "user": "ann"}],
+     ["scores": [4.5, 4, 1], "votes": [[0, 5], [1, 4], [5, 0]]]}
+
+One response with a rating, with vote counts, or with neither (to be scored)::
+
+    {"prompt": "Name a fruit.", "response": "Apple.", ["score": 4.5, "votes": [0, 1, 4]]}
+
+In CSV, numbers are read from text, and ``messages``, ``responses``, ``comparisons``, ``scores``, ``votes`` are JSON in
+a cell. ``id``, ``user`` and ``domain`` may be text or whole numbers. A row without id gets ``<file name>:<line>``.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Literal
+
+from .base import SPLITS, LoaderConfig, PreferenceDataModule
+from .files import SourceRow, read_table
+from .hh_rlhf import TURN, parse_dialogue, plain_turns, split_dialogues
+from .record import Comparison, Message, PreferenceRecord, RecordError, Response, parse_messages
+from .text import TextConfig
+
+__all__ = ["LocalDataModule"]
+
+Prompt = str | tuple[Message, ...]
+
+NUMBERS = ("preference", "margin", "weight", "strength", "score")
+NAMES = ("id", "user", "domain")
+LISTS = ("messages", "responses", "comparisons", "scores", "votes")
+FIELDS = ("prompt", "chosen", "rejected", "response", *NUMBERS, *NAMES, *LISTS)
+COMPARISON = ("chosen", "rejected", "preference", "user", "domain", "margin", "weight", "strength", "votes")
+
+
+class LocalDataModule(PreferenceDataModule):
+    """Your own pairs, ranked responses or ratings, from JSON Lines, JSON, CSV or Parquet files."""
+
+    name = "local"
+
+    def __init__(
+        self,
+        *,
+        train: str | None = None,
+        validation: str | None = None,
+        test: str | None = None,
+        predict: str | None = None,
+        columns: dict[str, str] | None = None,
+        text: TextConfig = TextConfig(),
+        loader: LoaderConfig = LoaderConfig(),
+        on_invalid: Literal["error", "skip"] = "error",
+        validation_share: float = 0.05,
+        cache_dir: str | None = None,
+    ) -> None:
+        """Name the files; reads nothing. What a row may look like is in the module's description.
+
+        Args:
+            train: File of the training split: ``.jsonl``, ``.json`` (one list), ``.csv`` (each also ``.gz``) or
+                ``.parquet``.
+            validation: File of the validation split; without one a share of ``train`` is held out.
+            test: File of the test split.
+            predict: File of rows to score; they need no judgement.
+            columns: Your column for each of our fields, where the names differ, such as
+                ``{"prompt": "question", "user": "annotator"}``.
+            text: Tokenizer, format and truncation.
+            loader: Batch bounds, order and workers.
+            on_invalid: ``error`` stops at the first row that is not a valid record, ``skip`` counts and reports.
+            validation_share: Share of the training prompts held out if there is no ``validation``, in (0, 1).
+            cache_dir: Folder of token caches; None for ``$PLURALIGN_CACHE`` or ``~/.cache/pluralign``.
+
+        Raises:
+            ValueError: If there is no file at all, or ``columns`` names a field that does not exist.
+
+        Example:
+            >>> LocalDataModule(train="pairs.jsonl", columns={"prompt": "question"}).splits
+            ('train', 'validation')
+
+        .. versionadded:: 0.1
+        """
+        super().__init__(
+            text=text, loader=loader, on_invalid=on_invalid, validation_share=validation_share, cache_dir=cache_dir
+        )
+        paths = {"train": train, "validation": validation, "test": test, "predict": predict}
+        self.paths = {split: Path(path) for split, path in paths.items() if path is not None}
+        if not self.paths:
+            raise ValueError(f"LocalDataModule has no file: give at least one of {', '.join(SPLITS)}")
+        self.sources = tuple(self.paths)
+        self.columns = dict(columns or {})
+        if unknown := sorted(set(self.columns) - set(FIELDS)):
+            raise ValueError(f"columns maps unknown fields {', '.join(unknown)}; allowed: {', '.join(FIELDS)}")
+
+    def files(self, source: str) -> list[Path]:
+        """The split's file.
+
+        Raises:
+            FileNotFoundError: Naming the argument, the path and what is there.
+        """
+        path = self.paths[source]
+        if not path.is_file():
+            there = sorted(other.name for other in path.parent.iterdir()) if path.parent.is_dir() else []
+            raise FileNotFoundError(
+                f"{source}={str(path)!r} is not a file (looked for {path.absolute()}; that folder "
+                f"{'has ' + ', '.join(there[:20]) if there else 'is empty or missing'}): change {source} to the path "
+                "of a .jsonl, .json, .csv or .parquet file"
+            )
+        return [path]
+
+    def settings(self) -> dict[str, object]:
+        """The column mapping, and the file names, which are part of the ids."""
+        return {"columns": self.columns, "names": {split: path.name for split, path in self.paths.items()}}
+
+    def load(self, source: str) -> Iterator[SourceRow | RecordError]:
+        """Rows of the split's file.
+
+        Raises:
+            ValueError: If a column that ``columns`` names occurs in no row of the (first) split.
+        """
+        missing = set(self.columns.values()) if source == self.sources[0] else set()
+        seen: dict[str, None] = {}
+        for row in read_table(self.files(source)[0]):
+            if missing and isinstance(row, SourceRow):
+                missing -= row.fields.keys()
+                seen.update(dict.fromkeys(row.fields))
+            yield row
+        if missing:
+            raise ValueError(
+                f"columns names {', '.join(sorted(missing))}, which no row of {self.paths[source]} has; it has "
+                f"{', '.join(seen) or 'no columns'}"
+            )
+
+    def to_example(self, row: SourceRow) -> PreferenceRecord:
+        """A record, by the shape of the row."""
+        fields = self._fields(row)
+        name = _name("id", fields.get("id")) or f"{Path(row.file).name}:{row.line}"
+        if "responses" in fields:
+            prompt, responses, comparisons = _ranked(fields)
+        elif "chosen" in fields or "rejected" in fields:
+            prompt, responses, comparisons = _pair(fields)
+        elif "response" in fields:
+            prompt = _prompt(fields)
+            votes = _votes("votes", fields.get("votes"))
+            response = _response("response", fields["response"], prompt)
+            responses, comparisons = [Response(response, fields.get("score"), votes)], []  # type: ignore[arg-type]
+        else:
+            allowed = f"chosen and rejected, or responses, or response; the row has {', '.join(row.fields) or 'none'}"
+            raise RecordError("chosen", None, allowed, reason="missing field")
+        return PreferenceRecord(id=name, prompt=prompt, responses=tuple(responses), comparisons=tuple(comparisons))
+
+    def _fields(self, row: SourceRow) -> dict[str, object]:
+        """The row under our names, without nulls; the cells of a CSV row as what they stand for."""
+        fields = {}
+        is_csv = row.file.removesuffix(".gz").endswith(".csv")
+        for field in FIELDS:
+            value = row.fields.get(self.columns.get(field, field))
+            if value is not None:
+                fields[field] = _cell(field, value) if is_csv else value
+        return fields
+
+
+def _cell(field: str, value: object) -> object:
+    if field in NUMBERS:
+        try:
+            return float(str(value))
+        except ValueError:
+            raise RecordError(field, value, "a number", reason="wrong type") from None
+    if field in LISTS:
+        try:
+            return json.loads(str(value))
+        except json.JSONDecodeError as error:
+            raise RecordError(field, value, f"JSON in a cell ({error.msg})", reason="wrong type") from None
+    return value
+
+
+def _name(field: str, value: object) -> str | None:
+    """An id, user or domain: text, or a whole number (as a float too: Parquet has those beside nulls)."""
+    if value is None:
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise RecordError(field, value, "text or a whole number", reason="wrong type")
+    return str(value)
+
+
+def _list(field: str, value: object) -> Sequence[object]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise RecordError(field, value, "a list", reason="wrong type")
+    return value
+
+
+def _votes(field: str, value: object) -> tuple[float, ...] | None:
+    return None if value is None else tuple(_list(field, value))  # type: ignore[arg-type]
+
+
+def _prompt(fields: Mapping[str, object]) -> Prompt:
+    """An explicit prompt: text or messages."""
+    for field in ("prompt", "messages"):
+        if field in fields:
+            value = fields[field]
+            return value if isinstance(value, str) else parse_messages(field, value)
+    raise RecordError("prompt", None, "text or messages, in prompt or messages", reason="missing field")
+
+
+def _response(field: str, value: object, prompt: Prompt) -> str:
+    """Text of a response to a known prompt; a list of messages may repeat the prompt."""
+    if isinstance(value, str):
+        return value
+    messages = parse_messages(field, value)
+    if isinstance(prompt, tuple) and messages[: len(prompt)] == prompt:
+        messages = messages[len(prompt) :]
+    if len(messages) != 1 or messages[0].role != "assistant":
+        raise RecordError(field, value, "one message of the assistant after the prompt", reason="wrong type")
+    return messages[0].content
+
+
+def _comparison(field: str, fields: Mapping[str, object]) -> Callable[[int, int], Comparison]:
+    """Everything of a comparison but its sides; values are checked by the record."""
+    plain = {name: fields[name] for name in (*NUMBERS[:4],) if fields.get(name) is not None}
+    names = {name: _name(f"{field}{name}", fields.get(name)) for name in ("user", "domain")}
+    votes = _votes(f"{field}votes", fields.get("votes"))
+    return lambda i, j: Comparison(i, j, votes=votes, **names, **plain)  # type: ignore[arg-type]
+
+
+def _pair(fields: Mapping[str, object]) -> tuple[Prompt, list[Response], list[Comparison]]:
+    for field in ("chosen", "rejected"):
+        if field not in fields:
+            raise RecordError(field, None, "text or messages", reason="missing field")
+    chosen, rejected = fields["chosen"], fields["rejected"]
+    if "prompt" in fields or "messages" in fields:
+        prompt = _prompt(fields)
+        first, second = _response("chosen", chosen, prompt), _response("rejected", rejected, prompt)
+    else:
+        prompt, first, second = _implicit(chosen, rejected)
+    return prompt, [Response(first), Response(second)], [_comparison("", fields)(0, 1)]
+
+
+def _implicit(chosen: object, rejected: object) -> tuple[Prompt, str, str]:
+    """Prompt and responses of two sides that hold both."""
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        if all(TURN.match(side.strip()) for side in (chosen, rejected)):
+            return split_dialogues(parse_dialogue("chosen", chosen), parse_dialogue("rejected", rejected))
+        pairs = zip(chosen, rejected, strict=False)
+        shared = chosen[: sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))]
+        prompt = shared[: 1 + max(shared.rfind(space) for space in " \n\t")]
+        if chosen == rejected:  # no prompt can be told from it, and the pair will be dropped
+            prompt = ""
+        return prompt.rstrip(), chosen[len(prompt) :], rejected[len(prompt) :]
+    sides = parse_messages("chosen", chosen), parse_messages("rejected", rejected)
+    if sides[0] == sides[1] and sides[0] and sides[0][-1].role == "assistant":
+        return sides[0][:-1], plain_turns(sides[0][-1:]), plain_turns(sides[1][-1:])
+    return split_dialogues(*sides)
+
+
+def _ranked(fields: Mapping[str, object]) -> tuple[Prompt, list[Response], list[Comparison]]:
+    prompt = _prompt(fields)
+    values = _list("responses", fields["responses"])
+    columns = {}
+    for name in ("scores", "votes"):
+        column = columns[name] = _list(name, fields[name]) if name in fields else [None] * len(values)
+        if len(column) != len(values):
+            raise RecordError(name, column, f"one for each of the {len(values)} responses", reason="out of range")
+    responses = []
+    for i, (value, score, votes) in enumerate(zip(values, columns["scores"], columns["votes"], strict=True)):
+        own: Mapping[str, object] = value if isinstance(value, Mapping) else {"text": value}
+        for name in own.keys() - {"text", "score", "votes"}:
+            raise RecordError(f"responses[{i}].{name}", own[name], "text, score, votes", reason="unknown field")
+        counts = _votes(f"responses[{i}].votes", own.get("votes", votes))
+        responses.append(Response(own.get("text"), own.get("score", score), counts))  # type: ignore[arg-type]
+    shared = {name: fields[name] for name in ("user", "domain", "weight") if name in fields}
+    comparisons = []
+    for i, entry in enumerate(_list("comparisons", fields.get("comparisons", []))):
+        field = f"comparisons[{i}]"
+        if not isinstance(entry, Mapping):
+            parts = _list(field, entry)
+            if len(parts) not in (2, 3):
+                raise RecordError(field, entry, "[i, j], [i, j, share] or an object", reason="wrong type")
+            entry = dict(zip(COMPARISON, parts, strict=False))
+        for name in entry.keys() - set(COMPARISON):
+            raise RecordError(f"{field}.{name}", entry[name], ", ".join(COMPARISON), reason="unknown field")
+        sides = [entry.get(name) for name in ("chosen", "rejected")]
+        comparisons.append(_comparison(f"{field}.", {**shared, **entry})(*sides))  # type: ignore[arg-type]
+    return prompt, responses, comparisons

@@ -1,0 +1,60 @@
+"""Tiny networks and random batches in either layout."""
+
+import numpy as np
+import pytest
+
+from pluralign.datamodules.cache import TokenRow
+from pluralign.datamodules.collate import PreferenceCollator
+from pluralign.models import BackboneConfig
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
+
+
+def make_rows(counts=(2, 3, 1), seed=0, vocabulary=64, pairs=True):
+    """Random records: prefixes of 3 to 12 tokens, responses of 1 to 9, every later response against the first."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i, count in enumerate(counts):
+        lengths = np.asarray([rng.integers(3, 13), *rng.integers(1, 10, count)], dtype=np.int32)
+        comparisons = np.asarray([(0, j) for j in range(1, count)] if pairs else [], dtype=np.int32).reshape(-1, 2)
+        rows.append(
+            TokenRow(
+                id=f"prompt-{i}",
+                tokens=rng.integers(0, vocabulary, lengths.sum()).astype(np.int32),
+                lengths=lengths,
+                response_index=np.arange(count, dtype=np.int32),
+                comparisons=comparisons,
+                comparison_index=np.arange(len(comparisons), dtype=np.int32),
+                preference=rng.uniform(0, 1, len(comparisons)).astype(np.float32),
+                columns={},
+            )
+        )
+    return rows
+
+
+@pytest.fixture
+def rows():
+    return make_rows
+
+
+@pytest.fixture
+def batch():
+    def build(counts=(2, 3, 1), *, layout="shared", seed=0, **settings):
+        return PreferenceCollator(layout=layout, **settings)(make_rows(counts, seed))
+
+    return build
+
+
+@pytest.fixture
+def llama():
+    def build(**settings):
+        return BackboneConfig(**{"config": LLAMA, **settings})
+
+    return build

@@ -1,0 +1,254 @@
+import pytest
+import torch
+
+from pluralign.models import Backbone, BackboneConfig, LoRAConfig, RewardHead
+from pluralign.models.backbone import FULL_ATTENTION
+
+SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
+CONFIGS = {
+    "gemma": {**SMALL, **GROUPED},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 64, **TOKENS},
+    "gpt_neox": SMALL,
+    "llama": SMALL,
+    "mistral": {**SMALL, "num_key_value_heads": 2, "sliding_window": None},
+    "olmo2": {**SMALL, **TOKENS},
+    "opt": {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 64,
+            "word_embed_proj_dim": 32},
+    "phi3": {**SMALL, **TOKENS},
+    "qwen2": {**SMALL, "num_key_value_heads": 2},
+    "qwen3": {**SMALL, **GROUPED},
+    "smollm3": {**SMALL, **TOKENS, "num_key_value_heads": 2},
+}
+
+
+def tiny(model_type, **settings):
+    return BackboneConfig(config={"model_type": model_type, **CONFIGS.get(model_type, SMALL)}, **settings)
+
+
+def states(backbone, data):
+    backbone.eval()
+    with torch.no_grad():
+        return backbone(data)
+
+
+def test_every_trusted_type_is_tried_here():
+    assert set(CONFIGS) == FULL_ATTENTION
+
+
+@pytest.mark.parametrize("model_type", sorted(CONFIGS))
+def test_shared_rows_equal_separate_rows(model_type, batch):
+    backbone = Backbone(tiny(model_type))
+    assert (backbone.layout, backbone.pooling, backbone.causal) == ("shared", "last", True)
+    shared = states(backbone, batch((2, 3, 1, 5)))
+    separate = states(backbone, batch((2, 3, 1, 5), layout="separate"))
+    assert float((shared - separate).abs().max()) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields"),
+    [
+        ("mistral", {"num_key_value_heads": 2, "sliding_window": 4}),
+        ("gemma3_text", GROUPED),
+        ("gemma2", GROUPED),
+        ("qwen2", {"num_key_value_heads": 2, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
+        ("cohere", {"num_key_value_heads": 2, **TOKENS}),
+    ],
+)
+def test_windows_and_unknown_layers_take_separate_rows(model_type, fields, batch):
+    config = {"model_type": model_type, **SMALL, **fields}
+    backbone = Backbone(BackboneConfig(config=config))
+    assert backbone.layout == "separate"
+    torch.testing.assert_close(
+        states(backbone, batch((2, 4))), states(backbone, batch((2, 4), layout="separate")), atol=1e-6, rtol=0
+    )
+    with pytest.raises(ValueError, match="not exact here"):
+        Backbone(BackboneConfig(config=config, layout="shared"))
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "electra"])
+def test_bidirectional_networks_take_separate_rows_and_ignore_padding(model_type, batch, rows):
+    from pluralign.datamodules.collate import PreferenceCollator
+
+    extra = {"embedding_size": 32} if model_type == "electra" else {}
+    backbone = Backbone(BackboneConfig(config={"model_type": model_type, **SMALL, **extra}))
+    assert (backbone.layout, backbone.pooling, backbone.causal) == ("separate", "mean", False)
+    together = states(backbone, batch((2, 3, 1)))
+    alone = [states(backbone, PreferenceCollator(layout="separate")([record])) for record in rows((2, 3, 1))]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
+    assert not any("pooler" in name for name, _ in backbone.named_parameters()), "never used, so not there"
+
+
+def test_a_layout_that_fails_the_check_falls_back_with_a_warning(monkeypatch, batch):
+    original = Backbone._run
+
+    def wrong(self, model, data, *, shared):
+        return original(self, model, data, shared=shared) + (0.5 if shared else 0.0)
+
+    monkeypatch.setattr(Backbone, "_run", wrong)
+    with pytest.warns(UserWarning, match="separate rows; shared and separate rows differ by"):
+        backbone = Backbone(tiny("llama"))
+    assert backbone.layout == "separate"
+    with pytest.raises(ValueError, match="wrong for this network"):
+        Backbone(tiny("llama", layout="shared"))
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "cls"])
+def test_states_depend_on_nothing_but_prompt_and_response(pooling, batch, rows):
+    """Not on the batch, its padding, its order, the siblings or the layout."""
+    from pluralign.datamodules.cache import TokenRow
+    from pluralign.datamodules.collate import PreferenceCollator
+
+    backbone = Backbone(tiny("llama", pooling=pooling))
+    records = rows((3, 5, 2))
+    together = states(backbone, PreferenceCollator()(records))
+    backwards = states(backbone, PreferenceCollator()(records[::-1]))
+    torch.testing.assert_close(together[:3], backwards[-3:], atol=1e-5, rtol=0)
+    place = 0
+    for record in records:
+        ends = record.lengths.cumsum()
+        for j in range(len(record.response_index)):
+            own = record.tokens[ends[j] : ends[j + 1]]
+            import numpy as np
+
+            single = TokenRow(
+                record.id,
+                np.concatenate([record.tokens[: ends[0]], own]),
+                np.asarray([ends[0], len(own)], dtype=np.int32),
+                record.response_index[:1],
+                record.comparisons[:0],
+                record.comparison_index[:0],
+                record.preference[:0],
+                {},
+            )
+            alone = states(backbone, PreferenceCollator()([single]))
+            torch.testing.assert_close(together[place], alone[0], atol=1e-5, rtol=0)
+            place += 1
+
+
+def test_a_frozen_backbone_has_no_graph_and_no_dropout(batch):
+    config = BackboneConfig(config={"model_type": "gpt2", **CONFIGS["gpt2"]}, frozen=True)
+    backbone = Backbone(config).train()
+    first, second = backbone(batch()), backbone(batch())
+    assert not first.requires_grad
+    assert torch.equal(first, second), "gpt2 has dropout by default; a frozen one must not use it"
+    assert not backbone.model.training
+
+
+def test_a_trained_backbone_is_in_training_mode_with_dropout(batch):
+    backbone = Backbone(tiny("gpt2"))
+    assert all(module.training for module in backbone.modules())
+    assert not torch.equal(backbone(batch()), backbone(batch()))
+
+
+def test_gradient_checkpointing_is_on_and_changes_no_gradient(batch, monkeypatch):
+    import torch.utils.checkpoint
+
+    calls = []
+    original = torch.utils.checkpoint.checkpoint
+    counted = lambda *a, **k: calls.append(1) or original(*a, **k)  # noqa: E731
+    monkeypatch.setattr("transformers.modeling_utils.checkpoint", counted)  # bound there by name
+    monkeypatch.setattr(torch.utils.checkpoint, "checkpoint", counted)
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        backbone = Backbone(tiny("llama", gradient_checkpointing=checkpointing))
+        backbone(batch()).square().sum().backward()
+        gradients.append([parameter.grad for parameter in backbone.parameters()])
+        assert bool(calls) == checkpointing, 'recomputed only where asked for'
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, recomputed)
+
+
+def test_lora_trains_adapters_only(batch):
+    backbone = Backbone(tiny("llama", lora=LoRAConfig(rank=2, alpha=4)))
+    trained = [name for name, parameter in backbone.named_parameters() if parameter.requires_grad]
+    assert trained and all("lora_" in name for name in trained)
+    assert backbone.layout == "shared"
+    assert all(module.training for module in backbone.modules())
+    backbone(batch()).sum().backward()
+    assert all(p.grad is not None for p in backbone.parameters() if p.requires_grad)
+
+
+def test_pretrained_folder_round_trip_and_missing_weights(tmp_path, batch):
+    from transformers import AutoModel, LlamaConfig
+
+    model = AutoModel.from_config(LlamaConfig(**SMALL))
+    model.save_pretrained(tmp_path / "whole")
+    backbone = Backbone(BackboneConfig(name=str(tmp_path / "whole")))
+    assert all(module.training for module in backbone.modules()), "from_pretrained leaves evaluation mode"
+    for mine, theirs in zip(backbone.model.parameters(), model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+    weights = model.state_dict()
+    del weights["layers.1.mlp.up_proj.weight"]
+    model.save_pretrained(tmp_path / "partial", state_dict=weights)
+    with pytest.raises(ValueError, match=r"has no weights for layers\.1\.mlp\.up_proj\.weight"):
+        Backbone(BackboneConfig(name=str(tmp_path / "partial")))
+    with pytest.raises(ValueError, match=r"backbone\.name='.*nowhere' could not be loaded; allowed"):
+        Backbone(BackboneConfig(name=str(tmp_path / "nowhere")))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"config": {}}, "must hold model_type"),
+        ({"name": "x", "frozen": True, "lora": LoRAConfig()}, "trains no adapters"),
+        ({"name": "x", "quantization": "4bit"}, "cannot be trained itself"),
+        ({"config": {"model_type": "llama"}, "quantization": "8bit", "frozen": True}, "needs pretrained weights"),
+    ],
+)
+def test_settings_that_contradict_each_other(settings, message):
+    with pytest.raises(ValueError, match=message):
+        BackboneConfig(**settings)
+
+
+def test_encoder_decoders_are_refused():
+    with pytest.raises(ValueError, match="encoder-decoder"):
+        Backbone(BackboneConfig(config={"model_type": "t5", "vocab_size": 64, "d_model": 16, "num_layers": 1, "d_ff": 16}))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_backbone_dtype_and_float32_head(dtype, batch):
+    backbone = Backbone(tiny("llama", dtype=dtype))
+    assert backbone.layout == "shared"
+    pooled = backbone(batch())
+    assert pooled.dtype == getattr(torch, dtype)
+    head = RewardHead(backbone.hidden_size).to(getattr(torch, dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        reward = head(pooled)
+    assert reward.dtype == torch.float32
+    torch.testing.assert_close(reward, pooled.float() @ head.weight.float().T)
+
+
+def quantized_folder(folder):
+    from transformers import AutoModel, LlamaConfig
+
+    AutoModel.from_config(LlamaConfig(**{**SMALL, "hidden_size": 64})).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.slow
+def test_adapters_on_an_8bit_base_get_gradients_even_after_an_evaluation(tmp_path, batch):
+    name = quantized_folder(tmp_path)
+    backbone = Backbone(BackboneConfig(name=name, quantization="8bit", lora=LoRAConfig(rank=2)))
+    assert "Linear8bitLt" in {type(module).__name__ for module in backbone.modules()}
+    states(backbone, batch())
+    backbone.train()(batch()).float().square().sum().backward()
+    trained = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
+    assert all(p.dtype == torch.float32 for p in trained.values())
+    assert all(float(p.grad.abs().sum()) > 0 for name, p in trained.items() if "lora_B" in name)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:bitsandbytes..gemv_4bit")  # its CPU kernel, in bitsandbytes 0.50
+def test_a_4bit_base_is_frozen_on_the_cpu_and_refuses_adapters_there(tmp_path, batch):
+    name = quantized_folder(tmp_path)
+    backbone = Backbone(BackboneConfig(name=name, quantization="4bit", frozen=True))
+    assert "Linear4bit" in {type(module).__name__ for module in backbone.modules()}
+    whole = Backbone(BackboneConfig(name=name, frozen=True))
+    difference = (states(backbone, batch()) - states(whole, batch())).abs().mean()
+    assert 0 < float(difference) < 0.5, "quantized, yet the same network"
+    with pytest.raises(ValueError, match="trains no adapters on the CPU"):
+        Backbone(BackboneConfig(name=name, quantization="4bit", lora=LoRAConfig()))

@@ -1,0 +1,104 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pluralign.models import PreferenceMetrics
+
+
+def measured(margins, shares, rewards=(0.0,)):
+    metric = PreferenceMetrics()
+    chosen = torch.tensor(margins)
+    metric.update(
+        {"chosen": chosen, "rejected": torch.zeros_like(chosen), "reward": torch.tensor(rewards)},
+        {"preference": torch.tensor(shares)},
+    )
+    return {name: float(value) for name, value in metric.compute().items()}
+
+
+def by_loops(margins, shares):
+    right = tied = decided = 0
+    log_loss = brier = margin_sum = 0.0
+    bins = [[0, 0.0, 0.0] for _ in range(15)]
+    for m, s in zip(margins, shares, strict=True):
+        p = 1 / (1 + math.exp(-m))
+        if s != 0.5:
+            decided += 1
+            right += (m > 0) == (s > 0.5) and m != 0
+            tied += m == 0
+            margin_sum += m if s > 0.5 else -m
+        log_loss -= s * math.log(p) + (1 - s) * math.log(1 - p)
+        brier += (p - s) ** 2
+        confidence, agreed = (p, s) if p >= 0.5 else (1 - p, 1 - s)
+        place = min(14, int((confidence - 0.5) * 30))
+        bins[place] = [bins[place][0] + 1, bins[place][1] + confidence, bins[place][2] + agreed]
+    n = len(margins)
+    return {
+        "accuracy": right / decided,
+        "tied_scores": tied / decided,
+        "tied_labels": 1 - decided / n,
+        "log_loss": log_loss / n,
+        "brier": brier / n,
+        "calibration_error": sum(abs(c - a) for _, c, a in bins) / n,
+        "margin": margin_sum / decided,
+    }
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.floats(-8, 8, width=32), st.sampled_from([0.0, 0.2, 0.5, 0.8, 1.0])), min_size=1, max_size=30))
+def test_values_match_plain_loops(pairs):
+    margins, shares = (list(part) for part in zip(*pairs, strict=True))
+    margins, shares = [*margins, 0.25], [*shares, 1.0]  # at least one decided comparison
+    found = measured(margins, shares)
+    # float32 sums of a sigmoid land in the same bin as Python's unless they sit on an edge
+    for name, value in by_loops(margins, shares).items():
+        assert found[name] == pytest.approx(value, abs=1e-5), name
+
+
+def test_equal_scores_are_not_right():
+    found = measured([0.0, 0.0, 1.0, -1.0], [1.0, 1.0, 1.0, 1.0])
+    assert found["accuracy"] == 0.25
+    assert found["tied_scores"] == 0.5
+
+
+def test_tied_labels_do_not_enter_the_accuracy():
+    found = measured([1.0, 5.0, -5.0], [1.0, 0.5, 0.5])
+    assert found["accuracy"] == 1.0
+    assert found["tied_labels"] == pytest.approx(2 / 3)
+    assert found["margin"] == 1.0
+
+
+def test_extreme_margins_stay_finite():
+    found = measured([1e4, -1e4], [0.0, 1.0])
+    assert found["log_loss"] == pytest.approx(1e4)
+    assert found["accuracy"] == 0.0
+
+
+def test_reward_mean_and_standard_deviation():
+    found = measured([1.0], [1.0], rewards=(1.0, 2.0, 6.0))
+    assert found["reward_mean"] == pytest.approx(3.0)
+    assert found["reward_std"] == pytest.approx(math.sqrt(14 / 3), rel=1e-6)
+
+
+def test_ragged_batches_sum_as_one():
+    torch.manual_seed(1)
+    margins, shares, rewards = torch.randn(57), torch.rand(57), torch.randn(31)
+    whole, parts = PreferenceMetrics(), PreferenceMetrics()
+
+    def add(metric, chosen, share, reward):
+        metric.update({"chosen": chosen, "rejected": torch.zeros_like(chosen), "reward": reward}, {"preference": share})
+
+    add(whole, margins, shares, rewards)
+    for (a, b), (c, d) in zip([(0, 1), (1, 40), (40, 57)], [(0, 3), (3, 4), (4, 31)], strict=True):
+        add(parts, margins[a:b], shares[a:b], rewards[c:d])
+    for name, value in whole.compute().items():
+        assert float(parts.compute()[name]) == pytest.approx(float(value), abs=1e-6), name
+
+
+def test_nothing_counted_is_not_a_number():
+    metric = PreferenceMetrics()
+    metric.update({}, {})
+    values = metric.compute()
+    assert all(bool(value.isnan()) for value in values.values())
