@@ -34,11 +34,17 @@ class PluralignCLI(LightningCLI):
         """Link what would otherwise be written twice, and add the callback everyone wants."""
         backbone = "model.init_args.backbone"
         parser.link_arguments(
-            (f"{backbone}.name", f"{backbone}.tokenizer"), "data.init_args.text.tokenizer", compute_fn=_tokenizer
+            (f"{backbone}.name", f"{backbone}.tokenizer"),
+            "data.init_args.text.tokenizer",
+            compute_fn=_tokenizer,
         )
         for shared in ("revision", "trust_remote_code"):
             parser.link_arguments(f"{backbone}.{shared}", f"data.init_args.text.{shared}")
         parser.add_lightning_class_args(Throughput, "throughput")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Sequence[str] | None) -> None:  # type: ignore[override]
+        """Parse words only; the base class warns whenever a program calls it with words of its own."""
+        self.config = parser.parse_args(args)
 
     def before_instantiate_classes(self) -> None:
         """Load checkpoints as plain tensors and values unless the user says otherwise."""
@@ -71,7 +77,10 @@ def _cli(words: list[str], *, run: bool) -> PluralignCLI:
         save_config_callback=SaveConfigCallback,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
-        trainer_defaults={"log_every_n_steps": 10, "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "runs"}}},
+        trainer_defaults={
+            "log_every_n_steps": 10,
+            "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "runs"}},
+        },
         parser_kwargs=_parser_settings(run),
         args=words,
         run=run,

@@ -1,5 +1,7 @@
 """What is worth watching or saving, for any reward module."""
 
+from .recovery_report import RecoveryReport
+from .reward_writer import RewardWriter
 from .throughput import Throughput
 
-__all__ = ["Throughput"]
+__all__ = ["RecoveryReport", "RewardWriter", "Throughput"]

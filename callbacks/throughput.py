@@ -45,14 +45,19 @@ class Throughput(L.Callback):
         self._reset()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: PreferenceBatch, batch_idx: int  # noqa: ANN401  Lightning's type
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,  # noqa: ANN401  Lightning's type
+        batch: PreferenceBatch,
+        batch_idx: int,
     ) -> None:
         """Count the batch and log when it is time."""
         counted = batch["comparisons"] if "comparisons" in batch else batch["response_row"]
         self._steps += 1
         self._pairs += len(counted)
         if "input_ids" in batch:
-            self._tokens += batch["num_tokens"]
+            self._tokens += sum(batch["row_lengths"])
             self._cells += batch["input_ids"].numel()
         if self._steps < self.every_n_steps:
             return
@@ -60,5 +65,7 @@ class Throughput(L.Callback):
         values = {"pairs/s": self._pairs / seconds}
         if self._cells:
             values |= {"tokens/s": self._tokens / seconds, "padding": 1 - self._tokens / self._cells}
-        pl_module.log_dict({f"train/{name}": value for name, value in values.items()}, prog_bar=True, batch_size=1)
+        pl_module.log_dict(
+            {f"train/{name}": value for name, value in values.items()}, prog_bar=True, batch_size=1
+        )
         self._reset()

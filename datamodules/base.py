@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from hashlib import sha1
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from .batch import PreferenceBatch
@@ -26,7 +26,12 @@ from .text import REFUSED, RecordTokenizer, TextConfig
 __all__ = ["LoaderConfig", "PreferenceDataModule"]
 
 SPLITS = ("train", "validation", "test", "predict")
-STAGES = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("predict",)}
+STAGES = {
+    "fit": ("train", "validation"),
+    "validate": ("validation",),
+    "test": ("test",),
+    "predict": ("predict",),
+}
 CHUNK = 256
 """Records tokenised at a time: enough to keep a fast tokenizer's threads busy, little enough for memory."""
 
@@ -86,7 +91,7 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
         reports: What became of the rows, by split; filled by ``setup``.
     """
 
-    name: ClassVar[str]
+    name: str
     sources: tuple[str, ...] = ("train", "validation", "test")
 
     def __init__(
@@ -321,7 +326,7 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
         )
         workers = self.loader.num_workers
         return PreferenceDataLoader(
-            table,
+            table,  # type: ignore[arg-type]  # rows; the collator makes batches of them
             batch_size=None,
             sampler=sampler,
             collate_fn=self.collator(),

@@ -27,8 +27,8 @@ class PreferenceBatch(TypedDict, total=False):
     """(N, L) int64; restart after the prefix for every response; 0 on padding."""
     segment_ids: Tensor
     """(N, L) int64; 0 prefix, 1..k response, -1 padding: the attention mask follows from it."""
-    num_tokens: int
-    """Tokens of ``input_ids`` that are not padding; a plain number, so that reading it never waits for a device."""
+    row_lengths: list[int]
+    """Tokens of each row that are not padding; plain numbers, so that reading them never waits for a device."""
 
     id: list[str]
     """N record ids."""

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -81,10 +81,15 @@ class SplitReport:
 
     def __str__(self) -> str:
         """One line: what was kept, then every loss by reason."""
-        parts = [f"{self.records:,} records of {self.rows:,} rows, {self.responses:,} responses, {self.comparisons:,} comparisons"]
+        parts = [
+            f"{self.records:,} records of {self.rows:,} rows, {self.responses:,} responses, {self.comparisons:,} comparisons"
+        ]
         for title, counts in (("skipped", self.invalid), ("dropped", self.dropped)):
             if counts:
-                parts.append(f"{title}: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items())))
+                parts.append(
+                    f"{title}: "
+                    + ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items()))
+                )
         if self.cut_prompts:
             parts.append(f"{self.cut_prompts:,} prompts cut by {self.cut_tokens:,} tokens")
         if self.in_train:
@@ -208,11 +213,15 @@ class _SplitWriter:
             self.sizes.extend((len(own), prefix, int(own.sum()), int(own.max())))
             self.ids.append(_hash(record.id))
             self.groups.append(_hash(record.split_key))
-        self.stream.write_batch(pa.record_batch([pa.array(data[f.name], f.type) for f in self.schema], schema=self.schema))
+        self.stream.write_batch(
+            pa.record_batch([pa.array(data[f.name], f.type) for f in self.schema], schema=self.schema)
+        )
 
     def close(self) -> None:
         self.stream.close()
-        np.save(self.folder / f"{self.split}.sizes.npy", np.asarray(self.sizes, dtype=np.int32).reshape(-1, 4))
+        np.save(
+            self.folder / f"{self.split}.sizes.npy", np.asarray(self.sizes, dtype=np.int32).reshape(-1, 4)
+        )
 
     def duplicates(self) -> NDArray[np.int64]:
         """Rows whose id occurred before, ascending."""
@@ -241,7 +250,7 @@ class CacheWriter:
         self._splits = {split: _SplitWriter(self.partial, split) for split in splits}
         self._categories: dict[str, int] = {}
 
-    def __enter__(self) -> "CacheWriter":
+    def __enter__(self) -> Self:
         """Return itself."""
         return self
 
@@ -294,7 +303,9 @@ class CacheWriter:
                 shared = np.isin(np.asarray(writer.groups, np.uint64), np.asarray(train.groups, np.uint64))
                 self.reports[split].in_train = int(shared.sum())
         named = {
-            name: sorted(set().union(*(writer.names[name] for writer in [train or next(iter(self._splits.values()))])))
+            name: sorted(
+                set().union(*(writer.names[name] for writer in [train or next(iter(self._splits.values()))]))
+            )
             for name in ("user", "domain")
         }
         meta = {
@@ -330,7 +341,9 @@ class CacheWriter:
         for name, size in sizes.items():
             if size != self._categories.get(name, size):
                 allowed = f"{self._categories[name]} categories, as in the records before"
-                self.skip(split, RecordError(name, size, allowed, reason="out of range", file=file, line=line))
+                self.skip(
+                    split, RecordError(name, size, allowed, reason="out of range", file=file, line=line)
+                )
                 return False
         self._categories.update(sizes)  # only a record that is kept decides
         return True
@@ -346,7 +359,12 @@ class CacheWriter:
             self.skip(
                 split,
                 RecordError(
-                    "id", place["id"][0], allowed, reason="duplicate id", file=place["file"][0], line=place["line"][0]
+                    "id",
+                    place["id"][0],
+                    allowed,
+                    reason="duplicate id",
+                    file=place["file"][0],
+                    line=place["line"][0],
                 ),
             )
         keep = np.setdiff1d(np.arange(len(writer.ids)), again)
@@ -395,7 +413,7 @@ class TokenTable(torch.utils.data.Dataset[list[TokenRow]]):
         lists = {name: list(_slices(table.column(name))) for name in table.column_names if name not in PLAIN}
         out = []
         for i, record_id in enumerate(ids):
-            row = {name: values[i] for name, values in lists.items()}
+            row: dict[str, Any] = {name: values[i] for name, values in lists.items()}
             out.append(
                 TokenRow(
                     id=record_id,

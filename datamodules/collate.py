@@ -105,7 +105,11 @@ class PreferenceCollator:
             batch["domain_id"] = _names(rows, "domain", counts, self.domains)
 
     def _tokens(self, rows: Sequence[TokenRow]) -> PreferenceBatch:
-        pieces = [_shared(row) for row in rows] if self.layout == "shared" else [p for row in rows for p in _separate(row)]
+        pieces = (
+            [_shared(row) for row in rows]
+            if self.layout == "shared"
+            else [p for row in rows for p in _separate(row)]
+        )
         length = max(len(piece[0]) for piece in pieces)
         ids = np.zeros((len(pieces), length), dtype=np.int64)
         positions = np.zeros_like(ids)
@@ -124,7 +128,7 @@ class PreferenceCollator:
             input_ids=torch.from_numpy(ids),
             position_ids=torch.from_numpy(positions),
             segment_ids=torch.from_numpy(segments),
-            num_tokens=sum(len(tokens) for tokens, _ in pieces),
+            row_lengths=[len(tokens) for tokens, _ in pieces],
             response_row=torch.from_numpy(np.concatenate(response_row)),
             response_end=torch.from_numpy(np.concatenate(response_end)),
         )
@@ -138,7 +142,10 @@ def _separate(row: TokenRow) -> list[tuple[NDArray[np.int32], Integers]]:
     ends = np.cumsum(row.lengths)
     prefix = row.tokens[: ends[0]]
     return [
-        (np.concatenate([prefix, row.tokens[start:stop]]), np.asarray([len(prefix), stop - start], dtype=np.int64))
+        (
+            np.concatenate([prefix, row.tokens[start:stop]]),
+            np.asarray([len(prefix), stop - start], dtype=np.int64),
+        )
         for start, stop in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)
     ]
 

@@ -16,6 +16,7 @@ does not know the domain can learn nothing from them. Give it one domain (``doma
 ``domain_id``.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -85,7 +86,11 @@ class DSPDataModule(PreferenceDataModule):
         .. versionadded:: 0.1
         """
         super().__init__(
-            text=text, loader=loader, on_invalid=on_invalid, validation_share=validation_share, cache_dir=cache_dir
+            text=text,
+            loader=loader,
+            on_invalid=on_invalid,
+            validation_share=validation_share,
+            cache_dir=cache_dir,
         )
         if data_dir is None:
             raise ValueError(
@@ -131,7 +136,9 @@ class DSPDataModule(PreferenceDataModule):
         return PreferenceRecord(
             id=row.text("id"),
             prompt=query,
-            responses=tuple(Response(_stripped(f"responses.{domain}", answers[domain])) for domain in DOMAINS),
+            responses=tuple(
+                Response(_stripped(f"responses.{domain}", answers[domain])) for domain in DOMAINS
+            ),
             comparisons=tuple(
                 Comparison(DOMAINS.index(domain), other, domain=domain)
                 for domain in self.domains_used
@@ -180,6 +187,6 @@ def _stripped(field: str, value: object) -> str:
 def _score(field: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RecordError(field, value, "a number", reason="wrong type")
-    if value != value or abs(value) == float("inf"):
+    if not math.isfinite(value):
         raise RecordError(field, value, "a finite number", reason="not finite")
     return float(value)

@@ -59,7 +59,9 @@ class SourceRow(NamedTuple):
             RecordError: If it is missing; says which columns there are.
         """
         if field not in self.fields:
-            allowed = f"a column of this name; the row has {', '.join(sorted(map(str, self.fields))) or 'none'}"
+            allowed = (
+                f"a column of this name; the row has {', '.join(sorted(map(str, self.fields))) or 'none'}"
+            )
             raise RecordError(field, None, allowed, reason="missing field", file=self.file, line=self.line)
         return self.fields[field]
 
@@ -79,8 +81,14 @@ def find_file(folder: Path, *names: str) -> Path:
         for candidate in (folder / name, folder / f"{name}.gz"):
             if candidate.is_file():
                 return candidate
-    there = ", ".join(sorted(path.name for path in folder.iterdir())[:20]) if folder.is_dir() else "no such folder"
-    raise FileNotFoundError(f"data_dir={str(folder)!r} has none of {', '.join(names)} (plain or .gz); there: {there}")
+    there = (
+        ", ".join(sorted(path.name for path in folder.iterdir())[:20])
+        if folder.is_dir()
+        else "no such folder"
+    )
+    raise FileNotFoundError(
+        f"data_dir={str(folder)!r} has none of {', '.join(names)} (plain or .gz); there: {there}"
+    )
 
 
 def hash_files(paths: Iterable[Path]) -> list[tuple[str, str]]:
@@ -102,13 +110,20 @@ def read_json_lines(path: Path) -> Iterator[SourceRow | RecordError]:
             if not raw.strip():
                 continue
             try:
-                fields = json.loads(raw.decode())
+                fields = json.loads(raw.decode("utf-8-sig"))
             except UnicodeDecodeError:
-                yield RecordError("line", raw[:40], "UTF-8 text", reason="not UTF-8", file=str(path), line=number)
+                yield RecordError(
+                    "line", raw[:40], "UTF-8 text", reason="not UTF-8", file=str(path), line=number
+                )
                 continue
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:  # too deep, or a number of too many digits
                 shown = raw[:80].decode(errors="replace")
-                allowed = f"one JSON object a line ({error.msg} at column {error.colno})"
+                problem = (
+                    f"{error.msg} at column {error.colno}"
+                    if isinstance(error, json.JSONDecodeError)
+                    else error
+                )
+                allowed = f"one JSON object a line ({problem})"
                 yield RecordError("line", shown, allowed, reason="not JSON", file=str(path), line=number)
                 continue
             yield _row(path, number, fields)
@@ -121,12 +136,17 @@ def read_json_list(path: Path) -> Iterator[SourceRow | RecordError]:
         RecordError: If the file as a whole is not a JSON list.
     """
     with open_bytes(path) as stream:
-        try:
-            rows = json.load(io.TextIOWrapper(stream, encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise RecordError("file", str(error), "one JSON list", reason="not JSON", file=str(path), line=1) from error
+        content = stream.read()
+    try:
+        rows = json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise RecordError(
+            "file", str(error), "one JSON list", reason="not JSON", file=str(path), line=1
+        ) from error
     if not isinstance(rows, list):
-        raise RecordError("file", type(rows).__name__, "one JSON list", reason="not JSON", file=str(path), line=1)
+        raise RecordError(
+            "file", type(rows).__name__, "one JSON list", reason="not JSON", file=str(path), line=1
+        )
     for number, fields in enumerate(rows, 1):
         yield _row(path, number, fields)
 
@@ -144,15 +164,25 @@ def read_csv(path: Path) -> Iterator[SourceRow | RecordError]:
             text = stream.read().decode("utf-8-sig")
         except UnicodeDecodeError as error:
             line = 1 + stream_line(path, error.start)
-            raise RecordError("line", "...", "UTF-8 text", reason="not UTF-8", file=str(path), line=line) from error
+            raise RecordError(
+                "line", "...", "UTF-8 text", reason="not UTF-8", file=str(path), line=line
+            ) from error
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    for fields in reader:
-        surplus = fields.pop(None, None)  # type: ignore[call-overload]
-        if surplus is not None:
-            allowed = f"{len(reader.fieldnames or [])} cells, as in the header"
-            yield RecordError("line", surplus, allowed, reason="wrong type", file=str(path), line=reader.line_num)
-            continue
-        yield SourceRow(str(path), reader.line_num, {key: cell for key, cell in fields.items() if cell not in (None, "")})
+    try:
+        for fields in reader:
+            surplus = fields.pop(None, None)
+            if surplus is not None:
+                allowed = f"{len(reader.fieldnames or [])} cells, as in the header"
+                yield RecordError(
+                    "line", surplus, allowed, reason="wrong type", file=str(path), line=reader.line_num
+                )
+                continue
+            cells = {key: cell for key, cell in fields.items() if cell not in (None, "")}
+            yield SourceRow(str(path), reader.line_num, cells)
+    except csv.Error as error:  # an open quote, a cell above the csv module's limit
+        raise RecordError(
+            "line", str(error), "well-formed CSV", reason="not CSV", file=str(path), line=reader.line_num
+        ) from error
 
 
 def stream_line(path: Path, offset: int) -> int:
@@ -169,7 +199,9 @@ def read_parquet(path: Path) -> Iterator[SourceRow | RecordError]:
     for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
         for fields in batch.to_pylist():
             number += 1
-            yield SourceRow(str(path), number, {key: cell for key, cell in fields.items() if cell is not None})
+            yield SourceRow(
+                str(path), number, {key: cell for key, cell in fields.items() if cell is not None}
+            )
 
 
 def read_table(path: Path) -> Iterator[SourceRow | RecordError]:
@@ -181,11 +213,15 @@ def read_table(path: Path) -> Iterator[SourceRow | RecordError]:
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     readers = {".jsonl": read_json_lines, ".json": read_json_list, ".csv": read_csv, ".parquet": read_parquet}
     if suffix not in readers:
-        raise ValueError(f"{path}: unknown suffix {suffix!r}; allowed: {', '.join(readers)} (text also with .gz)")
+        raise ValueError(
+            f"{path}: unknown suffix {suffix!r}; allowed: {', '.join(readers)} (text also with .gz)"
+        )
     return readers[suffix](path)
 
 
-def read_hub(name: str, *, revision: str, split: str, data_dir: str | None = None) -> Iterator[SourceRow | RecordError]:
+def read_hub(
+    name: str, *, revision: str, split: str, data_dir: str | None = None
+) -> Iterator[SourceRow | RecordError]:
     """Rows of a dataset on the Hugging Face hub at a pinned revision.
 
     Args:

@@ -1,10 +1,10 @@
-"""HHRLHFDataModule: human preferences on helpfulness and harmlessness of assistants.
+r"""HHRLHFDataModule: human preferences on helpfulness and harmlessness of assistants.
 
 * Source: https://huggingface.co/datasets/Anthropic/hh-rlhf (Bai et al., *Training a Helpful and Harmless
   Assistant with Reinforcement Learning from Human Feedback*, 2022, https://arxiv.org/abs/2204.05862).
 * Licence: MIT.
 * Revision: 09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa.
-* Columns read: ``chosen``, ``rejected``: two dialogues of ``\\n\\nHuman: `` and ``\\n\\nAssistant: `` turns.
+* Columns read: ``chosen``, ``rejected``: two dialogues of ``\n\nHuman: `` and ``\n\nAssistant: `` turns.
 * Split rule: ``train`` and ``test`` as released; validation is carved out of ``train`` by a hash of the first
   human turn, so that no conversation is on both sides.
 
@@ -79,7 +79,11 @@ class HHRLHFDataModule(PreferenceDataModule):
         .. versionadded:: 0.1
         """
         super().__init__(
-            text=text, loader=loader, on_invalid=on_invalid, validation_share=validation_share, cache_dir=cache_dir
+            text=text,
+            loader=loader,
+            on_invalid=on_invalid,
+            validation_share=validation_share,
+            cache_dir=cache_dir,
         )
         self.subsets = tuple(dict.fromkeys(subsets))
         if not self.subsets or not set(self.subsets) <= set(SUBSETS):
@@ -169,7 +173,9 @@ def split_dialogues(
     while shared and first[shared - 1].role == "assistant":
         shared -= 1
     if not shared:
-        raise RecordError("prompt", None, "two conversations that share their first turn", reason="no common prompt")
+        raise RecordError(
+            "prompt", None, "two conversations that share their first turn", reason="no common prompt"
+        )
     return tuple(first[:shared]), plain_turns(first[shared:]), plain_turns(second[shared:])
 
 

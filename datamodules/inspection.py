@@ -2,8 +2,8 @@
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from .base import PreferenceDataModule
 from .cache import TokenRow
@@ -14,7 +14,9 @@ __all__ = ["print_inspection"]
 PERCENTILES = (5, 50, 95, 100)
 
 
-def print_inspection(data: PreferenceDataModule, *, examples: int = 2, console: Console | None = None) -> None:
+def print_inspection(
+    data: PreferenceDataModule, *, examples: int = 2, console: Console | None = None
+) -> None:
     """Prepare a data module and print what is in its splits.
 
     Args:
@@ -27,11 +29,17 @@ def print_inspection(data: PreferenceDataModule, *, examples: int = 2, console: 
     console.rule(f"[bold]{data.name}")
     console.print(f"token cache  {data.cache_folder()}", highlight=False)
     description = {name: value for name, value in data.text_format().items() if name != "chat_template"}
-    console.print("text format  " + ", ".join(f"{name}={value!r}" for name, value in description.items()), markup=False)
+    console.print(
+        "text format  " + ", ".join(f"{name}={value!r}" for name, value in description.items()),
+        markup=False,
+        emoji=False,
+    )
     counts = Table("split", "rows", "records", "responses", "comparisons", "lost and why")
     for split in data.splits:
         report = data.reports[split]
-        lost = [f"{n:,} {why}" for part in (report.invalid, report.dropped) for why, n in sorted(part.items())]
+        lost = [
+            f"{n:,} {why}" for part in (report.invalid, report.dropped) for why, n in sorted(part.items())
+        ]
         if report.cut_prompts:
             lost.append(f"{report.cut_prompts:,} prompts cut ({report.cut_tokens:,} tokens)")
         kept = (report.rows, report.records, report.responses, report.comparisons)
@@ -39,11 +47,14 @@ def print_inspection(data: PreferenceDataModule, *, examples: int = 2, console: 
     console.print(counts)
     for split in data.splits:
         for message in data.reports[split].first_errors:
-            console.print(f"skipped  {message}", markup=False)
+            console.print(f"skipped  {message}", markup=False, emoji=False)
     console.print(_lengths(data))
     console.print(_batches(data))
     if data.users or data.domains:
-        console.print(f"{len(data.users):,} users, {len(data.domains):,} domains: {', '.join(data.domains[:12])}", markup=False)
+        console.print(
+            f"{len(data.users):,} users, {len(data.domains):,} domains: {', '.join(data.domains[:12])}",
+            markup=False,
+        )
     split = data.splits[0]
     table = data.table(split)
     for row in table[list(range(min(examples, len(table))))]:
@@ -54,7 +65,11 @@ def _lengths(data: PreferenceDataModule) -> Table:
     table = Table("tokens", "split", *(f"{p}%" if p < 100 else "max" for p in PERCENTILES))
     for split in data.splits:
         _, prefix, own_sum, own_max = np.asarray(data.table(split).sizes, dtype=np.int64).T
-        values = {"shared prefix": prefix, "longest response with prefix": prefix + own_max, "shared row": prefix + own_sum}
+        values = {
+            "shared prefix": prefix,
+            "longest response with prefix": prefix + own_max,
+            "shared row": prefix + own_sum,
+        }
         for name, lengths in values.items():
             table.add_row(name, split, *(f"{np.percentile(lengths, p):,.0f}" for p in PERCENTILES))
     return table
@@ -95,13 +110,26 @@ def _batches(data: PreferenceDataModule) -> Table:
 def _print_example(data: PreferenceDataModule, row: TokenRow, split: str, console: Console) -> None:
     decode = data.tokenizer.tokenizer.decode
     ends = np.cumsum(row.lengths)
-    console.rule(f"{split}: {escape(row.id)}", align="left")
-    console.print(f"[bold cyan]shared prefix ({row.lengths[0]} tokens)[/] {escape(str(decode(row.tokens[: ends[0]])))}")
+    console.rule(Text(f"{split}: {row.id}"), align="left")
+
+    def show(title: str, start: int, stop: int) -> None:
+        # As Text, nothing in it is taken for markup or for the name of an emoji.
+        label = (f"{title} ({stop - start} tokens)", "bold cyan")
+        console.print(Text.assemble(label, " ", str(decode(row.tokens[start:stop]))), highlight=False)
+
+    show("shared prefix", 0, int(ends[0]))
     for i, (start, stop) in enumerate(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)):
-        text = escape(str(decode(row.tokens[start:stop])))
-        console.print(f"[bold cyan]response {i} ({stop - start} tokens)[/] {text}")
+        show(f"response {i}", start, stop)
     for i, (chosen, rejected) in enumerate(row.comparisons[:8].tolist()):
-        parts = [f"{name}={values[i]}" for name in ("user", "domain", "margin") if (values := row.columns.get(name)) is not None]
-        console.print(f"comparison: {chosen} over {rejected}, share {row.preference[i]:g} {' '.join(parts)}", markup=False)
+        parts = [
+            f"{name}={values[i]}"
+            for name in ("user", "domain", "margin")
+            if (values := row.columns.get(name)) is not None
+        ]
+        console.print(
+            f"comparison: {chosen} over {rejected}, share {row.preference[i]:g} {' '.join(parts)}",
+            markup=False,
+            emoji=False,
+        )
     if len(row.comparisons) > 8:
         console.print(f"... and {len(row.comparisons) - 8} more comparisons")

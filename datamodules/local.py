@@ -49,7 +49,7 @@ from typing import Literal
 
 from .base import SPLITS, LoaderConfig, PreferenceDataModule
 from .files import SourceRow, read_table
-from .hh_rlhf import TURN, parse_dialogue, plain_turns, split_dialogues
+from .hh_rlhf import TURN, parse_dialogue, split_dialogues
 from .record import Comparison, Message, PreferenceRecord, RecordError, Response, parse_messages
 from .text import TextConfig
 
@@ -109,7 +109,11 @@ class LocalDataModule(PreferenceDataModule):
         .. versionadded:: 0.1
         """
         super().__init__(
-            text=text, loader=loader, on_invalid=on_invalid, validation_share=validation_share, cache_dir=cache_dir
+            text=text,
+            loader=loader,
+            on_invalid=on_invalid,
+            validation_share=validation_share,
+            cache_dir=cache_dir,
         )
         paths = {"train": train, "validation": validation, "test": test, "predict": predict}
         self.paths = {split: Path(path) for split, path in paths.items() if path is not None}
@@ -118,7 +122,9 @@ class LocalDataModule(PreferenceDataModule):
         self.sources = tuple(self.paths)
         self.columns = dict(columns or {})
         if unknown := sorted(set(self.columns) - set(FIELDS)):
-            raise ValueError(f"columns maps unknown fields {', '.join(unknown)}; allowed: {', '.join(FIELDS)}")
+            raise ValueError(
+                f"columns maps unknown fields {', '.join(unknown)}; allowed: {', '.join(FIELDS)}"
+            )
 
     def files(self, source: str) -> list[Path]:
         """The split's file.
@@ -175,7 +181,9 @@ class LocalDataModule(PreferenceDataModule):
         else:
             allowed = f"chosen and rejected, or responses, or response; the row has {', '.join(row.fields) or 'none'}"
             raise RecordError("chosen", None, allowed, reason="missing field")
-        return PreferenceRecord(id=name, prompt=prompt, responses=tuple(responses), comparisons=tuple(comparisons))
+        return PreferenceRecord(
+            id=name, prompt=prompt, responses=tuple(responses), comparisons=tuple(comparisons)
+        )
 
     def _fields(self, row: SourceRow) -> dict[str, object]:
         """The row under our names, without nulls; the cells of a CSV row as what they stand for."""
@@ -246,7 +254,7 @@ def _response(field: str, value: object, prompt: Prompt) -> str:
 
 def _comparison(field: str, fields: Mapping[str, object]) -> Callable[[int, int], Comparison]:
     """Everything of a comparison but its sides; values are checked by the record."""
-    plain = {name: fields[name] for name in (*NUMBERS[:4],) if fields.get(name) is not None}
+    plain = {name: fields[name] for name in NUMBERS[:4] if fields.get(name) is not None}
     names = {name: _name(f"{field}{name}", fields.get(name)) for name in ("user", "domain")}
     votes = _votes(f"{field}votes", fields.get("votes"))
     return lambda i, j: Comparison(i, j, votes=votes, **names, **plain)  # type: ignore[arg-type]
@@ -277,8 +285,6 @@ def _implicit(chosen: object, rejected: object) -> tuple[Prompt, str, str]:
             prompt = ""
         return prompt.rstrip(), chosen[len(prompt) :], rejected[len(prompt) :]
     sides = parse_messages("chosen", chosen), parse_messages("rejected", rejected)
-    if sides[0] == sides[1] and sides[0] and sides[0][-1].role == "assistant":
-        return sides[0][:-1], plain_turns(sides[0][-1:]), plain_turns(sides[1][-1:])
     return split_dialogues(*sides)
 
 
@@ -289,12 +295,16 @@ def _ranked(fields: Mapping[str, object]) -> tuple[Prompt, list[Response], list[
     for name in ("scores", "votes"):
         column = columns[name] = _list(name, fields[name]) if name in fields else [None] * len(values)
         if len(column) != len(values):
-            raise RecordError(name, column, f"one for each of the {len(values)} responses", reason="out of range")
+            raise RecordError(
+                name, column, f"one for each of the {len(values)} responses", reason="out of range"
+            )
     responses = []
     for i, (value, score, votes) in enumerate(zip(values, columns["scores"], columns["votes"], strict=True)):
         own: Mapping[str, object] = value if isinstance(value, Mapping) else {"text": value}
         for name in own.keys() - {"text", "score", "votes"}:
-            raise RecordError(f"responses[{i}].{name}", own[name], "text, score, votes", reason="unknown field")
+            raise RecordError(
+                f"responses[{i}].{name}", own[name], "text, score, votes", reason="unknown field"
+            )
         counts = _votes(f"responses[{i}].votes", own.get("votes", votes))
         responses.append(Response(own.get("text"), own.get("score", score), counts))  # type: ignore[arg-type]
     shared = {name: fields[name] for name in ("user", "domain", "weight") if name in fields}

@@ -74,7 +74,9 @@ def _number(field: str, value: object, low: float = -math.inf, high: float = mat
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RecordError(field, value, "a number", reason="wrong type")
     if not math.isfinite(value):
-        raise RecordError(field, value, "a finite number; leave the field out if unknown", reason="not finite")
+        raise RecordError(
+            field, value, "a finite number; leave the field out if unknown", reason="not finite"
+        )
     if not low <= value <= high:
         bounds = f"a number in [{low:g}, {high:g}]" if math.isfinite(high) else f"a number >= {low:g}"
         raise RecordError(field, value, bounds, reason="out of range")
@@ -272,5 +274,9 @@ def parse_messages(field: str, value: object) -> tuple[Message, ...]:
         for key in ("role", "content"):
             if key not in turn:
                 raise RecordError(f"{field}[{i}].{key}", None, "a string", reason="missing field")
-        messages.append(Message(_text(f"{field}[{i}].role", turn["role"]), _text(f"{field}[{i}].content", turn["content"])))
+        messages.append(
+            Message(
+                _text(f"{field}[{i}].role", turn["role"]), _text(f"{field}[{i}].content", turn["content"])
+            )
+        )
     return tuple(messages)

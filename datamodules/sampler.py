@@ -49,7 +49,7 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
             max_tokens: Bound on rows x padded length of a batch. A record that alone exceeds it forms a
                 batch of its own; ``num_oversized`` counts them.
             batch_size: Bound on records per batch.
-            mega_batch: Batches' worth of records sorted together.
+            mega_batch: Batches' worth of records sorted together; at most a quarter of the data.
             shuffle: Random order, anew each epoch; otherwise all records sorted by length.
             seed: Seed of the order; equal on all ranks.
             num_replicas: Number of ranks.
@@ -74,6 +74,8 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
         per_batch = batch_size or len(sizes)
         if max_tokens is not None and len(sizes):
             per_batch = min(per_batch, max(1, int(max_tokens / cost.mean())))
+        # Four mega-batches at least: sorting all of a small data set would make every epoch's batches the same.
+        mega_batch = min(mega_batch, max(1, len(sizes) // (4 * max(1, per_batch))))
         self.mega_size = mega_batch * per_batch if shuffle else max(1, len(sizes))
         self._position = 0
         self._start = 0
@@ -91,7 +93,11 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
     def _compose(self, epoch: int, attempt: int) -> Batches:
         """Batches of all ranks, neighbours of similar length, before any is divided."""
         size = len(self.lengths)
-        order = np.random.default_rng([self.seed, epoch, attempt]).permutation(size) if self.shuffle else np.arange(size)
+        order = (
+            np.random.default_rng([self.seed, epoch, attempt]).permutation(size)
+            if self.shuffle
+            else np.arange(size)
+        )
         batches: Batches = []
         for start in range(0, size, self.mega_size):
             mega = order[start : start + self.mega_size]
@@ -124,8 +130,14 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
         batches = self._divide(composed)
         if self.shuffle:
             # Ranks of one step get neighbours in length, so that none waits long for another.
-            steps = np.random.default_rng([self.seed, epoch, ATTEMPTS]).permutation(len(batches) // self.num_replicas)
-            batches = [batches[step * self.num_replicas + r] for step in steps.tolist() for r in range(self.num_replicas)]
+            steps = np.random.default_rng([self.seed, epoch, ATTEMPTS]).permutation(
+                len(batches) // self.num_replicas
+            )
+            batches = [
+                batches[step * self.num_replicas + r]
+                for step in steps.tolist()
+                for r in range(self.num_replicas)
+            ]
         return batches
 
     def _divide(self, batches: Batches) -> Batches:
@@ -137,11 +149,13 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
             if not largest:
                 # Every batch is one record. Training repeats a few; evaluation must count each record once.
                 return batches + batches[:missing] if self.shuffle else batches
-            halves = [np.array_split(batch, 2) if i in largest else [batch] for i, batch in enumerate(batches)]
+            halves = [
+                np.array_split(batch, 2) if i in largest else [batch] for i, batch in enumerate(batches)
+            ]
             batches = [part for parts in halves for part in parts]
         return batches
 
-    def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[list[int]]:
         """This rank's batches of the current epoch, from where a restored state left off."""
         mine = self.plan(self.epoch)[self.rank :: self.num_replicas]
         start, self._start = self._start, 0

@@ -69,8 +69,13 @@ class TextConfig:
             if getattr(self, name).count("{text}") != 1:
                 raise ValueError(f"{name} must hold {{text}} exactly once, got {getattr(self, name)!r}")
         if self.max_length is not None and self.max_length < 2:
-            raise ValueError(f"max_length must be at least 2 (one token and EOS) or null, got {self.max_length}")
-        for name, allowed in (("format", ("auto", "chat", "plain")), ("truncation", ("prompt_left", "drop", "error"))):
+            raise ValueError(
+                f"max_length must be at least 2 (one token and EOS) or null, got {self.max_length}"
+            )
+        for name, allowed in (
+            ("format", ("auto", "chat", "plain")),
+            ("truncation", ("prompt_left", "drop", "error")),
+        ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         try:
@@ -111,7 +116,9 @@ def byte_tokenizer() -> "PreTrainedTokenizerBase":
     core = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
 
 
 def load_tokenizer(config: TextConfig) -> "PreTrainedTokenizerBase":
@@ -134,7 +141,9 @@ def load_tokenizer(config: TextConfig) -> "PreTrainedTokenizerBase":
             f"tokenizer files, or a name on the Hugging Face hub ({error})"
         ) from error
     if tokenizer.eos_token_id is None and tokenizer.sep_token_id is None:
-        raise ValueError(f"text.tokenizer={config.tokenizer!r} has neither an EOS nor a separator token to end with")
+        raise ValueError(
+            f"text.tokenizer={config.tokenizer!r} has neither an EOS nor a separator token to end with"
+        )
     return tokenizer
 
 
@@ -154,12 +163,15 @@ class RecordTokenizer:
         self.tokenizer = load_tokenizer(config)
         template = getattr(self.tokenizer, "chat_template", None)
         if config.format == "chat" and not template:
-            raise ValueError(f"format='chat' needs a chat template; {config.tokenizer!r} has none: use 'plain'")
+            raise ValueError(
+                f"format='chat' needs a chat template; {config.tokenizer!r} has none: use 'plain'"
+            )
         self.chat = config.format == "chat" or (config.format == "auto" and bool(template))
         end = self.tokenizer.eos_token_id
         self.end_id: int = end if end is not None else self.tokenizer.sep_token_id
         self.start_ids = self._start_ids()
         self.digest = tokenizer_digest(self.tokenizer)
+        self.template = self._template() if self.chat else None
 
     def _start_ids(self) -> list[int]:
         """Special tokens that the tokenizer puts before a text (BOS, [CLS]); none if it adds none."""
@@ -170,9 +182,24 @@ class RecordTokenizer:
                 return full[:start]
         return []
 
+    def _template(self) -> str:
+        """The chat template under a clock that stands still."""
+        template = str(self.tokenizer.get_chat_template())
+        return (
+            frozen_clock(date.fromisoformat(self.config.date)) + template
+            if "strftime_now" in template
+            else template
+        )
+
     def _encode(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
         encoded: list[list[int]] = self.tokenizer(
-            texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+            texts,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
         ).input_ids
         return encoded
 
@@ -197,13 +224,11 @@ class RecordTokenizer:
             turns = [{"role": "user", "content": record.prompt}]
         else:
             turns = [{"role": message.role, "content": message.content} for message in record.prompt]
-        today = date.fromisoformat(self.config.date)
 
         def apply(messages: list[dict[str, str]], generation: bool) -> str:
-            # A variable of this name wins over the clock that transformers offers to templates.
             return str(
                 self.tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=generation, strftime_now=today.strftime
+                    messages, chat_template=self.template, tokenize=False, add_generation_prompt=generation
                 )
             )
 
@@ -222,7 +247,10 @@ class RecordTokenizer:
         else:
             formats = {"system": "{text}\n\n", "user": user, "assistant": assistant}
             prompt = "".join(formats[turn.role].replace("{text}", turn.content) for turn in record.prompt)
-        return [prompt, *(prompt + assistant.replace("{text}", response.text) for response in record.responses)]
+        return [
+            prompt,
+            *(prompt + assistant.replace("{text}", response.text) for response in record.responses),
+        ]
 
     def _finish(self, ids: list[int]) -> list[int]:
         """Start tokens once (a chat template brings its own) and the end token exactly once."""
@@ -245,7 +273,9 @@ class RecordTokenizer:
             records of which nothing is left and conversations that the chat template refuses give one).
         """
         rendered = [self._rendered(record) for record in records]
-        flat = self._encode([text for texts in rendered if not isinstance(texts, RecordError) for text in texts])
+        flat = self._encode(
+            [text for texts in rendered if not isinstance(texts, RecordError) for text in texts]
+        )
         out: list[TokenizedRecord | RecordError] = []
         start = 0
         for record, texts in zip(records, rendered, strict=True):
@@ -268,7 +298,9 @@ class RecordTokenizer:
         except RecordError as error:
             return error
 
-    def _assemble(self, record: PreferenceRecord, prompt: list[int], full: list[list[int]]) -> TokenizedRecord:
+    def _assemble(
+        self, record: PreferenceRecord, prompt: list[int], full: list[list[int]]
+    ) -> TokenizedRecord:
         sequences = [np.asarray(ids, dtype=np.int32) for ids in full]
         prompt_ids = np.asarray(prompt, dtype=np.int32)
         # Never the whole of a sequence: a response keeps at least its end token to be read at.
@@ -294,7 +326,9 @@ class RecordTokenizer:
             prefix = min(prefix, *(len(sequence) - 1 for sequence in ids))
         else:
             prefix = shared
-        head = np.concatenate([ids[0][:keep_left], ids[0][keep_left + cut : prefix]]) if cut else ids[0][:prefix]
+        head = (
+            np.concatenate([ids[0][:keep_left], ids[0][keep_left + cut : prefix]]) if cut else ids[0][:prefix]
+        )
         own = [sequence[prefix:] for sequence in ids]
         lengths = np.asarray([len(head), *(len(part) for part in own)], dtype=np.int32)
         return TokenizedRecord(np.concatenate([head, *own]), lengths, kept, comparisons, cut, dropped)
@@ -328,6 +362,21 @@ class RecordTokenizer:
         if len(kept) < len(sequences):
             dropped["response longer than max_length"] += len(sequences) - len(kept)
         return kept
+
+
+DIRECTIVES = "aAwdbBmyYHIMSfpjUWcxXGuV"
+
+
+def frozen_clock(today: date) -> str:
+    """A Jinja macro that hides the clock which transformers offers to templates under the same name.
+
+    It is written in Jinja itself, because transformers replaces functions that are passed to a template.
+    """
+    values = {f"%{name}": today.strftime(f"%{name}") for name in DIRECTIVES}
+    values |= {f"%-{name}": values[f"%{name}"].lstrip("0") or "0" for name in "dmjHIMS"}
+    known = "".join(f" | replace({name!r}, {value!r})" for name, value in values.items())
+    # Templates are rendered with trim_blocks: the line break after the macro goes, too.
+    return f"{{% macro strftime_now(format) %}}{{{{ format{known} }}}}{{% endmacro %}}\n"
 
 
 def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -104,7 +104,9 @@ class UKPConvArgDataModule(PreferenceDataModule):
         if split not in ("debates", "pairs"):
             raise ValueError(f"split must be debates or pairs, got {split!r}")
         if max_responses_per_record is not None and max_responses_per_record < 2:
-            raise ValueError(f"max_responses_per_record must be at least 2 or null, got {max_responses_per_record}")
+            raise ValueError(
+                f"max_responses_per_record must be at least 2 or null, got {max_responses_per_record}"
+            )
         self.data_dir, self.judgements, self.split = data_dir, judgements, split
         self.max_responses_per_record = max_responses_per_record
 
@@ -145,7 +147,9 @@ class UKPConvArgDataModule(PreferenceDataModule):
                 elif self.split == "debates" or split_pair(pair.key) == source:
                     sides.setdefault((pair.title, pair.stance), []).append(pair)
             stem = path.name.removesuffix(".gz").removesuffix(".xml")
-            parts = [part for pairs in sides.values() for part in divide(pairs, self.max_responses_per_record)]
+            parts = [
+                part for pairs in sides.values() for part in divide(pairs, self.max_responses_per_record)
+            ]
             for number, pairs in enumerate(parts, 1):
                 fields = {"id": stem if len(parts) == 1 else f"{stem}#{number}", "pairs": pairs}
                 yield SourceRow(str(path), pairs[0].number, fields)
@@ -261,7 +265,9 @@ def read_pairs(path: Path) -> Iterator[Pair | RecordError]:
         raise error.at(str(path), 1) from None
     except (ElementTree.ParseError, LookupError, ValueError, EOFError, gzip.BadGzipFile) as error:
         line = getattr(error, "position", (1, 0))[0]
-        raise RecordError("file", str(error), "well-formed XML", reason="not XML", file=str(path), line=line) from error
+        raise RecordError(
+            "file", str(error), "well-formed XML", reason="not XML", file=str(path), line=line
+        ) from error
     for number, element in enumerate(root.iterfind("annotatedArgumentPair"), 1):
         try:
             yield _read_pair(number, element)

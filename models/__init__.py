@@ -5,4 +5,12 @@ from .base import RewardModule
 from .bradley_terry import BradleyTerryRM
 from .metrics import PreferenceMetrics
 
-__all__ = ["Backbone", "BackboneConfig", "BradleyTerryRM", "LoRAConfig", "PreferenceMetrics", "RewardHead", "RewardModule"]
+__all__ = [
+    "Backbone",
+    "BackboneConfig",
+    "BradleyTerryRM",
+    "LoRAConfig",
+    "PreferenceMetrics",
+    "RewardHead",
+    "RewardModule",
+]

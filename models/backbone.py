@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from pluralign.datamodules.batch import PreferenceBatch
 
-from .rows import attention_bias, block_mask, pad_to_multiple, pool, separate_rows
+from .rows import attention_bias, block_mask, length_chunks, pad_to_multiple, pool, separate_rows, take_rows
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Backbone", "BackboneConfig", "LoRAConfig", "RewardHead"]
 
 FULL_ATTENTION = frozenset(
-    "gemma gpt2 gpt_neox llama mistral olmo2 opt phi3 qwen2 qwen3 smollm3".split()
+    ("gemma", "gpt2", "gpt_neox", "llama", "mistral", "olmo2", "opt", "phi3", "qwen2", "qwen3", "smollm3")
 )
 """Model types whose layers are full attention unless the configuration names a window; each one tried."""
 
@@ -71,6 +71,8 @@ class BackboneConfig:
         quantization: ``4bit`` or ``8bit`` base through bitsandbytes; needs ``frozen`` or ``lora``.
         gradient_checkpointing: Recompute activations in the backward pass.
         attention: ``auto`` is FlexAttention on CUDA where the network supports it and SDPA elsewhere.
+        length_chunks: Run separate rows in several passes of similar lengths where that saves padding. Turn it
+            off under fully sharded training, where every rank must make equally many passes.
         trust_remote_code: Whether code that ships with the weights may run.
     """
 
@@ -86,6 +88,7 @@ class BackboneConfig:
     quantization: Literal["4bit", "8bit"] | None = None
     gradient_checkpointing: bool = False
     attention: Literal["auto", "sdpa", "eager", "flex_attention"] = "auto"
+    length_chunks: bool = True
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
@@ -101,7 +104,9 @@ class BackboneConfig:
         if self.frozen and self.lora is not None:
             raise ValueError("backbone.frozen=true trains no adapters: leave out backbone.lora, or frozen")
         if self.quantization is not None and not self.frozen and self.lora is None:
-            raise ValueError("a quantized backbone cannot be trained itself: set backbone.lora or backbone.frozen")
+            raise ValueError(
+                "a quantized backbone cannot be trained itself: set backbone.lora or backbone.frozen"
+            )
         if self.quantization is not None and self.name is None:
             raise ValueError("backbone.quantization needs pretrained weights: set backbone.name")
 
@@ -188,9 +193,13 @@ class Backbone(nn.Module):
             return "shared"
         difference, tolerance = self._compare_layouts(model)
         if difference <= tolerance:
-            rank_zero_info(f"backbone layout: shared rows (differ from separate ones by {difference:.1e} on a test input)")
+            rank_zero_info(
+                f"backbone layout: shared rows (differ from separate ones by {difference:.1e} on a test input)"
+            )
             return "shared"
-        message = f"shared and separate rows differ by {difference:.1e} (tolerance {tolerance:.0e}) on a test input"
+        message = (
+            f"shared and separate rows differ by {difference:.1e} (tolerance {tolerance:.0e}) on a test input"
+        )
         if wish == "shared":
             raise ValueError(f"backbone.layout='shared' is wrong for this network: {message}")
         rank_zero_warn(f"backbone layout: separate rows; {message}")
@@ -260,7 +269,24 @@ class Backbone(nn.Module):
             (R, H), in the backbone's dtype.
         """
         batch = self.arrange(batch)
-        return pool(self.encode(batch), batch, self.pooling)
+        chunks = self._chunks(batch)
+        if len(chunks) == 1:
+            return pool(self.encode(batch), batch, self.pooling)
+        parts = [take_rows(batch, rows) for rows in chunks]
+        pooled = torch.cat([pool(self.encode(part), part, self.pooling) for part in parts])
+        order = torch.tensor([row for rows in chunks for row in rows], device=pooled.device)
+        return pooled[torch.argsort(order)]
+
+    def _chunks(self, batch: PreferenceBatch) -> list[list[int]]:
+        """Groups of separate rows that are run apart, so that a prompt's short responses carry no long padding."""
+        if (
+            self.layout != "separate"
+            or self.flex
+            or not self.config.length_chunks
+            or "row_lengths" not in batch
+        ):
+            return [[]]
+        return length_chunks(batch["row_lengths"])
 
 
 def _hidden_size(config: "PretrainedConfig") -> int:
@@ -298,12 +324,17 @@ def _load(config: BackboneConfig) -> "PreTrainedModel":
         )
         missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
         if missing:
-            raise ValueError(f"backbone.name={config.name!r} has no weights for {', '.join(missing[:5])}, ...: not a "
-                             "checkpoint of this architecture")
+            raise ValueError(
+                f"backbone.name={config.name!r} has no weights for {', '.join(missing[:5])}, ...: not a "
+                "checkpoint of this architecture"
+            )
     if network.is_encoder_decoder:
-        raise ValueError(f"encoder-decoder networks ({network.model_type}) are not supported; use a causal or BERT-type one")
+        raise ValueError(
+            f"encoder-decoder networks ({network.model_type}) are not supported; use a causal or BERT-type one"
+        )
     if getattr(model, "pooler", None) is not None:
-        model.pooler = None  # the tanh pooler is never used here; unused parameters stall distributed training
+        # BERT's own pooler is never used here, and unused parameters stall distributed training.
+        model.register_module("pooler", None)
     return model
 
 
@@ -376,7 +407,9 @@ def _why_not_shared(config: "PretrainedConfig", causal: bool) -> str:
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds - {"full_attention"}:
         return f"it has {', '.join(sorted(kinds))} layers"
-    windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+    windowed = getattr(config, "sliding_window", None) is not None and getattr(
+        config, "use_sliding_window", True
+    )
     if windowed and kinds != {"full_attention"}:
         return f"its attention has a window of {config.sliding_window}"
     if not kinds and config.model_type not in FULL_ATTENTION:

@@ -59,11 +59,15 @@ class RewardModule(L.LightningModule, ABC):
                 after every validation, on ``val/loss``). None keeps the rate.
         """
         super().__init__()
-        self.backbone_config = backbone if isinstance(backbone, BackboneConfig) else BackboneConfig(**backbone)
+        self.backbone_config = (
+            backbone if isinstance(backbone, BackboneConfig) else BackboneConfig(**backbone)
+        )
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.backbone: Backbone | None = None
         self.text_format: dict[str, Any] | None = None
-        self.metrics = nn.ModuleDict({f"{stage}_metrics": PreferenceMetrics() for stage in ("train", "val", "test")})
+        self.metrics = nn.ModuleDict(
+            {f"{stage}_metrics": PreferenceMetrics() for stage in ("train", "val", "test")}
+        )
         self._checked = False
         self._largest_gap: Tensor | None = None
 
@@ -99,8 +103,15 @@ class RewardModule(L.LightningModule, ABC):
             RuntimeError: If ``configure_model`` has not run.
         """
         if self.backbone is None:
-            raise RuntimeError(f"{type(self).__name__} has no weights yet: call configure_model(), or let a Trainer do it")
+            raise RuntimeError(
+                f"{type(self).__name__} has no weights yet: call configure_model(), or let a Trainer do it"
+            )
         return self.backbone
+
+    def _metrics(self, stage: str) -> PreferenceMetrics:
+        metrics = self.metrics[f"{stage}_metrics"]
+        assert isinstance(metrics, PreferenceMetrics)  # nn.ModuleDict forgets the type
+        return metrics
 
     # Steps ---------------------------------------------------------------------------------------------
 
@@ -129,16 +140,24 @@ class RewardModule(L.LightningModule, ABC):
         kept = self.text_format or {}
         different = [name for name in sorted({*kept, *current}) if kept.get(name) != current.get(name)]
         if different:
-            changes = "; ".join(f"{name}: trained with {kept.get(name)!r}, now {current.get(name)!r}" for name in different)
-            raise ValueError(f"the text format differs from the one this model was trained with ({changes}); set data.text alike")
+            changes = "; ".join(
+                f"{name}: trained with {kept.get(name)!r}, now {current.get(name)!r}" for name in different
+            )
+            raise ValueError(
+                f"the text format differs from the one this model was trained with ({changes}); set data.text alike"
+            )
 
     def _check(self, batch: PreferenceBatch) -> None:
         """Once, on the first batch: does the data have what the method needs, and does it fit the network?"""
         self._checked = True
         missing = sorted(key for key in self.requires if key not in batch)
         if missing:
-            wanted = "; ".join(f"{key!r} (provided by {PROVIDERS.get(key, 'no data module so far')})" for key in missing)
-            raise ValueError(f"{type(self).__name__} needs batch keys that this data lacks: {wanted}; it has {sorted(batch)}")
+            wanted = "; ".join(
+                f"{key!r} (provided by {PROVIDERS.get(key, 'no data module so far')})" for key in missing
+            )
+            raise ValueError(
+                f"{type(self).__name__} needs batch keys that this data lacks: {wanted}; it has {sorted(batch)}"
+            )
         backbone = self.backbone
         if backbone is None or "input_ids" not in batch:
             return
@@ -162,10 +181,17 @@ class RewardModule(L.LightningModule, ABC):
             self._check(batch)
         output: RewardOutput = self(batch)
         loss = self.compute_loss(output, batch)
-        self.metrics[f"{stage}_metrics"].update(output, batch)
+        self._metrics(stage).update(output, batch)
         size = len(batch["comparisons"]) if "comparisons" in batch else len(batch["response_row"])
-        self.log(f"{stage}/loss", loss, batch_size=size, prog_bar=True, on_step=stage == "train", on_epoch=stage != "train",
-                 sync_dist=stage != "train")
+        self.log(
+            f"{stage}/loss",
+            loss,
+            batch_size=size,
+            prog_bar=True,
+            on_step=stage == "train",
+            on_epoch=stage != "train",
+            sync_dist=stage != "train",
+        )
         return loss, output
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
@@ -204,12 +230,14 @@ class RewardModule(L.LightningModule, ABC):
         Returns:
             ``id`` (a list), ``response_prompt`` and ``response_index`` (R,), and the module's output.
         """
-        names = {name: batch[name] for name in ("id", "response_prompt", "response_index")}  # type: ignore[literal-required]
+        names = {name: batch[name] for name in ("id", "response_prompt", "response_index")}
         return {**names, **self(batch)}
 
     def _log_metrics(self, stage: str) -> None:
-        metric = self.metrics[f"{stage}_metrics"]
-        values = {f"{stage}/{name}": value for name, value in metric.compute().items() if not bool(value.isnan())}
+        metric = self._metrics(stage)
+        values = {
+            f"{stage}/{name}": value for name, value in metric.compute().items() if not bool(value.isnan())
+        }
         metric.reset()
         shown = f"{stage}/accuracy"
         self.log_dict({name: value for name, value in values.items() if name != shown})
@@ -251,14 +279,18 @@ class RewardModule(L.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave frozen weights out and keep the text format beside the rest."""
         keys = self.saved_keys()
-        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in keys}
+        checkpoint["state_dict"] = {
+            name: value for name, value in checkpoint["state_dict"].items() if name in keys
+        }
         checkpoint["pluralign"] = {"version": __version__, "text_format": self.text_format}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take back the text format."""
         self.text_format = checkpoint.get("pluralign", {}).get("text_format")
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:  # noqa: ANN401  torch's own type is private
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:  # noqa: ANN401  torch's own type is private
         """Load what :meth:`saved_keys` names; frozen weights come from the backbone's own files.
 
         Args:

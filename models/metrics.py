@@ -54,7 +54,9 @@ class PreferenceMetrics(Metric):
         """
         if "reward" in output and output["reward"].ndim == 1:
             reward = output["reward"].double()
-            self.rewards += torch.stack([reward.new_tensor(float(reward.numel())), reward.sum(), reward.square().sum()])
+            self.rewards += torch.stack(
+                [reward.new_tensor(float(reward.numel())), reward.sum(), reward.square().sum()]
+            )
         if "chosen" not in output:
             return
         margin = output["chosen"].double() - output["rejected"].double()
@@ -62,7 +64,9 @@ class PreferenceMetrics(Metric):
         predicted = margin.sigmoid()
         decided = share != 0.5
         towards = torch.where(share > 0.5, margin, -margin)
-        log_loss = torch.nn.functional.softplus(-margin) * share + torch.nn.functional.softplus(margin) * (1 - share)
+        log_loss = torch.nn.functional.softplus(-margin) * share + torch.nn.functional.softplus(margin) * (
+            1 - share
+        )
         self.sums += torch.stack(
             [
                 margin.new_tensor(float(margin.numel())),

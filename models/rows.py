@@ -1,5 +1,6 @@
 """Tensor operations on rows: masks of shared rows, separating them, pooling by index."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -10,7 +11,15 @@ from pluralign.datamodules.batch import PreferenceBatch
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-__all__ = ["attention_bias", "block_mask", "pad_to_multiple", "pool", "separate_rows"]
+__all__ = [
+    "attention_bias",
+    "block_mask",
+    "length_chunks",
+    "pad_to_multiple",
+    "pool",
+    "separate_rows",
+    "take_rows",
+]
 
 
 def attention_bias(segment_ids: Tensor, dtype: torch.dtype) -> Tensor:
@@ -76,7 +85,7 @@ def separate_rows(batch: PreferenceBatch) -> PreferenceBatch:
     segment = segments[row, end]  # the response's number in its row
     mine = (segments[row] == 0) | (segments[row] == segment[:, None])
     lengths = mine.sum(dim=1)
-    width = int(lengths.max())
+    width = int(lengths.max())  # waits for the device
     # A stable sort brings the row's own columns to the front in their order.
     columns = torch.argsort(~mine, dim=1, stable=True)[:, :width]
     real = torch.arange(width, device=row.device)[None] < lengths[:, None]
@@ -91,8 +100,49 @@ def separate_rows(batch: PreferenceBatch) -> PreferenceBatch:
         "segment_ids": take("segment_ids", -1).clamp(max=1),
         "response_row": torch.arange(len(row), device=row.device),
         "response_end": lengths - 1,
+        "row_lengths": lengths.tolist(),
     }
     return cast(PreferenceBatch, {**batch, **separate})
+
+
+def length_chunks(lengths: Sequence[int], *, overhead: int = 256) -> list[list[int]]:
+    """Rows in groups of similar length, so that short ones are not run at the longest one's width.
+
+    Args:
+        lengths: Tokens of each row.
+        overhead: Padded tokens that must be saved to be worth another pass.
+
+    Returns:
+        Row numbers of each group, longest rows first; a single group where nothing is worth dividing.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    chunks: list[list[int]] = [[]]
+    for place, row in enumerate(order):
+        if chunks[-1]:
+            longest = lengths[chunks[-1][0]]
+            remaining = len(order) - place
+            if lengths[row] < 0.75 * longest and remaining * (longest - lengths[row]) > overhead:
+                chunks.append([])
+        chunks[-1].append(row)
+    return chunks
+
+
+def take_rows(batch: PreferenceBatch, rows: Sequence[int]) -> PreferenceBatch:
+    """Some rows of a batch in the separate layout, no wider than the longest of them.
+
+    Args:
+        batch: One response in each row; ``row_lengths`` must be there.
+        rows: Row numbers.
+    """
+    lengths = [batch["row_lengths"][row] for row in rows]
+    index = torch.tensor(rows, device=batch["input_ids"].device)
+    part: dict[str, object] = {
+        name: batch[name][index, : max(lengths)]
+        for name in ("input_ids", "position_ids", "segment_ids")
+    }
+    part["response_row"] = torch.arange(len(rows), device=index.device)
+    part["response_end"] = batch["response_end"][index]
+    return cast(PreferenceBatch, {**part, "row_lengths": lengths})
 
 
 def pool(hidden: Tensor, batch: PreferenceBatch, pooling: str) -> Tensor:
@@ -121,7 +171,11 @@ def pool(hidden: Tensor, batch: PreferenceBatch, pooling: str) -> Tensor:
     # Slots: every response, then every row's prefix, then one for padding.
     first = torch.searchsorted(row, torch.arange(rows, device=row.device))
     responses = len(row)
-    slot = torch.where(segments > 0, first[:, None] + segments - 1, responses + torch.arange(rows, device=row.device)[:, None])
+    slot = torch.where(
+        segments > 0,
+        first[:, None] + segments - 1,
+        responses + torch.arange(rows, device=row.device)[:, None],
+    )
     slot = slot.masked_fill(segments < 0, responses + rows).flatten()
     sums = hidden.new_zeros((responses + rows + 1, size), dtype=torch.float32)
     sums = sums.index_add(0, slot, hidden.reshape(-1, size).float())

@@ -23,7 +23,9 @@ def make_rows(counts=(2, 3, 1), seed=0, vocabulary=64, pairs=True):
     rows = []
     for i, count in enumerate(counts):
         lengths = np.asarray([rng.integers(3, 13), *rng.integers(1, 10, count)], dtype=np.int32)
-        comparisons = np.asarray([(0, j) for j in range(1, count)] if pairs else [], dtype=np.int32).reshape(-1, 2)
+        comparisons = np.asarray([(0, j) for j in range(1, count)] if pairs else [], dtype=np.int32).reshape(
+            -1, 2
+        )
         rows.append(
             TokenRow(
                 id=f"prompt-{i}",

@@ -1,10 +1,17 @@
+import numpy as np
 import pytest
 import torch
 
 from pluralign.models import Backbone, BackboneConfig, LoRAConfig, RewardHead
 from pluralign.models.backbone import FULL_ATTENTION
 
-SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
 TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
 CONFIGS = {
@@ -14,8 +21,14 @@ CONFIGS = {
     "llama": SMALL,
     "mistral": {**SMALL, "num_key_value_heads": 2, "sliding_window": None},
     "olmo2": {**SMALL, **TOKENS},
-    "opt": {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 64,
-            "word_embed_proj_dim": 32},
+    "opt": {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "ffn_dim": 64,
+        "word_embed_proj_dim": 32,
+    },
     "phi3": {**SMALL, **TOKENS},
     "qwen2": {**SMALL, "num_key_value_heads": 2},
     "qwen3": {**SMALL, **GROUPED},
@@ -52,7 +65,15 @@ def test_shared_rows_equal_separate_rows(model_type, batch):
         ("mistral", {"num_key_value_heads": 2, "sliding_window": 4}),
         ("gemma3_text", GROUPED),
         ("gemma2", GROUPED),
-        ("qwen2", {"num_key_value_heads": 2, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
+        (
+            "qwen2",
+            {
+                "num_key_value_heads": 2,
+                "use_sliding_window": True,
+                "sliding_window": 4,
+                "max_window_layers": 1,
+            },
+        ),
         ("cohere", {"num_key_value_heads": 2, **TOKENS}),
     ],
 )
@@ -78,6 +99,33 @@ def test_bidirectional_networks_take_separate_rows_and_ignore_padding(model_type
     alone = [states(backbone, PreferenceCollator(layout="separate")([record])) for record in rows((2, 3, 1))]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
     assert not any("pooler" in name for name, _ in backbone.named_parameters()), "never used, so not there"
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "cls"])
+def test_separate_rows_run_in_chunks_of_similar_length(pooling, monkeypatch):
+    from pluralign.datamodules.cache import TokenRow
+    from pluralign.datamodules.collate import PreferenceCollator
+
+    rng = np.random.default_rng(0)
+    lengths = np.asarray([5, 160, 3, 170, 4, 166, 2], dtype=np.int32)
+    none = np.zeros(0, dtype=np.int32)
+    record = TokenRow(
+        "a", rng.integers(0, 64, lengths.sum()).astype(np.int32), lengths, np.arange(6), none.reshape(0, 2), none,
+        none.astype(np.float32), {},
+    )  # fmt: skip
+    data = PreferenceCollator(layout="separate")([record])
+    backbone = Backbone(BackboneConfig(config={"model_type": "bert", **SMALL}, pooling=pooling))
+    widths = []
+    original = Backbone.encode
+    monkeypatch.setattr(
+        Backbone, "encode", lambda self, part: widths.append(part["input_ids"].shape) or original(self, part)
+    )
+    chunked = states(backbone, data)
+    assert widths == [(3, 175), (3, 9)]
+    object.__setattr__(backbone.config, "length_chunks", False)
+    whole = states(backbone, data)
+    assert widths[2:] == [(6, 175)]
+    torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=0)
 
 
 def test_a_layout_that_fails_the_check_falls_back_with_a_warning(monkeypatch, batch):
@@ -110,8 +158,6 @@ def test_states_depend_on_nothing_but_prompt_and_response(pooling, batch, rows):
         ends = record.lengths.cumsum()
         for j in range(len(record.response_index)):
             own = record.tokens[ends[j] : ends[j + 1]]
-            import numpy as np
-
             single = TokenRow(
                 record.id,
                 np.concatenate([record.tokens[: ends[0]], own]),
@@ -147,7 +193,11 @@ def test_gradient_checkpointing_is_on_and_changes_no_gradient(batch, monkeypatch
 
     calls = []
     original = torch.utils.checkpoint.checkpoint
-    counted = lambda *a, **k: calls.append(1) or original(*a, **k)  # noqa: E731
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return original(*args, **kwargs)
+
     monkeypatch.setattr("transformers.modeling_utils.checkpoint", counted)  # bound there by name
     monkeypatch.setattr(torch.utils.checkpoint, "checkpoint", counted)
     gradients = []
@@ -156,7 +206,7 @@ def test_gradient_checkpointing_is_on_and_changes_no_gradient(batch, monkeypatch
         backbone = Backbone(tiny("llama", gradient_checkpointing=checkpointing))
         backbone(batch()).square().sum().backward()
         gradients.append([parameter.grad for parameter in backbone.parameters()])
-        assert bool(calls) == checkpointing, 'recomputed only where asked for'
+        assert bool(calls) == checkpointing, "recomputed only where asked for"
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed)
 
@@ -196,7 +246,10 @@ def test_pretrained_folder_round_trip_and_missing_weights(tmp_path, batch):
         ({"config": {}}, "must hold model_type"),
         ({"name": "x", "frozen": True, "lora": LoRAConfig()}, "trains no adapters"),
         ({"name": "x", "quantization": "4bit"}, "cannot be trained itself"),
-        ({"config": {"model_type": "llama"}, "quantization": "8bit", "frozen": True}, "needs pretrained weights"),
+        (
+            {"config": {"model_type": "llama"}, "quantization": "8bit", "frozen": True},
+            "needs pretrained weights",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other(settings, message):
@@ -206,7 +259,11 @@ def test_settings_that_contradict_each_other(settings, message):
 
 def test_encoder_decoders_are_refused():
     with pytest.raises(ValueError, match="encoder-decoder"):
-        Backbone(BackboneConfig(config={"model_type": "t5", "vocab_size": 64, "d_model": 16, "num_layers": 1, "d_ff": 16}))
+        Backbone(
+            BackboneConfig(
+                config={"model_type": "t5", "vocab_size": 64, "d_model": 16, "num_layers": 1, "d_ff": 16}
+            )
+        )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -10,7 +10,9 @@ from pluralign.models import BackboneConfig, BradleyTerryRM, LoRAConfig
 @pytest.fixture
 def model(llama):
     def build(**settings):
-        backbone = {name: settings.pop(name) for name in list(settings) if name in BackboneConfig.__dataclass_fields__}
+        backbone = {
+            name: settings.pop(name) for name in list(settings) if name in BackboneConfig.__dataclass_fields__
+        }
         module = BradleyTerryRM(llama(**backbone), **settings)
         module.configure_model()
         return module
@@ -35,7 +37,9 @@ def test_loss_of_one_batch_is_the_written_out_formula(model, batch):
         weights += float(data["weight"][p])
     pairs = data["comparisons"].tolist()
     centring = sum(float(output["reward"][i] + output["reward"][j]) ** 2 for i, j in pairs) / len(pairs)
-    assert float(module.compute_loss(output, data)) == pytest.approx(total / weights + 0.01 * centring, rel=1e-5)
+    assert float(module.compute_loss(output, data)) == pytest.approx(
+        total / weights + 0.01 * centring, rel=1e-5
+    )
 
 
 def test_rewards_are_read_by_index_and_float32(model, batch):
@@ -80,7 +84,9 @@ def test_layouts_give_equal_rewards_and_gradients(model, batch):
         module.zero_grad()
         output = module(data)
         module.compute_loss(output, data).backward()
-        gradients.append([output["reward"].detach(), *(parameter.grad.clone() for parameter in module.parameters())])
+        gradients.append(
+            [output["reward"].detach(), *(parameter.grad.clone() for parameter in module.parameters())]
+        )
     for mine, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
 

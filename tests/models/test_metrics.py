@@ -47,7 +47,13 @@ def by_loops(margins, shares):
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.floats(-8, 8, width=32), st.sampled_from([0.0, 0.2, 0.5, 0.8, 1.0])), min_size=1, max_size=30))
+@given(
+    st.lists(
+        st.tuples(st.floats(-8, 8, width=32), st.sampled_from([0.0, 0.2, 0.5, 0.8, 1.0])),
+        min_size=1,
+        max_size=30,
+    )
+)
 def test_values_match_plain_loops(pairs):
     margins, shares = (list(part) for part in zip(*pairs, strict=True))
     margins, shares = [*margins, 0.25], [*shares, 1.0]  # at least one decided comparison
@@ -88,7 +94,9 @@ def test_ragged_batches_sum_as_one():
     whole, parts = PreferenceMetrics(), PreferenceMetrics()
 
     def add(metric, chosen, share, reward):
-        metric.update({"chosen": chosen, "rejected": torch.zeros_like(chosen), "reward": reward}, {"preference": share})
+        metric.update(
+            {"chosen": chosen, "rejected": torch.zeros_like(chosen), "reward": reward}, {"preference": share}
+        )
 
     add(whole, margins, shares, rewards)
     for (a, b), (c, d) in zip([(0, 1), (1, 40), (40, 57)], [(0, 3), (3, 4), (4, 31)], strict=True):

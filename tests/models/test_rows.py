@@ -32,7 +32,9 @@ def test_block_mask_is_the_same_mask(batch):
     padded = pad_to_multiple(batch(), 128)
     segments = padded["segment_ids"]
     mask = block_mask(segments)
-    dense = create_mask(mask.mask_mod, segments.shape[0], 1, segments.shape[1], segments.shape[1], device="cpu")
+    dense = create_mask(
+        mask.mask_mod, segments.shape[0], 1, segments.shape[1], segments.shape[1], device="cpu"
+    )
     assert torch.equal(dense[:, 0], allowed_by_loops(segments))
 
 
@@ -66,8 +68,10 @@ def test_pooling_finds_each_response_by_index(batch, rows, layout, pooling):
         for j in range(len(record.response_index)):
             line = i if layout == "shared" else response
             prefix = list(range(ends[0]))
-            own = list(range(ends[j], ends[j + 1])) if layout == "shared" else list(
-                range(ends[0], ends[0] + record.lengths[j + 1])
+            own = (
+                list(range(ends[j], ends[j + 1]))
+                if layout == "shared"
+                else list(range(ends[0], ends[0] + record.lengths[j + 1]))
             )
             columns = {"last": own[-1:], "mean": prefix + own, "cls": [0]}[pooling]
             torch.testing.assert_close(pooled[response], hidden[line, columns].mean(dim=0))

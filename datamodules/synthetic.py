@@ -1,0 +1,334 @@
+r"""SyntheticDataModule: a seeded crowd whose tastes are known, to see whether a method finds them.
+
+* Source: made here; offline. Licence: that of this package. Revision: ``VERSION`` in ``_synthetic_crowd.py``, with the settings.
+* Columns: ``prompt``, ``responses``, ``scores``, ``comparisons``, as :meth:`SyntheticDataModule.load` makes them.
+* Split rule: the sources are generated with disjoint prompts, each from its own random stream.
+
+The crowd
+    Words have latent vectors; a response is a phrase of words, its place :math:`x` the mean of theirs. A group
+    of users has an ideal point :math:`z`, and a user likes a response the more, the nearer it is (the
+    ideal-point model of preference, Coombs 1950):
+
+    .. math:: u(x) = \bigl(-|x - z|^2 - m(z)\bigr) / s
+
+    where :math:`m(z)` makes a user's mean over random phrases 0 (a constant that no comparison can show) and
+    :math:`s` makes the standard deviation 1. So :math:`u` is affine in :math:`z`, and the mean utility of the
+    population is the utility of its mean ideal point.
+
+A judgement
+    With :math:`D = u(x_1) - u(x_2)`, sharpness :math:`k` and tie width :math:`t` a user prefers the first with
+    probability :math:`\sigma(k(D - t))`, the second with :math:`\sigma(k(-D - t))`, and else calls it a tie; a
+    share ``label_noise`` of the judgements is a coin flip instead.
+"""
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from ._synthetic_crowd import (
+    NUM_PROMPTS,
+    STEP,
+    TOPICS,
+    VERSION,
+    WORDS,
+    Crowd,
+    Floats,
+    SyntheticTruth,
+    agreement,
+)
+from .base import SPLITS, LoaderConfig, PreferenceDataModule
+from .files import SourceRow
+from .record import Comparison, PreferenceRecord, Response
+from .text import TextConfig
+
+__all__ = ["SyntheticDataModule", "SyntheticTruth"]
+
+SETTINGS = (
+    "judgements",
+    "num_groups",
+    "num_users",
+    "disagreement",
+    "label_noise",
+    "sharpness",
+    "tie_width",
+    "user_spread",
+    "num_domains",
+    "num_responses",
+    "comparisons_per_prompt",
+    "votes_per_comparison",
+    "num_words",
+    "num_words_per_response",
+    "num_dimensions",
+    "seed",
+)
+
+
+class _Prompt(NamedTuple):
+    """One generated prompt: text, domain, phrases, their places, and (first, second, user, counts) judgements."""
+
+    text: str
+    domain: int
+    phrases: list[str]
+    places: Floats
+    judgements: list[tuple[int, int, int, tuple[int, int, int]]]
+
+
+class SyntheticDataModule(PreferenceDataModule):
+    """A seeded crowd of users in groups, with known ideal points; offline, learnable in a minute."""
+
+    name = "synthetic"
+    sources = SPLITS
+
+    def __init__(
+        self,
+        *,
+        judgements: Literal["crowd", "users"] = "users",
+        num_groups: int = 3,
+        num_users: int = 60,
+        disagreement: float = 0.5,
+        label_noise: float = 0.05,
+        sharpness: float = 4.0,
+        tie_width: float = 0.05,
+        user_spread: float = 0.0,
+        num_domains: int = 1,
+        num_responses: int = 4,
+        comparisons_per_prompt: int = 6,
+        votes_per_comparison: int = 8,
+        num_words: int = 16,
+        num_words_per_response: int = 3,
+        num_dimensions: int = 4,
+        num_train: int = 1024,
+        num_validation: int = 128,
+        num_test: int = 256,
+        num_predict: int = 64,
+        seed: int = 0,
+        text: TextConfig = TextConfig(),
+        loader: LoaderConfig = LoaderConfig(),
+        on_invalid: Literal["error", "skip"] = "error",
+        cache_dir: str | None = None,
+    ) -> None:
+        """Describe the crowd; generates nothing. The data are a function of these settings alone.
+
+        Args:
+            judgements: ``users``: each comparison judged by one user, who is named. ``crowd``: by several, of
+                whom the share and the counts (for the first, ties, for the second) are kept.
+            num_groups: Groups of users, each with an ideal point.
+            num_users: Users, spread evenly over the groups; at least one for each.
+            disagreement: How far the groups' ideal points are apart: 0 all equal, 1 nothing in common.
+            label_noise: Share of judgements that are a coin flip, in [0, 1].
+            sharpness: How surely a user tells a difference of utility of one standard deviation, > 0.
+            tie_width: Difference of utility below which ties are common, >= 0.
+            user_spread: Standard deviation, per dimension, of a user's ideal point about the group's (whose
+                length is 3).
+            num_domains: Domains, each of which shifts every ideal point; 1 for none. The prompt names it.
+            num_responses: Responses of each prompt, >= 2.
+            comparisons_per_prompt: Judged pairs of each prompt, >= 1; pairs repeat only when all are used.
+            votes_per_comparison: Users who judge a pair where a crowd judges; at most ``num_users``.
+            num_words: Words that responses are made of, 4 to 48.
+            num_words_per_response: Words in a response.
+            num_dimensions: Of the latent space.
+            num_train: Prompts of the training split.
+            num_validation: Prompts of the validation split.
+            num_test: Prompts of the test split.
+            num_predict: Prompts to score, without judgements.
+            seed: Seed of everything.
+            text: Tokenizer, format and truncation.
+            loader: Batch bounds, order and workers.
+            on_invalid: Without effect here: every row is valid.
+            cache_dir: Folder of token caches; None for ``$PLURALIGN_CACHE`` or ``~/.cache/pluralign``.
+
+        Raises:
+            ValueError: If a setting is outside its range.
+
+        Example:
+            >>> truth = SyntheticDataModule(num_groups=2, num_train=8).truth("train")
+            >>> truth.ideal_points.shape, truth.utility().shape
+            ((2, 4), (60, 32))
+
+        .. versionadded:: 0.1
+        """
+        super().__init__(text=text, loader=loader, on_invalid=on_invalid, cache_dir=cache_dir)
+        if judgements not in ("crowd", "users"):
+            raise ValueError(f"judgements must be crowd or users, got {judgements!r}")
+        self.judgements, self.seed = judgements, seed
+        self.num_groups, self.num_users, self.user_spread = num_groups, num_users, user_spread
+        self.disagreement, self.label_noise = disagreement, label_noise
+        self.sharpness, self.tie_width, self.num_domains = sharpness, tie_width, num_domains
+        self.num_responses, self.comparisons_per_prompt = num_responses, comparisons_per_prompt
+        self.votes_per_comparison, self.num_dimensions = votes_per_comparison, num_dimensions
+        self.num_words, self.num_words_per_response = num_words, num_words_per_response
+        self.num_prompts = dict(zip(SPLITS, (num_train, num_validation, num_test, num_predict), strict=True))
+        self._check()
+
+    def _check(self) -> None:
+        most = NUM_PROMPTS // len(SPLITS)
+        ranges: dict[str, tuple[float, float]] = {
+            "num_groups": (1, self.num_users),
+            "disagreement": (0, 1),
+            "label_noise": (0, 1),
+            "sharpness": (1e-6, np.inf),
+            "tie_width": (0, np.inf),
+            "user_spread": (0, np.inf),
+            "num_domains": (1, len(TOPICS)),
+            "num_responses": (2, self.num_words**self.num_words_per_response // 2),
+            "comparisons_per_prompt": (1, np.inf),
+            "votes_per_comparison": (1, self.num_users),
+            "num_words": (4, len(WORDS)),
+            "num_words_per_response": (1, np.inf),
+            "num_dimensions": (1, np.inf),
+            "seed": (0, np.inf),
+        }
+        if self.judgements == "users":
+            del ranges["votes_per_comparison"]
+        values = [(name, getattr(self, name), *bounds) for name, bounds in ranges.items()]
+        values += [(f"num_{split}", count, 1, most) for split, count in self.num_prompts.items()]
+        for name, value, low, high in values:
+            if not low <= value <= high:
+                raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {value}")
+
+    def settings(self) -> dict[str, object]:
+        """Everything that the data are a function of."""
+        return {"version": VERSION, "num_prompts": self.num_prompts} | {
+            name: getattr(self, name) for name in SETTINGS
+        }
+
+    def load(self, source: str) -> Iterator[SourceRow]:
+        """Generate the rows of a source."""
+        crowd = Crowd(self)
+        users, mean = self._user_names(), crowd.user_points.mean(0)
+        for number, prompt in enumerate(self._generate(crowd, source), 1):
+            scores = crowd.utility(mean, prompt.places, np.asarray(prompt.domain))
+            domain = TOPICS[prompt.domain] if self.num_domains > 1 else None
+            comparisons = []
+            for first, second, user, (one, tie, two) in prompt.judgements:
+                judged: dict[str, object] = {
+                    "chosen": first,
+                    "rejected": second,
+                    "preference": (one + 0.5 * tie) / (one + tie + two),
+                    "user": users[user] if user >= 0 else None,
+                    "domain": domain,
+                    "votes": (one, tie, two),
+                }
+                comparisons.append(judged)
+            fields: dict[str, object] = {
+                "id": f"{source}:{number}",
+                "prompt": prompt.text,
+                "responses": prompt.phrases,
+                "scores": scores.tolist(),
+                "comparisons": comparisons,
+            }
+            yield SourceRow(f"synthetic[{source}]", number, fields)
+
+    def to_example(self, row: SourceRow) -> PreferenceRecord:
+        """A prompt with its phrases, their true mean utilities and the crowd's judgements."""
+        fields: dict[str, list] = row.fields  # type: ignore[assignment, type-arg]
+        pairs = zip(fields["responses"], fields["scores"], strict=True)
+        return PreferenceRecord(
+            id=row.text("id"),
+            prompt=row.text("prompt"),
+            responses=tuple(Response(text, score) for text, score in pairs),
+            comparisons=tuple(Comparison(**judged) for judged in fields["comparisons"]),
+        )
+
+    def truth(self, source: str = "validation") -> SyntheticTruth:
+        """Everything there is to know about a source.
+
+        Args:
+            source: ``train``, ``validation``, ``test`` or ``predict``.
+
+        Raises:
+            ValueError: If there is no such source.
+        """
+        if source not in self.sources:
+            raise ValueError(f"source must be one of {', '.join(self.sources)}; got {source!r}")
+        crowd = Crowd(self)
+        prompts = list(self._generate(crowd, source))
+        places = np.concatenate([prompt.places for prompt in prompts])
+        domains = np.repeat([prompt.domain for prompt in prompts], self.num_responses)
+        judged = [
+            (n * self.num_responses + first, n * self.num_responses + second, user, *counts)
+            for n, prompt in enumerate(prompts)
+            for first, second, user, counts in prompt.judgements
+        ]
+        table = np.asarray(judged, dtype=np.int64).reshape(-1, 6)
+        pairs, judge, (one, tie, two) = table[:, :2], table[:, 2], table[:, 3:].T
+        label = (one + 0.5 * tie) / np.maximum(one + tie + two, 1)
+        ends = [(places[side], domains[side]) for side in pairs.T]
+        preference = np.zeros(len(pairs))
+        for point in crowd.user_points:  # one user at a time: (U, P) may not fit in memory
+            first, second = (crowd.utility(point, *end) for end in ends)
+            preference += crowd.share(first - second) / self.num_users
+        personal = preference
+        if self.judgements == "users":
+            first, second = (crowd.utility(crowd.user_points[judge], *end) for end in ends)
+            personal = crowd.share(first - second)
+        return SyntheticTruth(
+            ideal_points=crowd.ideal_points,
+            group_of_user=crowd.group_of_user,
+            user_points=crowd.user_points,
+            users=tuple(self._user_names()),
+            record_ids=tuple(
+                f"{source}:{n}" for n in range(1, len(prompts) + 1) for _ in range(self.num_responses)
+            ),
+            places=places,
+            domain_of_response=domains,
+            score=crowd.utility(crowd.user_points.mean(0), places, domains),
+            comparisons=pairs,
+            label=label,
+            preference=preference,
+            personal_preference=personal,
+            judge=judge,
+            accuracy_ceiling=agreement(preference, label),
+            personal_ceiling=agreement(personal, label),
+            crowd=crowd,
+        )
+
+    def _user_names(self) -> list[str]:
+        width = len(str(self.num_users - 1))
+        return [f"user{user:0{width}d}" for user in range(self.num_users)]
+
+    def _generate(self, crowd: Crowd, source: str) -> Iterator[_Prompt]:
+        part = SPLITS.index(source)
+        rng = np.random.default_rng([VERSION, self.seed, part])
+        pairs = np.stack(np.triu_indices(self.num_responses, 1), 1)
+        for number in range(self.num_prompts[source]):
+            domain = int(rng.integers(self.num_domains))
+            phrases: dict[tuple[int, ...], None] = {}
+            while len(phrases) < self.num_responses:
+                phrases[tuple(rng.integers(self.num_words, size=self.num_words_per_response).tolist())] = None
+            chosen_words = list(phrases)
+            places = crowd.words[np.asarray(chosen_words)].mean(1)
+            judgements = []
+            if source != "predict":
+                rounds = -(-self.comparisons_per_prompt // len(pairs))
+                order = np.concatenate([rng.permutation(len(pairs)) for _ in range(rounds)])
+                for first, second in pairs[order[: self.comparisons_per_prompt]].tolist():
+                    judgements.append(self._judge(crowd, rng, places, domain, first, second))
+            texts = [" ".join(WORDS[word] for word in words) for words in chosen_words]
+            yield _Prompt(
+                self._prompt(number * len(SPLITS) + part, domain), domain, texts, places, judgements
+            )
+
+    def _judge(
+        self, crowd: Crowd, rng: np.random.Generator, places: Floats, domain: int, first: int, second: int
+    ) -> tuple[int, int, int, tuple[int, int, int]]:
+        """One comparison, the side that won first."""
+        votes = self.votes_per_comparison if self.judgements == "crowd" else 1
+        users = rng.choice(self.num_users, size=votes, replace=False)
+        sides = crowd.utility(crowd.user_points[users, None], places[[first, second]], np.asarray(domain))
+        bounds = crowd.chances(sides[:, 0] - sides[:, 1]).cumsum(-1)
+        answers = (rng.random((votes, 1)) >= bounds[:, :2]).sum(-1)
+        one, tie, two = np.bincount(answers, minlength=3).tolist()
+        if two > one:
+            first, second, one, two = second, first, two, one
+        return first, second, -1 if self.judgements == "crowd" else int(users[0]), (one, tie, two)
+
+    def _prompt(self, number: int, domain: int) -> str:
+        """Text of the prompt with this number; different numbers give different texts."""
+        rest, names = number * STEP % NUM_PROMPTS, []
+        for _ in range(4):
+            rest, digit = divmod(rest, len(TOPICS))
+            names.append(TOPICS[digit])
+        about = f"On {TOPICS[domain]}: " if self.num_domains > 1 else ""
+        return f"{about}{' '.join(names)}?"

@@ -1,0 +1,248 @@
+"""Rows of the cache become batches: exact tensors, missing values, both layouts."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pluralign.datamodules.cache import TokenRow
+from pluralign.datamodules.collate import PreferenceCollator
+from pluralign.models.rows import separate_rows
+
+
+def row(name, prefix, *own, comparisons=(), index=None, pairs_index=None, preference=None, **columns):
+    return TokenRow(
+        id=name,
+        tokens=np.asarray([*prefix, *(t for part in own for t in part)], dtype=np.int32),
+        lengths=np.asarray([len(prefix), *map(len, own)], dtype=np.int32),
+        response_index=np.asarray(range(len(own)) if index is None else index, dtype=np.int32),
+        comparisons=np.asarray(comparisons, dtype=np.int32).reshape(-1, 2),
+        comparison_index=np.asarray(
+            range(len(comparisons)) if pairs_index is None else pairs_index, dtype=np.int32
+        ),
+        preference=np.asarray(
+            [1.0] * len(comparisons) if preference is None else preference, dtype=np.float32
+        ),
+        columns={
+            key: value if key in ("user", "domain") else np.asarray(value, dtype=np.float32)
+            for key, value in columns.items()
+        },
+    )
+
+
+FIRST = row("first", [5, 6], [7, 8, 2], [9, 2], comparisons=[(1, 0)], preference=[0.75])
+SECOND = row("second", [3], [4, 2])
+
+
+def check(batch, expected):
+    assert set(batch) == set(expected)
+    for key, value in expected.items():
+        if isinstance(value, torch.Tensor):
+            assert batch[key].dtype == value.dtype, key
+            torch.testing.assert_close(
+                batch[key], value, rtol=0, atol=0, equal_nan=True, msg=lambda m, k=key: f"{k}: {m}"
+            )
+        else:
+            assert batch[key] == value, key
+
+
+TABLES = {
+    "id": ["first", "second"],
+    "response_prompt": torch.tensor([0, 0, 1]),
+    "response_index": torch.tensor([0, 1, 0]),
+    "comparisons": torch.tensor([[1, 0]]),
+    "comparison_index": torch.tensor([0]),
+    "preference": torch.tensor([0.75]),
+}
+
+
+def test_exact_tensors_of_the_shared_layout():
+    check(
+        PreferenceCollator()([FIRST, SECOND]),
+        {
+            **TABLES,
+            "input_ids": torch.tensor([[5, 6, 7, 8, 2, 9, 2], [3, 4, 2, 0, 0, 0, 0]]),
+            "position_ids": torch.tensor([[0, 1, 2, 3, 4, 2, 3], [0, 1, 2, 0, 0, 0, 0]]),
+            "segment_ids": torch.tensor([[0, 0, 1, 1, 1, 2, 2], [0, 1, 1, -1, -1, -1, -1]]),
+            "row_lengths": [7, 3],
+            "response_row": torch.tensor([0, 0, 1]),
+            "response_end": torch.tensor([4, 6, 2]),
+        },
+    )
+
+
+def test_exact_tensors_of_the_separate_layout():
+    check(
+        PreferenceCollator(layout="separate")([FIRST, SECOND]),
+        {
+            **TABLES,
+            "input_ids": torch.tensor([[5, 6, 7, 8, 2], [5, 6, 9, 2, 0], [3, 4, 2, 0, 0]]),
+            "position_ids": torch.tensor([[0, 1, 2, 3, 4], [0, 1, 2, 3, 0], [0, 1, 2, 0, 0]]),
+            "segment_ids": torch.tensor([[0, 0, 1, 1, 1], [0, 0, 1, 1, -1], [0, 1, 1, -1, -1]]),
+            "row_lengths": [5, 4, 3],
+            "response_row": torch.tensor([0, 1, 2]),
+            "response_end": torch.tensor([4, 3, 2]),
+        },
+    )
+
+
+def test_original_places_of_responses_and_comparisons():
+    dropped = row("d", [1], [3, 2], [4, 2], comparisons=[(1, 0)], index=[1, 4], pairs_index=[7])
+    batch = PreferenceCollator()([SECOND, dropped])
+    assert batch["response_index"].tolist() == [0, 1, 4]
+    assert batch["comparison_index"].tolist() == [7]
+    assert batch["comparisons"].tolist() == [[2, 1]], "indices count the batch's responses"
+
+
+def test_prompt_of_no_tokens():
+    batch = PreferenceCollator()([row("empty", [], [4, 2], [5, 5, 2])])
+    assert batch["segment_ids"].tolist() == [[1, 1, 2, 2, 2]]
+    assert batch["position_ids"].tolist() == [[0, 1, 0, 1, 2]]
+    assert batch["response_end"].tolist() == [1, 4]
+    apart = PreferenceCollator(layout="separate")([row("empty", [], [4, 2], [5, 5, 2])])
+    assert apart["input_ids"].tolist() == [[4, 2, 0], [5, 5, 2]]
+
+
+ALL = ("user", "domain", "margin", "weight", "strength", "score", "votes", "comparison_votes", "comparisons")
+SETTINGS = {
+    "present": ALL,
+    "users": ["ann", "bob", "None"],
+    "domains": ["law", "art"],
+    "categories": {"votes": 2, "comparison_votes": 3},
+}
+FULL = row(
+    "full",
+    [1],
+    [3, 2],
+    [4, 2],
+    comparisons=[(0, 1), (1, 0)],
+    user=["bob", None],
+    domain=["art", "war"],
+    margin=[0.5, 0.0],
+    weight=[2.0, 1.0],
+    strength=[-1.0, np.nan],
+    score=[3.0, np.nan],
+    votes=[1, 2, 0, 0],
+    comparison_votes=[1, 2, 3, 0, 0, 0],
+)
+
+
+@pytest.mark.parametrize("layout", ["shared", "separate"])
+def test_every_optional_key_and_its_missing_value(layout):
+    bare = row("bare", [1], [3, 2], [4, 2], comparisons=[(0, 1)])
+    batch = PreferenceCollator(layout=layout, **SETTINGS)([bare, FULL, SECOND])
+    nan = float("nan")
+    expected = {
+        "user_id": torch.tensor([-1, 1, -1]),
+        "domain_id": torch.tensor([-1, 1, -1]),
+        "margin": torch.tensor([0.0, 0.5, 0.0]),
+        "weight": torch.tensor([1.0, 2.0, 1.0]),
+        "strength": torch.tensor([nan, -1.0, nan]),
+        "score": torch.tensor([nan, nan, 3.0, nan, nan]),
+        "votes": torch.tensor([[0.0, 0], [0, 0], [1, 2], [0, 0], [0, 0]]),
+        "comparison_votes": torch.tensor([[0.0, 0, 0], [1, 2, 3], [0, 0, 0]]),
+    }
+    check({key: batch[key] for key in expected}, expected)
+    assert batch["comparisons"].tolist() == [[0, 1], [2, 3], [3, 2]]
+
+
+def test_an_unknown_judge_is_not_the_judge_called_none():
+    named = row("n", [1], [3, 2], [4, 2], comparisons=[(0, 1), (0, 1)], user=["None", None])
+    assert PreferenceCollator(**SETTINGS)([named])["user_id"].tolist() == [2, -1]
+
+
+def test_batches_of_one_data_set_have_the_same_keys_and_dtypes():
+    collate = PreferenceCollator(**SETTINGS)
+    full, none = collate([FULL]), collate([SECOND])
+    assert set(full) == set(none)
+    for key, value in full.items():
+        if isinstance(value, torch.Tensor):
+            assert value.dtype == none[key].dtype, key
+            assert value.shape[1:] == none[key].shape[1:] or key.endswith("_ids"), key
+    assert none["comparisons"].shape == (0, 2)
+    assert none["comparison_votes"].shape == (0, 3)
+    assert none["user_id"].shape == none["preference"].shape == (0,)
+
+
+def test_data_without_optional_columns_has_none_of_their_keys():
+    assert not set(PreferenceCollator()([SECOND])) & {
+        *ALL,
+        "preference",
+        "user_id",
+        "domain_id",
+        "comparison_index",
+    }
+
+
+def test_unknown_layout():
+    with pytest.raises(ValueError, match="layout must be shared or separate, got 'padded'"):
+        PreferenceCollator(layout="padded")
+
+
+def test_tensors_own_their_memory():
+    """Views of a read-only memory map would warn, and a batch changed in place would change the cache."""
+    locked = row("locked", [1], [3, 2], [4, 2], comparisons=[(0, 1)], score=[1.0, 2.0])
+    for array in (*locked[1:7], *locked.columns.values()):
+        array.setflags(write=False)
+    batch = PreferenceCollator(present=["score"])([locked])
+    for value in batch.values():
+        if isinstance(value, torch.Tensor):
+            value.add_(1)
+    assert locked.tokens.tolist() == [1, 3, 2, 4, 2] and locked.preference.tolist() == [1.0]
+
+
+def test_pickles():
+    collate = PreferenceCollator(layout="separate", **SETTINGS)
+    again = pickle.loads(pickle.dumps(collate))
+    check(again([FULL, SECOND]), collate([FULL, SECOND]))
+
+
+tokens = st.lists(st.integers(3, 200), max_size=6)
+
+
+@st.composite
+def random_rows(draw):
+    rows = []
+    for i in range(draw(st.integers(1, 5))):
+        own = [[*draw(tokens), 2] for _ in range(draw(st.integers(1, 4)))]
+        count = draw(st.integers(0, 3)) if len(own) > 1 else 0
+        pairs = [draw(st.permutations(range(len(own))))[:2] for _ in range(count)]
+        columns = {"score": [draw(st.floats(-5, 5, width=32)) for _ in own]} if draw(st.booleans()) else {}
+        rows.append(row(f"r{i}", draw(tokens), *own, comparisons=pairs, **columns))
+    return rows
+
+
+@given(random_rows())
+@settings(max_examples=150, deadline=None)
+def test_separate_layout_is_the_shared_one_separated(rows):
+    settings_ = {"present": ["score", "comparisons"]}
+    shared = PreferenceCollator(**settings_)(rows)
+    apart = PreferenceCollator(layout="separate", **settings_)(rows)
+    converted = separate_rows(shared)
+    assert sum(shared["row_lengths"]) == int((shared["segment_ids"] >= 0).sum())
+    assert sum(apart["row_lengths"]) == int((apart["segment_ids"] >= 0).sum())
+    check(converted, apart)
+
+
+@given(random_rows(), st.sampled_from(["shared", "separate"]))
+@settings(max_examples=100, deadline=None)
+def test_every_response_can_be_read_back(rows, layout):
+    """Prefix and own segment of a response are its tokens, with positions 0, 1, 2, ..."""
+    batch = PreferenceCollator(layout=layout)(rows)
+    responses = [(i, j) for i, record in enumerate(rows) for j in range(len(record.response_index))]
+    for r, (i, j) in enumerate(responses):
+        ends = np.cumsum(rows[i].lengths)
+        expected = [*rows[i].tokens[: ends[0]], *rows[i].tokens[ends[j] : ends[j + 1]]]
+        line, end = int(batch["response_row"][r]), int(batch["response_end"][r])
+        segments = batch["segment_ids"][line]
+        mine = (segments == 0) | (segments == segments[end])
+        assert batch["input_ids"][line][mine].tolist() == expected
+        assert batch["position_ids"][line][mine].tolist() == list(range(len(expected)))
+        assert int(mine.nonzero()[-1]) == end
+        assert int(batch["response_prompt"][r]) == i
+    pairs = [(i, *pair) for i, record in enumerate(rows) for pair in record.comparisons.tolist()]
+    found = batch.get("comparisons", torch.zeros(0, 2, dtype=torch.int64)).tolist()
+    assert [[responses.index((i, a)), responses.index((i, b))] for i, a, b in pairs] == found
