@@ -81,10 +81,11 @@ class RecoveryReport(L.Callback):
         entry = {"step": float(trainer.global_step)}
         for title, margin, reward in (("model", "margin", "reward"), ("truth", "true_margin", "score")):
             entry[f"{title} accuracy"] = _accuracy(seen[margin], seen["share"])
-            entry[f"{title} log loss"] = _log_loss(seen[margin], seen["share"])
             entry[f"{title} correlation"] = float(
                 torch.corrcoef(torch.stack([seen[reward], seen["score"]]))[0, 1]
             )
+        # None for the truth: utilities are no logits, so their scale says nothing about shares.
+        entry["model log loss"] = _log_loss(seen["margin"], seen["share"])
         self.history.append(entry)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -92,17 +93,20 @@ class RecoveryReport(L.Callback):
         if not self.history or not trainer.is_global_zero:
             return
         first, last = self.history[0], self.history[-1]
-        table = Table(title=f"Recovered truth on {len(self._last['reward']):,} validation responses")
+        table = Table(
+            title=f"Recovered truth on {len(self._last['reward']):,} validation responses",
+            caption="* within prompts: a constant per prompt cancels in every comparison",
+        )
         for title in ("", f"step {first['step']:.0f}", f"step {last['step']:.0f}", "the truth itself"):
             table.add_column(title, justify="right")
         rows = {
             "agrees with the crowd's majority": "accuracy",
             "log loss of the crowd's shares (nats)": "log loss",
-            "correlation with the true reward, within prompts": "correlation",
+            "correlation with the true reward*": "correlation",
         }
         for title, name in rows.items():
-            values = (first[f"model {name}"], last[f"model {name}"], last[f"truth {name}"])
-            table.add_row(title, *(f"{value:.3f}" for value in values))
+            values = (first[f"model {name}"], last[f"model {name}"], last.get(f"truth {name}"))
+            table.add_row(title, *("-" if value is None else f"{value:.3f}" for value in values))
         path = Path(trainer.log_dir or trainer.default_root_dir) / self.filename
         path.parent.mkdir(parents=True, exist_ok=True)
         self._draw(path)

@@ -139,6 +139,10 @@ def _sigmoid(x: Floats) -> Floats:
 
 
 def agreement(preference: Floats, label: Floats) -> float:
-    """Share of the labels that are no ties on the side of ``preference``; NaN if there is none."""
+    """Share of the labels that are no ties on the side of ``preference``; NaN if there is none.
+
+    A preference of exactly a half counts half, for the winner is always written first.
+    """
     decided = label != 0.5
-    return float(((preference > 0.5) == (label > 0.5))[decided].mean()) if decided.any() else float("nan")
+    right = np.where(np.abs(preference - 0.5) < 1e-9, 0.5, (preference > 0.5) == (label > 0.5))
+    return float(right[decided].mean()) if decided.any() else float("nan")

@@ -11,7 +11,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from .record import RecordError
 
@@ -180,8 +180,9 @@ def read_csv(path: Path) -> Iterator[SourceRow | RecordError]:
             cells = {key: cell for key, cell in fields.items() if cell not in (None, "")}
             yield SourceRow(str(path), reader.line_num, cells)
     except csv.Error as error:  # an open quote, a cell above the csv module's limit
+        line = reader.line_num + 1
         raise RecordError(
-            "line", str(error), "well-formed CSV", reason="not CSV", file=str(path), line=reader.line_num
+            "line", str(error), "well-formed CSV", reason="not CSV", file=str(path), line=line
         ) from error
 
 
@@ -232,7 +233,7 @@ def read_hub(
     """
     from datasets import load_dataset
 
-    rows = load_dataset(name, revision=revision, split=split, data_dir=data_dir)
+    rows: Any = load_dataset(name, revision=revision, split=split, data_dir=data_dir)
     place = f"{name}@{revision[:12]}" + (f"/{data_dir}" if data_dir else "") + f"[{split}]"
     for number, fields in enumerate(rows, 1):
         yield SourceRow(place, number, {key: cell for key, cell in fields.items() if cell is not None})

@@ -85,10 +85,16 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
         """Batches an epoch has over all ranks: the first epoch's, with slack for other shuffles."""
         count = len(self._compose(0, 0))
         mega_batches = -(-len(self.lengths) // self.mega_size)
-        if mega_batches > 1 and self.max_tokens is not None:
+        if mega_batches > 1 and self._tokens_bind():
             count += int(np.ceil(np.sqrt(mega_batches)))
         count = min(count, len(self.lengths))  # more batches than records would only repeat some
         return -(-count // self.num_replicas) * self.num_replicas
+
+    def _tokens_bind(self) -> bool:
+        """Whether the token budget can end a batch before its number of records does: then counts vary."""
+        if self.max_tokens is None or self.max_records is None:
+            return self.max_tokens is not None
+        return self.max_records * int(self.rows.max()) * int(self.lengths.max()) > self.max_tokens
 
     def _compose(self, epoch: int, attempt: int) -> Batches:
         """Batches of all ranks, neighbours of similar length, before any is divided."""

@@ -22,6 +22,7 @@ A judgement
 """
 
 from collections.abc import Iterator
+from math import comb
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -34,6 +35,7 @@ from ._synthetic_crowd import (
     WORDS,
     Crowd,
     Floats,
+    Integers,
     SyntheticTruth,
     agreement,
 )
@@ -158,7 +160,9 @@ class SyntheticDataModule(PreferenceDataModule):
         self.num_responses, self.comparisons_per_prompt = num_responses, comparisons_per_prompt
         self.votes_per_comparison, self.num_dimensions = votes_per_comparison, num_dimensions
         self.num_words, self.num_words_per_response = num_words, num_words_per_response
-        self.num_prompts = dict(zip(SPLITS, (num_train, num_validation, num_test, num_predict), strict=True))
+        self.num_prompts: dict[str, int] = dict(
+            zip(SPLITS, (num_train, num_validation, num_test, num_predict), strict=True)
+        )
         self._check()
 
     def _check(self) -> None:
@@ -171,7 +175,10 @@ class SyntheticDataModule(PreferenceDataModule):
             "tie_width": (0, np.inf),
             "user_spread": (0, np.inf),
             "num_domains": (1, len(TOPICS)),
-            "num_responses": (2, self.num_words**self.num_words_per_response // 2),
+            "num_responses": (
+                2,
+                comb(self.num_words + self.num_words_per_response - 1, self.num_words_per_response) // 2,
+            ),
             "comparisons_per_prompt": (1, np.inf),
             "votes_per_comparison": (1, self.num_users),
             "num_words": (4, len(WORDS)),
@@ -294,35 +301,46 @@ class SyntheticDataModule(PreferenceDataModule):
         pairs = np.stack(np.triu_indices(self.num_responses, 1), 1)
         for number in range(self.num_prompts[source]):
             domain = int(rng.integers(self.num_domains))
-            phrases: dict[tuple[int, ...], None] = {}
+            phrases: dict[tuple[int, ...], list[int]] = {}
             while len(phrases) < self.num_responses:
-                phrases[tuple(rng.integers(self.num_words, size=self.num_words_per_response).tolist())] = None
-            chosen_words = list(phrases)
+                drawn = rng.integers(self.num_words, size=self.num_words_per_response).tolist()
+                phrases.setdefault(tuple(sorted(drawn)), drawn)  # the same words in another order tie
+            chosen_words = list(phrases.values())
             places = crowd.words[np.asarray(chosen_words)].mean(1)
             judgements = []
             if source != "predict":
                 rounds = -(-self.comparisons_per_prompt // len(pairs))
                 order = np.concatenate([rng.permutation(len(pairs)) for _ in range(rounds)])
-                for first, second in pairs[order[: self.comparisons_per_prompt]].tolist():
-                    judgements.append(self._judge(crowd, rng, places, domain, first, second))
+                judgements = self._judge(
+                    crowd, rng, places, domain, pairs[order[: self.comparisons_per_prompt]]
+                )
             texts = [" ".join(WORDS[word] for word in words) for words in chosen_words]
             yield _Prompt(
                 self._prompt(number * len(SPLITS) + part, domain), domain, texts, places, judgements
             )
 
     def _judge(
-        self, crowd: Crowd, rng: np.random.Generator, places: Floats, domain: int, first: int, second: int
-    ) -> tuple[int, int, int, tuple[int, int, int]]:
-        """One comparison, the side that won first."""
-        votes = self.votes_per_comparison if self.judgements == "crowd" else 1
-        users = rng.choice(self.num_users, size=votes, replace=False)
-        sides = crowd.utility(crowd.user_points[users, None], places[[first, second]], np.asarray(domain))
-        bounds = crowd.chances(sides[:, 0] - sides[:, 1]).cumsum(-1)
-        answers = (rng.random((votes, 1)) >= bounds[:, :2]).sum(-1)
-        one, tie, two = np.bincount(answers, minlength=3).tolist()
-        if two > one:
-            first, second, one, two = second, first, two, one
-        return first, second, -1 if self.judgements == "crowd" else int(users[0]), (one, tie, two)
+        self, crowd: Crowd, rng: np.random.Generator, places: Floats, domain: int, pairs: Integers
+    ) -> list[tuple[int, int, int, tuple[int, int, int]]]:
+        """Judge every pair; the side that won comes first."""
+        by_crowd = self.judgements == "crowd"
+        if by_crowd:
+            votes = self.votes_per_comparison
+            users = np.stack([rng.choice(self.num_users, size=votes, replace=False) for _ in pairs])
+        else:
+            users = rng.integers(self.num_users, size=(len(pairs), 1))
+        points = crowd.user_points[users][:, :, None]
+        sides = crowd.utility(points, places[pairs][:, None], np.asarray(domain))
+        bounds = crowd.chances(sides[..., 0] - sides[..., 1]).cumsum(-1)[..., :2]
+        answers = (rng.random((*users.shape, 1)) >= bounds).sum(-1)
+        counts = (answers[..., None] == np.arange(3)).sum(1)
+        out = []
+        for (first, second), user, (one, tie, two) in zip(
+            pairs.tolist(), users[:, 0].tolist(), counts.tolist(), strict=True
+        ):
+            won = (first, second) if one >= two else (second, first)
+            out.append((*won, -1 if by_crowd else user, (max(one, two), tie, min(one, two))))
+        return out
 
     def _prompt(self, number: int, domain: int) -> str:
         """Text of the prompt with this number; different numbers give different texts."""

@@ -21,11 +21,13 @@ import gzip
 import math
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from hashlib import sha1
 from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Literal, NamedTuple
 from xml.etree import ElementTree
+from xml.parsers import expat
 
 from .base import LoaderConfig, PreferenceDataModule
 from .files import SourceRow, open_bytes
@@ -243,12 +245,28 @@ def divide(pairs: list[Pair], size: int | None) -> list[list[Pair]]:
     return [part for part in parts.values() if part]
 
 
-class _NoDoctype(ElementTree.TreeBuilder):
-    """Refuse document types: without one no entity can be declared, so none can be expanded."""
+class _PrologEnd(Exception):
+    """The first element has begun: no document type can follow."""
 
-    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        """Stop the parser before it reads a declaration."""
+
+def _refuse_doctype(content: bytes) -> None:
+    """Refuse a document type: without one no entity can be declared, so none can be expanded.
+
+    Raises:
+        RecordError: If there is one.
+        expat.ExpatError: If the beginning is not XML.
+    """
+
+    def doctype(name: str, *_: object) -> None:
         raise RecordError("file", f"<!DOCTYPE {name}", "XML without a document type", reason="not XML")
+
+    def element(*_: object) -> None:
+        raise _PrologEnd
+
+    parser = expat.ParserCreate()
+    parser.StartDoctypeDeclHandler, parser.StartElementHandler = doctype, element
+    with suppress(_PrologEnd):
+        parser.Parse(content, True)
 
 
 def read_pairs(path: Path) -> Iterator[Pair | RecordError]:
@@ -257,14 +275,22 @@ def read_pairs(path: Path) -> Iterator[Pair | RecordError]:
     Raises:
         RecordError: If the file as a whole is not XML of this kind.
     """
-    parser = ElementTree.XMLParser(target=_NoDoctype())
     try:
         with open_bytes(path) as stream:
-            root = ElementTree.parse(stream, parser).getroot()
+            content = stream.read()
+        _refuse_doctype(content)
+        root = ElementTree.fromstring(content)
     except RecordError as error:
         raise error.at(str(path), 1) from None
-    except (ElementTree.ParseError, LookupError, ValueError, EOFError, gzip.BadGzipFile) as error:
-        line = getattr(error, "position", (1, 0))[0]
+    except (
+        ElementTree.ParseError,
+        expat.ExpatError,
+        LookupError,
+        ValueError,
+        EOFError,
+        gzip.BadGzipFile,
+    ) as error:
+        line = getattr(error, "lineno", None) or getattr(error, "position", (1, 0))[0]
         raise RecordError(
             "file", str(error), "well-formed XML", reason="not XML", file=str(path), line=line
         ) from error

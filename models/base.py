@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -116,36 +117,54 @@ class RewardModule(L.LightningModule, ABC):
     # Steps ---------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Check trainer and data against the module before anything runs.
+        """Check the trainer before anything runs.
 
         Raises:
-            ValueError: If the precision would round labels, or the text format or its length does not fit.
+            ValueError: If the precision would round labels.
         """
         if self.trainer.precision in ("bf16-true", "16-true"):
             raise ValueError(
                 f"trainer.precision={self.trainer.precision!r} would round shares, votes and rewards to 16 bits; "
                 "use 32-true with backbone.dtype=bfloat16, or bf16-mixed"
             )
-        data = getattr(self.trainer, "datamodule", None)
-        data_format = getattr(data, "text_format", None)
-        if data_format is None:
-            return
-        current = data_format()
-        if self.text_format is not None and stage != "fit":
-            self._compare_formats(current)
-        elif self.text_format is None:
-            self.text_format = current
 
-    def _compare_formats(self, current: Mapping[str, Any]) -> None:
-        kept = self.text_format or {}
-        different = [name for name in sorted({*kept, *current}) if kept.get(name) != current.get(name)]
-        if different:
-            changes = "; ".join(
-                f"{name}: trained with {kept.get(name)!r}, now {current.get(name)!r}" for name in different
-            )
+    def on_fit_start(self) -> None:
+        """Take over the data's text format; say so where it replaces another one."""
+        current = self._data_format()
+        if current is not None and self.text_format is not None and current != self.text_format:
+            rank_zero_info(f"text format: {self._format_changes(current)}")
+        self.text_format = current or self.text_format
+
+    def on_validation_start(self) -> None:
+        """Refuse data in another text format than the model was trained with."""
+        self._check_format()
+
+    def on_test_start(self) -> None:
+        """Refuse data in another text format than the model was trained with."""
+        self._check_format()
+
+    def on_predict_start(self) -> None:
+        """Refuse data in another text format than the model was trained with."""
+        self._check_format()
+
+    def _data_format(self) -> dict[str, Any] | None:
+        describe = getattr(getattr(self.trainer, "datamodule", None), "text_format", None)
+        return None if describe is None else describe()
+
+    def _check_format(self) -> None:
+        current = self._data_format()
+        if current is not None and self.text_format is not None and current != self.text_format:
             raise ValueError(
-                f"the text format differs from the one this model was trained with ({changes}); set data.text alike"
+                "the text format differs from the one this model was trained with "
+                f"({self._format_changes(current)}); set data.text alike"
             )
+
+    def _format_changes(self, current: Mapping[str, Any]) -> str:
+        kept = self.text_format or {}
+        names = [name for name in sorted({*kept, *current}) if kept.get(name) != current.get(name)]
+        return "; ".join(
+            f"{name}: trained with {kept.get(name)!r}, now {current.get(name)!r}" for name in names
+        )
 
     def _check(self, batch: PreferenceBatch) -> None:
         """Once, on the first batch: does the data have what the method needs, and does it fit the network?"""

@@ -137,8 +137,7 @@ def take_rows(batch: PreferenceBatch, rows: Sequence[int]) -> PreferenceBatch:
     lengths = [batch["row_lengths"][row] for row in rows]
     index = torch.tensor(rows, device=batch["input_ids"].device)
     part: dict[str, object] = {
-        name: batch[name][index, : max(lengths)]
-        for name in ("input_ids", "position_ids", "segment_ids")
+        name: batch[name][index, : max(lengths)] for name in ("input_ids", "position_ids", "segment_ids")
     }
     part["response_row"] = torch.arange(len(rows), device=index.device)
     part["response_end"] = batch["response_end"][index]

@@ -19,7 +19,10 @@ from pluralign.datamodules.text import RecordTokenizer, TextConfig
 TOKENIZE = RecordTokenizer(TextConfig(prompt_format="{text}", response_format="{text}"))
 
 
-def record(name, prompt="why", texts=("yes", "no"), comparisons=(Comparison(0, 1),), **more):
+PAIR = Comparison(0, 1)
+
+
+def record(name, prompt="why", texts=("yes", "no"), comparisons=(PAIR,), **more):
     responses = tuple(text if isinstance(text, Response) else Response(text) for text in texts)
     return PreferenceRecord(name, prompt, responses, tuple(comparisons), **more)
 

@@ -272,7 +272,7 @@ def test_splits(tmp_path):
     assert data.reports["train"].records + data.reports["validation"].records == 40
     assert data.reports["validation"].records > 2
     with pytest.raises(ValueError, match="no test split"):
-        data.setup("test")
+        data.test_dataloader()
     given = LocalDataModule(
         train=write(tmp_path, rows[:30], "a.jsonl"), validation=write(tmp_path, rows[30:], "b.jsonl")
     )

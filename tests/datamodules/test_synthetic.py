@@ -110,7 +110,7 @@ def test_utility_is_standardised_and_ordered_by_distance():
     np.testing.assert_allclose(utility.mean(1), 0, atol=0.1)
     np.testing.assert_allclose(utility.std(1).mean(), 1, atol=0.15)
     distance = ((truth.places - truth.user_points[0]) ** 2).sum(1)
-    assert np.array_equal(np.argsort(distance), np.argsort(-utility[0]))
+    np.testing.assert_allclose(np.corrcoef(distance, utility[0])[0, 1], -1)
 
 
 def test_groups():
@@ -142,7 +142,7 @@ def test_ceilings():
     same = crowd(num_train=400, disagreement=0.0, label_noise=0.0, sharpness=1e4, tie_width=0.0).truth(
         "train"
     )
-    assert same.accuracy_ceiling == same.personal_ceiling == 1.0
+    assert min(same.accuracy_ceiling, same.personal_ceiling) > 0.999
     coin = crowd(num_train=800, label_noise=1.0).truth("train")
     assert abs(coin.personal_ceiling - 0.5) < 0.05
     crowded = crowd(judgements="crowd").truth("train")

@@ -3,6 +3,7 @@
 import pickle
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,7 @@ def sequences(result):
     """Every kept response as one sequence: prefix, then its own tokens."""
     ends = np.cumsum(result.lengths)
     prefix = result.tokens[: ends[0]].tolist()
-    return [prefix + result.tokens[a:b].tolist() for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return [prefix + result.tokens[a:b].tolist() for a, b in pairwise(ends)]
 
 
 def tokenised(config, *records):

@@ -221,7 +221,30 @@ def test_wrong_arguments(tmp_path):
         UKPConvArgDataModule(data_dir=str(tmp_path)).files("train")
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the shared UKPConvArg1 sample is not beside this checkout")
+needs_real = pytest.mark.skipif(
+    not REAL.is_dir(), reason="the shared UKPConvArg1 sample is not beside this checkout"
+)
+
+
+@needs_real
+def test_real_files_of_three_debates(tmp_path):
+    for debate in ("ban-plastic", "pro-choice", "should-physical"):
+        for path in (REAL / "UKPConvArg1-full-XML").glob(f"{debate}*"):
+            (tmp_path / path.name).symlink_to(path)
+    data = UKPConvArgDataModule(data_dir=str(tmp_path))
+    records = {source: [data.to_example(row) for row in data.load(source)] for source in data.sources}
+    assert {source: len(found) for source, found in records.items()} == {
+        "train": 2,
+        "validation": 2,
+        "test": 2,
+    }
+    everything = [record for found in records.values() for record in found]
+    assert sum(len(record.comparisons) for record in everything) == 2_244
+    assert {len(comparison.votes) for record in everything for comparison in record.comparisons} == {3}
+
+
+@needs_real
+@pytest.mark.slow
 def test_real_files():
     data = UKPConvArgDataModule(data_dir=str(REAL))
     records = {source: [data.to_example(row) for row in data.load(source)] for source in data.sources}

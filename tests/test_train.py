@@ -1,0 +1,192 @@
+"""Every small configuration through the real command line, as a user would run it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import pluralign.models
+from pluralign.train import main
+
+ROOT = Path(__file__).parent.parent
+CONFS = sorted((ROOT / "tests" / "conf").glob("*.yaml"))
+QUIET = [
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--trainer.accelerator=cpu",
+]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def fit(conf, *words):
+    main(["fit", "--config", str(conf), *QUIET, *words])
+    return max(Path("runs").rglob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+
+
+def rewards(path):
+    lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    return {(line["id"], line["response"]): line["reward"] for line in lines}
+
+
+def writer(path):
+    return f'--trainer.callbacks+={{"class_path": "RewardWriter", "init_args": {{"path": "{path}"}}}}'
+
+
+def test_every_module_has_a_configuration():
+    named = {yaml.safe_load(conf.read_text())["model"]["class_path"] for conf in CONFS}
+    modules = {
+        name
+        for name in pluralign.models.__all__
+        if isinstance(getattr(pluralign.models, name), type)
+        and issubclass(getattr(pluralign.models, name), pluralign.models.RewardModule)
+        and name != "RewardModule"
+    }
+    assert named == modules
+
+
+@pytest.mark.parametrize("conf", CONFS, ids=lambda conf: conf.stem)
+def test_fit_validate_test_predict_and_reload(conf, capsys):
+    checkpoint = fit(conf, "--trainer.max_steps=2")
+    for verb in ("validate", "test"):
+        main([verb, "--config", str(conf), *QUIET, "--ckpt_path", str(checkpoint)])
+    assert "test/accuracy" in capsys.readouterr().out
+    main(["predict", "--config", str(conf), *QUIET, "--ckpt_path", str(checkpoint), writer("here.jsonl")])
+    found = rewards("here.jsonl")
+    assert len(found) == 24 and len(set(found.values())) > 12
+
+    words = ["predict", "--config", str(conf), *QUIET, "--ckpt_path", str(checkpoint), writer("there.jsonl")]
+    code = f"from pluralign.train import main; main({words!r})"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)
+    assert rewards("there.jsonl") == pytest.approx(found, abs=1e-6)
+
+
+def test_checkpoint_loads_as_plain_values_in_the_class_it_names():
+    from pluralign.models import BradleyTerryRM
+
+    checkpoint = fit(CONFS[0], "--trainer.max_steps=1")
+    content = torch.load(checkpoint, weights_only=True)
+    assert content["pluralign"]["text_format"]["tokenizer"] == "byte"
+    module = BradleyTerryRM.load_from_checkpoint(checkpoint, weights_only=True)
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, content["state_dict"][name]), name
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_goes_on_in_the_middle_of_an_epoch(workers):
+    """Six batches an epoch: what follows a checkpoint after the ninth is what would have followed anyway."""
+    every = '{"class_path": "ModelCheckpoint", "init_args": {"every_n_train_steps": 3, "save_top_k": -1}}'
+    words = [
+        "--trainer.max_epochs=2",
+        f"--trainer.callbacks+={every}",
+        f"--data.loader.num_workers={workers}",
+    ]
+    fit(CONFS[0], *words)
+    middle, end = (next(Path("runs").rglob(f"*step={step}.ckpt")) for step in (9, 12))
+    states = torch.load(middle, weights_only=True)["loops"]["fit_loop"]["state_dict"]["combined_loader"]
+    assert states == [{"epoch": 1, "position": 3}]
+    whole = torch.load(end, weights_only=True)["state_dict"]
+    resumed = fit(CONFS[0], *words, "--ckpt_path", str(middle))
+    assert resumed.name.endswith("step=12.ckpt") and resumed != end
+    for name, value in torch.load(resumed, weights_only=True)["state_dict"].items():
+        assert torch.equal(value, whole[name]), name
+
+
+def test_print_config_names_the_tokenizer_once(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(CONFS[0]), "--model.backbone.tokenizer=somewhere", "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["model"]["init_args"]["backbone"]["tokenizer"] == "somewhere"
+    assert "tokenizer" not in printed["data"]["init_args"]["text"], "linked, so written once"
+
+
+def test_later_configurations_and_options_win_and_the_saved_one_runs_again(tmp_path):
+    (tmp_path / "more.yaml").write_text("model: {init_args: {label_smoothing: 0.25}}\n")
+    fit(CONFS[0], "--config", "more.yaml", "--trainer.max_steps=1", "--model.reward_centering=0.5")
+    saved = next(Path("runs").rglob("config.yaml"))
+    settings = yaml.safe_load(saved.read_text())["model"]["init_args"]
+    assert (settings["label_smoothing"], settings["reward_centering"]) == (0.25, 0.5)
+    again = ["fit", "--config", str(saved), "--trainer.logger.version=version_0"]
+    main(again)  # into the same folder: the saved configuration does not stand in its way
+    assert len(list(Path("runs").rglob("config.yaml"))) == 1
+
+
+def test_optimizers_come_from_the_configuration():
+    (Path("more.yaml")).write_text(
+        "model: {init_args: {optimizer: {class_path: bitsandbytes.optim.AdamW8bit, init_args: {lr: 0.001}},"
+        " lr_scheduler: {class_path: torch.optim.lr_scheduler.CosineAnnealingLR, init_args: {T_max: 2}}}}\n"
+    )
+    checkpoint = torch.load(
+        fit(CONFS[0], "--config", "more.yaml", "--trainer.max_steps=2"), weights_only=True
+    )
+    assert checkpoint["lr_schedulers"][0]["last_epoch"] == 2
+    assert checkpoint["lr_schedulers"][0]["_last_lr"] == [pytest.approx(0.0)]
+
+
+def test_another_text_format_than_in_training_is_refused():
+    checkpoint = fit(CONFS[0], "--trainer.max_steps=1")
+    words = [
+        "test",
+        "--config",
+        str(CONFS[0]),
+        *QUIET,
+        "--ckpt_path",
+        str(checkpoint),
+        "--data.text.prompt_format=Q: {text} A:",
+    ]
+    with pytest.raises(ValueError, match="prompt_format: trained with .* now 'Q: {text} A:'"):
+        main(words)
+
+
+def test_data_inspect_shows_tokens_counts_and_lengths(capsys):
+    main(["data", "inspect", "--config", str(CONFS[0])])
+    printed = capsys.readouterr().out
+    for wanted in ("</s>", "shared prefix", "saved by", "24", "text format"):
+        assert wanted in printed
+    with pytest.raises(SystemExit, match="after data comes inspect"):
+        main(["data", "show"])
+
+
+@pytest.mark.parametrize("wrong", [["--data.nothing=1"], ["--model.label_smoothing=2"], ["--model=NoSuchRM"]])
+def test_wrong_options_stop_before_anything_runs(wrong, capsys):
+    with pytest.raises((SystemExit, ValueError)):
+        main(["fit", "--config", str(CONFS[0]), *wrong])
+    assert not Path("runs").exists()
+
+
+def test_help_is_the_same_by_both_doors():
+    printed = [
+        subprocess.run(
+            [sys.executable, *door, "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+            cwd=ROOT,
+        ).stdout
+        for door in (["-m", "pluralign.train"], ["train.py"])
+    ]
+    assert printed[0] == printed[1]
+    assert "fit" in printed[0]
+
+
+@pytest.mark.slow
+def test_quickstart_recovers_the_truth(capsys):
+    main(
+        ["fit", "--config", str(ROOT / "configs" / "quickstart.yaml"), "--trainer.enable_progress_bar=false"]
+    )
+    printed = capsys.readouterr().out
+    assert "Recovered truth" in printed
+    picture = Path(printed.split("picture: ")[1].strip().replace("\n", ""))
+    assert picture.stat().st_size > 10_000
+    metrics = (picture.parent / "metrics.csv").read_text().splitlines()
+    column = metrics[0].split(",").index("val/accuracy")
+    accuracies = [float(line.split(",")[column]) for line in metrics[1:] if line.split(",")[column]]
+    assert accuracies[-1] > 0.88
