@@ -41,6 +41,9 @@ class PreferenceBatch(TypedDict, total=False):
     response_index: Tensor
     """(R,) int64: position of the response in its record as the dataset gave it."""
 
+    response_length: Tensor
+    """(R,) int64, >= 1: the response's own tokens after the shared prefix; comparable within a prompt only."""
+
     comparisons: Tensor
     """(P, 2) int64: indices into R, chosen then rejected."""
     comparison_index: Tensor

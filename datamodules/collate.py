@@ -74,6 +74,7 @@ class PreferenceCollator:
         batch = self._tokens(rows)
         batch["id"] = [row.id for row in rows]
         batch["response_prompt"] = torch.from_numpy(np.repeat(np.arange(len(rows)), counts))
+        batch["response_length"] = _integers([row.lengths[1:] for row in rows])
         batch["response_index"] = _integers([row.response_index for row in rows])
         if "comparisons" in self.present or any(len(row.comparisons) for row in rows):
             pairs = [row.comparisons.astype(np.int64) + start for row, start in zip(rows, first, strict=True)]

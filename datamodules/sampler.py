@@ -181,11 +181,32 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
         super().set_epoch(epoch)
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch, and batches of it that have been handed out."""
-        return {"epoch": self.epoch, "position": self._position}
+        """Epoch, batches of it that this rank has handed out, and what their order follows from."""
+        return {"epoch": self.epoch, "position": self._position, **self._order()}
+
+    def _order(self) -> dict[str, int]:
+        return {
+            "seed": self.seed,
+            "ranks": self.num_replicas,
+            "batches": self._count,
+            "records": len(self.lengths),
+        }
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Continue after the batches that a saved state had handed out."""
+        """Continue after the batches that a saved state had handed out.
+
+        Raises:
+            ValueError: If the batches are not those of the saved state, so that no position in it means anything.
+        """
+        changed = {
+            name: (state_dict[name], now) for name, now in self._order().items() if state_dict[name] != now
+        }
+        if changed:
+            detail = ", ".join(f"{name} was {before}, is {now}" for name, (before, now) in changed.items())
+            raise ValueError(
+                f"a run cannot go on in the middle of an epoch with other batches ({detail}): restore data, loader and "
+                "number of ranks, or start a new run from the model's weights"
+            )
         self.epoch = state_dict["epoch"]
         self._start = self._position = state_dict["position"]
 

@@ -169,6 +169,12 @@ class RecordTokenizer:
         self.chat = config.format == "chat" or (config.format == "auto" and bool(template))
         end = self.tokenizer.eos_token_id
         self.end_id: int = end if end is not None else self.tokenizer.sep_token_id
+        # In the plain format a text that spells </s> means those four characters, not an end. A chat template
+        # spells its own special tokens in the same text, and so may the user's two strings.
+        formats = config.prompt_format + config.response_format
+        self.literal = not self.chat and not any(
+            token in formats for token in self.tokenizer.all_special_tokens
+        )
         self.start_ids = self._start_ids()
         self.digest = tokenizer_digest(self.tokenizer)
         self.template = self._template() if self.chat else None
@@ -200,6 +206,7 @@ class RecordTokenizer:
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,
+            split_special_tokens=self.literal,
         ).input_ids
         return encoded
 

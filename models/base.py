@@ -17,7 +17,7 @@ from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
 from .backbone import Backbone, BackboneConfig
 from .metrics import PreferenceMetrics
 
-__all__ = ["RewardModule"]
+__all__ = ["RewardModule", "default_optimizer"]
 
 PROVIDERS = {
     "comparisons": "every data module of pairs; a LocalDataModule whose rows have chosen and rejected",
@@ -31,6 +31,11 @@ PROVIDERS = {
 
 WATCHED_STEPS = 3
 """First training batches whose scores must not all be identical."""
+
+
+def default_optimizer(parameters: Iterable[Any]) -> torch.optim.Optimizer:
+    """AdamW at a rate of 1e-5, for fine-tuning pretrained networks; a function by name, so that it pickles."""
+    return torch.optim.AdamW(parameters, lr=1e-5)
 
 
 class RewardModule(L.LightningModule, ABC):
@@ -48,7 +53,7 @@ class RewardModule(L.LightningModule, ABC):
         self,
         backbone: BackboneConfig | Mapping[str, Any],
         *,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
+        optimizer: OptimizerCallable = default_optimizer,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         """Keep the settings; builds no weights and reads no file.
@@ -131,8 +136,8 @@ class RewardModule(L.LightningModule, ABC):
     def on_fit_start(self) -> None:
         """Take over the data's text format; say so where it replaces another one."""
         current = self._data_format()
-        if current is not None and self.text_format is not None and current != self.text_format:
-            rank_zero_info(f"text format: {self._format_changes(current)}")
+        if changes := self._format_changes(current):
+            rank_zero_info(f"text format: {changes}")
         self.text_format = current or self.text_format
 
     def on_validation_start(self) -> None:
@@ -152,16 +157,18 @@ class RewardModule(L.LightningModule, ABC):
         return None if describe is None else describe()
 
     def _check_format(self) -> None:
-        current = self._data_format()
-        if current is not None and self.text_format is not None and current != self.text_format:
+        if changes := self._format_changes(self._data_format()):
             raise ValueError(
-                "the text format differs from the one this model was trained with "
-                f"({self._format_changes(current)}); set data.text alike"
+                f"the text format differs from the one this model was trained with ({changes}); set data.text alike"
             )
 
-    def _format_changes(self, current: Mapping[str, Any]) -> str:
-        kept = self.text_format or {}
-        names = [name for name in sorted({*kept, *current}) if kept.get(name) != current.get(name)]
+    def _format_changes(self, current: Mapping[str, Any] | None) -> str:
+        """What differs from the stored format; the digest stands for the tokenizer, wherever it lies."""
+        kept = self.text_format
+        if kept is None or current is None:
+            return ""
+        names = sorted({*kept, *current} - {"tokenizer", "revision", "trust_remote_code"})
+        names = [name for name in names if kept.get(name) != current.get(name)]
         return "; ".join(
             f"{name}: trained with {kept.get(name)!r}, now {current.get(name)!r}" for name in names
         )
@@ -320,6 +327,7 @@ class RewardModule(L.LightningModule, ABC):
         Raises:
             RuntimeError: If a trained value is missing or a name is unknown.
         """
+        self.configure_model()  # a spawned run hands its weights to a module that was never built here
         missing = sorted(self.saved_keys() - set(state_dict))
         unknown = sorted(set(state_dict) - set(self.state_dict()))
         if missing or unknown:

@@ -2,7 +2,6 @@
 
 from dataclasses import asdict
 
-import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
@@ -10,7 +9,7 @@ from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
 from pluralign.losses import bradley_terry_loss, reward_centering_loss
 
 from .backbone import Backbone, BackboneConfig, RewardHead
-from .base import RewardModule
+from .base import RewardModule, default_optimizer
 
 __all__ = ["BradleyTerryRM"]
 
@@ -34,7 +33,7 @@ class BradleyTerryRM(RewardModule):
         *,
         label_smoothing: float = 0.0,
         reward_centering: float = 0.0,
-        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-5),
+        optimizer: OptimizerCallable = default_optimizer,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         """Keep the settings; ``configure_model`` builds the network.

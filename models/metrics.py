@@ -18,6 +18,8 @@ class PreferenceMetrics(Metric):
     * ``accuracy``: share of decided comparisons (:math:`s \ne 1/2`) whose margin has the right sign. An equal
       score is not right; ``tied_scores`` says how often it happened and ``tied_labels`` how many comparisons
       were ties for the annotators (they count everywhere but in the accuracy).
+    * ``longer_wins``: the accuracy that preferring the longer response (in tokens) would have; the baseline to
+      beat, since people often like length. Equal lengths count half.
     * ``log_loss``: mean of :math:`-s \log p - (1 - s) \log(1 - p)`, in nats.
     * ``brier``: mean of :math:`(p - s)^2`, in [0, 1].
     * ``calibration_error``: expected calibration error over 15 equal bins of the confidence
@@ -40,7 +42,7 @@ class PreferenceMetrics(Metric):
         """Start at zero."""
         super().__init__()
         # float64: millions of comparisons still count one by one.
-        self.add_state("sums", torch.zeros(7, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(8, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("bins", torch.zeros(3, self.num_bins, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("rewards", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -76,6 +78,7 @@ class PreferenceMetrics(Metric):
                 log_loss.sum(),
                 (predicted - share).square().sum(),
                 (towards * decided).sum(),
+                self._longer_wins(batch, share > 0.5, decided),
             ]
         )
         confidence = torch.maximum(predicted, 1 - predicted)
@@ -83,14 +86,23 @@ class PreferenceMetrics(Metric):
         place = ((confidence - 0.5) * 2 * self.num_bins).long().clamp(0, self.num_bins - 1)
         self.bins.index_add_(1, place, torch.stack([torch.ones_like(confidence), confidence, agreed]))
 
+    @staticmethod
+    def _longer_wins(batch: PreferenceBatch, first: Tensor, decided: Tensor) -> Tensor:
+        if "response_length" not in batch:
+            return torch.full((), torch.nan, dtype=torch.float64, device=decided.device)
+        chosen, rejected = batch["response_length"][batch["comparisons"]].unbind(dim=1)
+        right = torch.where(first, chosen > rejected, rejected > chosen).double() + 0.5 * (chosen == rejected)
+        return (right * decided).sum()
+
     def compute(self) -> dict[str, Tensor]:
         """Every value above, float32 scalars."""
-        count, decided, right, tied, log_loss, brier, margin = self.sums
+        count, decided, right, tied, log_loss, brier, margin, longer = self.sums
         number, total, squares = self.rewards
         mean = total / number
         values = {
             "accuracy": right / decided,
             "tied_scores": tied / decided,
+            "longer_wins": longer / decided,
             "tied_labels": 1 - decided / count,
             "log_loss": log_loss / count,
             "brier": brier / count,

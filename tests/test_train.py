@@ -91,7 +91,7 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(workers):
     fit(CONFS[0], *words)
     middle, end = (next(Path("runs").rglob(f"*step={step}.ckpt")) for step in (9, 12))
     states = torch.load(middle, weights_only=True)["loops"]["fit_loop"]["state_dict"]["combined_loader"]
-    assert states == [{"epoch": 1, "position": 3}]
+    assert (states[0]["epoch"], states[0]["position"]) == (1, 3)
     whole = torch.load(end, weights_only=True)["state_dict"]
     resumed = fit(CONFS[0], *words, "--ckpt_path", str(middle))
     assert resumed.name.endswith("step=12.ckpt") and resumed != end
@@ -141,7 +141,7 @@ def test_another_text_format_than_in_training_is_refused():
         str(checkpoint),
         "--data.text.prompt_format=Q: {text} A:",
     ]
-    with pytest.raises(ValueError, match="prompt_format: trained with .* now 'Q: {text} A:'"):
+    with pytest.raises(ValueError, match=r"prompt_format: trained with .* now 'Q: \{text\} A:'"):
         main(words)
 
 

@@ -53,6 +53,7 @@ TABLES = {
     "id": ["first", "second"],
     "response_prompt": torch.tensor([0, 0, 1]),
     "response_index": torch.tensor([0, 1, 0]),
+    "response_length": torch.tensor([3, 2, 2]),
     "comparisons": torch.tensor([[1, 0]]),
     "comparison_index": torch.tensor([0]),
     "preference": torch.tensor([0.75]),

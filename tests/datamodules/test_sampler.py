@@ -271,8 +271,9 @@ def test_a_restored_sampler_gives_exactly_the_rest(case, data):
     batches = list(whole)
     done = data.draw(st.integers(0, len(batches)))
     again = TokenBudgetBatchSampler(sizes, **options)
-    again.load_state_dict({"epoch": epoch, "position": done})
-    assert again.state_dict() == {"epoch": epoch, "position": done}
+    saved = whole.state_dict() | {"epoch": epoch, "position": done}
+    again.load_state_dict(saved)
+    assert again.state_dict() == saved
     again.set_epoch(epoch)  # Lightning does so before the first batch
     assert list(again) == batches[done:]
     assert list(again) == batches, "the next pass is a whole one"
@@ -280,9 +281,23 @@ def test_a_restored_sampler_gives_exactly_the_rest(case, data):
 
 def test_a_state_at_the_end_of_an_epoch_does_not_empty_the_next():
     sampler = TokenBudgetBatchSampler(lognormal_sizes(30), batch_size=4)
-    sampler.load_state_dict({"epoch": 0, "position": len(sampler)})
+    sampler.load_state_dict(sampler.state_dict() | {"position": len(sampler)})
     sampler.set_epoch(1)
     assert len(list(sampler)) == len(sampler)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 5}, "batches was 8, is 6"),
+        ({"batch_size": 4, "seed": 1}, "seed was 0, is 1"),
+        ({"batch_size": 4, "num_replicas": 2}, "ranks was 1, is 2"),
+    ],
+)
+def test_a_state_of_other_batches_is_refused(options, message):
+    state = TokenBudgetBatchSampler(lognormal_sizes(30), batch_size=4).state_dict()
+    with pytest.raises(ValueError, match=f"with other batches.*{message}"):
+        TokenBudgetBatchSampler(lognormal_sizes(30), **options).load_state_dict(state)
 
 
 class Numbers(Dataset):
@@ -315,12 +330,12 @@ def test_loader_state_is_what_was_consumed(workers):
     iterator = iter(first)
     seen = [next(iterator) for _ in range(5)]  # workers have fetched more by now
     state = pickle.loads(pickle.dumps(first.state_dict()))
-    assert state == {"epoch": 0, "position": 5}
+    assert (state["epoch"], state["position"]) == (0, 5)
     resumed = loader(workers)
     resumed.load_state_dict(state)
     assert resumed.state_dict() == state
     assert seen + list(resumed) == whole
-    assert resumed.state_dict() == {"epoch": 0, "position": 0}
+    assert (resumed.state_dict()["epoch"], resumed.state_dict()["position"]) == (0, 0)
     resumed.sampler.set_epoch(1)
     second = list(resumed)
     assert len(second) == 12 and second != whole

@@ -102,7 +102,22 @@ def test_ragged_batches_sum_as_one():
     for (a, b), (c, d) in zip([(0, 1), (1, 40), (40, 57)], [(0, 3), (3, 4), (4, 31)], strict=True):
         add(parts, margins[a:b], shares[a:b], rewards[c:d])
     for name, value in whole.compute().items():
-        assert float(parts.compute()[name]) == pytest.approx(float(value), abs=1e-6), name
+        assert float(parts.compute()[name]) == pytest.approx(float(value), abs=1e-6, nan_ok=True), name
+
+
+def test_longer_wins_is_the_accuracy_of_preferring_length():
+    metric = PreferenceMetrics()
+    pairs = torch.tensor([[0, 1], [1, 2], [2, 0], [0, 3]])
+    metric.update(
+        {"chosen": torch.ones(4), "rejected": torch.zeros(4)},
+        {
+            "comparisons": pairs,
+            "preference": torch.tensor([1.0, 1.0, 0.5, 0.2]),
+            "response_length": torch.tensor([9, 4, 7, 9]),
+        },
+    )
+    # longer is right, wrong, (a tie among annotators), equal
+    assert float(metric.compute()["longer_wins"]) == pytest.approx(1.5 / 3)
 
 
 def test_nothing_counted_is_not_a_number():
