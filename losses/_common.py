@@ -177,6 +177,16 @@ def as_compute(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.to(dtype) for t in tensors)
 
 
+def broadcast_double(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors in float64 and in one shape; ``ValueError`` if there is none."""
+    try:
+        shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+        raise ValueError(f"arguments must broadcast to one shape; got {shapes}") from error
+    return tuple(tensor.double().expand(shape) for tensor in tensors)
+
+
 def reduce_loss(loss: Tensor, reduction: Reduction, weight: Tensor | None = None) -> Tensor:
     """Weigh and reduce a loss; nothing to average gives a zero that keeps its gradient path.
 
