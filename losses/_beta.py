@@ -149,10 +149,14 @@ def _integral_of_cdf(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
 
     By the recurrence I_x(a + 1, b) = I_x(a, b) - x^a (1 - x)^b / (a B(a, b)) it takes one incomplete beta.
     """
-    inside = off_the_ends(x)
+    place = x.detach()
+    inside = off_the_ends(place)
     mean = a / (a + b)
     height = torch.exp(a * inside.log() + b * torch.log1p(-inside) - log_beta(a, b))
-    return (x - mean) * incomplete_beta_float64(a, b, x) + mean * height / a
+    height = torch.where((place <= 0) | (place >= 1), 0.0, height)
+    cdf = incomplete_beta_float64(a, b, place)
+    # The derivative in x is F itself; through the two terms it would be a difference of infinities.
+    return (place - mean) * cdf + mean * height / a + cdf.detach() * (x - place)
 
 
 def _order_one(a_p: Tensor, b_p: Tensor, a_q: Tensor, b_q: Tensor) -> Tensor:

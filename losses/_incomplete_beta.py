@@ -28,6 +28,8 @@ def _half_line_nodes(number: int) -> tuple[Tensor, Tensor]:
     return _STRETCH * (1 + z) / (1 - z), weight * 2 * _STRETCH / (1 - z).square()
 
 
+_LARGE = 1e37  # stands for an infinite density: finite in float32 too
+
 _COARSE = _half_line_nodes(24)
 _FINE = _half_line_nodes(48)
 
@@ -130,8 +132,11 @@ class _RegularizedIncompleteBeta(torch.autograd.Function):
     @staticmethod
     def forward(alpha: Tensor, beta: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         tails = beta_tails(alpha, beta, off_the_ends(x), fine=True, derivatives=True)
-        lower = torch.where(x <= 0, torch.zeros_like(x), torch.where(x >= 1, torch.ones_like(x), tails.lower))
-        return lower.clamp(0, 1), tails.d_alpha, tails.d_beta, tails.density
+        at_end = (x <= 0) | (x >= 1)
+        value = torch.where(at_end, x, tails.lower).clamp(0, 1)
+        d_alpha = torch.where(at_end, 0.0, tails.d_alpha)
+        d_beta = torch.where(at_end, 0.0, tails.d_beta)
+        return value, d_alpha, d_beta, tails.density.clamp_max(_LARGE)
 
     @staticmethod
     def setup_context(
