@@ -12,7 +12,7 @@ from ._incomplete_beta import beta_tails, incomplete_beta_float64, log_beta, off
 Order = Literal[1, 2]
 
 _BRACKET_STEPS = 5
-_CROSSING_STEPS = 5
+_CROSSING_STEPS = 4
 _QUANTILE_STEPS = 7
 _QUANTILE_NODES = 128
 _QUANTILE_REACH = 8.0
@@ -31,10 +31,11 @@ def beta_wasserstein(
     r"""Wasserstein distance between two beta distributions on [0, 1].
 
     How far, on average, probability must be moved to turn one crowd's distribution into the other's; the
-    unit is the share itself. Order 1 is exact up to the incomplete beta function: two beta distribution functions cross at most
-    once inside (0, 1), namely when the signs of alpha_p - alpha_q and beta_p - beta_q agree; without a crossing the distance is the gap
-    of the means, with one at x* it is :math:`|2 H(x^*) - H(1)|`, where H integrates F - G and has a closed form. Order 2 is the root
-    of a 128-point quadrature over quantiles (error about 1e-6, 1e-4 for shapes near 0.05) and some fifty times slower.
+    unit is the share itself. Order 1 is exact up to the incomplete beta function: two beta distribution
+    functions cross at most once inside (0, 1), namely when the signs of alpha_p - alpha_q and beta_p -
+    beta_q agree; without a crossing the distance is the gap of the means, with one at x* it is :math:`|2
+    H(x^*) - H(1)|`, where H integrates F - G and has a closed form. Order 2 is the root of a 128-point
+    quadrature over quantiles (error about 1e-6, 1e-4 for shapes near 0.05) and some fifty times slower.
 
     .. math::
         W_1 = \int_0^1 |F(x) - G(x)| \, dx, \qquad
@@ -58,11 +59,11 @@ def beta_wasserstein(
             not fit.
 
     Source:
-        Definition: Villani, *Topics in Optimal Transportation*, 2003, section 2.2. The closed form between crossings is
-        our own derivation. Why beta distributions: the abstract of version 1 of Li et al., *Aligning Crowd
-        Feedback via Distributional Preference Reward Modeling*, 2024, https://arxiv.org/abs/2402.09764,
-        names them as the model of a crowd's preference; that this distance is taken between them is our
-        inference.
+        Definition: Villani, *Topics in Optimal Transportation*, 2003, section 2.2. The closed form between
+        crossings is our own derivation. Why beta distributions: the abstract of version 1 of Li et al.,
+        *Aligning Crowd Feedback via Distributional Preference Reward Modeling*, 2024,
+        https://arxiv.org/abs/2402.09764, names them as the model of a crowd's preference; that this
+        distance is taken between them is our inference.
 
     .. versionadded:: 0.1
     """
@@ -88,7 +89,8 @@ def beta_wasserstein_to_share(
     r"""Wasserstein distance between a beta distribution and one observed share.
 
     The expected distance of the predicted share from the observed one, in closed form. A prediction of
-    order 1 that is free to move settles as a point at the median of the shares observed, order 2 at their mean.
+    order 1 that is free to move settles as a point at the median of the shares observed, order 2 at their
+    mean.
 
     .. math::
         W_1 = E|X - s| = s \, (2 F(s) - 1) + m - 2 m I_s(\alpha + 1, \beta), \qquad

@@ -27,7 +27,8 @@ def positions_on_line(cost: Cost, like: Tensor) -> Tensor | None:
         return torch.arange(labels, dtype=like.dtype, device=like.device)
     if cost.shape not in ((labels,), (labels, labels)):
         raise ValueError(
-            f"cost must be 'index' or of shape {(labels,)} or {(labels, labels)}; got shape {tuple(cost.shape)}"
+            f"cost must be 'index' or of shape {(labels,)} or {(labels, labels)}; "
+            f"got shape {tuple(cost.shape)}"
         )
     check_values("cost", cost)
     return cost.detach().to(like.device, like.dtype) if cost.ndim == 1 else None

@@ -74,14 +74,13 @@ def beta_tails(alpha: Tensor, beta: Tensor, x: Tensor, *, fine: bool, derivative
 
     nodes, weights = _FINE if fine else _COARSE
     nodes, weights = nodes.to(x.device, non_blocking=True), weights.to(x.device, non_blocking=True)
-    at = y.unsqueeze(-1) - width.unsqueeze(-1) * nodes
+    at = torch.addcmul(y.unsqueeze(-1), width.unsqueeze(-1), nodes, value=-1)
     log_s_at = F.logsigmoid(at)
-    log_t_at = log_s_at - at
-    mass = weights * torch.exp(
-        near.unsqueeze(-1) * (log_s_at - log_s.unsqueeze(-1))
-        + far.unsqueeze(-1) * (log_t_at - log_t.unsqueeze(-1))
-    )
-    total = mass.sum(-1)
+    # near log s + far log t at the nodes, less the same at y; log t = log s - y saves one function.
+    start = near * log_s + far * (log_t + y)
+    fall = torch.addcmul(-start.unsqueeze(-1), (near + far).unsqueeze(-1), log_s_at)
+    mass = torch.addcmul(fall, (far * width).unsqueeze(-1), nodes).exp_()
+    total = mass @ weights
 
     # x^a (1-x)^b / B(a, b), and from it the same for the raised shapes.
     height = torch.exp(alpha * log_x + beta * log_not_x - log_beta(alpha, beta))
@@ -97,8 +96,10 @@ def beta_tails(alpha: Tensor, beta: Tensor, x: Tensor, *, fine: bool, derivative
         zero = torch.zeros_like(lower)
         return BetaTails(lower, upper, density, zero, zero)
     all_, all_raised = torch.digamma(sum_), torch.digamma(sum_ + 2)
-    d_near = raised * ((mass * log_s_at).sum(-1) - total * (torch.digamma(near) - all_raised))
-    d_far = raised * ((mass * log_t_at).sum(-1) - total * (torch.digamma(far) - all_raised))
+    log_s_mass = (mass * log_s_at) @ weights
+    log_t_mass = log_s_mass - (mass * at) @ weights
+    d_near = raised * (log_s_mass - total * (torch.digamma(near) - all_raised))
+    d_far = raised * (log_t_mass - total * (torch.digamma(far) - all_raised))
     d_alpha = torch.where(upper_side, -d_far, d_near)
     d_beta = torch.where(upper_side, -d_near, d_far)
     d_alpha = d_alpha + lowering * (log_x - torch.digamma(alpha) + all_) - height * (1 - x) / alpha.square()
@@ -160,10 +161,10 @@ def incomplete_beta_float64(alpha: Tensor, beta: Tensor, x: Tensor) -> Tensor:
 def regularized_incomplete_beta(alpha: Tensor, beta: Tensor, x: Tensor) -> Tensor:
     r"""Distribution function of Beta(alpha, beta) at x, differentiable in all three arguments.
 
-    Computed in float64 whatever comes in. Against scipy and mpmath, for shapes from 0.05 to 5,000 and x anywhere, the
-    error of the value stays below 1e-9 and that of the shape derivatives below 1e-8 relative to their
-    scale (tests/losses/test_beta.py). The derivative in x is the density; where it is infinite (x at an
-    end, shape below one) a large finite number stands for it. Second derivatives are not available.
+    Computed in float64 whatever comes in. Against scipy and mpmath, for shapes from 0.05 to 5,000 and x
+    anywhere, the error of the value stays below 1e-9 and that of the shape derivatives below 1e-8 relative
+    to their scale (tests/losses/test_beta.py). The derivative in x is the density; where it is infinite (x
+    at an end, shape below one) a large finite number stands for it. Second derivatives are not available.
 
     .. math:: I_x(a, b) = \frac{1}{B(a, b)} \int_0^x t^{a-1} (1 - t)^{b-1} \, dt
 

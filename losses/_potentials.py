@@ -36,7 +36,8 @@ def transport_potentials(cost: Tensor) -> Tensor | None:
     """Vertices of the dual polytope of a cost matrix: what :func:`categorical_wasserstein` maximises over.
 
     Find them once and hand them over as ``potentials`` where a matrix should not be read at each call: on an
-    accelerator, under ``torch.compile``, inside ``torch.func.vmap``. :class:`CategoricalWassersteinLoss` does.
+    accelerator, under ``torch.compile``, inside ``torch.func.vmap``. :class:`CategoricalWassersteinLoss`
+    does.
 
     Args:
         cost: (K, K), finite: price of moving one unit from label i (row) to label j (column).
@@ -99,7 +100,7 @@ def _vertices(bound: Tensor) -> Tensor:
     reached = torch.zeros(1, size, dtype=torch.bool)
     reached[:, 0] = True
     for _ in range(size - 1):
-        # Candidate (s, anchor, new, direction): x_new = x_anchor - bound[anchor, new], or + bound[new, anchor].
+        # Candidate (state, anchor, new, direction): x_new is tight against x_anchor from below or above.
         proposal = torch.stack([values.unsqueeze(2) - bound, values.unsqueeze(2) + bound.T], dim=-1)
         open_ = reached.unsqueeze(2) & ~reached.unsqueeze(1)
         state, anchor, new, direction = (open_.unsqueeze(-1) & proposal.isfinite()).nonzero(as_tuple=True)

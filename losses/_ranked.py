@@ -45,7 +45,8 @@ def same_list(values: Tensor, group: Tensor | None, mask: Tensor | None) -> Tens
     if group is not None:
         if values.ndim != 1 or group.shape != values.shape:
             raise ValueError(
-                f"with group, reward and group must both be (R,); got {tuple(values.shape)}, {tuple(group.shape)}"
+                "with group, reward and group must both be (R,); "
+                f"got {tuple(values.shape)}, {tuple(group.shape)}"
             )
         pairs = pairs & (group.unsqueeze(-1) == group.unsqueeze(-2))
     return pairs
@@ -82,8 +83,8 @@ def ranked_pairs_loss(
         mask: Responses that exist, shape of ``reward``, bool. Negative scores are legitimate scores.
         average: ``"pair"``: every pair counts the same, so long lists weigh more; ``"prompt"``: mean over the
             pairs of a list first, then over lists that have any.
-        weight: Weights >= 0 that broadcast to (..., R, R), pairs (preferred, other); for a weight per padded row
-            give (B, 1, 1).
+        weight: Weights >= 0 that broadcast to (..., R, R), pairs (preferred, other); for a weight per
+            padded row give (B, 1, 1).
         reduction: ``"mean"`` (weighted, as ``average`` says), ``"sum"``, or ``"none"`` for the pair matrix.
 
     Returns:

@@ -58,9 +58,10 @@ def sinkhorn_divergence(
     r"""Entropic transport cost without its bias: smooth where the exact cost has corners.
 
     The exact cost has kinks, so its gradient does not fade towards the optimum; here it does, within about
-    ``epsilon``. Zero at p = q, non-negative for metric costs; towards :func:`categorical_wasserstein` as epsilon falls.
-    Iterations run in the log domain; the gradient is that of the converged dual (the potentials), not of the iterations.
-    The smaller epsilon is against the costs, the more iterations it takes.
+    ``epsilon``. Zero at p = q, non-negative for metric costs; towards :func:`categorical_wasserstein` as
+    epsilon falls. Iterations run in the log domain; the gradient is that of the converged dual (the
+    potentials), not of the iterations. The smaller epsilon is against the costs, the more iterations it
+    takes.
 
     .. math::
         S = OT_\epsilon(p, q) - \tfrac12 OT_\epsilon(p, p) - \tfrac12 OT_\epsilon(q, q), \qquad
@@ -83,10 +84,10 @@ def sinkhorn_divergence(
         ValueError: If p or q is no distribution, shapes do not fit, or a setting is outside its range.
 
     Source:
-        Feydy et al., *Interpolating between Optimal Transport and MMD using Sinkhorn Divergences*, AISTATS 2019,
-        equation 3, https://arxiv.org/abs/1810.08278. Departures: for an asymmetric cost the own terms use the cost as it is.
-        That a reward model of crowds uses it is our inference; the solver of Li et al., 2024
-        (https://arxiv.org/abs/2402.09764) is not known.
+        Feydy et al., *Interpolating between Optimal Transport and MMD using Sinkhorn Divergences*, AISTATS
+        2019, equation 3, https://arxiv.org/abs/1810.08278. Departures: for an asymmetric cost the own terms
+        use the cost as it is. That a reward model of crowds uses it is our inference; the solver of Li et
+        al., 2024 (https://arxiv.org/abs/2402.09764) is not known.
 
     .. versionadded:: 0.1
     """

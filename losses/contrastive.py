@@ -1,10 +1,17 @@
 """Contrastive terms for reward models: two views of a batch should agree and differ from the rest."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
-from ._common import Reduction, as_compute, check_number, check_same_shape, check_values, reduce_loss
+from ._common import (
+    Reduction,
+    as_compute,
+    check_number,
+    check_same_shape,
+    check_values,
+    reduce_loss,
+    unit_vector,
+)
 from .pairwise import bradley_terry_loss
 
 __all__ = [
@@ -100,8 +107,8 @@ def simcse_loss(
     Source:
         Wang et al., *Secrets of RLHF in Large Language Models Part II: Reward Modeling*, 2024, equation 9,
         https://arxiv.org/abs/2401.06080; Gao et al., *SimCSE: Simple Contrastive Learning of Sentence
-        Embeddings*, EMNLP 2021, equation 1, https://arxiv.org/abs/2104.08821. Departures: none; that there are
-        2 P rows and the temperature (SimCSE's own) are inference.
+        Embeddings*, EMNLP 2021, equation 1, https://arxiv.org/abs/2104.08821. Departures: none; that there
+        are 2 P rows and the temperature (SimCSE's own) are inference.
 
     .. versionadded:: 0.1
     """
@@ -109,7 +116,7 @@ def simcse_loss(
     check_number("temperature", temperature, 0.0, open_low=True)
     one, two = as_compute(first, second)
     with torch.autocast(one.device.type, enabled=False):
-        cosine = F.normalize(one, dim=-1) @ F.normalize(two, dim=-1).T
+        cosine = unit_vector(one) @ unit_vector(two).T
     return reduce_loss(-(cosine / temperature).log_softmax(-1).diagonal(), reduction, weight)
 
 
@@ -134,8 +141,9 @@ def sinkhorn_assignment(
         ValueError: If a setting is outside its range or a score is not finite.
 
     Source:
-        Caron et al., *Unsupervised Learning of Visual Features by Contrasting Cluster Assignments*, NeurIPS 2020,
-        section 3.1 and listing in the appendix, https://arxiv.org/abs/2006.09882. Departures: log domain; mask.
+        Caron et al., *Unsupervised Learning of Visual Features by Contrasting Cluster Assignments*, NeurIPS
+        2020, section 3.1 and listing in the appendix, https://arxiv.org/abs/2006.09882. Departures: log
+        domain; mask.
 
     .. versionadded:: 0.1
     """
@@ -186,10 +194,10 @@ def swav_loss(
             unknown.
 
     Source:
-        Wang et al., *Secrets of RLHF in Large Language Models Part II: Reward Modeling*, 2024, equations 7 and
-        8, https://arxiv.org/abs/2401.06080; Caron et al., 2020, equation 2, https://arxiv.org/abs/2006.09882.
-        Departures: none; unit-length features and prototypes and the temperature (SwAV's own) are
-        inference.
+        Wang et al., *Secrets of RLHF in Large Language Models Part II: Reward Modeling*, 2024, equations 7
+        and 8, https://arxiv.org/abs/2401.06080; Caron et al., 2020, equation 2,
+        https://arxiv.org/abs/2006.09882. Departures: none; unit-length features and prototypes and the
+        temperature (SwAV's own) are inference.
 
     .. versionadded:: 0.1
     """
@@ -219,7 +227,7 @@ def _check_views(first: Tensor, second: Tensor) -> None:
 
 def _cosine(rows: Tensor, prototypes: Tensor) -> Tensor:
     with torch.autocast(rows.device.type, enabled=False):
-        return F.normalize(rows, dim=-1) @ F.normalize(prototypes, dim=-1).T
+        return unit_vector(rows) @ unit_vector(prototypes).T
 
 
 def _gather_rows(rows: Tensor) -> tuple[Tensor, int]:
@@ -298,7 +306,7 @@ class SwAVLoss(nn.Module):
         check_number("num_features", num_features, 1)
         check_number("num_prototypes", num_prototypes, 1)
         check_number("queue_size", queue_size, 0)
-        self.prototypes = nn.Parameter(F.normalize(torch.randn(num_prototypes, num_features), dim=-1))
+        self.prototypes = nn.Parameter(unit_vector(torch.randn(num_prototypes, num_features)))
         self.temperature = temperature
         self.epsilon = epsilon
         self.num_iterations = num_iterations
@@ -323,7 +331,7 @@ class SwAVLoss(nn.Module):
             (prototypes,) = as_compute(self.prototypes)
             gathered = []
             for view, earlier in zip((first, second), self.queue, strict=True):
-                rows, start = _gather_rows(F.normalize(as_compute(view)[0], dim=-1))
+                rows, start = _gather_rows(unit_vector(as_compute(view)[0]))
                 gathered.append(rows)
                 scores = _cosine(torch.cat([rows, earlier.to(rows.dtype)]), prototypes.to(rows.dtype))
                 mask = torch.cat([self.queue_filled.new_ones(len(rows)), self.queue_filled])
@@ -358,8 +366,8 @@ class ContrastiveMarginLoss(nn.Module):
 
     Source:
         Wang et al., *Secrets of RLHF in Large Language Models Part II: Reward Modeling*, 2024, section on
-        contrastive learning and equation 6, https://arxiv.org/abs/2401.06080. Departures: the margin inside the sigmoid, as in
-        :func:`bradley_terry_loss`; margin and contrastive term together are inference.
+        contrastive learning and equation 6, https://arxiv.org/abs/2401.06080. Departures: the margin inside
+        the sigmoid, as in :func:`bradley_terry_loss`; margin and contrastive term together are inference.
 
     .. versionadded:: 0.1
     """

@@ -13,6 +13,8 @@ from ._common import (
     check_number,
     check_values,
     reduce_loss,
+    safe_norm,
+    unit_vector,
 )
 from .pairwise import bradley_terry_loss, hinge_loss, smoothed_hinge_loss
 
@@ -32,20 +34,6 @@ WindowWeighting = Literal["mean", "last", "cumulative"]
 
 _SCORES = ("distance", "squared_distance", "angle")
 _PAIR_LOSSES = ("logistic", "hinge", "smoothed_hinge")
-
-
-def _norm(x: Tensor) -> Tensor:
-    """Euclidean norm over the last dimension: no overflow, and gradient zero at zero."""
-    largest = x.detach().abs().amax(-1, keepdim=True)
-    largest = torch.where(largest > 0, largest, 1.0)
-    squares = (x / largest).square().sum(-1)
-    positive = squares > 0
-    return largest.squeeze(-1) * torch.where(positive, torch.where(positive, squares, 1.0).sqrt(), 0.0)
-
-
-def _unit(x: Tensor) -> Tensor:
-    norm = _norm(x).unsqueeze(-1)
-    return x / torch.where(norm > 0, norm, 1.0)
 
 
 def ideal_point_reward(
@@ -97,12 +85,13 @@ def ideal_point_reward(
     x, u = as_compute(item, ideal)
     if x.ndim == 0 or u.ndim == 0 or x.shape[-1] != u.shape[-1]:
         raise ValueError(
-            f"item and ideal must share their last dimension; got {tuple(item.shape)} and {tuple(ideal.shape)}"
+            "item and ideal must share their last dimension; "
+            f"got {tuple(item.shape)} and {tuple(ideal.shape)}"
         )
     if score == "angle":
-        closeness = (_unit(x) * _unit(u)).sum(-1)
+        closeness = (unit_vector(x) * unit_vector(u)).sum(-1)
     elif score == "distance":
-        closeness = -_norm(x - u)
+        closeness = -safe_norm(x - u)
     else:
         closeness = -(x - u).square().sum(-1)
     return closeness * scale
@@ -146,9 +135,9 @@ def ideal_point_loss(
             with a hinge.
 
     Source:
-        As :func:`ideal_point_reward`. Defaults of the official code: hinge with distances for fixed prototypes,
-        cross-entropy with angles at scale 1/0.07 for prompt-conditioned ones. Departures: the official code's logistic loss
-        of distances has its sign reversed; here the closer item wins.
+        As :func:`ideal_point_reward`. Defaults of the official code: hinge with distances for fixed
+        prototypes, cross-entropy with angles at scale 1/0.07 for prompt-conditioned ones. Departures: the
+        official code's logistic loss of distances has its sign reversed; here the closer item wins.
 
     .. versionadded:: 0.1
     """
@@ -229,20 +218,23 @@ def norm_bound_loss(
         ValueError: If a value is not finite, ``bound`` < 0, or ``reduction`` is unknown.
 
     Source:
-        Chen et al., 2024, as :func:`ideal_point_reward`: the official code's text-to-image branch (bound 4). Departures: none.
+        Chen et al., 2024, as :func:`ideal_point_reward`: the official code's text-to-image branch (bound
+        4). Departures: none.
 
     .. versionadded:: 0.1
     """
     check_number("bound", bound, 0.0)
     check_values("ideal", ideal)
     (points,) = as_compute(ideal)
-    return reduce_loss((_norm(points) - bound).clamp_min(0), reduction, weight)
+    return reduce_loss((safe_norm(points) - bound).clamp_min(0), reduction, weight)
 
 
 def token_window_mean(values: Tensor, mask: Tensor, *, weighting: WindowWeighting = "cumulative") -> Tensor:
     r"""Weighted mean of per-token values over each row's window of tokens.
 
-    .. math:: \frac{\sum_{j=1}^{l} w_j v_j}{\sum_{j=1}^{l} w_j}, \qquad w_j = j \ (\text{cumulative}),\ 1\ (\text{mean}),\ 1[j = l]\ (\text{last})
+    .. math::
+        \frac{\sum_{j=1}^{l} w_j v_j}{\sum_{j=1}^{l} w_j}, \qquad
+        w_j = j \ (\text{cumulative}),\ 1\ (\text{mean}),\ 1[j = l]\ (\text{last})
 
     Args:
         values: Per-token values, (..., T).
@@ -256,8 +248,8 @@ def token_window_mean(values: Tensor, mask: Tensor, *, weighting: WindowWeightin
         ValueError: If shapes differ or ``weighting`` is unknown.
 
     Source:
-        Chen et al., 2024, as :func:`ideal_point_reward`: the official code's weighting of token losses. Departures: the
-        window is a mask and not found from padding ids.
+        Chen et al., 2024, as :func:`ideal_point_reward`: the official code's weighting of token losses.
+        Departures: the window is a mask and not found from padding ids.
 
     .. versionadded:: 0.1
     """

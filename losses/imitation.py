@@ -78,7 +78,7 @@ def token_nll(
     target: Tensor,
     *,
     bias: Tensor | None = None,
-    chunk_size: int = 512,
+    chunk_size: int = 256,
 ) -> Tensor:
     r"""Negative log-likelihood of tokens under a linear language-model head, in little memory.
 
@@ -110,7 +110,8 @@ def token_nll(
     check_number("chunk_size", chunk_size, 1)
     if hidden.ndim != 2 or vocabulary.ndim != 2 or hidden.shape[1] != vocabulary.shape[1]:
         raise ValueError(
-            f"hidden must be (T, H) and vocabulary (V, H); got {tuple(hidden.shape)} and {tuple(vocabulary.shape)}"
+            "hidden must be (T, H) and vocabulary (V, H); "
+            f"got {tuple(hidden.shape)} and {tuple(vocabulary.shape)}"
         )
     if target.shape != hidden.shape[:1]:
         raise ValueError(f"target must be of shape {tuple(hidden.shape[:1])}; got {tuple(target.shape)}")
@@ -130,7 +131,7 @@ def imitation_loss(
     *,
     include_prompt: bool = False,
     bias: Tensor | None = None,
-    chunk_size: int = 512,
+    chunk_size: int = 256,
     weight: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -139,17 +140,20 @@ def imitation_loss(
     Rows may hold one response each or several that share a prompt: a token is predicted from the token
     before it, the first token of a response from the end of the prompt. Plain rows are the case
     ``segment_ids = where(padding, -1, where(prompt, 0, 1))`` and ``response_row = arange(N)``. To imitate the
-    preferred response only, weigh it 1 and the others 0: tokens of responses without weight are never computed.
+    preferred response only, weigh it 1 and the others 0: tokens of responses without weight are never
+    computed.
 
     .. math::
-        L = \frac{\sum_n w_n \ell_n}{\sum_n w_n}, \qquad \ell_n = \frac{1}{|T_n|} \sum_{t \in T_n} -\log p(x_t | x_{<t})
+        L = \frac{\sum_n w_n \ell_n}{\sum_n w_n}, \qquad
+        \ell_n = \frac{1}{|T_n|} \sum_{t \in T_n} -\log p(x_t | x_{<t})
 
     Args:
         hidden: Final states of the backbone, (N, L, H).
         vocabulary: Weight of the language-model head, (V, H).
         input_ids: Tokens, (N, L) int64.
         segment_ids: 0 prompt, 1..k response of the row, -1 padding, (N, L) int64; each segment contiguous.
-        response_row: Row of each response, (R,) int64, ascending: the s-th response of a row is its segment s.
+        response_row: Row of each response, (R,) int64, ascending: the s-th response of a row is its segment
+            s.
         include_prompt: Whether the prompt's tokens count as well, as in the official code.
         bias: Bias of the head, (V,).
         chunk_size: Tokens whose logits exist at one time, >= 1.
@@ -165,9 +169,10 @@ def imitation_loss(
 
     Source:
         Cheng et al., *Everyone Deserves A Reward: Learning Customized Human Preferences*, 2023,
-        https://arxiv.org/abs/2309.03126, formula as in the official code (equation number not available). Departures: response tokens only by
-        default, where the code counts prompt, template and end token; the sum of weights is not increased
-        by 1e-7; who is imitated is a weight and not a threshold on scores.
+        https://arxiv.org/abs/2309.03126, formula as in the official code (equation number not available).
+        Departures: response tokens only by default, where the code counts prompt, template and end token;
+        the sum of weights is not increased by 1e-7; who is imitated is a weight and not a threshold on
+        scores.
 
     .. versionadded:: 0.1
     """
@@ -229,7 +234,7 @@ class ImitationLoss(nn.Module):
     """Module form of :func:`imitation_loss`."""
 
     def __init__(
-        self, *, include_prompt: bool = False, chunk_size: int = 512, reduction: Reduction = "mean"
+        self, *, include_prompt: bool = False, chunk_size: int = 256, reduction: Reduction = "mean"
     ) -> None:
         """Keep the settings.
 

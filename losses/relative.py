@@ -49,8 +49,8 @@ def rebel_loss(
         reward: Reward R of the one, (P,).
         other_reward: Reward of the other, (P,).
         eta: Step size, > 0, in nats per unit of reward.
-        scaling: ``"reward"``: error in units of reward, as the paper has it; ``"log_ratio"``: error in nats, as
-            the official code has it.
+        scaling: ``"reward"``: error in units of reward, as the paper has it; ``"log_ratio"``: error in
+            nats, as the official code has it.
         weight: Weights >= 0, broadcast to (P,).
         reduction: ``"mean"`` (weighted), ``"sum"`` or ``"none"``.
 
@@ -62,9 +62,10 @@ def rebel_loss(
 
     Source:
         Gao et al., *REBEL: Reinforcement Learning via Regressing Relative Rewards*, NeurIPS 2024,
-        https://arxiv.org/abs/2404.16767 (equation number not available), and its official code; used by Zhou et al., *Orchestrating LLMs with
-        Different Personalizations*, 2024, https://arxiv.org/abs/2407.04181, equation 3 of its conference version
-        as cited by its public reviews. Departures: none.
+        https://arxiv.org/abs/2404.16767 (equation number not available), and its official code; used by
+        Zhou et al., *Orchestrating LLMs with Different Personalizations*, 2024,
+        https://arxiv.org/abs/2407.04181, equation 3 of its conference version as cited by its public
+        reviews. Departures: none.
 
     .. versionadded:: 0.1
     """

@@ -21,8 +21,9 @@ def separation_objective(
     r"""How well rewards tell the responses to a prompt apart, labels or not; to be *increased*.
 
     It rewards any separation, right or wrong, and any growth of scale, so watch both. Exactly tied rewards
-    have no gradient, as |d| has none at zero; a smooth |d| has none there either, being symmetric, and only makes the gradient
-    continuous. ``break_ties`` takes the one-sided derivative, which parts ties in the order of the responses.
+    have no gradient, as |d| has none at zero; a smooth |d| has none there either, being symmetric, and only
+    makes the gradient continuous. ``break_ties`` takes the one-sided derivative, which parts ties in the
+    order of the responses.
 
     .. math::
         J = \frac{2}{k^2} \sum_{i < j} \sigma(|r_i - r_j|), \qquad
@@ -37,10 +38,12 @@ def separation_objective(
         reduction: ``"mean"`` over prompts (weighted), ``"sum"`` or ``"none"``.
 
     Returns:
-        Objective, scalar or (...,): from (k - 1) / 2k when all are equal to (k - 1) / k when all are far apart.
+        Objective, scalar or (...,): from (k - 1) / 2k when all are equal to (k - 1) / k when all are far
+        apart.
 
     Raises:
-        ValueError: If shapes do not fit, a value that counts is not finite, ``smoothing`` < 0, or ``reduction``
+        ValueError: If shapes do not fit, a value that counts is not finite, ``smoothing`` < 0, or
+        ``reduction``
             is unknown.
         TypeError: If ``mask`` is not boolean.
 

@@ -52,9 +52,9 @@ def categorical_wasserstein(
     Unlike cross-entropy it knows which labels are close: mass on a wrong but near label costs less. All
     costs are solved exactly and in batches. Labels on a line have a closed form; any other matrix with up
     to 8 labels (6 if it is no metric) is a maximum over the vertices of its dual polytope, found once per
-    matrix; beyond that POT solves the rows one by one on the host. The gradient is a dual potential: exact, but of constant size, so it
-    does not fade near the optimum (see :func:`sinkhorn_divergence`), and defined up to a constant that a
-    softmax removes.
+    matrix; beyond that POT solves the rows one by one on the host. The gradient is a dual potential: exact,
+    but of constant size, so it does not fade near the optimum (see :func:`sinkhorn_divergence`), and
+    defined up to a constant that a softmax removes.
 
     .. math::
         W = \min_{T \ge 0} \sum_{ij} T_{ij} M_{ij}^e \quad \text{with} \quad T 1 = p, \; T^\top 1 = q;
@@ -67,15 +67,16 @@ def categorical_wasserstein(
         cost: ``"index"``: labels lie at 0..K-1; a vector (K,): labels lie at these places, such as their
             rewards, in any order; or a matrix (K, K), row to column (p to q), also asymmetric. Not
             differentiated.
-        exponent: Costs are raised to this power e, > 0. The value is the transport cost itself: with e = 2 it is the
-            square of the 2-Wasserstein distance.
+        exponent: Costs are raised to this power e, > 0. The value is the transport cost itself: with e = 2
+            it is the square of the 2-Wasserstein distance.
         potentials: What :func:`transport_potentials` gave for this cost (with ``exponent`` applied), to
             spare looking it up; then ``cost`` is not read.
         weight: Weights >= 0, broadcast to (...,).
         reduction: ``"mean"`` (weighted), ``"sum"`` or ``"none"``.
 
     Returns:
-        Transport cost >= 0 (for non-negative costs), scalar or (...,), in the unit of the cost to the power e.
+        Transport cost >= 0 (for non-negative costs), scalar or (...,), in the unit of the cost to the power
+        e.
 
     Raises:
         ValueError: If p or q is no distribution, shapes do not fit, ``exponent`` <= 0, or ``reduction`` is
@@ -90,9 +91,10 @@ def categorical_wasserstein(
 
     Source:
         Li et al., *Aligning Crowd Feedback via Distributional Preference Reward Modeling*, 2024,
-        https://arxiv.org/abs/2402.09764 (the method's optimal transport loss; its cost matrix, exponent, solver and equation
-        numbers were not available, so that all of them are settings here and the defaults our inference).
-        Closed form: Villani, *Topics in Optimal Transportation*, 2003, theorem 2.18.
+        https://arxiv.org/abs/2402.09764 (the method's optimal transport loss; its cost matrix, exponent,
+        solver and equation numbers were not available, so that all of them are settings here and the
+        defaults our inference). Closed form: Villani, *Topics in Optimal Transportation*, 2003, theorem
+        2.18.
 
     .. versionadded:: 0.1
     """
@@ -105,7 +107,8 @@ def categorical_wasserstein(
         labels = first.shape[-1]
         if potentials.ndim != 2 or potentials.shape[-1] not in (labels, 2 * labels):
             raise ValueError(
-                f"potentials must be of shape (V, {labels}) or (V, {2 * labels}); got {tuple(potentials.shape)}"
+                f"potentials must be of shape (V, {labels}) or (V, {2 * labels}); "
+                f"got {tuple(potentials.shape)}"
             )
         return reduce_loss(best_potentials(first, second, potentials), reduction, weight)
     positions = positions_on_line(cost, first)
@@ -135,7 +138,7 @@ def _on_line(p: Tensor, q: Tensor, positions: Tensor, cost: Cost, exponent: floa
 
 
 class CategoricalWassersteinLoss(nn.Module):
-    """Module form of :func:`categorical_wasserstein`; finds what a cost matrix needs once, when it is made."""
+    """Module form of :func:`categorical_wasserstein`; looks at a cost matrix once, when it is made."""
 
     cost: Tensor | None
     potentials: Tensor | None
@@ -144,7 +147,8 @@ class CategoricalWassersteinLoss(nn.Module):
         """Keep the settings, and the potentials of a matrix.
 
         Args:
-            cost: ``"index"``, positions (K,), or a matrix (K, K). A tensor becomes a buffer that is not saved.
+            cost: ``"index"``, positions (K,), or a matrix (K, K). A tensor becomes a buffer that is not
+                saved.
             exponent: Costs are raised to this power, > 0.
             reduction: ``"mean"`` (weighted), ``"sum"`` or ``"none"``.
 
@@ -191,7 +195,8 @@ class SinkhornDivergenceLoss(nn.Module):
         """Keep the settings.
 
         Args:
-            cost: ``"index"``, positions (K,), or a matrix (K, K). A tensor becomes a buffer that is not saved.
+            cost: ``"index"``, positions (K,), or a matrix (K, K). A tensor becomes a buffer that is not
+                saved.
             exponent: Costs are raised to this power, > 0.
             epsilon: Regularisation, > 0, in the unit of the cost.
             num_iterations: Sinkhorn iterations, >= 1.
