@@ -35,7 +35,7 @@ def beta_wasserstein(
     functions cross at most once inside (0, 1), namely when the signs of alpha_p - alpha_q and beta_p -
     beta_q agree; without a crossing the distance is the gap of the means, with one at x* it is :math:`|2
     H(x^*) - H(1)|`, where H integrates F - G and has a closed form. Order 2 is the root of a 128-point
-    quadrature over quantiles (error about 1e-6, 1e-4 for shapes near 0.05) and some fifty times slower.
+    quadrature over quantiles (error about 1e-6, 1e-4 for shapes near 0.05) and some two hundred times slower.
 
     .. math::
         W_1 = \int_0^1 |F(x) - G(x)| \, dx, \qquad
@@ -63,7 +63,7 @@ def beta_wasserstein(
         crossings is our own derivation. Why beta distributions: the abstract of version 1 of Li et al.,
         *Aligning Crowd Feedback via Distributional Preference Reward Modeling*, 2024,
         https://arxiv.org/abs/2402.09764, names them as the model of a crowd's preference; that this
-        distance is taken between them is our inference.
+        distance is taken between them is our inference. Departures: none from the definition.
 
     .. versionadded:: 0.1
     """
@@ -113,6 +113,7 @@ def beta_wasserstein_to_share(
 
     Source:
         As for :func:`beta_wasserstein`; the distance to a point mass is the expected distance.
+        Departures: none.
 
     .. versionadded:: 0.1
     """
@@ -185,7 +186,8 @@ def _crossing(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         sign = c.sign()
         # Pairs that do not cross run along with harmless numbers.
         c, d = torch.where(crosses, c.abs(), 1.0), torch.where(crosses, d.abs(), 1.0)
-        constant = torch.where(crosses, sign * (log_beta(a[1], b[1]) - log_beta(a[0], b[0])), 2.0)
+        log_norm = log_beta(a, b)
+        constant = torch.where(crosses, sign * (log_norm[1] - log_norm[0]), 2.0)
         low, high = -constant / c, constant / d
         for _ in range(_BRACKET_STEPS):
             # Newton on a concave function from outside: it comes close without ever passing the root.
@@ -196,7 +198,9 @@ def _crossing(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         y = torch.log(c / d)
         for step in range(_CROSSING_STEPS + 1):
             x = off_the_ends(torch.sigmoid(y))
-            tails = beta_tails(a, b, x.expand_as(a), fine=step == _CROSSING_STEPS, derivatives=False)
+            tails = beta_tails(
+                a, b, x.expand_as(a), log_norm, fine=step == _CROSSING_STEPS, derivatives=False
+            )
             # Compare the smaller tails, on a log scale: the crossing may lie far out in one of them.
             left = tails.lower.sum(0) < 1
             tail = torch.where(left, tails.lower, tails.upper).clamp_min(1e-300)
@@ -236,17 +240,18 @@ def _quantile(a: Tensor, b: Tensor, u: Tensor, not_u: Tensor) -> Tensor:
         target = torch.where(lower_side, u.log(), not_u.log())
         mean, variance = _moments(a, b)
         y = torch.logit(mean)
+        log_norm = log_beta(a, b)
         reach = 4 + 4 * (variance.sqrt() / (mean * (1 - mean)))
         for _ in range(_QUANTILE_STEPS):
             x = off_the_ends(torch.sigmoid(y))
-            tails = beta_tails(a, b, x, fine=False, derivatives=False)
+            tails = beta_tails(a, b, x, log_norm, fine=False, derivatives=False)
             tail = torch.where(lower_side, tails.lower, tails.upper).clamp_min(1e-300)
             slope = tails.density * x * (1 - x) / tail
             step = (target - tail.log()) / slope.clamp_min(1e-12)
             step = torch.maximum(torch.minimum(step, reach), -reach)
             y = y + torch.where(lower_side, step, -step)
         x = off_the_ends(torch.sigmoid(y))
-        tails = beta_tails(a, b, x, fine=True, derivatives=False)
+        tails = beta_tails(a, b, x, log_norm, fine=True, derivatives=False)
         density = tails.density.clamp_min(1e-12)
         # Where the density is huge, x is at an end and has nowhere to go.
         rate = torch.where(density > 1e12, 0.0, 1 / density)

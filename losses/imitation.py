@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from ._common import Reduction, check_indices, check_number, check_values, reduce_loss
 
@@ -30,6 +30,7 @@ class _TokenNLL(torch.autograd.Function):
         return normalizer - picked
 
     @staticmethod
+    @once_differentiable
     def backward(
         ctx: FunctionCtx, *grads: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
