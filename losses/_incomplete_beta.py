@@ -186,7 +186,7 @@ def regularized_incomplete_beta(alpha: Tensor, beta: Tensor, x: Tensor) -> Tenso
 
     Source:
         Definition and recurrences: NIST Digital Library of Mathematical Functions, 8.17.1, 8.17.20 and
-        8.17.21, https://dlmf.nist.gov/8.17. The quadrature is our own.
+        8.17.21, https://dlmf.nist.gov/8.17. Departures: the quadrature is our own.
 
     .. versionadded:: 0.1
     """

@@ -53,8 +53,8 @@ def transport_potentials(cost: Tensor) -> Tensor | None:
     Example:
         >>> import torch
         >>> transport_potentials(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
-        tensor([[-0.5000,  0.5000],
-                [ 0.5000, -0.5000]])
+        tensor([[ 0.5000, -0.5000],
+                [-0.5000,  0.5000]])
 
     Source:
         Kantorovich duality: Villani, *Topics in Optimal Transportation*, 2003, theorem 1.14 (for metrics)

@@ -94,7 +94,7 @@ def categorical_wasserstein(
         https://arxiv.org/abs/2402.09764 (the method's optimal transport loss; its cost matrix, exponent,
         solver and equation numbers were not available, so that all of them are settings here and the
         defaults our inference). Closed form: Villani, *Topics in Optimal Transportation*, 2003, theorem
-        2.18.
+        2.18. Departures: none from the definition.
 
     .. versionadded:: 0.1
     """

@@ -318,3 +318,16 @@ class TestChecks:
         meta = torch.zeros(3, device="meta")
         with argument_checks("always"):
             assert losses.bradley_terry_loss(meta, meta).device.type == "meta"
+
+
+@pytest.mark.slow
+@upstream
+@pytest.mark.parametrize("name", ["bradley_terry_soft", "categorical_index", "categorical_matrix", "beta"])
+def test_compiles_with_inductor(name):
+    torch._dynamo.reset()
+    args = draw(name, 5, torch.float32)
+    value = torch.compile(lambda *v: CASES[name].call(*v), fullgraph=True)(*args)
+    torch.testing.assert_close(value, CASES[name].call(*args))
+    slopes = torch.autograd.grad(value, args)
+    for slope, expected in zip(slopes, torch.autograd.grad(CASES[name].call(*args), args), strict=True):
+        torch.testing.assert_close(slope, expected, rtol=1e-5, atol=1e-6)
