@@ -49,7 +49,7 @@ class argument_checks:
         """Switch to ``mode`` at once."""
         global _check_mode
         check_choice("mode", mode, _CHECK_MODES)
-        self._former = _check_mode
+        self._former: CheckMode = _check_mode
         _check_mode = mode
 
     def __enter__(self) -> Self:

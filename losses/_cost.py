@@ -1,6 +1,6 @@
 """What moving probability from one label to another costs."""
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from ._common import check_number, check_values
 
 Cost = Literal["index"] | Tensor
+Default = TypeVar("Default")
 
 
 def positions_on_line(cost: Cost, like: Tensor) -> Tensor | None:
@@ -43,3 +44,16 @@ def cost_matrix(cost: Cost, exponent: float, like: Tensor) -> Tensor:
     else:
         matrix = torch.as_tensor(cost).detach().to(like.device, like.dtype)
     return matrix if exponent == 1 else matrix.pow(exponent)
+
+
+def keep_bits(values: Cost | None) -> Tensor | None:
+    """A float64 tensor as the integers of its bits: as a buffer, it moves with a module but is never rounded.
+
+    ``module.bfloat16()``, which a bf16-true trainer calls, would otherwise round what is a constant.
+    """
+    return values.detach().double().contiguous().view(torch.int64) if isinstance(values, Tensor) else None
+
+
+def kept(bits: Tensor | None, default: Default) -> Tensor | Default:
+    """What :func:`keep_bits` was given, or ``default`` if that was no tensor."""
+    return default if bits is None else bits.view(torch.float64)

@@ -151,7 +151,9 @@ class _RegularizedIncompleteBeta(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: FunctionCtx, *grads: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         d_alpha, d_beta, density = ctx.saved_tensors  # type: ignore[attr-defined]
         return grads[0] * d_alpha, grads[0] * d_beta, grads[0] * density
 

@@ -134,6 +134,7 @@ class _Solver(Protocol):
 
     def emd(self, a: object, b: object, M: object, log: bool) -> tuple[object, dict[str, object]]:
         """Solve one transport problem exactly."""
+        ...
 
 
 class _ExactTransport(torch.autograd.Function):

@@ -31,7 +31,7 @@ class _TokenNLL(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: FunctionCtx, *grads: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         hidden, vocabulary, bias, target, normalizer = ctx.saved_tensors  # type: ignore[attr-defined]
@@ -140,9 +140,10 @@ def imitation_loss(
 
     Rows may hold one response each or several that share a prompt: a token is predicted from the token
     before it, the first token of a response from the end of the prompt. Plain rows are the case
-    ``segment_ids = where(padding, -1, where(prompt, 0, 1))`` and ``response_row = arange(N)``. To imitate the
-    preferred response only, weigh it 1 and the others 0: tokens of responses without weight are never
-    computed.
+    ``segment_ids = where(padding, -1, where(prompt, 0, 1))`` and ``response_row = arange(N)``. To imitate
+    the preferred response only, weigh it 1 and the others 0: tokens of responses without weight are not
+    computed. To leave them out, eager code on an accelerator waits for it once; compiled code computes all
+    tokens instead.
 
     .. math::
         L = \frac{\sum_n w_n \ell_n}{\sum_n w_n}, \qquad

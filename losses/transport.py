@@ -17,7 +17,7 @@ from ._common import (
     check_same_shape,
     reduce_loss,
 )
-from ._cost import Cost, cost_matrix, positions_on_line
+from ._cost import Cost, cost_matrix, keep_bits, kept, positions_on_line
 from ._incomplete_beta import regularized_incomplete_beta
 from ._potentials import best_potentials, exact_transport, transport_potentials
 from ._sinkhorn import sinkhorn_divergence, sinkhorn_plan
@@ -140,8 +140,8 @@ def _on_line(p: Tensor, q: Tensor, positions: Tensor, cost: Cost, exponent: floa
 class CategoricalWassersteinLoss(nn.Module):
     """Module form of :func:`categorical_wasserstein`; looks at a cost matrix once, when it is made."""
 
-    cost: Tensor | None
-    potentials: Tensor | None
+    _cost: Tensor | None
+    _potentials: Tensor | None
 
     def __init__(self, *, cost: Cost = "index", exponent: float = 1.0, reduction: Reduction = "mean") -> None:
         """Keep the settings, and the potentials of a matrix.
@@ -162,17 +162,17 @@ class CategoricalWassersteinLoss(nn.Module):
         potentials = None
         if isinstance(cost, Tensor) and cost.ndim == 2:
             potentials = transport_potentials(cost.double().pow(exponent))
-        self.register_buffer("cost", cost if isinstance(cost, Tensor) else None, persistent=False)
-        self.register_buffer("potentials", potentials, persistent=False)
+        self.register_buffer("_cost", keep_bits(cost), persistent=False)
+        self.register_buffer("_potentials", keep_bits(potentials), persistent=False)
 
     def forward(self, p: Tensor, q: Tensor, *, weight: Tensor | None = None) -> Tensor:
         """Transport cost; arguments as in :func:`categorical_wasserstein`."""
         return categorical_wasserstein(
             p,
             q,
-            cost="index" if self.cost is None else self.cost,
+            cost=kept(self._cost, "index"),
             exponent=self.exponent,
-            potentials=self.potentials,
+            potentials=kept(self._potentials, None),
             weight=weight,
             reduction=self.reduction,
         )
@@ -181,7 +181,7 @@ class CategoricalWassersteinLoss(nn.Module):
 class SinkhornDivergenceLoss(nn.Module):
     """Module form of :func:`sinkhorn_divergence`."""
 
-    cost: Tensor | None
+    _cost: Tensor | None
 
     def __init__(
         self,
@@ -207,14 +207,14 @@ class SinkhornDivergenceLoss(nn.Module):
         self.epsilon = epsilon
         self.num_iterations = num_iterations
         self.reduction: Reduction = reduction
-        self.register_buffer("cost", cost if isinstance(cost, Tensor) else None, persistent=False)
+        self.register_buffer("_cost", keep_bits(cost), persistent=False)
 
     def forward(self, p: Tensor, q: Tensor, *, weight: Tensor | None = None) -> Tensor:
         """Divergence; arguments as in :func:`sinkhorn_divergence`."""
         return sinkhorn_divergence(
             p,
             q,
-            cost="index" if self.cost is None else self.cost,
+            cost=kept(self._cost, "index"),
             exponent=self.exponent,
             epsilon=self.epsilon,
             num_iterations=self.num_iterations,

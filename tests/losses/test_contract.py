@@ -321,7 +321,9 @@ class TestChecks:
 
 
 @pytest.mark.slow
-@upstream
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # inductor's own, of torch.jit and autograd.Function
 @pytest.mark.parametrize("name", ["bradley_terry_soft", "categorical_index", "categorical_matrix", "beta"])
 def test_compiles_with_inductor(name):
     torch._dynamo.reset()

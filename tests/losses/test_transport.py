@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pluralign.losses import (
     CategoricalWassersteinLoss,
+    SinkhornDivergenceLoss,
     categorical_wasserstein,
     sinkhorn_divergence,
     sinkhorn_plan,
@@ -290,10 +291,16 @@ class TestSinkhorn:
 
 def test_module_keeps_potentials_out_of_checkpoints():
     module = CategoricalWassersteinLoss(cost=GRID)
-    assert module.potentials.shape == (18, 6)
     assert not module.state_dict()
     p, q = dirichlet(10, 6, 0), dirichlet(10, 6, 1)
     torch.testing.assert_close(module(p, q), categorical_wasserstein(p, q, cost=GRID))
+
+
+@pytest.mark.parametrize("cost", [GRID / 3, REWARDS / 3])
+def test_casting_a_module_does_not_round_its_cost(cost):
+    p, q = dirichlet(10, 6, 0), dirichlet(10, 6, 1)
+    for module in (CategoricalWassersteinLoss(cost=cost), SinkhornDivergenceLoss(cost=cost)):
+        assert torch.equal(module(p, q), module.bfloat16()(p, q))
 
 
 half = torch.tensor([0.5, 0.5])
