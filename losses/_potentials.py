@@ -25,9 +25,13 @@ _remembered: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
 
 
 def is_metric(cost: Tensor) -> bool:
-    """Whether a cost is zero on the diagonal and obeys the triangle inequality; it may be asymmetric."""
+    """Whether a cost is zero on the diagonal and obeys the triangle inequality; it may be asymmetric.
+
+    Within the rounding of its type: detours that are as long as the direct way are common.
+    """
+    rounding = 8 * torch.finfo(cost.dtype).eps if cost.is_floating_point() else 0.0
     cost = cost.detach().to("cpu", torch.float64)
-    slack = 1e-9 * float(cost.abs().max())
+    slack = max(1e-9, rounding) * float(cost.abs().max())
     detour = (cost.unsqueeze(2) + cost.unsqueeze(0)).amin(1)
     return bool((cost.diagonal().abs() <= slack).all() and (cost <= detour + slack).all())
 
@@ -44,8 +48,8 @@ def transport_potentials(cost: Tensor) -> Tensor | None:
 
     Returns:
         (V, K) if the cost is a metric, possibly asymmetric: row f stands for f . (p - q). Else (V, 2 K): row
-        (f, g) stands for f . p + g . q. Type and device of ``cost``. None if K is too large: above 8 for a
-        metric, above 6 otherwise.
+        (f, g) stands for f . p + g . q. Type (float64 for integers) and device of ``cost``. None if K is too
+        large: above 8 for a metric, above 6 otherwise.
 
     Raises:
         ValueError: If ``cost`` is not a square matrix or not finite.
@@ -67,10 +71,10 @@ def transport_potentials(cost: Tensor) -> Tensor | None:
     check_values("cost", cost)
     exact = cost.detach().to("cpu", torch.float64)
     labels = exact.shape[0]
-    metric = is_metric(exact)
+    metric = is_metric(cost)
     if labels > (MAX_METRIC_LABELS if metric else MAX_GENERAL_LABELS):
         return None
-    key = (labels, *exact.flatten().tolist())
+    key = (labels, metric, *exact.flatten().tolist())
     vertices = _remembered.get(key)
     if vertices is None:
         if metric:
@@ -84,7 +88,7 @@ def transport_potentials(cost: Tensor) -> Tensor | None:
         _remembered[key] = vertices
         while len(_remembered) > _REMEMBERED:
             _remembered.popitem(last=False)
-    return vertices.to(cost.device, cost.dtype)
+    return vertices.to(cost.device, cost.dtype if cost.is_floating_point() else torch.float64)
 
 
 def _vertices(bound: Tensor) -> Tensor:

@@ -195,6 +195,16 @@ def test_orientation_of_an_asymmetric_cost():
     assert categorical_wasserstein(second, first, cost=cost).item() == 5
 
 
+def test_a_metric_rounded_to_float32_is_still_one():
+    cost = (line(REWARDS) + 0.1 * GRID).float()
+    assert transport_potentials(cost).shape[1] == 6
+    p, q = dirichlet(50, 6, 0).float(), dirichlet(50, 6, 1).float()
+    value = categorical_wasserstein(p, q, cost=cost, reduction="none")
+    torch.testing.assert_close(value.double(), by_pot(p, q, cost), atol=1e-6, rtol=0)
+    integers = transport_potentials(GRID.long())
+    assert torch.equal(integers, transport_potentials(GRID))
+
+
 def test_known_numbers_of_vertices():
     assert transport_potentials(GRID).shape == (18, 6)
     assert transport_potentials(line(REWARDS) + 0.1 * GRID).shape == (94, 6)
