@@ -45,6 +45,7 @@ from .pairwise import (
 )
 from .relative import (
     RebelLoss,
+    mixture_log_prob,
     rebel_loss,
     relative_reward,
 )
@@ -99,6 +100,7 @@ __all__ = [
     "ideal_point_loss",
     "ideal_point_reward",
     "imitation_loss",
+    "mixture_log_prob",
     "norm_bound_loss",
     "pair_views",
     "plackett_luce_loss",

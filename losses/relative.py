@@ -15,7 +15,7 @@ from ._common import (
     reduce_loss,
 )
 
-__all__ = ["RebelLoss", "rebel_loss", "relative_reward"]
+__all__ = ["RebelLoss", "mixture_log_prob", "rebel_loss", "relative_reward"]
 
 Scaling = Literal["reward", "log_ratio"]
 
@@ -117,6 +117,43 @@ def relative_reward(score: Tensor, reference: Tensor, *, mask: Tensor | None = N
     if mask is None:
         return wins.mean(-1)
     return torch.where(mask, wins, 0.0).sum(-1) / mask.sum(-1).clamp_min(1)
+
+
+def mixture_log_prob(logits: Tensor, log_prob: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    r"""Log-probability of tokens under experts mixed in probability space: what REBEL's log-ratios sum up.
+
+    Only one number per expert and token is needed, so rollouts store those and training runs no expert. The
+    gradient with respect to the logits is posterior less prior weight, and vanishes where experts agree. A
+    token that one expert rules out stays possible.
+
+    .. math:: \log \pi(y) = \log \sum_i \alpha_i \, p_i(y), \qquad \alpha = \mathrm{softmax}(z)
+
+    Args:
+        logits: Logits z of the weights, (..., K).
+        log_prob: Log-probability of the token under each expert, broadcasts with ``logits``; may be -inf, but
+            not for all experts.
+        mask: Experts that take part, broadcasts with ``logits``, bool, at least one; None for all.
+
+    Returns:
+        Log-probability, (...,), in nats, float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: If a logit is not finite.
+
+    Source:
+        Zhou et al., *Orchestrating LLMs with Different Personalizations*, 2024,
+        https://arxiv.org/abs/2407.04181, equation 1 of its conference version as cited by its public
+        reviews. Departures: that weights come from a softmax, and the mask, are inference.
+
+    .. versionadded:: 0.1
+    """
+    check_values("logits", logits)
+    z, log_p = as_compute(logits, log_prob)
+    if mask is not None:
+        z = z.masked_fill(~mask, -torch.inf)
+    impossible = log_p == -torch.inf  # exactly no mass: kept out of the sum, whose gradient would be NaN
+    joint = z + torch.where(impossible, 0.0, log_p)
+    return joint.masked_fill(impossible, -torch.inf).logsumexp(-1) - z.logsumexp(-1)
 
 
 class RebelLoss(nn.Module):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pluralign.losses import rebel_loss, relative_reward
+from pluralign.losses import mixture_log_prob, rebel_loss, relative_reward
 
 D = torch.float64
 
@@ -17,6 +17,48 @@ def t(*values: float) -> Tensor:
 
 class TestPCMOracles:
     """Numbers derived from Zhou et al. 2024 (arXiv 2407.04181) and Gao et al. 2024 (arXiv 2404.16767)."""
+
+    def test_pcm_oracle_2(self):
+        experts = torch.randn(3, 50, dtype=D).log_softmax(-1)
+        mass = mixture_log_prob(torch.randn(3, dtype=D), experts.T).exp().sum()
+        assert mass.item() == pytest.approx(1, abs=1e-12)
+
+    def test_pcm_oracle_3(self):
+        """The linear mixture, not the geometric one."""
+        experts, weight = torch.stack([t(0.7, 0.2, 0.1), t(0.1, 0.2, 0.7)]), t(0.6, 0.4)
+        linear = mixture_log_prob(weight.log(), experts.T.log()).exp()
+        assert linear.tolist() == pytest.approx([0.46, 0.20, 0.34])
+        geometric = (weight @ experts.log()).softmax(-1)
+        assert geometric.tolist() == pytest.approx([0.4348, 0.2706, 0.2946], abs=5e-5)
+
+    def test_pcm_oracle_4(self):
+        """No veto: what one expert rules out stays possible, with a finite gradient."""
+        experts = torch.stack([t(0.6, 0.4, 0), t(0, 0.4, 0.6)])
+        logits = t(0, 0).requires_grad_()
+        mixed = mixture_log_prob(logits, experts.T.log())
+        mixed.sum().backward()
+        assert mixed.detach().exp().tolist() == pytest.approx([0.3, 0.4, 0.3])
+        assert logits.grad.isfinite().all()
+
+    def test_pcm_oracle_5(self):
+        logits = t(0.5, 0.3, 0.2).log().requires_grad_()
+        value = mixture_log_prob(logits, t(0.10, 0.40, 0.05).log())
+        value.backward()
+        assert value.item() == pytest.approx(-1.7147984, abs=1e-7)
+        assert logits.grad.tolist() == pytest.approx([-0.2222222, 0.3666667, -0.1444444], abs=1e-7)
+        same = t(0.5, 0.3, 0.2).requires_grad_()
+        mixture_log_prob(same, t(-1.0, -1.0, -1.0)).backward()
+        assert same.grad.abs().max() < 1e-15
+
+    def test_pcm_oracle_8(self):
+        """Masked experts weigh exactly nothing; order of experts does not matter."""
+        logits, log_p = t(0.3, -1.0, 2.0), t(-1.0, -0.5, -3.0)
+        mask = torch.tensor([True, False, True])
+        full = mixture_log_prob(logits[mask], log_p[mask])
+        torch.testing.assert_close(mixture_log_prob(logits, log_p, mask=mask), full)
+        torch.testing.assert_close(
+            mixture_log_prob(logits.flip(0), log_p.flip(0)), mixture_log_prob(logits, log_p)
+        )
 
     def test_pcm_oracle_6(self):
         difference = t(1.2, -0.3, 0.5)
