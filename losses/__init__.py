@@ -1,6 +1,30 @@
 """Losses: functions of tensors, each with a thin module; torch is all they need."""
 
 from ._common import argument_checks
+from .contrastive import (
+    ContrastiveMarginLoss,
+    SimCSELoss,
+    SwAVLoss,
+    difference_views,
+    pair_views,
+    simcse_loss,
+    sinkhorn_assignment,
+    swav_loss,
+)
+from .ideal import (
+    IdealPointLoss,
+    NormBoundLoss,
+    ideal_point_cross_entropy,
+    ideal_point_loss,
+    ideal_point_reward,
+    norm_bound_loss,
+    token_window_mean,
+)
+from .imitation import (
+    ImitationLoss,
+    imitation_loss,
+    token_nll,
+)
 from .pairwise import (
     BradleyTerryLoss,
     DavidsonLoss,
@@ -19,23 +43,81 @@ from .pairwise import (
     reward_centering_loss,
     smoothed_hinge_loss,
 )
+from .relative import (
+    RebelLoss,
+    mixture_log_prob,
+    rebel_loss,
+    relative_reward,
+)
+from .separation import (
+    SeparationObjective,
+    separation_objective,
+)
+from .transport import (
+    BetaWassersteinLoss,
+    BetaWassersteinToShareLoss,
+    CategoricalWassersteinLoss,
+    SinkhornDivergenceLoss,
+    beta_wasserstein,
+    beta_wasserstein_to_share,
+    categorical_wasserstein,
+    regularized_incomplete_beta,
+    sinkhorn_divergence,
+    sinkhorn_plan,
+    transport_potentials,
+)
 
 __all__ = [
+    "BetaWassersteinLoss",
+    "BetaWassersteinToShareLoss",
     "BradleyTerryLoss",
+    "CategoricalWassersteinLoss",
+    "ContrastiveMarginLoss",
     "DavidsonLoss",
     "HingeLoss",
+    "IdealPointLoss",
+    "ImitationLoss",
+    "NormBoundLoss",
     "PlackettLuceLoss",
     "RankedPairsLoss",
     "RaoKupperLoss",
+    "RebelLoss",
     "RewardCenteringLoss",
+    "SeparationObjective",
+    "SimCSELoss",
+    "SinkhornDivergenceLoss",
     "SmoothedHingeLoss",
+    "SwAVLoss",
     "argument_checks",
+    "beta_wasserstein",
+    "beta_wasserstein_to_share",
     "bradley_terry_loss",
+    "categorical_wasserstein",
     "davidson_loss",
+    "difference_views",
     "hinge_loss",
+    "ideal_point_cross_entropy",
+    "ideal_point_loss",
+    "ideal_point_reward",
+    "imitation_loss",
+    "mixture_log_prob",
+    "norm_bound_loss",
+    "pair_views",
     "plackett_luce_loss",
     "ranked_pairs_loss",
     "rao_kupper_loss",
+    "rebel_loss",
+    "regularized_incomplete_beta",
+    "relative_reward",
     "reward_centering_loss",
+    "separation_objective",
+    "simcse_loss",
+    "sinkhorn_assignment",
+    "sinkhorn_divergence",
+    "sinkhorn_plan",
     "smoothed_hinge_loss",
+    "swav_loss",
+    "token_nll",
+    "token_window_mean",
+    "transport_potentials",
 ]

@@ -49,7 +49,7 @@ class argument_checks:
         """Switch to ``mode`` at once."""
         global _check_mode
         check_choice("mode", mode, _CHECK_MODES)
-        self._former = _check_mode
+        self._former: CheckMode = _check_mode
         _check_mode = mode
 
     def __enter__(self) -> Self:
@@ -87,7 +87,8 @@ def check_same_shape(**tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
         if tensor is not None and reference is not None and tensor.shape != reference.shape:
             raise ValueError(
-                f"{name} must have the shape of {reference_name}, {tuple(reference.shape)}; got {tuple(tensor.shape)}"
+                f"{name} must have the shape of {reference_name}, {tuple(reference.shape)}; "
+                f"got {tuple(tensor.shape)}"
             )
 
 
@@ -109,7 +110,7 @@ def check_values(
     *,
     open_low: bool = False,
 ) -> None:
-    """Raise ``ValueError`` unless all values are finite and in [low, high], or (low, high] if ``open_low``."""
+    """Raise ``ValueError`` unless all values are finite and in [low, high]; (low, high] if ``open_low``."""
     if tensor is None or not _reads_values(tensor):
         return
 
@@ -177,6 +178,16 @@ def as_compute(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.to(dtype) for t in tensors)
 
 
+def broadcast_double(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors in float64 and in one shape; ``ValueError`` if there is none."""
+    try:
+        shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+        raise ValueError(f"arguments must broadcast to one shape; got {shapes}") from error
+    return tuple(tensor.double().expand(shape) for tensor in tensors)
+
+
 def reduce_loss(loss: Tensor, reduction: Reduction, weight: Tensor | None = None) -> Tensor:
     """Weigh and reduce a loss; nothing to average gives a zero that keeps its gradient path.
 
@@ -208,3 +219,18 @@ def reduce_loss(loss: Tensor, reduction: Reduction, weight: Tensor | None = None
         return total
     mass = weight.sum()
     return total / torch.where(mass > 0, mass, torch.ones_like(mass))
+
+
+def safe_norm(x: Tensor) -> Tensor:
+    """Euclidean norm over the last dimension: no overflow, and gradient zero at zero."""
+    largest = x.detach().abs().amax(-1, keepdim=True)
+    largest = torch.where(largest > 0, largest, 1.0)
+    squares = (x / largest).square().sum(-1)
+    positive = squares > 0
+    return largest.squeeze(-1) * torch.where(positive, torch.where(positive, squares, 1.0).sqrt(), 0.0)
+
+
+def unit_vector(x: Tensor) -> Tensor:
+    """``x`` at length one over the last dimension; zero stays zero, with a finite gradient."""
+    norm = safe_norm(x).unsqueeze(-1)
+    return x / torch.where(norm > 0, norm, 1.0)

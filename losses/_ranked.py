@@ -20,6 +20,15 @@ from ._common import (
 PairAverage = Literal["pair", "prompt"]
 
 
+def check_list(values: Tensor, mask: Tensor | None) -> None:
+    """Raise unless ``values`` is a list and ``mask`` fits (``ValueError``) and is bool (``TypeError``)."""
+    check_same_shape(reward=values, mask=mask)
+    if values.ndim == 0:
+        raise ValueError("reward must have at least one dimension; got a scalar")
+    if mask is not None and mask.dtype != torch.bool:
+        raise TypeError(f"mask must be boolean; got {mask.dtype}")
+
+
 def same_list(values: Tensor, group: Tensor | None, mask: Tensor | None) -> Tensor:
     """Which pairs of entries are both present and belong to one list.
 
@@ -35,17 +44,14 @@ def same_list(values: Tensor, group: Tensor | None, mask: Tensor | None) -> Tens
         ValueError: If shapes do not fit.
         TypeError: If ``mask`` is not boolean.
     """
-    check_same_shape(reward=values, mask=mask)
-    if values.ndim == 0:
-        raise ValueError("reward must have at least one dimension; got a scalar")
-    if mask is not None and mask.dtype != torch.bool:
-        raise TypeError(f"mask must be boolean; got {mask.dtype}")
+    check_list(values, mask)
     present = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
     pairs = present.unsqueeze(-1) & present.unsqueeze(-2)
     if group is not None:
         if values.ndim != 1 or group.shape != values.shape:
             raise ValueError(
-                f"with group, reward and group must both be (R,); got {tuple(values.shape)}, {tuple(group.shape)}"
+                "with group, reward and group must both be (R,); "
+                f"got {tuple(values.shape)}, {tuple(group.shape)}"
             )
         pairs = pairs & (group.unsqueeze(-1) == group.unsqueeze(-2))
     return pairs
@@ -82,8 +88,8 @@ def ranked_pairs_loss(
         mask: Responses that exist, shape of ``reward``, bool. Negative scores are legitimate scores.
         average: ``"pair"``: every pair counts the same, so long lists weigh more; ``"prompt"``: mean over the
             pairs of a list first, then over lists that have any.
-        weight: Weights >= 0 that broadcast to (..., R, R), pairs (preferred, other); for a weight per padded row
-            give (B, 1, 1).
+        weight: Weights >= 0 that broadcast to (..., R, R), pairs (preferred, other); for a weight per
+            padded row give (B, 1, 1).
         reduction: ``"mean"`` (weighted, as ``average`` says), ``"sum"``, or ``"none"`` for the pair matrix.
 
     Returns:
@@ -173,7 +179,7 @@ def plackett_luce_loss(
     check_same_shape(reward=reward, score=score)
     if top is not None:
         check_number("top", top, 1)
-    listed = same_list(reward, None, mask)
+    check_list(reward, mask)
     rewards, scores = as_compute(keep_present(reward, mask), keep_present(score, mask))
     check_values("reward", rewards)
     check_values("score", scores)
@@ -181,11 +187,10 @@ def plackett_luce_loss(
         scores = torch.where(mask, scores, torch.full_like(scores, -torch.inf))
     order = scores.argsort(dim=-1, descending=True, stable=True)
     rewards = rewards.gather(-1, order)
-    # Absent responses come last: what is listed in a sorted row is a leading square block.
     size = rewards.shape[-1]
     position = torch.arange(size, device=rewards.device)
-    num_listed = torch.diagonal(listed, dim1=-2, dim2=-1).sum(-1, keepdim=True)
-    drawn = position < num_listed
+    # Absent responses come last in a sorted row.
+    drawn = (position < size).expand_as(rewards) if mask is None else position < mask.sum(-1, keepdim=True)
     later = (position >= position.unsqueeze(-1)) & drawn.unsqueeze(-2)
     later = later | torch.eye(size, dtype=torch.bool, device=rewards.device)  # an empty row would give -inf
     gap = rewards.unsqueeze(-2) - rewards.unsqueeze(-1)

@@ -207,7 +207,8 @@ def smoothed_hinge_loss(
         Loss >= 0, scalar or (P,), in the unit of the rewards.
 
     Raises:
-        ValueError: If shapes do not fit, a value is not finite, ``smoothing`` <= 0, or ``reduction`` is unknown.
+        ValueError: If shapes do not fit, a value is not finite, ``smoothing`` <= 0, or ``reduction`` is
+        unknown.
 
     Source:
         Chen et al., *PAL: Pluralistic Alignment Framework for Learning from Heterogeneous Preferences*, 2024,
@@ -308,7 +309,7 @@ class HingeLoss(nn.Module):
         margin: Tensor | None = None,
         weight: Tensor | None = None,
     ) -> Tensor:
-        """Loss of the pairs; a ``margin`` given here replaces the one kept. See :func:`hinge_loss`."""
+        """Loss of the pairs; a ``margin`` given here goes first. See :func:`hinge_loss`."""
         required = self.margin if margin is None else margin
         return hinge_loss(chosen, rejected, margin=required, weight=weight, reduction=self.reduction)
 
@@ -337,7 +338,7 @@ class SmoothedHingeLoss(nn.Module):
         margin: Tensor | None = None,
         weight: Tensor | None = None,
     ) -> Tensor:
-        """Loss of the pairs; a ``margin`` given here replaces the one kept. See :func:`smoothed_hinge_loss`."""
+        """Loss of the pairs; a ``margin`` given here goes first. See :func:`smoothed_hinge_loss`."""
         return smoothed_hinge_loss(
             chosen,
             rejected,
