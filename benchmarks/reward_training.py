@@ -696,8 +696,8 @@ def summary(every: list[Run]) -> dict[str, object]:
 def main() -> int:
     """Run everything; the exit status says whether both sides computed the same."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=128, help="HH-RLHF pairs")
-    parser.add_argument("--queries", type=int, default=8, help="DSP queries, 20 pairs each")
+    parser.add_argument("--pairs", type=int, default=96, help="HH-RLHF pairs")
+    parser.add_argument("--queries", type=int, default=6, help="DSP queries, 20 pairs each")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each kind, alternating")
     parser.add_argument(
         "--threads", type=int, help="of torch; 1 makes processor times comparable on a busy machine"

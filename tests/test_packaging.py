@@ -1,0 +1,466 @@
+"""The contracts between the rooms, what ships, and that README, configurations and examples hold."""
+
+import ast
+import doctest
+import importlib
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("callbacks", "datamodules", "losses", "models")
+NOT_SHIPPED = ("benchmarks", "docs", "tests")
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+TEST_COMMAND = 'pip install -e ".[test]" && pytest'
+
+
+# The tree ----------------------------------------------------------------------------------------------
+
+
+def tree(root=ROOT):
+    """Files of the project as relative paths, without what git ignores."""
+    if (root / ".git").exists():
+        words = [
+            "git",
+            "-c",
+            "safe.directory=*",
+            "ls-files",
+            "-z",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+        ]
+        listed = subprocess.run(words, cwd=root, capture_output=True, text=True, check=True).stdout
+        paths = [Path(name) for name in listed.split("\0") if name]
+    else:
+        paths = [path.relative_to(root) for path in root.rglob("*") if path.is_file()]
+    return sorted(
+        path
+        for path in paths
+        if os.path.lexists(root / path) and path.parts[0] != "typings" and "__pycache__" not in path.parts
+    )
+
+
+def python_files(*folders):
+    return [path for path in tree() if path.suffix == ".py" and path.parts[0] in folders]
+
+
+def module_name(path):
+    parts = path.with_suffix("").parts
+    return ".".join(("pluralign", *parts[: -1 if parts[-1] == "__init__" else None]))
+
+
+def test_package_list_equals_the_folders_that_hold_python():
+    folders = {path.parent for path in tree() if path.suffix == ".py" and path.parts[0] not in NOT_SHIPPED}
+    names = {".".join(("pluralign", *folder.parts)) for folder in folders if folder != Path()}
+    assert set(SETTINGS["tool"]["setuptools"]["packages"]) == {"pluralign", "pluralign.configs", *names}
+    assert names == {f"pluralign.{room}" for room in ROOMS}, "rooms are flat, and there is no other"
+
+
+def test_configs_holds_data_only():
+    assert {path.suffix for path in tree() if path.parts[0] == "configs"} == {".yaml"}
+
+
+def test_root_holds_two_python_files():
+    assert {str(path) for path in tree() if path.suffix == ".py" and len(path.parts) == 1} == {
+        "__init__.py",
+        "train.py",
+    }, "every other one would be installed as pluralign.<its name>"
+
+
+def test_the_package_is_typed_once():
+    assert [str(path) for path in tree() if path.name == "py.typed"] == ["py.typed"]
+
+
+def test_typings_link_to_every_part_of_the_package():
+    folder = ROOT / "typings" / "pluralign"
+    links = {path.name: path for path in folder.iterdir() if path.name != "__pycache__"}
+    assert set(links) == {"__init__.py", "py.typed", "train.py", *ROOMS}
+    for name, path in links.items():
+        # git writes the target into a plain file where the system has no links
+        target = os.readlink(path) if path.is_symlink() else path.read_text(encoding="utf-8")
+        assert Path(target) == Path("..", "..", name)
+
+
+def test_no_module_is_hidden_by_what_its_package_exports():
+    for room in ROOMS:
+        modules = {path.stem for path in python_files(room)} - {"__init__"}
+        assert not modules & set(importlib.import_module(f"pluralign.{room}").__all__), room
+
+
+# Contracts ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Contract:
+    """What a file may import: of pluralign, at the top of the file, and inside functions besides."""
+
+    own: tuple[str, ...]
+    top: tuple[str, ...]
+    inside: tuple[str, ...] = ()
+
+
+BATCH = "pluralign.datamodules.batch"
+HEAVY = (
+    "lightning",
+    "transformers",
+    "torchmetrics",
+    "datasets",
+    "ot",
+    "bitsandbytes",
+    "peft",
+    "matplotlib",
+    "rich",
+)
+
+# numpy: tokens are arrays before they are tensors. rich and matplotlib: what people see. tokenizers, pyarrow
+# and jinja2 come with transformers and datasets and are used together with them.
+CONTRACTS = {
+    "losses": Contract(own=("pluralign.losses",), top=("torch",), inside=("ot",)),
+    "datamodules/batch.py": Contract(own=(), top=("torch",)),
+    "datamodules/inspection.py": Contract(own=("pluralign.datamodules",), top=("numpy", "rich")),
+    "datamodules": Contract(
+        own=("pluralign.datamodules",),
+        top=("torch", "lightning", "numpy"),
+        inside=("transformers", "datasets", "tokenizers", "pyarrow", "jinja2"),
+    ),
+    "models": Contract(
+        own=("pluralign.models", "pluralign.losses", BATCH, "pluralign.__version__"),
+        top=("torch", "lightning", "torchmetrics"),
+        inside=("transformers", "peft", "bitsandbytes", "safetensors"),
+    ),
+    "callbacks": Contract(
+        own=("pluralign.callbacks", "pluralign.models.base", BATCH),
+        top=("torch", "lightning", "torchmetrics", "rich"),
+        inside=("matplotlib",),
+    ),
+    "train.py": Contract(own=tuple(f"pluralign.{room}" for room in ROOMS), top=("lightning",)),
+    "__init__.py": Contract(own=(), top=()),
+    "tests": Contract(own=("pluralign",), top=("*",)),
+    "benchmarks": Contract(own=("pluralign",), top=("*",)),
+    "docs": Contract(own=("pluralign",), top=("*",)),
+}
+TOP_LEVEL_NAMES = (*ROOMS, "train", "tests", "configs", "benchmarks")
+"""Names that resolve at the root of a checkout and would load every class a second time."""
+
+
+def contract(path):
+    return CONTRACTS.get(path.as_posix()) or CONTRACTS[path.parts[0]]
+
+
+def imports(code, package):
+    """(line, dotted name, inside a function, relative level) of every import; types-only ones are left out.
+
+    ``from a import b`` gives ``a.b``: b may be a module.
+    """
+
+    def walk(node, inside):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            for child in node.body:  # never run, but what they say about our own rooms still counts
+                for line, name, _, level in walk(child, True):
+                    if name.split(".")[0] in ("pluralign", *TOP_LEVEL_NAMES):
+                        yield line, name, True, level
+            children = node.orelse
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name, inside, 0
+            return
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            for alias in node.names:
+                yield (
+                    node.lineno,
+                    ".".join([*base, node.module or "", alias.name]).replace("..", "."),
+                    inside,
+                    node.level,
+                )
+            return
+        else:
+            inside = inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            children = ast.iter_child_nodes(node)
+        for child in children:
+            yield from walk(child, inside)
+
+    yield from walk(ast.parse(code), False)
+
+
+def within(name, allowed):
+    return any(one == "*" or name == one or name.startswith(f"{one}.") for one in allowed)
+
+
+def violations(code, path):
+    """What a file's import statements do that its contract does not allow."""
+    rules = contract(path)
+    package = ".".join(("pluralign", *path.parts[:-1]))
+    for line, name, inside, level in imports(code, package):
+        first = name.split(".")[0]
+        if first in sys.stdlib_module_names:
+            continue
+        where = f"{path.as_posix()}:{line} imports {name}"
+        if level > 1:
+            yield f"{where} by a relative path out of its room"
+        elif first in TOP_LEVEL_NAMES:
+            yield f"{where}, which would load it a second time: write pluralign.{first}"
+        elif first == "pluralign":
+            if within(name, ("pluralign.train",)) and path.parts[0] not in NOT_SHIPPED:
+                yield f"{where}: nothing imports the command line"
+            elif not within(name, rules.own):
+                yield f"{where}: it may import {', '.join(rules.own) or 'nothing'} of pluralign"
+            elif level == 0 and path.parts[0] in ROOMS and within(name, (f"pluralign.{path.parts[0]}",)):
+                yield f"{where}: inside a room imports are relative"
+        elif not within(first, (*rules.top, *(rules.inside if inside else ()))):
+            hint = " at its top: import it where it is used" if first in rules.inside else ""
+            yield f"{where}{hint}; allowed: {', '.join(rules.top) or 'nothing'}"
+
+
+@pytest.mark.parametrize("path", python_files(*CONTRACTS), ids=str)
+def test_imports_keep_the_contracts(path):
+    assert list(violations((ROOT / path).read_text(encoding="utf-8"), path)) == []
+
+
+def test_every_module_has_a_contract():
+    assert [path for path in tree() if path.suffix == ".py" and path not in python_files(*CONTRACTS)] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "wanted"),
+    [
+        ("models/new.py", "import models", "second time"),
+        ("models/new.py", "from losses import f", "second time"),
+        ("models/new.py", "def f():\n    from models.base import RewardModule", "second time"),
+        ("tests/test_new.py", "import datamodules.base", "second time"),
+        ("models/new.py", "from ..losses import f", "out of its room"),
+        ("models/new.py", "from pluralign.models.base import RewardModule", "relative"),
+        ("models/new.py", "from pluralign.datamodules import TextConfig", "it may import"),
+        ("models/new.py", "from pluralign.callbacks import Throughput", "it may import"),
+        ("models/new.py", "import transformers", "where it is used"),
+        ("models/new.py", "if True:\n    import peft", "where it is used"),
+        ("losses/new.py", "import ot", "where it is used"),
+        ("losses/new.py", "import numpy", "allowed: torch"),
+        ("losses/new.py", "import lightning", "allowed: torch"),
+        ("losses/new.py", "from pluralign.models import PAL", "it may import"),
+        ("datamodules/new.py", "from pluralign.models import RewardModule", "it may import"),
+        (
+            "datamodules/new.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import models",
+            "second",
+        ),
+        ("datamodules/batch.py", "from .record import Response", "it may import nothing"),
+        ("datamodules/new.py", "def f():\n    import matplotlib", "allowed"),
+        ("callbacks/new.py", "from pluralign.datamodules import TextConfig", "it may import"),
+        ("callbacks/new.py", "from pluralign.models.rows import pool", "it may import"),
+        ("callbacks/new.py", "import matplotlib.figure", "where it is used"),
+        ("callbacks/new.py", "from pluralign.train import main", "nothing imports"),
+        ("train.py", "import torch", "allowed: lightning"),
+        ("__init__.py", "from .models import PAL", "it may import nothing"),
+    ],
+)
+def test_the_contract_test_sees(path, code, wanted):
+    (message,) = violations(code, Path(path))
+    assert wanted in message
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("losses/new.py", "import math\nfrom ._common import reduce\ndef f():\n    import ot"),
+        ("models/new.py", "from pluralign import __version__\nfrom pluralign.losses import f"),
+        (
+            "models/new.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from transformers import A",
+        ),
+        ("datamodules/new.py", "from .base import B\nclass C:\n    def f(self):\n        import datasets"),
+        ("callbacks/new.py", "from pluralign.models.base import RewardModule"),
+    ],
+)
+def test_the_contract_test_lets_pass(path, code):
+    assert list(violations(code, Path(path))) == []
+
+
+def loaded_by(statement, before="pass"):
+    """Top-level modules outside the standard library that a statement adds to a fresh interpreter."""
+    code = (
+        f"import sys\n{before}\nbefore = set(sys.modules)\n{statement}\n"
+        "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120, cwd=ROOT.parent
+    ).stdout
+    return set(output.split()) - set(sys.stdlib_module_names)
+
+
+def test_the_package_is_cheap_to_import():
+    assert loaded_by("import pluralign") == {"pluralign"}
+
+
+def test_losses_need_torch_alone():
+    assert loaded_by("import pluralign.losses", before="import torch") == {"pluralign"}
+
+
+@pytest.mark.parametrize("name", ["models", "datamodules", "callbacks", "train"])
+def test_heavy_libraries_wait_until_they_are_used(name):
+    found = loaded_by(f"import pluralign.{name}", before="import lightning.pytorch.cli, torchmetrics")
+    assert not found & (set(HEAVY) - {"rich"})
+
+
+# Documentation -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_public_name_has_a_docstring_of_its_own(room):
+    module = importlib.import_module(f"pluralign.{room}")
+    assert module.__all__ == sorted(module.__all__), "sorted, so that additions do not collide"
+    assert (module.__doc__ or "").strip()
+    for name in module.__all__:
+        thing = getattr(module, name)
+        doc = vars(thing).get("__doc__") if isinstance(thing, type) else thing.__doc__
+        assert doc and not doc.startswith(f"{name}("), f"pluralign.{room}.{name}"
+
+
+EXAMPLES = [
+    module_name(path)
+    for path in [*python_files(*ROOMS), Path("train.py"), Path("__init__.py")]
+    if ">>>" in (ROOT / path).read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_in_docstrings(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(name)
+    result = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def table_rows():
+    """The rows of README's tables of methods and data modules, by class name."""
+    import pluralign.datamodules as datamodules
+    import pluralign.models as models
+
+    kinds = ((models, models.RewardModule), (datamodules, datamodules.PreferenceDataModule))
+    rows = {}
+    for module, base in kinds:
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if isinstance(thing, type) and issubclass(thing, base) and thing is not base:
+                rows[name] = f"| `{name}` | {(thing.__doc__ or '').strip().splitlines()[0].rstrip('.')} |"
+    return rows
+
+
+def readme():
+    return (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_readme_lists_every_method_and_data_module():
+    lines, rows = set(readme().splitlines()), table_rows()
+    assert [row for row in rows.values() if row not in lines] == []
+    listed = {match[1] for line in lines if (match := re.match(r"\| `(\w+(?:DataModule|RM))` \|", line))}
+    assert listed <= set(rows)
+
+
+def test_readme_and_ci_name_the_same_test_command():
+    assert TEST_COMMAND in readme()
+    assert TEST_COMMAND in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_citation_names_this_version():
+    import yaml
+
+    import pluralign
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == pluralign.__version__
+    assert citation["license"] == SETTINGS["project"]["license"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_parses(path, tmp_path, monkeypatch, capsys):
+    import yaml
+
+    from pluralign.train import main
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", str(path), "--print_config"])
+    assert stop.value.code in (0, None)
+    printed, written = (
+        yaml.safe_load(capsys.readouterr().out),
+        yaml.safe_load(path.read_text(encoding="utf-8")),
+    )
+    for part in ("model", "data"):
+        full = printed[part]["class_path"]
+        assert full.rsplit(".", 1)[1] == written[part]["class_path"]
+        assert full.startswith("pluralign."), "and nothing of that name from elsewhere"
+
+
+# The wheel ---------------------------------------------------------------------------------------------
+
+
+def setuptools_version():
+    try:
+        return tuple(int(part) for part in version("setuptools").split(".")[:2])
+    except PackageNotFoundError:
+        return (0, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a clone: no .git here")
+@pytest.mark.skipif(setuptools_version() < (77, 0), reason="needs setuptools >= 77 to build without an index")
+def test_a_wheel_from_a_clean_clone_holds_the_package_and_nothing_else(tmp_path):
+    def run(*words, **settings):
+        done = subprocess.run(words, capture_output=True, text=True, timeout=300, **settings)
+        assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    clone, target, elsewhere = tmp_path / "my-repo", tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    run("git", "-c", "safe.directory=*", "clone", "--quiet", str(ROOT), str(clone))
+    pip = (sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check")
+    run(
+        *pip,
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "-w",
+        str(tmp_path / "dist"),
+        str(clone),
+    )
+    (wheel,) = (tmp_path / "dist").glob("pluralign-*.whl")
+
+    with zipfile.ZipFile(wheel) as archive:
+        shipped = {name for name in archive.namelist() if ".dist-info/" not in name}
+        metadata = {name.split("/", 1)[1] for name in archive.namelist() if ".dist-info/" in name}
+    expected = {"__init__.py", "train.py", "py.typed"}
+    expected |= {path.relative_to(clone).as_posix() for room in ROOMS for path in (clone / room).glob("*.py")}
+    expected |= {path.relative_to(clone).as_posix() for path in (clone / "configs").glob("*.yaml")}
+    assert shipped == {f"pluralign/{name}" for name in expected}
+    assert {"entry_points.txt", "licenses/LICENSE"} <= metadata
+
+    run(*pip, "install", "--no-deps", "--no-index", "--target", str(target), str(wheel))
+    environment = {**os.environ, "PYTHONPATH": str(target)}
+    code = """
+import importlib.util, pathlib, sys
+import pluralign.train
+folder = pathlib.Path(sys.argv[1])
+assert pathlib.Path(pluralign.train.__file__).is_relative_to(folder), pluralign.train.__file__
+for name in ("models", "datamodules", "callbacks", "losses", "configs", "train", "tests"):
+    assert importlib.util.find_spec(name) is None, name
+    assert name not in sys.modules, name
+print(pluralign.__version__)
+"""
+    printed = run(sys.executable, "-c", code, str(target), cwd=elsewhere, env=environment)
+    assert printed.strip() == wheel.name.split("-")[1]
+    scripts = target / ("Scripts" if os.name == "nt" else "bin")
+    printed = run(sys.executable, str(scripts / "pluralign"), "--help", cwd=elsewhere, env=environment)
+    assert "predict" in printed
