@@ -23,7 +23,7 @@ class RecoveryReport(L.Callback):
     with true rewards *within prompts* (a reward means nothing across prompts: a constant per prompt cancels
     in every comparison). At the end of ``fit`` it prints both beside the truth's own values, the best that
     any model can reach with such annotators, and draws them. With ``num_sanity_val_steps: -1`` the first
-    entry is the untrained model.
+    entry is the untrained model; a sanity check of a part of the data makes no entry.
     """
 
     def __init__(self, filename: str = "recovery.png") -> None:
@@ -53,27 +53,37 @@ class RecoveryReport(L.Callback):
     ) -> None:
         """Keep rewards, truth and shares of one batch.
 
+        Responses without a known score are left out, and comparisons of them.
+
         Raises:
-            ValueError: If the data has no ``score``.
+            ValueError: If the data has no ``score``, or the module no reward that holds for everyone.
         """
         if "score" not in batch or "comparisons" not in batch:
             raise ValueError(
                 "RecoveryReport needs comparisons and true rewards as `score`, as SyntheticDataModule gives them"
             )
+        if "reward" not in outputs:
+            raise ValueError(
+                f"RecoveryReport needs one `reward` per response, but {type(pl_module).__name__} gives {sorted(outputs)}"
+            )
         truth = batch["score"]
         chosen, rejected = truth[batch["comparisons"]].unbind(dim=1)
+        known, judged = ~truth.isnan(), ~(chosen - rejected).isnan()
+        prompt = batch["response_prompt"][known]
         values = {
-            "reward": _within(outputs["reward"], batch["response_prompt"]),
-            "score": _within(truth, batch["response_prompt"]),
-            "margin": outputs["chosen"] - outputs["rejected"],
-            "true_margin": chosen - rejected,
-            "share": batch["preference"],
+            "reward": _within(outputs["reward"][known], prompt),
+            "score": _within(truth[known], prompt),
+            "margin": (outputs["chosen"] - outputs["rejected"])[judged],
+            "true_margin": (chosen - rejected)[judged],
+            "share": batch["preference"][judged],
         }
         for name, value in values.items():
             self._seen[name].update(value)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Add an entry to the history."""
+        """Add an entry to the history, unless only a part was looked at."""
+        if trainer.sanity_checking and trainer.num_sanity_val_batches != trainer.num_val_batches:
+            return
         self._last = {
             name: torch.as_tensor(metric.compute()).float().cpu() for name, metric in self._seen.items()
         }
@@ -90,6 +100,7 @@ class RecoveryReport(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the table, draw the picture and say where it is."""
+        folder = trainer.log_dir or trainer.default_root_dir  # asks every rank, so before all but one leave
         if not self.history or not trainer.is_global_zero:
             return
         first, last = self.history[0], self.history[-1]
@@ -107,7 +118,7 @@ class RecoveryReport(L.Callback):
         for title, name in rows.items():
             values = (first[f"model {name}"], last[f"model {name}"], last.get(f"truth {name}"))
             table.add_row(title, *("-" if value is None else f"{value:.3f}" for value in values))
-        path = Path(trainer.log_dir or trainer.default_root_dir) / self.filename
+        path = Path(folder) / self.filename
         path.parent.mkdir(parents=True, exist_ok=True)
         self._draw(path)
         console = Console()
@@ -143,7 +154,7 @@ class RecoveryReport(L.Callback):
 
 def _within(values: Tensor, prompt: Tensor) -> Tensor:
     """Deviation from the prompt's mean."""
-    count = int(prompt[-1]) + 1
+    count = int(prompt[-1]) + 1 if len(prompt) else 0
     sums = values.new_zeros(count).index_add(0, prompt, values)
     sizes = values.new_zeros(count).index_add(0, prompt, torch.ones_like(values))
     return values - (sums / sizes)[prompt]

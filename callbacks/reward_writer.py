@@ -64,7 +64,7 @@ class RewardWriter(L.Callback):
         columns = {
             name: value.tolist()
             for name, value in outputs.items()
-            if isinstance(value, Tensor) and len(value) == len(prompts) and name in PER_RESPONSE
+            if name in PER_RESPONSE and isinstance(value, Tensor)
         }
         for i, (prompt, response) in enumerate(zip(prompts, outputs["response_index"].tolist(), strict=True)):
             line = {

@@ -14,8 +14,9 @@ class Throughput(L.Callback):
     """Log training speed to the progress bar and the logger, without waiting for the device.
 
     ``pairs/s`` counts comparisons (responses where there are none) of this rank, ``tokens/s`` tokens that are
-    not padding, ``padding`` is the share of the row cells that are. Each value covers the steps since the last one; the
-    time between two batches, loading included, belongs to the later one.
+    not padding, ``padding`` is the share of the row cells that are. Each value covers the steps since the last one,
+    across epochs; the time between two batches, loading included, belongs to the later one, and that of validation
+    to none.
     """
 
     def __init__(self, every_n_steps: int = 10) -> None:
@@ -30,19 +31,44 @@ class Throughput(L.Callback):
         if every_n_steps < 1:
             raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
         self.every_n_steps = every_n_steps
+        self._started: float | None = None
+        self._training = False
         self._reset()
 
     def _reset(self) -> None:
-        self._start = time.perf_counter()
+        self._seconds = 0.0
         self._steps = self._pairs = self._tokens = self._cells = 0
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock; validation between epochs does not count."""
+    def _resume(self) -> None:
+        self._started = time.perf_counter()
+
+    def _pause(self) -> None:
+        if self._started is not None:
+            self._seconds += time.perf_counter() - self._started
+            self._started = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget another run; start the clock, as a run that goes on within an epoch starts no epoch."""
         self._reset()
+        self._resume()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._resume()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop the clock: what happens between epochs does not count."""
+        self._pause()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop the clock: validation does not count."""
+        self._training = self._started is not None
+        self._pause()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock anew; validation within an epoch does not count."""
-        self._reset()
+        """Start the clock again, within training."""
+        if self._training:
+            self._resume()
 
     def on_train_batch_end(
         self,
@@ -61,11 +87,12 @@ class Throughput(L.Callback):
             self._cells += batch["input_ids"].numel()
         if self._steps < self.every_n_steps:
             return
-        seconds = time.perf_counter() - self._start
-        values = {"pairs/s": self._pairs / seconds}
+        self._pause()
+        values = {"pairs/s": self._pairs / self._seconds}
         if self._cells:
-            values |= {"tokens/s": self._tokens / seconds, "padding": 1 - self._tokens / self._cells}
+            values |= {"tokens/s": self._tokens / self._seconds, "padding": 1 - self._tokens / self._cells}
         pl_module.log_dict(
             {f"train/{name}": value for name, value in values.items()}, prog_bar=True, batch_size=1
         )
         self._reset()
+        self._resume()

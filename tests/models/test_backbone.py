@@ -279,6 +279,17 @@ def test_backbone_dtype_and_float32_head(dtype, batch):
     torch.testing.assert_close(reward, pooled.float() @ head.weight.float().T)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_flex_attention_gives_the_states_of_sdpa(batch):
+    """Forward only: FlexAttention has no backward pass on the CPU."""
+    dense, flexible = Backbone(tiny("llama")), Backbone(tiny("llama", attention="flex_attention"))
+    flexible.load_state_dict(dense.state_dict())
+    assert (dense.flex, flexible.flex, flexible.layout) == (False, True, "shared")
+    for counts in ((2, 3, 1), (5, 1)):
+        torch.testing.assert_close(states(dense, batch(counts)), states(flexible, batch(counts)), atol=1e-5, rtol=0)
+
+
 def quantized_folder(folder):
     from transformers import AutoModel, LlamaConfig
 
