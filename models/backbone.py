@@ -10,6 +10,7 @@ Which layout a backbone takes is decided once, when it is built:
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -18,7 +19,16 @@ from torch import Tensor, nn
 
 from pluralign.datamodules.batch import PreferenceBatch
 
-from .rows import attention_bias, block_mask, length_chunks, pad_to_multiple, pool, separate_rows, take_rows
+from .packing import PACKED, packed_attention, packed_rows
+from .rows import (
+    attention_bias,
+    block_mask,
+    length_chunks,
+    pad_to_multiple,
+    pool,
+    separate_rows,
+    take_rows,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -165,7 +175,10 @@ class Backbone(nn.Module):
         self.max_positions: int | None = getattr(model.config, "max_position_embeddings", None)
         self.flex = _use_flex(model, config.attention)
         self.causal = is_causal(model)
+        self.packed = False
         self.layout = self._settle_layout(model)
+        if self.layout == "shared" and not self.flex and config.attention != "eager":
+            self.packed = self._settle_packing(model)
         self.pooling = config.pooling if config.pooling != "auto" else ("last" if self.causal else "mean")
         self.model: nn.Module = _adapt(model, config)
         self.train()
@@ -205,8 +218,28 @@ class Backbone(nn.Module):
         rank_zero_warn(f"backbone layout: separate rows; {message}")
         return "separate"
 
+    def _settle_packing(self, model: "PreTrainedModel") -> bool:
+        """Whether packed rows agree with separate ones; leaves the network's attention as they need it."""
+        from transformers import AttentionInterface
+
+        if any(parameter.is_meta for parameter in model.parameters()):
+            return False
+        AttentionInterface.register(PACKED, packed_attention)
+        try:
+            difference, tolerance = self._compare_layouts(model, packed=True)
+        except (TypeError, ValueError) as error:  # a network that does not hand its arguments on to attention
+            difference, tolerance = float("inf"), 0.0
+            rank_zero_info(f"backbone: packed rows do not work here ({error})")
+        if difference <= tolerance:
+            model.set_attn_implementation(PACKED)
+            rank_zero_info(
+                f"backbone: packed rows (differ from separate ones by {difference:.1e} on a test input)"
+            )
+            return True
+        return False
+
     @torch.no_grad()
-    def _compare_layouts(self, model: "PreTrainedModel") -> tuple[float, float]:
+    def _compare_layouts(self, model: "PreTrainedModel", *, packed: bool = False) -> tuple[float, float]:
         """Largest difference between the layouts on a tiny input, relative to the states' size."""
         device = next(model.parameters()).device
         lengths = torch.tensor([4, 3, 5])
@@ -222,9 +255,14 @@ class Backbone(nn.Module):
         model.eval()
         try:
             apart = separate_rows(batch)
-            shared = pool(self._run(model, batch, shared=True), batch, "last").float()
             separate = pool(self._run(model, apart, shared=False), apart, "last").float()
+            if packed:
+                model.set_attn_implementation(PACKED)
+            run = self._run_packed if packed else partial(self._run, shared=True)
+            shared = pool(run(model, batch), batch, "last").float()
         finally:
+            if packed:
+                model.set_attn_implementation("sdpa")
             model.train(was_training)
         scale = float(separate.abs().max().clamp_min(1e-6))
         tolerance = 1e-4 if shared.dtype == next(model.parameters()).dtype else 5e-2
@@ -245,6 +283,18 @@ class Backbone(nn.Module):
         hidden: Tensor = model(**inputs).last_hidden_state
         return hidden
 
+    def _run_packed(self, model: nn.Module, batch: PreferenceBatch) -> Tensor:
+        """States of every token from one row that holds them all; zero on padding."""
+        ids, packed = batch["input_ids"], packed_rows(batch)
+        hidden: Tensor = model(
+            input_ids=ids.flatten()[packed.cells][None],
+            position_ids=batch["position_ids"].flatten()[packed.cells][None],
+            use_cache=False,
+            packed=packed,
+        ).last_hidden_state[0]
+        states = hidden.new_zeros((ids.numel(), hidden.shape[1])).index_copy(0, packed.cells, hidden)
+        return states.view(*ids.shape, -1)
+
     def arrange(self, batch: PreferenceBatch) -> PreferenceBatch:
         """The batch in rows this network can take; unchanged if it already is."""
         if self.layout == "separate" and batch["input_ids"].shape[0] != batch["response_row"].shape[0]:
@@ -257,6 +307,8 @@ class Backbone(nn.Module):
         # One response in each row: the prefix branches nowhere, and the plain causal path is exact and faster.
         shared = self.layout == "shared" and (rows != responses or self.flex)
         with torch.no_grad() if self.frozen else nullcontext():
+            if self.packed:
+                return self._run_packed(self.model, batch)
             return self._run(self.model, batch, shared=shared)
 
     def forward(self, batch: PreferenceBatch) -> Tensor:

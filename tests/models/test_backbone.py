@@ -287,7 +287,9 @@ def test_flex_attention_gives_the_states_of_sdpa(batch):
     flexible.load_state_dict(dense.state_dict())
     assert (dense.flex, flexible.flex, flexible.layout) == (False, True, "shared")
     for counts in ((2, 3, 1), (5, 1)):
-        torch.testing.assert_close(states(dense, batch(counts)), states(flexible, batch(counts)), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            states(dense, batch(counts)), states(flexible, batch(counts)), atol=1e-5, rtol=0
+        )
 
 
 def quantized_folder(folder):
