@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from pluralign import __version__
 from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
 
-from .backbone import Backbone, BackboneConfig
+from .backbone import Backbone
+from .loading import BackboneConfig
 from .metrics import PreferenceMetrics
 
 __all__ = ["RewardModule", "default_optimizer"]

@@ -8,8 +8,9 @@ from torch import Tensor
 from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
 from pluralign.losses import bradley_terry_loss, reward_centering_loss
 
-from .backbone import Backbone, BackboneConfig, RewardHead
+from .backbone import Backbone, RewardHead
 from .base import RewardModule, default_optimizer
+from .loading import BackboneConfig
 
 __all__ = ["BradleyTerryRM"]
 

@@ -1,0 +1,173 @@
+"""What a backbone is made of: its configuration, its weights, its adapters."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["BackboneConfig", "LoRAConfig", "adapt_model", "load_model"]
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters (PEFT) on a frozen base; the reward head is always trained and saved beside them.
+
+    Attributes:
+        rank: Rank of the update, >= 1.
+        alpha: Scale; the update is multiplied by alpha / rank.
+        dropout: Dropout on the adapter's input, in [0, 1).
+        target_modules: Names of the adapted layers; None for every linear layer.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Which network, in which state. Plain values only: it is part of every checkpoint.
+
+    Attributes:
+        name: Hugging Face name or local folder; None builds a randomly initialised network from ``config``.
+        config: Fields of the network's configuration: all of them with ``model_type`` if ``name`` is None,
+            otherwise those to change (such as dropout).
+        tokenizer: Tokenizer to use; None for ``name``, or the built-in byte-level one if that is None too.
+            Kept here so that it is written once; the command line passes it on to the data.
+        revision: Branch, tag or commit on the hub.
+        dtype: Of the backbone's weights; heads, rewards and losses are float32 in any case.
+        pooling: State that represents a response: ``last`` token, ``mean`` over prompt and response, ``cls``
+            for the first token; ``auto`` is last for causal networks and mean for bidirectional ones.
+        layout: ``auto`` decides as the module's docstring says; ``shared`` insists and raises if it is wrong.
+        frozen: Train the head alone; the backbone stays in evaluation mode and builds no graph.
+        lora: Adapters; None trains the whole backbone unless it is frozen.
+        quantization: ``4bit`` or ``8bit`` base through bitsandbytes; needs ``frozen`` or ``lora``.
+        gradient_checkpointing: Recompute activations in the backward pass.
+        attention: ``auto`` is FlexAttention on CUDA where the network supports it and SDPA elsewhere.
+        length_chunks: Run separate rows in several passes of similar lengths where that saves padding. Turn it
+            off under fully sharded training, where every rank must make equally many passes.
+        trust_remote_code: Whether code that ships with the weights may run.
+    """
+
+    name: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    tokenizer: str | None = None
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    pooling: Literal["auto", "last", "mean", "cls"] = "auto"
+    layout: Literal["auto", "shared", "separate"] = "auto"
+    frozen: bool = False
+    lora: LoRAConfig | None = None
+    quantization: Literal["4bit", "8bit"] | None = None
+    gradient_checkpointing: bool = False
+    attention: Literal["auto", "sdpa", "eager", "flex_attention"] = "auto"
+    length_chunks: bool = True
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without loading.
+
+        Raises:
+            ValueError: Naming the argument, its value and what is allowed.
+        """
+        if isinstance(self.lora, dict):  # from a checkpoint's plain hyperparameters
+            object.__setattr__(self, "lora", LoRAConfig(**self.lora))
+        if self.name is None and "model_type" not in self.config:
+            raise ValueError("backbone.name is null, so backbone.config must hold model_type (such as llama)")
+        if self.frozen and self.lora is not None:
+            raise ValueError("backbone.frozen=true trains no adapters: leave out backbone.lora, or frozen")
+        if self.quantization is not None and not self.frozen and self.lora is None:
+            raise ValueError(
+                "a quantized backbone cannot be trained itself: set backbone.lora or backbone.frozen"
+            )
+        if self.quantization is not None and self.name is None:
+            raise ValueError("backbone.quantization needs pretrained weights: set backbone.name")
+
+
+def load_model(config: BackboneConfig) -> "PreTrainedModel":
+    """Load or initialise the network that a configuration names.
+
+    Raises:
+        ValueError: If it cannot be loaded, lacks weights, or is an encoder-decoder.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    # FlexAttention is set later, when the device is known; otherwise transformers takes the best it has.
+    attention = config.attention if config.attention in ("sdpa", "eager") else None
+    if config.name is None:
+        fields = dict(config.config)
+        network = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        model: PreTrainedModel = AutoModel.from_config(network, dtype=dtype, attn_implementation=attention)
+    else:
+        common = {"revision": config.revision or "main", "trust_remote_code": config.trust_remote_code}
+        try:
+            network = AutoConfig.from_pretrained(config.name, **common, **config.config)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"backbone.name={config.name!r} could not be loaded; allowed: a folder with config.json and weights, "
+                f"or a name on the Hugging Face hub ({error})"
+            ) from error
+        model, report = AutoModel.from_pretrained(
+            config.name,
+            config=network,
+            dtype=dtype,
+            attn_implementation=attention,
+            quantization_config=_quantization(config, dtype),
+            output_loading_info=True,
+            **common,
+        )
+        missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+        if missing:
+            raise ValueError(
+                f"backbone.name={config.name!r} has no weights for {', '.join(missing[:5])}, ...: not a "
+                "checkpoint of this architecture"
+            )
+    if network.is_encoder_decoder:
+        raise ValueError(
+            f"encoder-decoder networks ({network.model_type}) are not supported; use a causal or BERT-type one"
+        )
+    if getattr(model, "pooler", None) is not None:
+        # BERT's own pooler is never used here, and unused parameters stall distributed training.
+        model.register_module("pooler", None)
+    return model
+
+
+def _quantization(config: BackboneConfig, dtype: torch.dtype) -> object:
+    if config.quantization is None:
+        return None
+    from transformers import BitsAndBytesConfig
+
+    if config.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def adapt_model(model: "PreTrainedModel", config: BackboneConfig) -> nn.Module:
+    """Freeze the network, or put adapters on it, as the configuration says."""
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.frozen:
+        return model.requires_grad_(False)
+    if config.lora is None:
+        return model
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    if config.quantization is not None:
+        model = prepare_model_for_kbit_training(
+            model,
+            use_gradient_checkpointing=config.gradient_checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+        )
+    adapters = LoraConfig(
+        r=config.lora.rank,
+        lora_alpha=config.lora.alpha,  # type: ignore[arg-type]  # PEFT divides it, any number will do
+        lora_dropout=config.lora.dropout,
+        target_modules=config.lora.target_modules or "all-linear",
+    )
+    return get_peft_model(model, adapters)
