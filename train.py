@@ -46,6 +46,13 @@ class PluralignCLI(LightningCLI):
         """Parse words only; the base class warns whenever a program calls it with words of its own."""
         self.config = parser.parse_args(args)
 
+    def _parse_ckpt_path(self) -> None:
+        """Keep what the user wrote.
+
+        The base class replaces the model's settings by the checkpoint's, without a word: a folder of weights that
+        has moved could not be named anew, and an option would be ignored. Weights that do not fit are an error.
+        """
+
     def before_instantiate_classes(self) -> None:
         """Load checkpoints as plain tensors and values unless the user says otherwise."""
         if self.subcommand is not None and self.config[self.subcommand].get("weights_only") is None:

@@ -1,6 +1,7 @@
 """RecoveryReport: how much of a known truth a reward model has recovered, as a table and a picture."""
 
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -9,7 +10,7 @@ from rich.table import Table
 from torch import Tensor
 from torchmetrics import CatMetric
 
-from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
+from pluralign.datamodules.batch import PreferenceBatch
 
 __all__ = ["RecoveryReport"]
 
@@ -46,7 +47,7 @@ class RecoveryReport(L.Callback):
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        outputs: RewardOutput,  # type: ignore[override]
+        outputs: Any,  # noqa: ANN401  Lightning's type; a RewardOutput
         batch: PreferenceBatch,
         batch_idx: int,
         dataloader_idx: int = 0,

@@ -20,7 +20,7 @@ from .cache import CacheReader, CacheWriter, SplitReport, TokenTable, fingerprin
 from .collate import PreferenceCollator
 from .files import SourceRow, hash_files
 from .record import PreferenceRecord, RecordError
-from .sampler import PreferenceDataLoader, TokenBudgetBatchSampler
+from .sampler import FixedOrderBatchSampler, PreferenceDataLoader, TokenBudgetBatchSampler
 from .text import REFUSED, RecordTokenizer, TextConfig
 
 __all__ = ["LoaderConfig", "PreferenceDataModule"]
@@ -91,7 +91,7 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
         reports: What became of the rows, by split; filled by ``setup``.
     """
 
-    name: str
+    name: str  # pyright: ignore[reportIncompatibleVariableOverride]  Lightning leaves it unset
     sources: tuple[str, ...] = ("train", "validation", "test")
 
     def __init__(
@@ -313,7 +313,8 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
     def _loader(self, split: str, *, shuffle: bool) -> DataLoader[PreferenceBatch]:
         table = self.table(split)
         trainer = self.trainer
-        sampler = TokenBudgetBatchSampler(
+        shuffle = shuffle and not getattr(trainer, "overfit_batches", 0)
+        sampler = (TokenBudgetBatchSampler if shuffle else FixedOrderBatchSampler)(
             np.asarray(table.sizes),
             layout=self.layout(),
             max_tokens=self.loader.max_tokens,
@@ -324,6 +325,12 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
             num_replicas=trainer.world_size if trainer else 1,
             rank=trainer.global_rank if trainer else 0,
         )
+        if sampler.num_oversized:
+            rank_zero_warn(
+                f"{self.name} {split}: {sampler.num_oversized:,} records have more than loader.max_tokens="
+                f"{self.loader.max_tokens} tokens (up to {int((sampler.rows * sampler.lengths).max()):,}) and form "
+                "batches of their own above that bound; shorten text.max_length, or raise max_tokens"
+            )
         workers = self.loader.num_workers
         return PreferenceDataLoader(
             table,  # type: ignore[arg-type]  # rows; the collator makes batches of them

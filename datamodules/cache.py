@@ -408,7 +408,7 @@ class TokenTable(torch.utils.data.Dataset[list[TokenRow]]):
 
     def __getitem__(self, rows: list[int]) -> list[TokenRow]:
         """Read several records at once."""
-        table = self.dataset[rows]
+        table: Any = self.dataset[rows]  # a pyarrow table, by its format
         ids = table.column("id").to_pylist()
         lists = {name: list(_slices(table.column(name))) for name in table.column_names if name not in PLAIN}
         out = []

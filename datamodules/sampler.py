@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
 from .batch import PreferenceBatch
 
-__all__ = ["PreferenceDataLoader", "TokenBudgetBatchSampler"]
+__all__ = ["FixedOrderBatchSampler", "PreferenceDataLoader", "TokenBudgetBatchSampler"]
 
 Batches = list[NDArray[np.int64]]
 ATTEMPTS = 4
@@ -209,6 +209,14 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
             )
         self.epoch = state_dict["epoch"]
         self._start = self._position = state_dict["position"]
+
+
+class FixedOrderBatchSampler(TokenBudgetBatchSampler, SequentialSampler):  # type: ignore[misc]  # yields lists
+    """The same batches in the same order every epoch.
+
+    It is a :class:`~torch.utils.data.SequentialSampler` by name only: Lightning replaces every other one under
+    ``overfit_batches``, and what it puts there yields single records.
+    """
 
 
 class PreferenceDataLoader(DataLoader[PreferenceBatch]):

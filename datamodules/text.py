@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -168,7 +168,7 @@ class RecordTokenizer:
             )
         self.chat = config.format == "chat" or (config.format == "auto" and bool(template))
         end = self.tokenizer.eos_token_id
-        self.end_id: int = end if end is not None else self.tokenizer.sep_token_id
+        self.end_id = cast(int, end if end is not None else self.tokenizer.sep_token_id)
         # In the plain format a text that spells </s> means those four characters, not an end. A chat template
         # spells its own special tokens in the same text, and so may the user's two strings.
         formats = config.prompt_format + config.response_format

@@ -76,8 +76,8 @@ def check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
 def check_number(
     name: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False
 ) -> None:
-    """Raise ``ValueError`` unless a plain number lies in [low, high], or (low, high] if ``open_low``."""
-    if not (low < value if open_low else low <= value) or not value <= high:
+    """Raise ``ValueError`` unless a number is finite and in [low, high]; (low, high] if ``open_low``."""
+    if not math.isfinite(value) or not (low < value if open_low else low <= value) or value > high:
         raise ValueError(f"{name} must be in {_interval(low, high, open_low)}; got {value!r}")
 
 
@@ -90,6 +90,12 @@ def check_same_shape(**tensors: Tensor | None) -> None:
                 f"{name} must have the shape of {reference_name}, {tuple(reference.shape)}; "
                 f"got {tuple(tensor.shape)}"
             )
+
+
+def check_mask(mask: Tensor | None) -> None:
+    """Raise ``TypeError`` unless ``mask`` is boolean, or None."""
+    if mask is not None and mask.dtype != torch.bool:
+        raise TypeError(f"mask must be boolean; got {mask.dtype}")
 
 
 def check_broadcast(name: str, tensor: Tensor, shape: torch.Size) -> None:
@@ -181,7 +187,7 @@ def as_compute(*tensors: Tensor) -> tuple[Tensor, ...]:
 def broadcast_double(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Tensors in float64 and in one shape; ``ValueError`` if there is none."""
     try:
-        shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))  # type: ignore[no-untyped-call]
+        shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
     except RuntimeError as error:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
         raise ValueError(f"arguments must broadcast to one shape; got {shapes}") from error
@@ -232,5 +238,8 @@ def safe_norm(x: Tensor) -> Tensor:
 
 def unit_vector(x: Tensor) -> Tensor:
     """``x`` at length one over the last dimension; zero stays zero, with a finite gradient."""
+    tiny = torch.finfo(x.dtype).tiny
+    largest = x.detach().abs().amax(-1, keepdim=True)
+    x = x / torch.where(largest >= tiny, largest, 1.0)  # subnormal rows count as zero
     norm = safe_norm(x).unsqueeze(-1)
-    return x / torch.where(norm > 0, norm, 1.0)
+    return x / torch.where(norm >= 1, norm, 1.0)

@@ -21,7 +21,7 @@ _STRETCH = 3.0  # of the map (-1, 1) -> (0, inf): half of the nodes lie within t
 
 def _half_line_nodes(number: int) -> tuple[Tensor, Tensor]:
     """Gauss-Legendre nodes and weights, carried to (0, inf) by s = c (1 + z) / (1 - z)."""
-    step = torch.arange(1, number, dtype=torch.float64)
+    step = torch.arange(1, number, dtype=torch.float64, device="cpu")
     side = step / (4 * step.square() - 1).sqrt()
     z, vectors = torch.linalg.eigh(torch.diag(side, 1) + torch.diag(side, -1))
     weight = 2 * vectors[0].square()

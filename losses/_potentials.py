@@ -68,8 +68,8 @@ def transport_potentials(cost: Tensor) -> Tensor | None:
     """
     if cost.ndim != 2 or cost.shape[0] != cost.shape[1] or cost.shape[0] == 0:
         raise ValueError(f"cost must be a square matrix; got shape {tuple(cost.shape)}")
-    check_values("cost", cost)
     exact = cost.detach().to("cpu", torch.float64)
+    check_values("cost", exact)
     labels = exact.shape[0]
     metric = is_metric(cost)
     if labels > (MAX_METRIC_LABELS if metric else MAX_GENERAL_LABELS):

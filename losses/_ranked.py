@@ -11,6 +11,7 @@ from ._common import (
     as_compute,
     check_broadcast,
     check_choice,
+    check_mask,
     check_number,
     check_same_shape,
     check_values,
@@ -25,8 +26,7 @@ def check_list(values: Tensor, mask: Tensor | None) -> None:
     check_same_shape(reward=values, mask=mask)
     if values.ndim == 0:
         raise ValueError("reward must have at least one dimension; got a scalar")
-    if mask is not None and mask.dtype != torch.bool:
-        raise TypeError(f"mask must be boolean; got {mask.dtype}")
+    check_mask(mask)
 
 
 def same_list(values: Tensor, group: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -116,7 +116,7 @@ def ranked_pairs_loss(
     check_choice("average", average, ("pair", "prompt"))
     check_same_shape(reward=reward, score=score)
     listed = same_list(reward, group, mask)
-    rewards, scores = as_compute(keep_present(reward, mask), keep_present(score, mask))
+    (rewards,), scores = as_compute(keep_present(reward, mask)), keep_present(score, mask)
     check_values("reward", rewards)
     check_values("score", scores)
     ordered = listed & (scores.unsqueeze(-1) > scores.unsqueeze(-2))
@@ -180,12 +180,13 @@ def plackett_luce_loss(
     if top is not None:
         check_number("top", top, 1)
     check_list(reward, mask)
-    rewards, scores = as_compute(keep_present(reward, mask), keep_present(score, mask))
+    (rewards,), scores = as_compute(keep_present(reward, mask)), keep_present(score, mask)
     check_values("reward", rewards)
     check_values("score", scores)
-    if mask is not None:
-        scores = torch.where(mask, scores, torch.full_like(scores, -torch.inf))
     order = scores.argsort(dim=-1, descending=True, stable=True)
+    if mask is not None:
+        absent = (~mask.gather(-1, order)).to(torch.uint8)
+        order = order.gather(-1, absent.argsort(dim=-1, stable=True))
     rewards = rewards.gather(-1, order)
     size = rewards.shape[-1]
     position = torch.arange(size, device=rewards.device)

@@ -13,6 +13,9 @@ from ._common import (
 )
 from ._cost import Cost, cost_matrix
 
+_PLAIN_STEPS = 10
+_STEP_LENGTH = 1.5  # overrelaxation; converges below 2
+
 
 def _log(p: Tensor) -> Tensor:
     """Logarithm with -inf at zero; only used without gradients."""
@@ -25,17 +28,19 @@ def _dual_potentials(
     """Potentials (f, g) after alternating updates; no gradient passes through the iterations.
 
     Both updates look at whole rows, so potentials are right also where a probability is zero: the
-    derivative there is the one-sided one.
+    derivative there is the one-sided one. They are the mean of two runs, one updating f first and one g, so
+    that p = q gives f = g, and thus no gradient, after any number of iterations. Steps longer than the plain
+    update make up for its slow last digits.
     """
-    log_p, log_q = _log(p), _log(q)
-    scaled = cost / epsilon
-    f = torch.zeros_like(p)
-    g = torch.zeros_like(q)
-    for _ in range(num_iterations):
-        f = -((log_q + g).unsqueeze(-2) - scaled).logsumexp(-1)
-        g = -((log_p + f).unsqueeze(-1) - scaled).logsumexp(-2)
+    log_p, log_q = _log(torch.stack([p, q])), _log(torch.stack([q, p]))
+    scaled = torch.stack([cost, cost.T]).reshape(2, *(1,) * (p.ndim - 1), *cost.shape) / epsilon
+    f, g = torch.zeros_like(log_p), torch.zeros_like(log_p)
+    for step in range(num_iterations):
+        length = 1.0 if step < _PLAIN_STEPS else _STEP_LENGTH
+        f = f + length * (-((log_q + g).unsqueeze(-2) - scaled).logsumexp(-1) - f)
+        g = g + length * (-((log_p + f).unsqueeze(-1) - scaled).logsumexp(-2) - g)
     f = -((log_q + g).unsqueeze(-2) - scaled).logsumexp(-1)
-    return epsilon * f, epsilon * g
+    return epsilon * (f[0] + g[1]) / 2, epsilon * (g[0] + f[1]) / 2
 
 
 def _entropic_cost(p: Tensor, q: Tensor, cost: Tensor, epsilon: float, num_iterations: int) -> Tensor:
@@ -58,10 +63,11 @@ def sinkhorn_divergence(
     r"""Entropic transport cost without its bias: smooth where the exact cost has corners.
 
     The exact cost has kinks, so its gradient does not fade towards the optimum; here it does, within about
-    ``epsilon``. Zero at p = q, non-negative for metric costs; towards :func:`categorical_wasserstein` as
+    ``epsilon``. Zero at p = q, non-negative for metric costs at convergence; towards :func:`categorical_wasserstein` as
     epsilon falls. Iterations run in the log domain; the gradient is that of the converged dual (the
     potentials), not of the iterations. The smaller epsilon is against the costs, the more iterations it
-    takes.
+    takes; the defaults are within 0.01 of convergence for six labels one apart. For a symmetric cost, value
+    and gradient are zero at p = q after any number of iterations.
 
     .. math::
         S = OT_\epsilon(p, q) - \tfrac12 OT_\epsilon(p, p) - \tfrac12 OT_\epsilon(q, q), \qquad
@@ -86,7 +92,8 @@ def sinkhorn_divergence(
     Source:
         Feydy et al., *Interpolating between Optimal Transport and MMD using Sinkhorn Divergences*, AISTATS
         2019, equation 3, https://arxiv.org/abs/1810.08278. Departures: for an asymmetric cost the own terms
-        use the cost as it is. That a reward model of crowds uses it is our inference; the solver of Li et
+        use the cost as it is; overrelaxed updates, averaged over both orders (Thibault et al., 2017,
+        https://arxiv.org/abs/1711.01851, has the former). That a reward model of crowds uses it is our inference; the solver of Li et
         al., 2024 (https://arxiv.org/abs/2402.09764) is not known.
 
     .. versionadded:: 0.1

@@ -6,6 +6,7 @@ from torch import Tensor, distributed, nn
 from ._common import (
     Reduction,
     as_compute,
+    check_distribution,
     check_number,
     check_same_shape,
     check_values,
@@ -84,8 +85,8 @@ def swav_loss(
         Loss >= 0, scalar or (N,).
 
     Raises:
-        ValueError: If shapes do not fit, a value is not finite, ``temperature`` <= 0, or ``reduction`` is
-            unknown.
+        ValueError: If shapes do not fit, a value is not finite, an assignment is no distribution,
+            ``temperature`` <= 0, or ``reduction`` is unknown.
 
     Source:
         Wang et al., *Secrets of RLHF in Large Language Models Part II: Reward Modeling*, 2024, equations 7
@@ -97,6 +98,9 @@ def swav_loss(
     """
     check_views(first, second)
     check_number("temperature", temperature, 0.0, open_low=True)
+    if prototypes.ndim != 2 or prototypes.shape[1] != first.shape[1]:
+        raise ValueError(f"prototypes must be of shape (K, {first.shape[1]}); got {tuple(prototypes.shape)}")
+    check_values("prototypes", prototypes)
     expected = (first.shape[0], prototypes.shape[0])
     for name, assignment in (
         ("first_assignment", first_assignment),
@@ -104,10 +108,11 @@ def swav_loss(
     ):
         if assignment.shape != expected:
             raise ValueError(f"{name} must be of shape {expected}; got {tuple(assignment.shape)}")
+        check_distribution(name, assignment)
     one, two, centres = as_compute(first, second, prototypes)
     log_one = (_cosine(one, centres) / temperature).log_softmax(-1)
     log_two = (_cosine(two, centres) / temperature).log_softmax(-1)
-    loss = -(first_assignment * log_two + second_assignment * log_one).sum(-1)
+    loss = -(first_assignment.to(one.dtype) * log_two + second_assignment.to(one.dtype) * log_one).sum(-1)
     return reduce_loss(loss, reduction, weight)
 
 

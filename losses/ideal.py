@@ -8,9 +8,12 @@ from torch import Tensor, nn
 from ._common import (
     Reduction,
     as_compute,
+    check_broadcast,
     check_choice,
     check_indices,
+    check_mask,
     check_number,
+    check_same_shape,
     check_values,
     reduce_loss,
     safe_norm,
@@ -53,7 +56,7 @@ def ideal_point_reward(
         item: Features x, (..., D).
         ideal: Ideal points u, (..., D), broadcasts with ``item``.
         score: ``"distance"``, ``"squared_distance"`` or ``"angle"``.
-        scale: Factor c > 0; may be a tensor that is learnt and broadcasts with the rewards.
+        scale: Factor c > 0; may be a tensor that is learnt and broadcasts to the rewards.
 
     Returns:
         Rewards, (...,), higher is better, in the unit of the features, its square, or none. Gradient zero
@@ -94,6 +97,9 @@ def ideal_point_reward(
         closeness = -safe_norm(x - u)
     else:
         closeness = -(x - u).square().sum(-1)
+    if isinstance(scale, Tensor):
+        check_broadcast("scale", scale, closeness.shape)
+        scale = scale.to(closeness.dtype)
     return closeness * scale
 
 
@@ -168,7 +174,7 @@ def ideal_point_cross_entropy(
 
     Args:
         items: Features of the options, (B, K, D).
-        ideal: Ideal points of the judges, (B, D).
+        ideal: Ideal points of the judges, (B, D) or broadcasting to it.
         preferred: Index y of the option chosen, (B,) int64, in 0..K-1.
         score: ``"distance"``, ``"squared_distance"`` or ``"angle"``.
         scale: Factor of the rewards, > 0; a tensor may be learnt.
@@ -193,6 +199,7 @@ def ideal_point_cross_entropy(
             f"{tuple(items.shape)}"
         )
     check_indices("preferred", preferred, 0, items.shape[-2] - 1)
+    check_broadcast("ideal", ideal, items.shape[:-2] + items.shape[-1:])
     rewards = ideal_point_reward(items, ideal.unsqueeze(-2), score=score, scale=scale)
     loss = -rewards.log_softmax(-1).gather(-1, preferred.unsqueeze(-1)).squeeze(-1)
     return reduce_loss(loss, reduction, weight)
@@ -246,6 +253,7 @@ def token_window_mean(values: Tensor, mask: Tensor, *, weighting: WindowWeightin
 
     Raises:
         ValueError: If shapes differ or ``weighting`` is unknown.
+        TypeError: If ``mask`` is not boolean.
 
     Source:
         Chen et al., 2024, as :func:`ideal_point_reward`: the official code's weighting of token losses.
@@ -254,10 +262,8 @@ def token_window_mean(values: Tensor, mask: Tensor, *, weighting: WindowWeightin
     .. versionadded:: 0.1
     """
     check_choice("weighting", weighting, ("cumulative", "mean", "last"))
-    if values.shape != mask.shape:
-        raise ValueError(
-            f"mask must have the shape of values, {tuple(values.shape)}; got {tuple(mask.shape)}"
-        )
+    check_same_shape(values=values, mask=mask)
+    check_mask(mask)
     (numbers,) = as_compute(values)
     position = mask.cumsum(-1)
     if weighting == "cumulative":

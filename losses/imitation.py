@@ -91,7 +91,7 @@ def token_nll(
     Args:
         hidden: States that predict the tokens, (T, H).
         vocabulary: Weight W of the head, (V, H).
-        target: Tokens y, (T,) int64, in 0..V-1.
+        target: Tokens y, (T,) integer, in 0..V-1.
         bias: Bias b of the head, (V,).
         chunk_size: Tokens whose logits exist at one time, >= 1.
 
@@ -119,6 +119,7 @@ def token_nll(
     if bias is not None and bias.shape != vocabulary.shape[:1]:
         raise ValueError(f"bias must be of shape {tuple(vocabulary.shape[:1])}; got {tuple(bias.shape)}")
     check_indices("target", target, 0, vocabulary.shape[0] - 1)
+    target = target.long()
     result: Tensor = _TokenNLL.apply(hidden, vocabulary, bias, target, chunk_size)  # type: ignore[no-untyped-call]
     return result
 
@@ -166,7 +167,8 @@ def imitation_loss(
         Loss >= 0, scalar or (R,), in nats per token. Nothing to imitate gives 0.
 
     Raises:
-        ValueError: If shapes do not fit or an option is outside its range.
+        ValueError: If shapes do not fit, ``response_row`` descends or knows fewer responses of a row than
+            ``segment_ids``, or an option is outside its range.
         TypeError: If an index tensor does not hold integers.
 
     Source:
@@ -188,16 +190,22 @@ def imitation_loss(
         raise ValueError(f"response_row and weight must be (R,); got {tuple(response_row.shape)} and {got}")
     rows, length, width = hidden.shape
     check_indices("response_row", response_row, 0, rows - 1)
+    response_row = response_row.long()
+    check_values("steps of response_row", response_row.diff(), 0)
+    check_indices("segment_ids", segment_ids, -1, response_row.shape[0])
     check_values("weight", weight, 0.0)
     responses = response_row.shape[0]
     row = torch.arange(rows, device=hidden.device).unsqueeze(-1)
     column = torch.arange(length, device=hidden.device).expand(rows, length)
 
     before = torch.cat([torch.full_like(segment_ids[:, :1], -2), segment_ids[:, :-1]], dim=1)
-    prompt_end = (segment_ids == 0).sum(1, keepdim=True) - 1
+    prompt_end = torch.where(segment_ids == 0, column, -1).amax(1, keepdim=True)
     source = torch.where(segment_ids == before, column - 1, torch.where(segment_ids > 0, prompt_end, -1))
-    first_response = torch.searchsorted(response_row, row.squeeze(-1)).unsqueeze(-1)
-    response = first_response + segment_ids - 1
+    bounds = torch.searchsorted(response_row, torch.arange(rows + 1, device=hidden.device))
+    check_values(
+        "responses of a row (in response_row) less its segments", bounds.diff() - segment_ids.amax(1), 0
+    )
+    response = bounds[:-1].unsqueeze(-1) + segment_ids - 1
     wanted = torch.ones(responses, dtype=torch.bool, device=hidden.device) if weight is None else weight > 0
     in_response = (segment_ids > 0) & (source >= 0)
     if responses:

@@ -1,5 +1,7 @@
 """Losses on rewards that were compared: pairs, ranked lists, ties, and where rewards are centred."""
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -232,6 +234,8 @@ def _shortfall(chosen: Tensor, rejected: Tensor, margin: Tensor | float) -> Tens
         check_broadcast("margin", margin, chosen.shape)
         check_values("margin", margin)
         margin = margin.to(first.dtype)
+    else:
+        check_number("margin", margin, -math.inf)
     return margin - (first - second)
 
 

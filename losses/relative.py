@@ -9,11 +9,13 @@ from ._common import (
     Reduction,
     as_compute,
     check_choice,
+    check_mask,
     check_number,
     check_same_shape,
     check_values,
     reduce_loss,
 )
+from ._ranked import keep_present
 
 __all__ = ["RebelLoss", "mixture_log_prob", "rebel_loss", "relative_reward"]
 
@@ -100,7 +102,8 @@ def relative_reward(score: Tensor, reference: Tensor, *, mask: Tensor | None = N
         Reward in (0, 1), (...,): one half for the reference itself; 0 if no dimension is asked for.
 
     Raises:
-        ValueError: If shapes differ or a value is not finite.
+        ValueError: If shapes differ or a value that counts is not finite.
+        TypeError: If ``mask`` is not boolean.
 
     Source:
         Zhou et al., *Orchestrating LLMs with Different Personalizations*, 2024,
@@ -110,9 +113,10 @@ def relative_reward(score: Tensor, reference: Tensor, *, mask: Tensor | None = N
     .. versionadded:: 0.1
     """
     check_same_shape(score=score, reference=reference, mask=mask)
-    check_values("score", score)
-    check_values("reference", reference)
-    first, second = as_compute(score, reference)
+    check_mask(mask)
+    first, second = as_compute(keep_present(score, mask), keep_present(reference, mask))
+    check_values("score", first)
+    check_values("reference", second)
     wins = torch.sigmoid(first - second)
     if mask is None:
         return wins.mean(-1)
@@ -138,7 +142,8 @@ def mixture_log_prob(logits: Tensor, log_prob: Tensor, *, mask: Tensor | None = 
         Log-probability, (...,), in nats, float32 (float64 for float64 input).
 
     Raises:
-        ValueError: If a logit is not finite.
+        ValueError: If a logit is not finite, or a log-probability NaN or infinite other than -inf.
+        TypeError: If ``mask`` is not boolean.
 
     Source:
         Zhou et al., *Orchestrating LLMs with Different Personalizations*, 2024,
@@ -148,11 +153,14 @@ def mixture_log_prob(logits: Tensor, log_prob: Tensor, *, mask: Tensor | None = 
     .. versionadded:: 0.1
     """
     check_values("logits", logits)
+    check_mask(mask)
     z, log_p = as_compute(logits, log_prob)
     if mask is not None:
         z = z.masked_fill(~mask, -torch.inf)
     impossible = log_p == -torch.inf  # exactly no mass: kept out of the sum, whose gradient would be NaN
-    joint = z + torch.where(impossible, 0.0, log_p)
+    possible = torch.where(impossible, 0.0, log_p)
+    check_values("log_prob", possible)
+    joint = z + possible
     return joint.masked_fill(impossible, -torch.inf).logsumexp(-1) - z.logsumexp(-1)
 
 

@@ -10,7 +10,7 @@ Which layout a backbone takes is decided once, when it is built:
 
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pluralign.datamodules.batch import PreferenceBatch
 
 from .loading import BackboneConfig, adapt_model, load_model
-from .packing import PACKED, packed_attention, packed_rows
+from .packing import PACKED, packed_rows, register
 from .rows import (
     attention_bias,
     block_mask,
@@ -106,6 +106,12 @@ class Backbone(nn.Module):
         self.model: nn.Module = adapt_model(model, config)
         self.train()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a pickled state, in a process that may not know packed attention yet."""
+        super().__setstate__(state)
+        if self.packed:
+            register()
+
     @property
     def frozen(self) -> bool:
         """Whether nothing of the backbone is trained."""
@@ -143,11 +149,9 @@ class Backbone(nn.Module):
 
     def _settle_packing(self, model: "PreTrainedModel") -> bool:
         """Whether packed rows agree with separate ones; leaves the network's attention as they need it."""
-        from transformers import AttentionInterface
-
         if any(parameter.is_meta for parameter in model.parameters()):
             return False
-        AttentionInterface.register(PACKED, packed_attention)
+        register()
         try:
             difference, tolerance = self._compare_layouts(model, packed=True)
         except (TypeError, ValueError) as error:  # a network that does not hand its arguments on to attention

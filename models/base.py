@@ -185,6 +185,9 @@ class RewardModule(L.LightningModule, ABC):
             raise ValueError(
                 f"{type(self).__name__} needs batch keys that this data lacks: {wanted}; it has {sorted(batch)}"
             )
+        self._check_network(batch)
+
+    def _check_network(self, batch: PreferenceBatch) -> None:
         backbone = self.backbone
         if backbone is None or "input_ids" not in batch:
             return
@@ -233,7 +236,10 @@ class RewardModule(L.LightningModule, ABC):
         """Stop a run that cannot learn: every comparison of the first batches has equal scores."""
         if "chosen" not in output:
             return
-        gap = (output["chosen"] - output["rejected"]).detach().abs().amax()
+        gap = (output["chosen"] - output["rejected"]).abs()
+        if not len(gap):  # records that carry ratings only
+            gap = gap.new_full((1,), torch.inf)
+        gap = gap.amax()
         self._largest_gap = gap if self._largest_gap is None else torch.maximum(gap, self._largest_gap)
         if batch_idx == WATCHED_STEPS - 1 and float(self._largest_gap) == 0.0:
             raise RuntimeError(
@@ -255,9 +261,16 @@ class RewardModule(L.LightningModule, ABC):
         """Rewards of one batch with the ids they belong to.
 
         Returns:
-            ``id`` (a list), ``response_prompt`` and ``response_index`` (R,), and the module's output.
+            ``id`` (a list), ``response_prompt`` and ``response_index`` (R,), as far as the batch has them, and the
+            module's output.
         """
-        names = {name: batch[name] for name in ("id", "response_prompt", "response_index")}
+        if batch_idx == 0:
+            self._check_network(batch)
+        names = {
+            name: value
+            for name, value in batch.items()
+            if name in ("id", "response_prompt", "response_index")
+        }
         return {**names, **self(batch)}
 
     def _log_metrics(self, stage: str) -> None:
@@ -267,9 +280,10 @@ class RewardModule(L.LightningModule, ABC):
         }
         metric.reset()
         shown = f"{stage}/accuracy"
-        self.log_dict({name: value for name, value in values.items() if name != shown})
+        # Equal on every rank already; without sync_dist Lightning warns that they might not be.
+        self.log_dict({name: value for name, value in values.items() if name != shown}, sync_dist=True)
         if shown in values:
-            self.log(shown, values[shown], prog_bar=True)
+            self.log(shown, values[shown], prog_bar=True, sync_dist=True)
 
     def on_train_epoch_end(self) -> None:
         """Log the training metrics of the epoch."""

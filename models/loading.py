@@ -1,13 +1,15 @@
 """What a backbone is made of: its configuration, its weights, its adapters."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 __all__ = ["BackboneConfig", "LoRAConfig", "adapt_model", "load_model"]
 
@@ -27,6 +29,17 @@ class LoRAConfig:
     alpha: float = 32.0
     dropout: float = 0.0
     target_modules: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        """Check ranges.
+
+        Raises:
+            ValueError: Naming the argument, its value and what is allowed.
+        """
+        if self.rank < 1:
+            raise ValueError(f"backbone.lora.rank must be at least 1, got {self.rank}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"backbone.lora.dropout must be in [0, 1), got {self.dropout}")
 
 
 @dataclass(frozen=True)
@@ -77,6 +90,10 @@ class BackboneConfig:
         """
         if isinstance(self.lora, dict):  # from a checkpoint's plain hyperparameters
             object.__setattr__(self, "lora", LoRAConfig(**self.lora))
+        for name, allowed in _choices(type(self)).items():
+            if getattr(self, name) not in allowed:
+                options = ", ".join("null" if option is None else str(option) for option in allowed)
+                raise ValueError(f"backbone.{name} must be one of {options}; got {getattr(self, name)!r}")
         if self.name is None and "model_type" not in self.config:
             raise ValueError("backbone.name is null, so backbone.config must hold model_type (such as llama)")
         if self.frozen and self.lora is not None:
@@ -87,6 +104,18 @@ class BackboneConfig:
             )
         if self.quantization is not None and self.name is None:
             raise ValueError("backbone.quantization needs pretrained weights: set backbone.name")
+
+
+def _choices(cls: type) -> dict[str, list[object]]:
+    """Allowed values of every field of a dataclass that is declared as one of a few."""
+    found: dict[str, list[object]] = {}
+    for name, hint in get_type_hints(cls).items():
+        parts = [hint] if get_origin(hint) is Literal else get_args(hint)
+        literals = [part for part in parts if get_origin(part) is Literal]
+        if literals:
+            found[name] = [option for part in literals for option in get_args(part)]
+            found[name] += [None] if type(None) in parts else []
+    return found
 
 
 def load_model(config: BackboneConfig) -> "PreTrainedModel":
@@ -128,6 +157,7 @@ def load_model(config: BackboneConfig) -> "PreTrainedModel":
                 f"backbone.name={config.name!r} has no weights for {', '.join(missing[:5])}, ...: not a "
                 "checkpoint of this architecture"
             )
+    _check_fields(network, set(config.config) - {"model_type"})
     if network.is_encoder_decoder:
         raise ValueError(
             f"encoder-decoder networks ({network.model_type}) are not supported; use a causal or BERT-type one"
@@ -136,6 +166,22 @@ def load_model(config: BackboneConfig) -> "PreTrainedModel":
         # BERT's own pooler is never used here, and unused parameters stall distributed training.
         model.register_module("pooler", None)
     return model
+
+
+def _check_fields(network: "PretrainedConfig", given: set[str]) -> None:
+    """Warn of fields that the architecture does not have: transformers keeps them and nothing reads them."""
+    from inspect import signature
+
+    from transformers import PretrainedConfig
+
+    known = {*signature(type(network).__init__).parameters, *network.attribute_map, *vars(PretrainedConfig())}
+    known |= {"rope_theta", "rope_scaling"}  # names of transformers 4, still understood
+    for name in sorted(given - known):
+        alike = get_close_matches(name, known, n=1)
+        rank_zero_warn(
+            f"backbone.config.{name}: {network.model_type} has no such field, so it has no effect"
+            + (f"; did you mean {alike[0]}?" if alike else "")
+        )
 
 
 def _quantization(config: BackboneConfig, dtype: torch.dtype) -> object:

@@ -9,7 +9,7 @@ from pluralign.datamodules.batch import PreferenceBatch
 
 from .rows import length_chunks
 
-__all__ = ["PACKED", "PackedRows", "packed_attention", "packed_rows"]
+__all__ = ["PACKED", "PackedRows", "packed_attention", "packed_rows", "register"]
 
 PACKED = "pluralign_packed"
 """Name under which transformers knows :func:`packed_attention`."""
@@ -32,6 +32,13 @@ class PackedRows(NamedTuple):
     place: Tensor
     """(T,) int64: place in the flattened, concatenated groups at which a token's attention is read; one of the
     copies of a prefix."""
+
+
+def register() -> None:
+    """Make :func:`packed_attention` known to transformers under :data:`PACKED`; once in every process."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(PACKED, packed_attention)
 
 
 def packed_rows(batch: PreferenceBatch) -> PackedRows:

@@ -62,7 +62,7 @@ def test_fits_real_comparisons(tmp_path, monkeypatch, data, settings):
                 "limit_val_batches": 3,
                 "num_sanity_val_steps": 0,
                 "log_every_n_steps": 1,
-            },  # fmt: skip
+            },
         },
     )
     losses = logged(tmp_path, "train/loss")

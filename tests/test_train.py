@@ -145,6 +145,23 @@ def test_another_text_format_than_in_training_is_refused():
         main(words)
 
 
+def test_options_beside_a_checkpoint_are_kept_and_weights_that_do_not_fit_are_an_error():
+    checkpoint = fit(CONFS[0], "--trainer.max_steps=1")
+    words = ["--config", str(CONFS[0]), *QUIET, "--ckpt_path", str(checkpoint)]
+    main(["fit", *words, "--trainer.max_steps=2", "--model.label_smoothing=0.25"])
+    saved = max(Path("runs").rglob("config.yaml"), key=lambda path: path.stat().st_mtime)
+    assert yaml.safe_load(saved.read_text())["model"]["init_args"]["label_smoothing"] == 0.25
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        main(["test", *words, "--model.backbone.config.hidden_size=16"])
+
+
+def test_a_token_budget_below_one_record_is_reported():
+    with pytest.warns(
+        UserWarning, match=r"synthetic train: 24 records have more than loader\.max_tokens=20 tokens"
+    ):
+        fit(CONFS[0], "--trainer.max_steps=1", "--data.loader.max_tokens=20")
+
+
 def test_data_inspect_shows_tokens_counts_and_lengths(capsys):
     main(["data", "inspect", "--config", str(CONFS[0])])
     printed = capsys.readouterr().out

@@ -247,10 +247,11 @@ def test_remaining_modules_call_their_functions():
             torch.tensor([[0, 0, 1, 1, -1]]),
             torch.zeros(1, dtype=torch.int64),
         ),
-        lambda a, b: losses.swav_loss(a, b, b[:2], a.softmax(-1)[:, :2], b.softmax(-1)[:, :2]),
+        lambda a, b: losses.swav_loss(a, b, b[:2], a[:, :2].softmax(-1), b[:, :2].softmax(-1)),
         lambda a, b: losses.ideal_point_cross_entropy(a.unsqueeze(1), b, torch.zeros(5, dtype=torch.int64)),
         lambda a, b: losses.relative_reward(a, b).sum(),
         lambda a, b: losses.token_window_mean(a, b > 0).sum(),
+        lambda a, b: losses.mixture_log_prob(a, -b.square(), mask=b < 2).sum(),
     ],
     ids=[
         "ranked",
@@ -262,6 +263,7 @@ def test_remaining_modules_call_their_functions():
         "entropy",
         "relative",
         "window",
+        "mixture",
     ],
 )
 @upstream

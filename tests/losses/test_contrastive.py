@@ -152,7 +152,10 @@ def _one_process(rank: int, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_balance_over_all_rows(tmp_path):
+def test_two_processes_balance_over_all_rows(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(
+        pathlib.Path(__file__).parents[2]
+    )  # the spawned processes find this module by its name
     multiprocessing.spawn(_one_process, args=(str(tmp_path),), nprocs=2)
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     torch.manual_seed(0)
@@ -188,7 +191,7 @@ def test_contrastive_margin_without_contrast_never_looks_at_views():
 
 
 def test_zero_and_huge_rows_have_finite_gradients():
-    rows = torch.tensor([[0.0, 0.0], [1e30, 1e30], [1e-30, 0.0]], requires_grad=True)
+    rows = torch.tensor([[0.0, 0.0], [3e38, 3e38], [1e-30, 0.0], [1e-42, 1e-41]], requires_grad=True)
     loss = simcse_loss(rows, rows.detach().flip(0))
     loss.backward()
     assert loss.isfinite()
@@ -208,8 +211,20 @@ def test_zero_and_huge_rows_have_finite_gradients():
             r"temperature must be in \(0, inf\); got 0",
         ),
         (
-            lambda: swav_loss(draw(3, 2), draw(3, 2), draw(4, 2), draw(3, 4), draw(3, 5)),
+            lambda: swav_loss(draw(3, 2), draw(3, 2), draw(4, 2), torch.ones(3, 4) / 4, draw(3, 5)),
             r"second_assignment must be of shape \(3, 4\); got \(3, 5\)",
+        ),
+        (
+            lambda: swav_loss(draw(3, 2), draw(3, 2), draw(4, 2), torch.ones(3, 4), torch.ones(3, 4) / 4),
+            "the sum of first_assignment over its last dimension must be 1",
+        ),
+        (
+            lambda: swav_loss(draw(3, 2), draw(3, 2), draw(4, 5), torch.ones(3, 4), torch.ones(3, 4)),
+            r"prototypes must be of shape \(K, 2\); got \(4, 5\)",
+        ),
+        (
+            lambda: simcse_loss(draw(3, 2), draw(3, 2), temperature=math.inf),
+            r"temperature must be in \(0, inf\); got inf",
         ),
         (lambda: sinkhorn_assignment(draw(3, 2), epsilon=-1), r"epsilon must be in \(0, inf\); got -1"),
         (lambda: SwAVLoss(0, 3), r"num_features must be in \[1, inf\); got 0"),

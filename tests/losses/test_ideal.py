@@ -84,10 +84,21 @@ class TestPALOracles:
             value = token_window_mean(values, mask, weighting=weighting)
             assert value.item() == pytest.approx(expected, abs=1e-6)
 
-    def test_pal_oracle_7(self):
-        """The window [2, 6) of oracle 7 as a mask: what is outside does not count."""
+    @pytest.mark.parametrize(
+        ("right", "window"),
+        [([2, 10, 20, 21, 22, 1, 1, 1], (2, 6)), ([2, 10, 11, 12, 1, 1, 1, 1], None)],
+    )
+    def test_pal_oracle_7(self, right, window):
+        """The window of oracle 7 as a mask: from the first difference up to the later second padding."""
         column = torch.arange(8)
-        mask = (column >= 2) & (column < 6)
+        left, right = torch.tensor([2, 10, 11, 12, 1, 1, 1, 1]), torch.tensor(right)
+        differs = (left != right).long().cumsum(0) > 0
+        padding = torch.stack([left, right]).eq(1).long().cumsum(1)
+        mask = differs & (padding < 2).any(0)
+        if window is None:  # identical: nothing to learn from
+            assert token_window_mean(column.float(), mask).item() == 0
+            return
+        assert column[mask].tolist() == list(range(*window))
         values = torch.where(mask, column.float(), math.nan)
         assert token_window_mean(values, mask).item() == pytest.approx((2 + 2 * 3 + 3 * 4 + 4 * 5) / 10)
         assert token_window_mean(values, torch.zeros_like(mask)).item() == 0
@@ -95,6 +106,57 @@ class TestPALOracles:
     def test_pal_oracle_8(self):
         rows = torch.tensor([[3.0, 4.0], [0.0, 1.0], [6.0, 8.0]])
         assert norm_bound_loss(rows, bound=4.0, reduction="sum").item() == pytest.approx(7)
+
+    def test_pal_oracle_10_one_prototype(self):
+        """With one prototype all users are the same, and their weights get no gradient."""
+        logits = torch.tensor([[0.3], [-2.0]], dtype=D, requires_grad=True)
+        ideal = logits.softmax(-1) @ torch.tensor([[0.5, -1.0]], dtype=D)
+        loss = ideal_point_loss(LEFT.expand(2, 2), RIGHT.expand(2, 2), ideal, reduction="none")
+        (slope,) = torch.autograd.grad(loss.sum(), logits)
+        assert loss[0] == loss[1]
+        assert torch.equal(slope, torch.zeros_like(slope))
+
+    def test_pal_oracle_11(self):
+        """Seven users like long texts, three short ones: two prototypes tell them apart, one cannot."""
+        generator = torch.Generator().manual_seed(0)
+        likes = torch.tensor([1.0] * 7 + [-1.0] * 3, dtype=D)
+
+        def pairs(judges: Tensor, liking: Tensor) -> tuple[Tensor, Tensor]:
+            items = torch.randn(2, len(judges), 2, dtype=D, generator=generator)
+            first = (items[0, :, 0] - items[1, :, 0]) * liking > 0
+            chosen = torch.where(first.unsqueeze(-1), items[0], items[1])
+            return chosen, torch.where(first.unsqueeze(-1), items[1], items[0])
+
+        def accuracy(ideal: Tensor, chosen: Tensor, rejected: Tensor) -> float:
+            wins = ideal_point_reward(chosen, ideal) > ideal_point_reward(rejected, ideal)
+            return wins.double().mean().item()
+
+        def fit(leaves: list[Tensor], judges: Tensor, chosen: Tensor, rejected: Tensor) -> None:
+            prototypes, logits = leaves
+            free = [leaf for leaf in leaves if leaf.requires_grad]
+            optimizer = torch.optim.Adam(free, lr=0.1)
+            for _ in range(150):
+                loss = ideal_point_loss(chosen, rejected, logits[judges].softmax(-1) @ prototypes)
+                for leaf, slope in zip(free, torch.autograd.grad(loss, free), strict=True):
+                    leaf.grad = slope
+                optimizer.step()
+
+        seen, unseen = (torch.arange(10).repeat(number) for number in (40, 100))
+        training, test = pairs(seen, likes[seen]), pairs(unseen, likes[unseen])
+        for number, low, high in ((1, 0.6, 0.75), (2, 0.95, 1.0)):
+            prototypes = torch.randn(number, 2, dtype=D, generator=generator).requires_grad_()
+            logits = (0.1 * torch.randn(10, number, dtype=D, generator=generator)).requires_grad_()
+            fit([prototypes, logits], seen, *training)
+            weights = logits.detach().softmax(-1)
+            assert low <= accuracy((weights @ prototypes.detach())[unseen], *test) <= high
+        assert weights[:7].argmax(-1).unique().tolist() != weights[7:].argmax(-1).unique().tolist()
+        assert weights.amax(-1).min() > 0.8
+        # Two users never seen, ten labels each: only their weights move.
+        fixed, new = prototypes.detach().clone(), torch.zeros(2, 2, dtype=D, requires_grad=True)
+        judges = torch.arange(2).repeat_interleave(10)
+        fit([fixed, new], judges, *pairs(judges, likes[[0, 9]][judges]))
+        assert torch.equal(fixed, prototypes)
+        assert new.argmax(-1).tolist() == [weights[0].argmax().item(), weights[9].argmax().item()]
 
     def test_pal_oracle_10(self):
         rng = np.random.default_rng(0)
@@ -176,6 +238,14 @@ x = torch.ones(2, 3)
         (
             lambda: ideal_point_cross_entropy(x[None], x[:1], torch.tensor([2])),
             r"preferred must be in \[0, 1\]; got 2",
+        ),
+        (
+            lambda: ideal_point_cross_entropy(x[None, :, :], torch.ones(5, 3), torch.tensor([0])),
+            r"ideal must broadcast to shape \(1, 3\); got \(5, 3\)",
+        ),
+        (
+            lambda: ideal_point_reward(x, x, scale=torch.ones(2, 1)),
+            r"scale must broadcast to shape \(2,\); got \(2, 1\)",
         ),
         (lambda: norm_bound_loss(x, bound=-1), r"bound must be in \[0, inf\); got -1"),
         (lambda: token_window_mean(x, x[0] > 0), "mask must have the shape of values"),

@@ -136,6 +136,66 @@ def test_shared_rows_equal_separate_rows_and_loops(include_prompt):
             torch.testing.assert_close(mean, each.sum() / w.sum())
 
 
+@pytest.mark.parametrize("include_prompt", [False, True])
+def test_padding_on_the_left_changes_nothing(include_prompt):
+    state, vocabulary = draw(6, 4), draw(6, 4, seed=1)
+    text, segments = [1, 2, 3, 4, 5], [0, 0, 1, 1, 2]
+    rows = [(torch.tensor([[*text, 0, 0]]), torch.tensor([[*segments, -1, -1]]))]
+    rows.append((torch.tensor([[0, 0, *text]]), torch.tensor([[-1, -1, *segments]])))
+    response_row = torch.zeros(2, dtype=torch.int32)
+    right, left = (
+        imitation_loss(
+            state[i], vocabulary, i.int(), s, response_row, include_prompt=include_prompt, reduction="none"
+        )
+        for i, s in rows
+    )
+    torch.testing.assert_close(left, right)
+
+
+def test_ragged_rows_equal_the_naive_form_with_gradients():
+    """Rows of different lengths and numbers of responses; gradients of states, head and bias."""
+    generator = torch.Generator().manual_seed(5)
+    hidden, vocabulary, bias = (
+        v.requires_grad_() for v in (draw(4, 11, 3), draw(9, 3, seed=1), draw(9, seed=2))
+    )
+    layout = [(3, [4, 1, 2]), (5, [3]), (0, [2, 6]), (2, [0, 4])]  # tokens of the prompt and of each response
+    tokens = torch.randint(0, 9, (4, 11), generator=generator)
+    segments = torch.full((4, 11), -1)
+    response_row, naive = [], []
+    for n, (prompt, answers) in enumerate(layout):
+        segments[n, :prompt] = 0
+        start = prompt
+        for s, size in enumerate(answers):
+            segments[n, start : start + size] = s + 1
+            sources = [prompt - 1, *range(start, start + size - 1)][:size]
+            counted = [(i, j) for i, j in zip(sources, range(start, start + size), strict=True) if i >= 0]
+            logits = hidden[n, [i for i, _ in counted]] @ vocabulary.T + bias
+            target = tokens[n, [j for _, j in counted]]
+            naive.append(F.cross_entropy(logits, target, reduction="sum") / max(len(counted), 1))
+            response_row.append(n)
+            start += size
+    weight = torch.rand(len(naive), dtype=D, generator=generator)
+    weight[1] = 0
+    has_tokens = torch.tensor([size > 0 for _, answers in layout for size in answers])
+    expected = (torch.stack(naive) * weight).sum() / (weight * has_tokens).sum()
+    leaves = hidden, vocabulary, bias
+    slopes = torch.autograd.grad(expected, leaves)
+    for chunk_size in (1, 4, 1000):
+        value = imitation_loss(
+            hidden,
+            vocabulary,
+            tokens,
+            segments,
+            torch.tensor(response_row),
+            bias=bias,
+            weight=weight,
+            chunk_size=chunk_size,
+        )
+        torch.testing.assert_close(value, expected)
+        for slope, reference in zip(torch.autograd.grad(value, leaves), slopes, strict=True):
+            torch.testing.assert_close(slope, reference)
+
+
 def test_nothing_to_imitate_keeps_the_gradient_path():
     hidden, vocabulary = draw(2, 3, 4).requires_grad_(), draw(5, 4, seed=1).requires_grad_()
     ids, segments = torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 3, dtype=torch.int64)
@@ -191,6 +251,21 @@ ids = torch.zeros(2, 3, dtype=torch.int64)
             lambda: imitation_loss(draw(2, 3, 4), draw(5, 4), ids, ids, torch.tensor([0, 2])),
             ValueError,
             r"response_row must be in \[0, 1\]; got 2",
+        ),
+        (
+            lambda: imitation_loss(draw(2, 3, 4), draw(5, 4), ids, ids, torch.tensor([1, 0])),
+            ValueError,
+            r"steps of response_row must be finite and in \[0, inf\); got -1",
+        ),
+        (
+            lambda: imitation_loss(draw(2, 3, 4), draw(5, 4), ids, ids + 2, torch.tensor([0, 1])),
+            ValueError,
+            r"responses of a row \(in response_row\) less its segments must be .* got -1 at index \(0,\)",
+        ),
+        (
+            lambda: imitation_loss(draw(2, 3, 4), draw(5, 4), ids, draw(2, 3), torch.tensor([0, 1])),
+            TypeError,
+            "segment_ids must hold integers",
         ),
         (
             lambda: token_nll(math.nan * draw(2, 3), draw(4, 3), ids[0, :2], chunk_size=-1),

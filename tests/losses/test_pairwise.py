@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pluralign.losses import (
     bradley_terry_loss,
+    categorical_wasserstein,
     davidson_loss,
     hinge_loss,
     plackett_luce_loss,
@@ -35,6 +36,45 @@ def bt(gap: float, **settings_: object) -> float:
 
 class TestBradleyTerryOracles:
     """Numbers derived from Wang et al. 2024 (arXiv 2401.06080)."""
+
+    def test_ensemble_vote_oracle_1(self):
+        """Strength is the mean of the models' gaps; its spread, the distance to that point, divides by M."""
+        gaps = t(1.2, 0.9, -0.1, 2.0) - t(0.4, 0.6, 0.3, 0.5)
+        strength = gaps.mean()
+        assert gaps.tolist() == pytest.approx([0.8, 0.3, -0.4, 1.5])
+        assert strength.item() == pytest.approx(0.55)
+        models, point = t(0.25, 0.25, 0.25, 0.25, 0), t(0, 0, 0, 0, 1)
+        places = torch.cat([gaps, strength[None]])
+        variance = categorical_wasserstein(models, point, cost=places, exponent=2)
+        assert variance.sqrt().item() == pytest.approx(0.6946222, abs=1e-7)
+
+    def test_ensemble_vote_oracle_11(self):
+        """Ten linear models find planted flips by their mean gap, and learn from them once flipped back."""
+        generator = torch.Generator().manual_seed(0)
+        truth = torch.randn(8, dtype=D, generator=generator)
+        gap = torch.randn(800, 8, dtype=D, generator=generator)  # chosen less rejected, by the truth
+        gap = gap * (gap @ truth).sign().unsqueeze(-1)
+        flipped = torch.arange(800) < 120
+        gap = torch.where(flipped.unsqueeze(-1), -gap, gap)
+        held_out = torch.randn(1000, 8, dtype=D, generator=generator)
+        held_out = held_out * (held_out @ truth).sign().unsqueeze(-1)
+
+        def trained(rows: Tensor) -> Tensor:
+            theta = torch.zeros(8, dtype=D, requires_grad=True)
+            optimizer = torch.optim.Adam([theta], lr=0.1)
+            for _ in range(60):
+                loss = bradley_terry_loss(rows @ theta, torch.zeros(len(rows), dtype=D))
+                (theta.grad,) = torch.autograd.grad(loss, theta)
+                optimizer.step()
+            return theta.detach()
+
+        halves = [torch.randperm(800, generator=generator)[:400] for _ in range(10)]
+        strength = torch.stack([gap @ trained(gap[half]) for half in halves]).mean(0)
+        order = strength.argsort()
+        assert flipped[order[:120]].double().mean() > 0.8  # by chance 0.15
+        lowest = gap[order[:80]]
+        assert (held_out @ trained(lowest) > 0).double().mean() < 0.3
+        assert (held_out @ trained(-lowest) > 0).double().mean() > 0.7
 
     def test_ensemble_vote_oracle_2(self):
         values = [
@@ -94,6 +134,25 @@ class TestBradleyTerryOracles:
         """Margins of Touvron et al. 2023 (arXiv 2307.09288)."""
         assert bt(1.5, margin=t(1.0)) == pytest.approx(0.4740770, abs=1.5e-7)
         assert bt(1.5) == pytest.approx(0.2014133, abs=1.5e-7)
+
+    def test_frontier_oracle_2(self):
+        """Categorical distributional preference learning: Bradley-Terry at the log-odds of its probability."""
+        for chosen, rejected, probability, loss in [
+            (t(0, 0, 0), t(0, 0, 0), 0.5, 0.6931472),
+            (t(0, 0, math.log(2)), t(math.log(2), 0, 0), 0.65625, 0.4212135),
+        ]:
+            better = torch.ones(3, 3, dtype=D).tril(-1) + torch.eye(3, dtype=D) / 2
+            wins = chosen.softmax(-1) @ better @ rejected.softmax(-1)
+            assert wins.item() == pytest.approx(probability)
+            assert bt(torch.logit(wins).item()) == pytest.approx(loss, abs=1.5e-7)
+
+    def test_frontier_oracle_6(self):
+        """The pinball loss of a quantile is two hinges without margin, weighed by the level."""
+        zero = t(0.0, 0.0, 0.0)
+        level, error = t(0.9, 0.9, 0.1), t(2.0, -2.0, 2.0)
+        above = hinge_loss(zero, error, margin=0.0, weight=level, reduction="none")
+        below = hinge_loss(error, zero, margin=0.0, weight=1 - level, reduction="none")
+        assert (above + below).tolist() == pytest.approx([1.8, 0.2, 0.2])
 
     def test_frontier_oracle_1(self):
         """The logistic stand-in of distributional preference learning (arXiv 2312.08358)."""
@@ -230,6 +289,21 @@ def test_ranked_pairs_matrix_sums_to_sum():
         torch.testing.assert_close(matrix.sum(), total)
 
 
+def test_scores_only_order_the_responses():
+    """Neither rounded to the type of the rewards nor deciding the type of the loss."""
+    reward = torch.tensor([[0.0, 1.0, math.nan]])
+    mask = torch.tensor([[True, True, False]])
+    for score in (
+        torch.tensor([[2**24 + 1, 2**24, 2**24 + 2]]),
+        torch.tensor([[1 + 1e-12, 1.0, 2.0]], dtype=D),
+        torch.tensor([[True, False, True]]),
+    ):
+        for loss in (ranked_pairs_loss, plackett_luce_loss):
+            value = loss(reward, score, mask=mask)
+            assert value.dtype == torch.float32
+            assert value.item() == pytest.approx(math.log1p(math.e), rel=1e-6)
+
+
 def test_plackett_luce_against_loops():
     generator = torch.Generator().manual_seed(1)
     reward = torch.randn(3, 5, generator=generator, dtype=D)
@@ -344,6 +418,7 @@ def test_reward_centering_is_zero_for_symmetric_pairs():
             lambda: rao_kupper_loss(t(1.0), t(1.0), t(0.0), threshold=0.0),
             r"threshold must be in \(0, inf\); got 0",
         ),
+        (lambda: hinge_loss(t(1.0), t(1.0), margin=math.nan), r"margin must be in \(-inf, inf\); got nan"),
         (lambda: smoothed_hinge_loss(t(1.0), t(1.0), smoothing=0.0), r"smoothing must be in \(0, inf\)"),
         (lambda: plackett_luce_loss(t(1.0), t(1.0), top=0), r"top must be in \[1, inf\); got 0"),
         (

@@ -1,5 +1,8 @@
 """REBEL and the relative reward: the numbers of the PCM paper."""
 
+import math
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,10 +21,35 @@ def t(*values: float) -> Tensor:
 class TestPCMOracles:
     """Numbers derived from Zhou et al. 2024 (arXiv 2407.04181) and Gao et al. 2024 (arXiv 2404.16767)."""
 
+    def test_pcm_oracle_1(self):
+        """All weight on one expert: its own greedy and sampled text, token for token."""
+        experts = torch.randn(3, 20, 20, dtype=D).log_softmax(-1)  # of the next token, given the last
+
+        def text(step: Callable[[int], Tensor], sampled: bool) -> list[int]:
+            generator, tokens = torch.Generator().manual_seed(7), [0]
+            for _ in range(20):
+                p = step(tokens[-1]).exp()
+                token = torch.multinomial(p, 1, generator=generator) if sampled else p.argmax()
+                tokens.append(int(token))
+            return tokens
+
+        for chosen in range(3):
+            one_hot = torch.arange(3) == chosen
+            for sampled in (False, True):
+                mixed = text(
+                    lambda last, m=one_hot: mixture_log_prob(t(0, 0, 0), experts[:, last].T, mask=m), sampled
+                )
+                assert mixed == text(lambda last, i=chosen: experts[i, last], sampled)
+
     def test_pcm_oracle_2(self):
         experts = torch.randn(3, 50, dtype=D).log_softmax(-1)
-        mass = mixture_log_prob(torch.randn(3, dtype=D), experts.T).exp().sum()
+        logits = torch.randn(3, dtype=D)
+        mass = mixture_log_prob(logits, experts.T).exp().sum()
         assert mass.item() == pytest.approx(1, abs=1e-12)
+        cut = experts.masked_fill(experts < experts.topk(5).values[:, -1:], -math.inf)
+        mass = mixture_log_prob(logits, cut[:, (cut > -math.inf).any(0)].T).exp().sum()
+        assert mass.item() == pytest.approx((logits.softmax(-1) @ cut.exp().sum(-1)).item(), abs=1e-12)
+        assert mass < 1
 
     def test_pcm_oracle_3(self):
         """The linear mixture, not the geometric one."""
@@ -59,6 +87,55 @@ class TestPCMOracles:
         torch.testing.assert_close(
             mixture_log_prob(logits.flip(0), log_p.flip(0)), mixture_log_prob(logits, log_p)
         )
+
+    def test_frontier_oracle_7(self):
+        """The weights of group DRO are the posterior over groups, with losses as evidence: q + gradient."""
+        logits = t(0.5, 0.5).log().requires_grad_()
+        (change,) = torch.autograd.grad(mixture_log_prob(logits, 0.01 * t(1.0, 0.2)), logits)
+        assert (0.5 + change).tolist() == pytest.approx([0.5020, 0.4980], abs=5e-5)
+
+    def test_pcm_oracle_10(self):
+        """Scalars stored at rollout give the log-probabilities of mixing whole vocabularies; no expert runs."""
+        experts = torch.randn(4, 6, 3, 30, dtype=D).log_softmax(-1).requires_grad_()
+        logits, tokens = torch.randn(4, 6, 3, dtype=D), torch.randint(0, 30, (4, 6))
+        whole = mixture_log_prob(logits.unsqueeze(-2), experts.transpose(-1, -2))
+        again = whole.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).sum(-1).detach()
+        index = tokens[..., None, None].expand(-1, -1, 3, 1)
+        stored = experts.gather(-1, index).squeeze(-1).detach()
+        logits.requires_grad_()
+        ratio = mixture_log_prob(logits, stored).sum(-1) - again
+        assert ratio.abs().max() < 1e-12
+        reward = torch.rand(4, dtype=D)
+        loss = rebel_loss(ratio[:2], ratio[2:], reward[:2], reward[2:])
+        assert loss.item() == pytest.approx((reward[:2] - reward[2:]).square().mean().item())
+        loss.backward()
+        assert logits.grad.abs().max() > 0
+        assert experts.grad is None
+
+    def test_pcm_oracle_11(self):
+        """Expert 0 always says token 0, expert 1 token 1; a bit says which is right. REBEL finds out."""
+        generator = torch.Generator().manual_seed(0)
+        log_p = torch.eye(2, dtype=D).log()  # of each token, under each expert
+        table = torch.zeros(2, 2, dtype=D, requires_grad=True)
+        optimizer = torch.optim.Adam([table], lr=0.1)
+        for _ in range(80):
+            bit = torch.randint(0, 2, (64,), generator=generator)
+            with torch.no_grad():
+                policy = mixture_log_prob(table[bit].unsqueeze(1), log_p).exp()
+                first, second = torch.multinomial(policy, 2, replacement=True, generator=generator).T
+            ratios = []
+            for token in (first, second):
+                new = mixture_log_prob(table[bit], log_p[token])
+                ratios.append(new - new.detach())
+            loss = rebel_loss(*ratios, (first == bit).to(D), (second == bit).to(D), eta=5.0)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert table.detach().softmax(-1).diagonal().min() > 0.95
+        for static in (0.0, 0.3, 1.0):  # weights that ignore the bit: right half of the time
+            alike = t(static, 1 - static).log().clamp_min(-99).expand(2, 2)
+            right = mixture_log_prob(alike, log_p).exp()
+            assert right.mean().item() == pytest.approx(0.5)
 
     def test_pcm_oracle_6(self):
         difference = t(1.2, -0.3, 0.5)
@@ -98,7 +175,7 @@ def test_scalings_differ_by_eta_squared(a, b, c, d, eta):
 
 
 def test_relative_reward_of_masked_dimensions():
-    score, mask = t(1.0, 50.0, -1.0), torch.tensor([True, False, True])
+    score, mask = t(1.0, float("nan"), -1.0), torch.tensor([True, False, True])
     assert relative_reward(score, t(0, 0, 0), mask=mask).item() == pytest.approx(0.5)
     assert relative_reward(score, t(0, 0, 0), mask=~mask & mask).item() == 0
 
@@ -107,6 +184,7 @@ def test_relative_reward_of_masked_dimensions():
     ("options", "message"),
     [
         ({"eta": 0.0}, r"eta must be in \(0, inf\); got 0.0"),
+        ({"eta": float("inf")}, r"eta must be in \(0, inf\); got inf"),
         ({"scaling": "code"}, "scaling must be one of 'reward', 'log_ratio'; got 'code'"),
         ({"reduction": "max"}, "reduction must be one of"),
     ],
@@ -114,6 +192,13 @@ def test_relative_reward_of_masked_dimensions():
 def test_bad_settings_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         rebel_loss(t(0.0), t(0.0), t(0.0), t(0.0), **options)
+
+
+def test_bad_log_probabilities_are_named():
+    with pytest.raises(ValueError, match=r"log_prob must be finite; got nan at index \(1,\)"):
+        mixture_log_prob(t(0.0, 0.0), t(-1.0, float("nan")))
+    with pytest.raises(TypeError, match="mask must be boolean"):
+        mixture_log_prob(t(0.0, 0.0), t(-1.0, -1.0), mask=t(1.0, 0.0))
 
 
 def test_bad_shapes_are_named():

@@ -13,6 +13,7 @@ from torch import Tensor
 from pluralign.losses import (
     CategoricalWassersteinLoss,
     SinkhornDivergenceLoss,
+    beta_wasserstein_to_share,
     categorical_wasserstein,
     sinkhorn_divergence,
     sinkhorn_plan,
@@ -93,6 +94,49 @@ class TestDPRMOracles:
         index = categorical_wasserstein(p, q, reduction="none")
         assert (error <= reward + 1e-12).all()
         assert (reward <= 1.5 * index + 1e-12).all()
+        p, q = (torch.tensor([row[i] for row in TABLE], dtype=D) for i in (0, 1))
+        error = ((p - q) @ REWARDS).abs()
+        reward = categorical_wasserstein(p, q, cost=REWARDS, reduction="none")
+        assert error.tolist() == pytest.approx([0.25, 0.15, 0.35, 0.65, 4, 0])
+        assert ((reward - error) > 1e-9).tolist() == [True, False, False, False, False, False]
+
+    prior = torch.tensor([0.3, 0.4, 0.2, 0.05, 0.03, 0.02], dtype=D)
+
+    def beta_moments(self, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean: distance to the share 0. Variance: squared distance (order 2) to the mean."""
+        mean = beta_wasserstein_to_share(alpha, beta, torch.zeros_like(alpha), reduction="none")
+        return mean, beta_wasserstein_to_share(alpha, beta, mean, order=2, reduction="none").square()
+
+    def test_dprm_oracle_4(self):
+        """Posterior of a label each as a beta distribution; their means are the Dirichlet's."""
+        votes = torch.tensor([5.0, 1, 4, 0, 0, 0], dtype=D)
+        alpha, beta = 10 * self.prior + votes, 10 * (1 - self.prior) + votes.sum() - votes
+        assert alpha.tolist() == pytest.approx([8, 5, 6, 0.5, 0.3, 0.2])
+        assert beta.tolist() == pytest.approx([12, 15, 14, 19.5, 19.7, 19.8])
+        mean, variance = self.beta_moments(alpha, beta)
+        assert mean.tolist() == pytest.approx([0.4, 0.25, 0.3, 0.025, 0.015, 0.01], abs=1e-9)
+        expected = [0.0114286, 0.0089286, 0.01, 0.0011607, 0.0007036, 0.0004714]
+        assert variance.tolist() == pytest.approx(expected, abs=6e-8)
+        assert (self.prior @ REWARDS).item() == pytest.approx(0.145)
+        assert (mean @ REWARDS).item() == pytest.approx(0.1475)
+        moved = categorical_wasserstein(self.prior, mean, cost=REWARDS).item()
+        assert moved >= 0.1475 - 0.145
+
+    def test_dprm_oracle_5(self):
+        """The order of votes does not matter, but forgetting the prior does."""
+        votes = [0, 2, 0, 1, 2, 0, 2, 0, 2, 0]
+        for order in (votes, votes[::-1], sorted(votes)):
+            alpha, beta = 10 * self.prior, 10 * (1 - self.prior)
+            for vote in order:
+                hit = torch.nn.functional.one_hot(torch.tensor(vote), 6)
+                alpha, beta = alpha + hit, beta + 1 - hit
+            mean, _ = self.beta_moments(alpha, beta)
+            assert mean.tolist() == pytest.approx([0.4, 0.25, 0.3, 0.025, 0.015, 0.01], abs=1e-9)
+        counts = torch.bincount(torch.tensor(votes), minlength=6)
+        mean, _ = self.beta_moments(9 * self.prior + counts, 9 * (1 - self.prior) + 10 - counts)
+        expected = [0.405263, 0.242105, 0.305263, 0.023684, 0.014211, 0.009474]
+        assert mean.tolist() == pytest.approx(expected, abs=6e-7)
+        assert (mean @ REWARDS).item() == pytest.approx(0.147632, abs=6e-7)
 
     def test_dprm_oracle_6(self):
         z = torch.tensor([0.2, -0.1, 0.4, 0, -0.5, 0.3], dtype=D, requires_grad=True)
@@ -115,11 +159,15 @@ class TestDPRMOracles:
             assert (plan * cost).sum().item() == pytest.approx(value, abs=6e-6)
 
     def test_dprm_oracle_8(self):
-        """Expected reward of two rows of the paper's table 2."""
+        """Expected reward of two rows of the paper's table 2: what they lack of the best label's."""
         rows = torch.tensor(
             [[37.55, 58.33, 2.91, 0.83, 0.24, 0.15], [28.66, 59.54, 7.93, 1.40, 0.69, 1.78]], dtype=D
         )
+        best = torch.eye(6, dtype=D)[0].expand(2, 6)
+        p = rows / rows.sum(-1, keepdim=True)
+        lack = categorical_wasserstein(p, best, cost=REWARDS, reduction="none")
         assert (rows / 100 @ REWARDS).tolist() == pytest.approx([0.6216, 0.4272], abs=6e-5)
+        assert (1 - lack).tolist() == pytest.approx([0.6216, 0.4272], abs=2e-4)
 
     def test_dprm_oracle_9(self):
         """The grid is the city-block metric of helpfulness and harmlessness."""
@@ -261,6 +309,26 @@ class TestSinkhorn:
         p, q = dirichlet(50, 6, 0), dirichlet(50, 6, 1)
         assert sinkhorn_divergence(p, p, cost=cost, reduction="none").abs().max() < 1e-12
         assert (sinkhorn_divergence(p, q, cost=cost, reduction="none", num_iterations=500) > 0).all()
+
+    @pytest.mark.parametrize("cost", ["index", REWARDS, GRID])
+    @pytest.mark.parametrize("num_iterations", [1, 7, 100])
+    def test_has_no_gradient_at_equality_however_few_iterations(self, cost, num_iterations):
+        z = torch.randn(20, 6, dtype=D, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        target = z.detach().softmax(-1)
+        value = sinkhorn_divergence(
+            z.softmax(-1), target, cost=cost, num_iterations=num_iterations, reduction="none"
+        )
+        (slope,) = torch.autograd.grad(value.sum(), z)
+        assert value.abs().max() < 1e-12
+        assert slope.abs().max() < 1e-12
+
+    @pytest.mark.parametrize("cost", ["index", GRID, ASYMMETRIC_METRIC])
+    def test_defaults_are_close_to_convergence(self, cost):
+        labels = 6 if isinstance(cost, str) else len(cost)
+        p, q = dirichlet(100, labels, 0, 2.0), dirichlet(100, labels, 1, 2.0)
+        value = sinkhorn_divergence(p, q, cost=cost, reduction="none")
+        converged = sinkhorn_divergence(p, q, cost=cost, num_iterations=5000, reduction="none")
+        torch.testing.assert_close(value, converged, atol=1e-2, rtol=0)
 
     @pytest.mark.parametrize("cost", ["index", GRID, ASYMMETRIC_METRIC])
     def test_approaches_the_exact_cost(self, cost):

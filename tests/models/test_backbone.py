@@ -250,6 +250,11 @@ def test_pretrained_folder_round_trip_and_missing_weights(tmp_path, batch):
             {"config": {"model_type": "llama"}, "quantization": "8bit", "frozen": True},
             "needs pretrained weights",
         ),
+        ({"name": "x", "dtype": "fp16"}, "dtype must be one of float32, bfloat16, float16; got 'fp16'"),
+        ({"name": "x", "quantization": "4bits"}, "quantization must be one of 4bit, 8bit, null; got '4bits'"),
+        ({"name": "x", "pooling": "max"}, "pooling must be one of auto, last, mean, cls"),
+        ({"name": "x", "lora": {"rank": 0}}, "rank must be at least 1, got 0"),
+        ({"name": "x", "lora": {"dropout": 1.0}}, "dropout must be in"),
     ],
 )
 def test_settings_that_contradict_each_other(settings, message):
@@ -322,3 +327,8 @@ def test_a_4bit_base_is_frozen_on_the_cpu_and_refuses_adapters_there(tmp_path, b
     assert 0 < float(difference) < 0.5, "quantized, yet the same network"
     with pytest.raises(ValueError, match="trains no adapters on the CPU"):
         Backbone(BackboneConfig(name=name, quantization="4bit", lora=LoRAConfig()))
+
+
+def test_a_misspelt_field_of_the_network_is_named():
+    with pytest.warns(UserWarning, match=r"hiden_size: llama has no such field.*did you mean hidden_size\?"):
+        Backbone(BackboneConfig(config={"model_type": "llama", **SMALL, "hiden_size": 64}))

@@ -226,3 +226,59 @@ def test_two_processes_share_the_batches_and_hand_the_weights_back(tmp_path):
     for name, value in model.state_dict().items():
         assert torch.equal(value, content["state_dict"][name]), name
     assert bool(torch.isfinite(run.callback_metrics["val/accuracy"]))
+
+
+def by_hand(*keys):
+    """The least a user's own collate function must give, and what is asked for besides."""
+    batch = {
+        "input_ids": torch.tensor([[5, 6, 7, 8, 2, 9, 2]]),
+        "position_ids": torch.tensor([[0, 1, 2, 3, 4, 2, 3]]),
+        "segment_ids": torch.tensor([[0, 0, 1, 1, 1, 2, 2]]),
+        "response_row": torch.tensor([0, 0]),
+        "response_end": torch.tensor([4, 6]),
+        "comparisons": torch.tensor([[0, 1]]),
+        "id": ["a"],
+    }
+    names = ("input_ids", "position_ids", "segment_ids", "response_row", "response_end", *keys)
+    return {name: batch[name] for name in names}
+
+
+def loader(*batches):
+    return torch.utils.data.DataLoader(list(batches), batch_size=None)
+
+
+@pytest.mark.filterwarnings("ignore:The '\\w+_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+def test_a_minimal_batch_made_by_hand_is_enough(tmp_path):
+    batch = by_hand("comparisons")
+    for config in (TINY, {**TINY, "model_type": "bert"}):
+        trainer(tmp_path, max_steps=3).fit(module(config=config), loader(batch, batch, batch))
+        assert (
+            "test/accuracy" in trainer(tmp_path).test(module(config=config), loader(batch), verbose=False)[0]
+        )
+    assert set(trainer(tmp_path).predict(module(), loader(by_hand()))[0]) == {"reward"}
+    assert trainer(tmp_path).predict(module(), loader(by_hand("id")))[0]["id"] == ["a"]
+    with pytest.raises(ValueError, match="outside the backbone's vocabulary of 6"):
+        trainer(tmp_path).predict(module(config={**TINY, "vocab_size": 6}), loader(by_hand()))
+
+
+@pytest.mark.filterwarnings("ignore:The '\\w+_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+def test_first_batches_without_comparisons_do_not_stop_a_run(tmp_path):
+    empty = {**by_hand("comparisons"), "comparisons": torch.zeros(0, 2, dtype=torch.int64)}
+    trainer(tmp_path, max_steps=4).fit(module(), loader(*[empty] * 3, by_hand("comparisons")))
+
+
+@pytest.mark.filterwarnings("ignore:You requested to overfit")
+@pytest.mark.parametrize("share", [2, 0.5])
+def test_overfit_batches_repeats_the_same_batches(tmp_path, share):
+    seen = []
+
+    class Watched(BradleyTerryRM):
+        def training_step(self, batch, batch_idx):
+            seen.append(tuple(batch["id"]))
+            return super().training_step(batch, batch_idx)
+
+    trainer(tmp_path, max_steps=-1, max_epochs=2, overfit_batches=share).fit(module(Watched), data())
+    once = seen[: len(seen) // 2]
+    assert seen == once * 2 and len(set(once)) == len(once) == (share if share > 1 else 4)

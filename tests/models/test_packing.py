@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -109,6 +112,17 @@ def test_networks_that_do_not_hand_arguments_on_run_masked_rows(monkeypatch, lla
     backbone = Backbone(llama())
     assert (backbone.layout, backbone.packed) == ("shared", False)
     assert backbone(batch()).shape == (6, 32)
+
+
+def test_a_pickled_backbone_runs_in_a_fresh_process(llama, batch, tmp_path):
+    backbone, data = Backbone(llama()).eval(), batch()
+    with torch.no_grad():
+        torch.save((backbone, data, backbone(data)), tmp_path / "both.pt")
+    code = (
+        "import sys, torch; backbone, data, states = torch.load(sys.argv[1], weights_only=False)\n"
+        "with torch.no_grad(): assert torch.equal(backbone(data), states)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "both.pt")], check=True, timeout=120)
 
 
 def test_eager_attention_runs_masked_rows(llama, batch):
