@@ -21,6 +21,7 @@ import warnings
 from copy import copy
 from functools import partial
 from importlib.metadata import version
+from itertools import permutations
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -39,8 +40,13 @@ from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_group
 from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from pluralign.datamodules import DSPDataModule, HHRLHFDataModule, LocalDataModule, TextConfig
-from pluralign.datamodules.base import PreferenceDataModule
+from pluralign.datamodules import (
+    DSPDataModule,
+    HHRLHFDataModule,
+    LocalDataModule,
+    PreferenceDataModule,
+    TextConfig,
+)
 from pluralign.datamodules.cache import TokenRow
 from pluralign.datamodules.sampler import PreferenceDataLoader, TokenBudgetBatchSampler
 from pluralign.datamodules.text import byte_tokenizer
@@ -49,14 +55,13 @@ from pluralign.models import BackboneConfig, BradleyTerryRM
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 PAD = 0  # also of the byte tokenizer, which is what TRL is told
 RATE = 1e-5
+PEAK = 989e12  # dense bfloat16 operations per second of an H100 or H200
 SORTED_BATCHES = 50  # both sides sort by length among so many, as transformers does with much data
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
+NAMES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 SHAPE = (896, 24, 14, 4864) if CUDA else (256, 8, 4, 640)
-NETWORK = dict(
-    zip(("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"), SHAPE, strict=True)
-)
-NETWORK |= {"pad_token_id": PAD, "max_position_embeddings": 2048}
+NETWORK = {**dict(zip(NAMES, SHAPE, strict=True)), "pad_token_id": PAD, "max_position_embeddings": 2048}
 SCORE_TOLERANCE = 1e-5  # largest absolute difference of a score, in float32
 GRADIENT_TOLERANCE = 5e-2 if CUDA else 1e-4  # of every parameter: norm of the difference over the norm
 MEMORY = not CUDA and Path("/proc/self/clear_refs").exists()  # whether peaks can be read (Linux)
@@ -93,10 +98,6 @@ class Sample(torch.utils.data.Dataset[list[TokenRow]]):
         rows = self.table[[self.places[i] for i in numbers]]
         return [row._replace(tokens=np.int32(1) + np.searchsorted(self.ids, row.tokens)) for row in rows]
 
-    def rows(self) -> list[TokenRow]:
-        """All records."""
-        return self[list(range(len(self)))]
-
     def head(self, count: int) -> "Sample":
         """The first prompts alone."""
         first = copy(self)
@@ -107,25 +108,22 @@ class Sample(torch.utils.data.Dataset[list[TokenRow]]):
         """Batches of so many prompts, as a data module makes them but for the sorting of a small sample."""
         sizes = np.asarray(self.table.sizes)[self.places]
         sampler = TokenBudgetBatchSampler(sizes, layout=layout, batch_size=prompts, seed=seed)
-        sampler.mega_size = (
-            SORTED_BATCHES * prompts
-        )  # where it would sort among a quarter of the sample at most
+        sampler.mega_size = SORTED_BATCHES * prompts  # by itself a quarter of the sample at most
         collator = copy(self.collator)
         collator.layout = layout
         return PreferenceDataLoader(self, batch_size=None, sampler=sampler, collate_fn=collator)
 
-    def sequences(self) -> list[list[list[int]]]:
-        """Ids of every prompt's responses, each with the prompt."""
-        texts = []
-        for row in self.rows():
+    def texts(self) -> list[tuple[TokenRow, list[list[int]]]]:
+        """Every record with its responses' ids, each after those of the prompt."""
+        found = []
+        for row in self[list(range(len(self)))]:
             prefix, *own = np.split(row.tokens, np.cumsum(row.lengths)[:-1])
-            texts.append([np.concatenate([prefix, ids]).tolist() for ids in own])
-        return texts
+            found.append((row, [np.concatenate([prefix, ids]).tolist() for ids in own]))
+        return found
 
     def pairs(self) -> list[dict[str, list[int] | int]]:
         """Rows for TRL: both full sequences of every comparison, and the length to group by."""
-        judged = [row.comparisons for row in self.rows()]
-        sides = [(s[i], s[j]) for s, order in zip(self.sequences(), judged, strict=True) for i, j in order]
+        sides = [(texts[i], texts[j]) for row, texts in self.texts() for i, j in row.comparisons]
         return [{"chosen_ids": a, "rejected_ids": b, "length": max(len(a), len(b))} for a, b in sides]
 
 
@@ -133,35 +131,33 @@ def samples(pairs: int, queries: int, folder: Path) -> tuple[Sample, Sample]:
     """HH-RLHF helpful-base and DSP, or invented texts of similar lengths where the data are missing."""
     hh, dsp, where = SHARED / "data" / "hh-rlhf", SHARED / "data" / "dsp", {"cache_dir": str(folder)}
     if not (hh.is_dir() and dsp.is_dir()):
-        two = invented(folder / "two.jsonl", 2, (4.7, 0.9), (3.9, 0.8))
-        five = invented(folder / "five.jsonl", 5, (2.4, 0.3), (4.8, 0.8))
+        two = invented(folder / "two.jsonl", [(0, 1)], (4.7, 0.9), (3.9, 0.8))
+        five = invented(folder / "five.jsonl", list(permutations(range(5), 2)), (2.4, 0.3), (4.8, 0.8))
         return Sample("invented pairs", two, pairs), Sample("invented, five responses", five, queries)
-    text = TextConfig(
-        tokenizer=str(SHARED / "models" / "gpt2-bpe-tokenizer"), format="plain", max_length=1024
-    )
-    two = HHRLHFDataModule(subsets=("helpful-base",), data_dir=str(hh), text=text, **where)
-    five = DSPDataModule(data_dir=str(dsp), text=text, **where)
-    return Sample("HH-RLHF helpful-base", two, pairs), Sample("DSP", five, queries)
+    tokenizer = SHARED / "models" / "gpt2-bpe-tokenizer"
+    where["text"] = TextConfig(tokenizer=str(tokenizer), format="plain", max_length=1024)
+    two = HHRLHFDataModule(subsets=("helpful-base",), data_dir=str(hh), **where)
+    five = DSPDataModule(data_dir=str(dsp), **where)
+    return Sample("HH-RLHF helpful-base", two, pairs), Sample("DSP, five responses", five, queries)
 
 
 def invented(
-    path: Path, count: int, prefix: tuple[float, float], own: tuple[float, float]
+    path: Path, order: list[tuple[int, int]], prefix: tuple[float, float], own: tuple[float, float]
 ) -> LocalDataModule:
-    """Prompts with so many responses of random letters; logarithms of lengths have given mean and deviation."""
+    """Random letters; the logarithms of the lengths of prompts and responses have these means and deviations."""
     rng = random.Random(0)
-    comparisons = [(i, j) for i in range(count) for j in range(count) if i != j]
 
     def draw(mean: float, deviation: float) -> str:
-        return "".join(
-            rng.choices(ascii_letters, k=min(480, max(3, round(rng.lognormvariate(mean, deviation)))))
-        )
+        length = min(480, max(3, round(rng.lognormvariate(mean, deviation))))
+        return "".join(rng.choices(ascii_letters, k=length))
 
-    order = comparisons[:1] if count == 2 else comparisons
-    rows = [
-        {"prompt": draw(*prefix), "responses": [draw(*own) for _ in range(count)], "comparisons": order}
-        for _ in range(1000)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with path.open("w") as stream:
+        for _ in range(1000):
+            responses = [draw(*own) for _ in range(1 + max(map(max, order)))]
+            print(
+                json.dumps({"prompt": draw(*prefix), "responses": responses, "comparisons": order}),
+                file=stream,
+            )
     return LocalDataModule(
         train=str(path), text=TextConfig(prompt_format="{text}"), cache_dir=str(path.parent)
     )
@@ -265,14 +261,8 @@ def train(kind: str, sample: Sample, step: int, *, seed: int = 0, epochs: int = 
         fit_ours(model, sample.batches(step, "shared" if kind == OURS else "separate", seed), epochs)
     else:
         sampling = "group_by_length" if kind == GROUPED else "random"
-        fit_peer(
-            model,
-            pairs,
-            per_device_train_batch_size=step,
-            seed=seed,
-            num_train_epochs=epochs,
-            train_sampling_strategy=sampling,
-        )
+        order = {"train_sampling_strategy": sampling, "seed": seed, "data_seed": seed}
+        fit_peer(model, pairs, per_device_train_batch_size=step, num_train_epochs=epochs, **order)
     return run.finish()
 
 
@@ -289,15 +279,13 @@ def fit_ours(module: BradleyTerryRM, batches: PreferenceDataLoader, epochs: int)
 def fit_peer(model: nn.Module, pairs: list[dict[str, list[int] | int]], **options: object) -> None:
     """Train the same through TRL's RewardTrainer."""
     same = {"learning_rate": RATE, "weight_decay": 0.0, "max_grad_norm": 0.0, "optim": "adamw_torch_fused"}
+    same |= {"lr_scheduler_type": "constant", "gradient_checkpointing": False, "max_length": None}
     off = {"logging_strategy": "no", "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
     config = RewardConfig(
         output_dir=tempfile.gettempdir(),  # nothing is written
-        lr_scheduler_type="constant",
-        gradient_checkpointing=False,
+        remove_unused_columns=False,  # the lengths to group by are one
         bf16=CUDA,
         use_cpu=not CUDA,
-        max_length=None,
-        remove_unused_columns=False,  # the lengths to group by are one
         **same,
         **off,
         **options,
@@ -327,12 +315,12 @@ def score_difference(sample: Sample) -> float:
         moved = {name: v.to(DEVICE) if isinstance(v, Tensor) else v for name, v in batch.items()}
         ours |= dict(zip(keys, module(moved)["reward"].tolist(), strict=True))
     theirs: dict[tuple[str, int], float] = {}
-    for row, texts in zip(sample.rows(), sample.sequences(), strict=True):
+    for row, texts in sample.texts():
         inputs = DataCollatorForPreference(PAD)([{"chosen_ids": ids, "rejected_ids": ids} for ids in texts])
         logits = model(**{name: value.to(DEVICE) for name, value in inputs.items()}).logits[: len(texts), 0]
         theirs |= dict(zip([(row.id, i) for i in row.response_index.tolist()], logits.tolist(), strict=True))
     assert set(ours) == set(theirs), "our batches hold other responses than the sample"
-    return max(abs(ours[key] - theirs[key]) for key in ours)
+    return float(np.max([abs(ours[key] - theirs[key]) for key in ours]))  # NaN stays NaN
 
 
 def gradient_difference(sample: Sample) -> float:
@@ -340,10 +328,10 @@ def gradient_difference(sample: Sample) -> float:
     ours = train(OURS, sample, len(sample), watch="gradients").gradients
     peer = train(TRL, sample, len(sample.pairs()), watch="gradients").gradients
     assert set(ours) == set(peer), "the models have different parameters"
-    return max(float((ours[n] - peer[n]).norm() / peer[n].norm().clamp_min(1e-12)) for n in ours)
+    return float(np.max([float((ours[n] - peer[n]).norm() / peer[n].norm().clamp_min(1e-12)) for n in ours]))
 
 
-class Comparison(dict[str, list[Run]]):
+class Rounds(dict[str, list[Run]]):
     """Runs of every kind over a sample, in opposite order every other round."""
 
     def __init__(self, title: str, sample: Sample, steps: dict[str, int], rounds: int) -> None:
@@ -356,10 +344,8 @@ class Comparison(dict[str, list[Run]]):
         for name in ("pairs/s of every round", "tokens", "padding", "pluralign is faster"):
             table.add_column(name, justify="right")
         for kind, every in self.items():
-            speeds, first = " ".join(f"{run.speed:.2f}" for run in every), every[0]
-            table.add_row(
-                kind, speeds, f"{first.tokens:,}", f"{first.padding:.1%}", f"{self.ratio(kind):.2f}x"
-            )
+            speeds, run = " ".join(f"{run.speed:.2f}" for run in every), every[0]
+            table.add_row(kind, speeds, f"{run.tokens:,}", f"{run.padding:.1%}", f"{self.ratio(kind):.2f}x")
         Console(width=110).print(table)
 
     def ratio(self, peer: str) -> float:
@@ -370,36 +356,16 @@ class Comparison(dict[str, list[Run]]):
         """How many times as many tokens another computes: the bound that less computation sets."""
         return self[peer][0].tokens / self[OURS][0].tokens
 
-    def summary(self) -> dict[str, dict[str, object]]:
-        """Numbers of every kind: of its rounds, and of its first round."""
-        return {
-            kind: {
-                "pairs_per_second": [round(run.speed, 3) for run in every],
-                "tokens": every[0].tokens,
-                "padding_in_network": every[0].padding,
-            }
-            for kind, every in self.items()
-        }
-
-
-def batch_padding(sample: Sample, prompts: int) -> float:
-    """Share of padding in our batches as the collator makes them, before the network packs them."""
-    real = torch.cat([batch["segment_ids"].flatten() >= 0 for batch in sample.batches(prompts)])
-    return 1 - float(real.float().mean())
+    def summary(self) -> dict[str, list[dict[str, float]]]:
+        """Numbers of every run."""
+        names = ("speed", "tokens", "padding")
+        return {kind: [{n: getattr(run, n) for n in names} for run in every] for kind, every in self.items()}
 
 
 def peak_memory(kind: str, sample: Sample) -> int:
     """Peak of the second of two steps over what there was before the first, in a process of its own."""
     with get_context("spawn").Pool(1, torch.set_num_threads, (torch.get_num_threads(),)) as pool:
-        watch = {"epochs": 2, "watch": "memory"}
-        return pool.apply(train, (kind, sample, len(sample)), watch).peak
-
-
-def share_of_peak(sample: Sample, run: Run) -> float | None:
-    """Share of an H100's or H200's dense bfloat16 peak: 6 x parameters outside the embedding x tokens/s."""
-    named = our_module(sample).named_parameters()
-    parameters = sum(p.numel() for name, p in named if "embed_tokens" not in name)
-    return 6 * parameters * run.tokens / run.seconds / 989e12
+        return pool.apply(train, (kind, sample, len(sample)), {"epochs": 2, "watch": "memory"}).peak
 
 
 def surroundings() -> dict[str, object]:
@@ -407,26 +373,25 @@ def surroundings() -> dict[str, object]:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
-    machine = {
-        "cores": os.cpu_count(),
-        "cpu": cpu,
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],
-    }
+    machine = {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
     packages = ("torch", "lightning", "transformers", "trl", "accelerate")
     return {
-        "machine": {**machine, "gpu": torch.cuda.get_device_name() if CUDA else None},
+        "machine": {"cpu": cpu, **machine, "gpu": torch.cuda.get_device_name() if CUDA else None},
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
 
 
 def benchmark(hh: Sample, dsp: Sample, rounds: int) -> dict[str, object]:
     """Check, measure, print the tables and return the numbers."""
-    scores = max(score_difference(sample) for sample in (hh.head(32), dsp.head(4)))
-    gradients = max(gradient_difference(sample) for sample in (hh.head(8), dsp.head(1)))
-    pairs = Comparison(f"{len(hh)} pairs, 8 a step", hh, {OURS: 8, TRL: 8, GROUPED: 8}, rounds)
+    scores = float(np.max([score_difference(sample) for sample in (hh.head(32), dsp.head(4))]))
+    gradients = float(np.max([gradient_difference(sample) for sample in (hh.head(8), dsp.head(1))]))
+    pairs = Rounds(f"{len(hh)} pairs, 8 a step", hh, {OURS: 8, TRL: 8, GROUPED: 8}, rounds)
     title = f"{len(dsp)} queries of 20 pairs, 40 pairs a step, TRL 8"
-    queries = Comparison(title, dsp, {OURS: 2, SEPARATE: 2, TRL: 8}, rounds)
+    queries = Rounds(title, dsp, {OURS: 2, SEPARATE: 2, TRL: 8}, rounds)
+    real = torch.cat([batch["segment_ids"].flatten() >= 0 for batch in hh.batches(8)])
+    sizes = {name: p.numel() for name, p in our_module(hh).named_parameters()}
+    flops = 6 * sum(size for name, size in sizes.items() if "embed_tokens" not in name)  # a token
+    last = pairs[OURS][-1]
     peaks = {kind: peak_memory(kind, hh.head(8)) for kind in (OURS, TRL) if MEMORY}
     return {
         "agree": scores <= SCORE_TOLERANCE and gradients <= GRADIENT_TOLERANCE,
@@ -434,7 +399,7 @@ def benchmark(hh: Sample, dsp: Sample, rounds: int) -> dict[str, object]:
         "max_gradient_difference": gradients,
         "ratio_vs_trl": pairs.ratio(TRL),
         "ratio_vs_trl_grouped": pairs.ratio(GROUPED),
-        "padding_share": batch_padding(hh, 8),
+        "padding_share": 1 - float(real.float().mean()),
         "dsp_ratio_vs_trl": queries.ratio(TRL),
         "dsp_ratio_vs_separate": queries.ratio(SEPARATE),
         "dsp_token_ratio": queries.token_ratio(TRL),
@@ -442,8 +407,8 @@ def benchmark(hh: Sample, dsp: Sample, rounds: int) -> dict[str, object]:
         "dsp_share_of_token_bound_vs_separate": queries.ratio(SEPARATE) / queries.token_ratio(SEPARATE),
         "memory_ratio": peaks[OURS] / peaks[TRL] if MEMORY else None,
         "memory_bytes": peaks,
-        "share_of_peak": share_of_peak(hh, pairs[OURS][-1]) if CUDA else None,
-        "parameters": sum(p.numel() for p in our_module(hh).parameters()),
+        "share_of_peak": flops * last.tokens / last.seconds / PEAK if CUDA else None,
+        "parameters": sum(sizes.values()),
         "data": [hh.name, dsp.name],
         "runs": pairs.summary(),
         "dsp_runs": queries.summary(),
@@ -453,11 +418,9 @@ def benchmark(hh: Sample, dsp: Sample, rounds: int) -> dict[str, object]:
 
 def main() -> int:
     """Run everything; the exit status says whether both sides computed the same."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=128, help="HH-RLHF pairs")
-    parser.add_argument("--queries", type=int, default=6, help="DSP queries, 20 pairs each")
+    parser.add_argument("--queries", type=int, default=8, help="DSP queries, 20 pairs each")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each kind")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
     parser.add_argument("--output", type=Path, help="also write the JSON object here")

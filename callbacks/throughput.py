@@ -82,7 +82,7 @@ class Throughput(L.Callback):
         counted = batch["comparisons"] if "comparisons" in batch else batch["response_row"]
         self._steps += 1
         self._pairs += len(counted)
-        if "input_ids" in batch:
+        if "row_lengths" in batch:  # a batch made by hand may leave it out
             self._tokens += sum(batch["row_lengths"])
             self._cells += batch["input_ids"].numel()
         if self._steps < self.every_n_steps:

@@ -4,10 +4,12 @@ A cache folder holds, per split, one Arrow stream and a few small arrays, and on
 under a temporary name and renamed when complete, so a killed process leaves nothing half-made behind.
 """
 
+import glob
 import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 from array import array
 from collections import Counter
@@ -232,6 +234,18 @@ class _SplitWriter:
         return np.flatnonzero(again)
 
 
+def _remove_left_overs(folder: Path) -> None:
+    """Remove what processes of this machine left unfinished when they were killed."""
+    prefix = f"{folder.name}.{socket.gethostname()}."
+    for path in folder.parent.glob(f"{glob.escape(prefix)}*.partial"):
+        try:
+            os.kill(int(path.name.removeprefix(prefix).split(".")[0]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(path, ignore_errors=True)
+        except (PermissionError, ValueError):
+            continue  # alive under another user, or not ours
+
+
 class CacheWriter:
     """Write a cache folder; use as a context manager, which completes or removes it."""
 
@@ -245,7 +259,9 @@ class CacheWriter:
         """
         folder.parent.mkdir(parents=True, exist_ok=True)
         self.folder, self.on_invalid = folder, on_invalid
-        self.partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".partial", dir=folder.parent))
+        _remove_left_overs(folder)
+        owner = f"{folder.name}.{socket.gethostname()}.{os.getpid()}."
+        self.partial = Path(tempfile.mkdtemp(prefix=owner, suffix=".partial", dir=folder.parent))
         self.reports = {split: SplitReport() for split in splits}
         self._splits = {split: _SplitWriter(self.partial, split) for split in splits}
         self._categories: dict[str, int] = {}

@@ -96,6 +96,9 @@ class Backbone(nn.Module):
         self.hidden_size: int = _hidden_size(model.config)
         self.vocab_size: int | None = getattr(model.config, "vocab_size", None)
         self.max_positions: int | None = getattr(model.config, "max_position_embeddings", None)
+        offset = getattr(getattr(model, "embeddings", None), "padding_idx", None)
+        if self.max_positions is not None and offset is not None:
+            self.max_positions -= offset + 1  # RoBERTa counts positions from after the padding's id
         self.flex = _use_flex(model, config.attention)
         self.causal = is_causal(model)
         self.packed = False
@@ -108,7 +111,7 @@ class Backbone(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a pickled state, in a process that may not know packed attention yet."""
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         if self.packed:
             register()
 
@@ -149,8 +152,8 @@ class Backbone(nn.Module):
 
     def _settle_packing(self, model: "PreTrainedModel") -> bool:
         """Whether packed rows agree with separate ones; leaves the network's attention as they need it."""
-        if any(parameter.is_meta for parameter in model.parameters()):
-            return False
+        if any(parameter.device.type != "cpu" for parameter in model.parameters()):
+            return False  # finding the places would wait for the device in every step
         register()
         try:
             difference, tolerance = self._compare_layouts(model, packed=True)
@@ -289,7 +292,7 @@ def _use_flex(model: "PreTrainedModel", attention: str) -> bool:
 def is_causal(model: "PreTrainedModel") -> bool:
     """Whether a later token leaves the states of earlier ones alone; found by trying."""
     if any(parameter.is_meta for parameter in model.parameters()):
-        return not bool(getattr(model.config, "model_type", "").endswith("bert"))
+        return model.config.model_type in FULL_ATTENTION  # cannot be tried: only what is known counts
     device = next(model.parameters()).device
     vocabulary = getattr(model.config, "vocab_size", 8)
     ids = torch.arange(8, device=device)[None].repeat(2, 1) % vocabulary

@@ -155,6 +155,7 @@ def test_options_beside_a_checkpoint_are_kept_and_weights_that_do_not_fit_are_an
         main(["test", *words, "--model.backbone.config.hidden_size=16"])
 
 
+@pytest.mark.filterwarnings("ignore:synthetic validation")
 def test_a_token_budget_below_one_record_is_reported():
     with pytest.warns(
         UserWarning, match=r"synthetic train: 24 records have more than loader\.max_tokens=20 tokens"

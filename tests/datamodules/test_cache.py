@@ -1,7 +1,11 @@
 """The token cache: what goes in comes out, from a memory map; what is unfinished never counts."""
 
 import json
+import os
 import pickle
+import socket
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -348,3 +352,16 @@ def test_description_is_plain_json(tmp_path):
     write(tmp_path / "c", train=[record("a")])
     meta = json.loads((tmp_path / "c" / "meta.json").read_text())
     assert meta["reports"]["train"]["records"] == 1
+
+
+def test_left_overs_of_killed_processes_are_removed_and_others_kept(tmp_path):
+    host = socket.gethostname()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    folder = tmp_path / "data-0123"
+    names = {f"data-0123.{host}.{dead.pid}.x.partial": False, f"data-0123.{host}.{os.getpid()}.y.partial": True,
+             f"data-0123.elsewhere.{dead.pid}.z.partial": True, f"other-1.{host}.{dead.pid}.x.partial": True}  # fmt: skip
+    for name in names:
+        (tmp_path / name).mkdir()
+    with CacheWriter(folder, ("train",), on_invalid="error"):
+        assert {name: (tmp_path / name).is_dir() for name in names} == names

@@ -205,6 +205,132 @@ def test_module_calls_the_function(name):
     torch.testing.assert_close(each, CASES[name].call(*args, reduction="none"))
 
 
+ROWS = torch.Generator().manual_seed(1)
+REWARDS = torch.randn(2, 5, dtype=D, generator=ROWS)
+LISTS = torch.randn(2, 3, 4, dtype=D, generator=ROWS)
+DISTRIBUTIONS = torch.randn(2, 5, 4, dtype=D, generator=ROWS).softmax(-1)
+POINTS = torch.randn(3, 5, 3, dtype=D, generator=ROWS)
+SHAPES = torch.rand(4, 5, dtype=D, generator=ROWS) + 0.5
+TEXT = (
+    torch.randn(2, 4, 3, dtype=D, generator=ROWS),
+    torch.randn(6, 3, dtype=D, generator=ROWS),
+    torch.randint(6, (2, 4), generator=ROWS),
+    torch.tensor([[0, 0, 1, 1]] * 2),
+    torch.arange(2),
+)
+SETTINGS = [  # module, its function, settings other than the defaults, positional arguments, options of a call
+    (losses.BradleyTerryLoss, losses.bradley_terry_loss, {"label_smoothing": 0.2}, REWARDS, ["margin"]),
+    (losses.BradleyTerryLoss, losses.bradley_terry_loss, {}, REWARDS, ["preference"]),
+    (losses.RewardCenteringLoss, losses.reward_centering_loss, {}, REWARDS, []),
+    (losses.HingeLoss, losses.hinge_loss, {"margin": 0.3}, REWARDS, []),
+    (losses.HingeLoss, losses.hinge_loss, {}, REWARDS, ["margin"]),
+    (
+        losses.SmoothedHingeLoss,
+        losses.smoothed_hinge_loss,
+        {"margin": 0.3, "smoothing": 0.7},
+        REWARDS,
+        [],
+    ),
+    (losses.SmoothedHingeLoss, losses.smoothed_hinge_loss, {}, REWARDS, ["margin"]),
+    (
+        losses.RaoKupperLoss,
+        losses.rao_kupper_loss,
+        {"threshold": 0.9},
+        (*REWARDS, SHAPES[0] / 2),
+        ["preference"],
+    ),
+    (
+        losses.DavidsonLoss,
+        losses.davidson_loss,
+        {"prevalence": 0.4},
+        (*REWARDS, SHAPES[0] / 2),
+        ["preference"],
+    ),
+    (losses.RankedPairsLoss, losses.ranked_pairs_loss, {"average": "prompt"}, LISTS, ["mask"]),
+    (losses.PlackettLuceLoss, losses.plackett_luce_loss, {"top": 2}, LISTS, ["mask"]),
+    (
+        losses.CategoricalWassersteinLoss,
+        losses.categorical_wasserstein,
+        {"cost": MATRIX, "exponent": 3.0},
+        DISTRIBUTIONS,
+        [],
+    ),
+    (
+        losses.CategoricalWassersteinLoss,
+        losses.categorical_wasserstein,
+        {"cost": MATRIX[0], "exponent": 2.0},
+        DISTRIBUTIONS,
+        [],
+    ),
+    (
+        losses.SinkhornDivergenceLoss,
+        losses.sinkhorn_divergence,
+        {"cost": MATRIX, "exponent": 0.5, "epsilon": 0.7, "num_iterations": 2},
+        DISTRIBUTIONS,
+        [],
+    ),
+    (losses.BetaWassersteinLoss, losses.beta_wasserstein, {"order": 2}, SHAPES, []),
+    (
+        losses.BetaWassersteinToShareLoss,
+        losses.beta_wasserstein_to_share,
+        {"order": 2},
+        (*SHAPES[:2], SHAPES[2] / 2),
+        [],
+    ),
+    (losses.SimCSELoss, losses.simcse_loss, {"temperature": 0.3}, POINTS[:2], []),
+    (
+        losses.SeparationObjective,
+        losses.separation_objective,
+        {"smoothing": 0.5, "break_ties": True},
+        LISTS[:1],
+        ["mask"],
+    ),
+    (
+        losses.IdealPointLoss,
+        losses.ideal_point_loss,
+        {"score": "angle", "loss": "hinge", "scale": 2.0},
+        POINTS,
+        [],
+    ),
+    (losses.IdealPointLoss, losses.ideal_point_loss, {}, POINTS, ["scale"]),
+    (losses.IdealPointLoss, losses.ideal_point_loss, {}, POINTS, ["preference"]),
+    (losses.NormBoundLoss, losses.norm_bound_loss, {"bound": 0.7}, POINTS[:1], []),
+    (losses.RebelLoss, losses.rebel_loss, {"eta": 3.0, "scaling": "log_ratio"}, (*REWARDS, *SHAPES[:2]), []),
+    (losses.ImitationLoss, losses.imitation_loss, {"include_prompt": True}, TEXT, []),
+]
+
+
+@pytest.mark.parametrize(("module", "function", "settings", "args", "options"), SETTINGS)
+def test_module_hands_every_setting_and_option_on(module, function, settings, args, options):
+    """Each of them matters, so that one left out would be seen."""
+    given = {
+        name: {
+            "margin": SHAPES[3],
+            "preference": SHAPES[3] / 2,
+            "scale": SHAPES[3],
+            "mask": torch.tensor([[1, 1, 0, 1], [1, 1, 1, 1], [1, 0, 1, 1]], dtype=torch.bool),
+        }[name]
+        for name in options
+    }
+    args = tuple(args)
+    bare = function(*args, reduction="none")
+    weight = torch.linspace(0.5, 2, bare.shape[0], dtype=D).reshape(-1, *[1] * (bare.ndim - 1))
+    made = module(**settings, reduction="sum")
+    torch.testing.assert_close(
+        made(*args, weight=weight, **given),
+        function(*args, **settings, **given, weight=weight, reduction="sum"),
+    )
+    for left_out in (*settings, *given):
+        if left_out == "break_ties":  # changes gradients only
+            tied = torch.zeros(1, 3, requires_grad=True)
+            assert torch.autograd.grad(made(tied), tied)[0].abs().max() > 0
+            continue
+        fewer = {k: v for k, v in settings.items() if k != left_out}
+        less = {k: v for k, v in given.items() if k != left_out}
+        other = function(*args, **fewer, **less, weight=weight, reduction="sum")
+        assert not torch.allclose(other, made(*args, weight=weight, **given)), left_out
+
+
 def test_remaining_modules_call_their_functions():
     p, q = (v.softmax(-1) for v in draw("sinkhorn", 3))
     a = [v.abs() + 0.1 for v in draw("beta", 3)]

@@ -131,12 +131,41 @@ class TestSwAVModule:
         first, second = torch.randn(5, 4), torch.randn(5, 4)
         torch.testing.assert_close(plain(first, second), queued(first, second))
 
+    @pytest.mark.parametrize("training", [True, False])
+    def test_loss_is_that_of_assignments_balanced_with_the_queue(self, training):
+        module = SwAVLoss(4, 3, queue_size=6, temperature=0.4, epsilon=0.3, num_iterations=5).double()
+        earlier = draw(2, 5, 4, seed=1)
+        module(*earlier)
+        module.train(training)
+        first, second, weight = draw(4, 4, seed=2), draw(4, 4, seed=3), draw(4, seed=4).abs()
+        centres = F.normalize(module.prototypes.detach(), dim=-1)
+        q = [
+            sinkhorn_assignment(
+                F.normalize(torch.cat([view, before]), dim=-1) @ centres.T, epsilon=0.3, num_iterations=5
+            )[:4]
+            for view, before in zip((first, second), earlier, strict=True)
+        ]
+        expected = swav_loss(first, second, centres, *q, temperature=0.4, weight=weight)
+        torch.testing.assert_close(module(first, second, weight=weight), expected)
+
+    def test_bfloat16_module_trains(self):
+        module = SwAVLoss(4, 3, queue_size=6).bfloat16()
+        for _ in range(2):
+            loss = module(draw(5, 4).bfloat16(), draw(5, 4, seed=1).bfloat16())
+            loss.backward()
+        assert loss.dtype == torch.float32
+        assert module.queue.dtype == module.prototypes.grad.dtype == torch.bfloat16
+        assert module.prototypes.grad.isfinite().all()
+        assert module.queue_filled.all()
+
     def test_queue_travels_in_the_state(self):
         module = SwAVLoss(4, 3, queue_size=2)
         module(torch.randn(3, 4), torch.randn(3, 4))
         copy = SwAVLoss(4, 3, queue_size=2)
         copy.load_state_dict(module.state_dict())
         assert torch.equal(copy.queue, module.queue)
+        assert torch.equal(copy.queue_filled, module.queue_filled)
+        assert sorted(module.state_dict()) == ["prototypes", "queue", "queue_filled"]
 
 
 def _one_process(rank: int, folder: str) -> None:
@@ -181,6 +210,19 @@ def test_contrastive_margin_is_the_sum_of_its_terms(difference):
         rows(views[0], views[2]), rows(views[1], views[3]), temperature=0.2
     )
     torch.testing.assert_close(value, expected)
+
+
+def test_contrastive_margin_hands_every_option_on():
+    rewards, views = draw(2, 4), (draw(4, 3), draw(4, 3, seed=1))
+    module = ContrastiveMarginLoss(coefficient=0.0)
+    for options in (
+        {"margin": draw(4, seed=2)},
+        {"preference": draw(4, seed=3).sigmoid()},
+        {"weight": draw(4, seed=4).abs()},
+    ):
+        value = module(*rewards, views, views, **options)
+        torch.testing.assert_close(value, bradley_terry_loss(*rewards, **options))
+        assert value != bradley_terry_loss(*rewards)
 
 
 def test_contrastive_margin_without_contrast_never_looks_at_views():

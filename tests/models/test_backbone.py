@@ -332,3 +332,19 @@ def test_a_4bit_base_is_frozen_on_the_cpu_and_refuses_adapters_there(tmp_path, b
 def test_a_misspelt_field_of_the_network_is_named():
     with pytest.warns(UserWarning, match=r"hiden_size: llama has no such field.*did you mean hidden_size\?"):
         Backbone(BackboneConfig(config={"model_type": "llama", **SMALL, "hiden_size": 64}))
+
+
+@pytest.mark.parametrize("model_type", ["roberta", "bert"])
+def test_the_longest_text_that_is_allowed_fits(model_type):
+    config = {"model_type": model_type, **SMALL, "max_position_embeddings": 20}
+    backbone = Backbone(BackboneConfig(config=config))
+    size = backbone.max_positions
+    data = {
+        "input_ids": torch.full((1, size), 9),
+        "position_ids": torch.arange(size)[None],
+        "segment_ids": (torch.arange(size) > 3).long()[None],
+        "response_row": torch.tensor([0]),
+        "response_end": torch.tensor([size - 1]),
+    }
+    assert states(backbone, data).shape == (1, 32)
+    assert size == (18 if model_type == "roberta" else 20)
