@@ -154,13 +154,10 @@ def invented(
     with path.open("w") as stream:
         for _ in range(1000):
             responses = [draw(*own) for _ in range(1 + max(map(max, order)))]
-            print(
-                json.dumps({"prompt": draw(*prefix), "responses": responses, "comparisons": order}),
-                file=stream,
-            )
-    return LocalDataModule(
-        train=str(path), text=TextConfig(prompt_format="{text}"), cache_dir=str(path.parent)
-    )
+            row = {"prompt": draw(*prefix), "responses": responses, "comparisons": order}
+            print(json.dumps(row), file=stream)
+    text = TextConfig(prompt_format="{text}")
+    return LocalDataModule(train=str(path), text=text, cache_dir=str(path.parent))
 
 
 # Both trainers -----------------------------------------------------------------------------------------
@@ -273,7 +270,10 @@ def fit_ours(module: BradleyTerryRM, batches: PreferenceDataLoader, epochs: int)
     trainer = L.Trainer(
         accelerator=DEVICE, devices=1, precision=precision, max_epochs=epochs, **dict.fromkeys(off, False)
     )
-    trainer.fit(module, batches)
+    try:
+        trainer.fit(module, batches)
+    except SystemExit:  # Lightning's answer to a termination signal, which would be exit status 0
+        sys.exit(1)
 
 
 def fit_peer(model: nn.Module, pairs: list[dict[str, list[int] | int]], **options: object) -> None:
@@ -420,7 +420,7 @@ def main() -> int:
     """Run everything; the exit status says whether both sides computed the same."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=128, help="HH-RLHF pairs")
-    parser.add_argument("--queries", type=int, default=8, help="DSP queries, 20 pairs each")
+    parser.add_argument("--queries", type=int, default=4, help="DSP queries, 20 pairs each")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each kind")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
     parser.add_argument("--output", type=Path, help="also write the JSON object here")
