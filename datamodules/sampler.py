@@ -222,7 +222,7 @@ class FixedOrderBatchSampler(TokenBudgetBatchSampler, SequentialSampler):  # typ
 class PreferenceDataLoader(DataLoader[PreferenceBatch]):
     """Loader whose state is what its consumer has seen, not what its workers have fetched ahead."""
 
-    sampler: TokenBudgetBatchSampler
+    sampler: TokenBudgetBatchSampler  # pyright: ignore[reportIncompatibleVariableOverride]  what it is given
 
     def __iter__(self) -> Iterator[PreferenceBatch]:  # type: ignore[override]
         """Batches of the current epoch; each one counts when it is handed out."""

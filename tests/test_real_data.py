@@ -53,7 +53,7 @@ def test_fits_real_comparisons(tmp_path, monkeypatch, data, settings):
             },
             "data": {
                 "class_path": data,
-                "init_args": {**settings, "text": {"max_length": 2048}, "loader": {"max_tokens": 8192}},
+                "init_args": {**settings, "text": {"max_length": 2048}, "loader": {"max_tokens": 12288}},
             },
             "trainer": {
                 **QUIET,
