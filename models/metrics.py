@@ -41,7 +41,8 @@ class PreferenceMetrics(Metric):
     def __init__(self) -> None:
         """Start at zero."""
         super().__init__()
-        # float64: millions of comparisons still count one by one.
+        # float64: millions of comparisons still count one by one. Updates make new tensors: a spawned process
+        # gets these ones in memory that it shares with the others.
         self.add_state("sums", torch.zeros(8, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("bins", torch.zeros(3, self.num_bins, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("rewards", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
@@ -56,7 +57,7 @@ class PreferenceMetrics(Metric):
         """
         if "reward" in output and output["reward"].ndim == 1:
             reward = output["reward"].double()
-            self.rewards += torch.stack(
+            self.rewards = self.rewards + torch.stack(
                 [reward.new_tensor(float(reward.numel())), reward.sum(), reward.square().sum()]
             )
         if "chosen" not in output:
@@ -69,7 +70,7 @@ class PreferenceMetrics(Metric):
         log_loss = torch.nn.functional.softplus(-margin) * share + torch.nn.functional.softplus(margin) * (
             1 - share
         )
-        self.sums += torch.stack(
+        self.sums = self.sums + torch.stack(
             [
                 margin.new_tensor(float(margin.numel())),
                 decided.sum(),
@@ -84,7 +85,8 @@ class PreferenceMetrics(Metric):
         confidence = torch.maximum(predicted, 1 - predicted)
         agreed = torch.where(predicted >= 0.5, share, 1 - share)
         place = ((confidence - 0.5) * 2 * self.num_bins).long().clamp(0, self.num_bins - 1)
-        self.bins.index_add_(1, place, torch.stack([torch.ones_like(confidence), confidence, agreed]))
+        member = (place[:, None] == torch.arange(self.num_bins, device=place.device)).double()
+        self.bins = self.bins + torch.stack([torch.ones_like(confidence), confidence, agreed]) @ member
 
     @staticmethod
     def _longer_wins(batch: PreferenceBatch, first: Tensor, decided: Tensor) -> Tensor:
