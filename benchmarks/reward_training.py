@@ -419,8 +419,8 @@ def benchmark(hh: Sample, dsp: Sample, rounds: int) -> dict[str, object]:
 def main() -> int:
     """Run everything; the exit status says whether both sides computed the same."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=128, help="HH-RLHF pairs")
-    parser.add_argument("--queries", type=int, default=4, help="DSP queries, 20 pairs each")
+    parser.add_argument("--pairs", type=int, default=80, help="HH-RLHF pairs")
+    parser.add_argument("--queries", type=int, default=3, help="DSP queries, 20 pairs each")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each kind")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
     parser.add_argument("--output", type=Path, help="also write the JSON object here")
