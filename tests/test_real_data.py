@@ -68,8 +68,8 @@ def test_fits_real_comparisons(tmp_path, monkeypatch, data, settings):
     losses = logged(tmp_path, "train/loss")
     assert len(losses) == 12 and all(0 < loss < 2 for loss in losses)
     assert 0.6 < losses[0] < 0.8, "an untrained reward guesses: log 2"
-    assert 0 < logged(tmp_path, "val/accuracy")[-1] < 1
-    assert 0.3 < logged(tmp_path, "val/longer_wins")[-1] < 1
+    assert 0 < logged(tmp_path, "val/accuracy")[-1] <= 1
+    assert 0.3 < logged(tmp_path, "val/longer_wins")[-1] <= 1
 
 
 @pytest.mark.slow
