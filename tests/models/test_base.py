@@ -266,7 +266,10 @@ def test_a_minimal_batch_made_by_hand_is_enough(tmp_path):
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 def test_first_batches_without_comparisons_do_not_stop_a_run(tmp_path):
     empty = {**by_hand("comparisons"), "comparisons": torch.zeros(0, 2, dtype=torch.int64)}
-    trainer(tmp_path, max_steps=4).fit(module(), loader(*[empty] * 3, by_hand("comparisons")))
+    run = trainer(tmp_path, max_steps=4)
+    run.fit(module(), loader(*[empty] * 3, by_hand("comparisons")))
+    assert run.global_step == 4
+    assert bool(torch.isfinite(run.callback_metrics["train/loss"]))
 
 
 @pytest.mark.filterwarnings("ignore:You requested to overfit")
