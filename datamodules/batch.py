@@ -11,11 +11,15 @@ Two layouts carry the same keys:
 * *separate* (rows = responses): every row is a shared row with a single response.
 """
 
-from typing import TypedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor
 
-__all__ = ["PreferenceBatch", "RewardOutput"]
+__all__ = ["Basis", "DataSource", "Features", "Labels", "PreferenceBatch", "RewardOutput", "TextFormat"]
+
+TextFormat = dict[str, str | int | bool | None]
+"""The settled text format: what a checkpoint keeps, so that later scoring uses the same."""
 
 
 class PreferenceBatch(TypedDict, total=False):
@@ -32,6 +36,8 @@ class PreferenceBatch(TypedDict, total=False):
 
     id: list[str]
     """N record ids."""
+    record_key: Tensor
+    """(N,) int64: the record's id, split and source as a number, by which side tables are joined."""
     response_row: Tensor
     """(R,) int64, ascending: row of a response in ``input_ids``."""
     response_end: Tensor
@@ -84,8 +90,48 @@ class PreferenceBatch(TypedDict, total=False):
     """(N, H) float: of the prompt alone; of an empty one, of a token 0."""
 
 
+class Labels(NamedTuple):
+    """Predicted distributions over K labels, of responses or of comparisons; float32."""
+
+    probs: Tensor
+    """(items, K): probability of each label."""
+    expected: Tensor
+    """(items,): mean of the labels' rewards."""
+    std: Tensor
+    """(items,) >= 0: standard deviation of the labels' rewards."""
+    names: tuple[str, ...]
+    """K names of the labels."""
+    on: Literal["responses", "comparisons"]
+    """What the items are."""
+    alpha: Tensor | None = None
+    """(items, K) > 0: first parameter of the Beta of each label's share; None if none is predicted."""
+    beta: Tensor | None = None
+    """(items, K) > 0: second parameter."""
+    sets: Tensor | None = None
+    """(items, S): probability of each named set of labels; None without sets."""
+    set_names: tuple[str, ...] = ()
+    """S names of the sets."""
+
+
+class Basis(NamedTuple):
+    """Several rewards of every response: of prototypes, members of an ensemble, domains; float32."""
+
+    rewards: Tensor
+    """(R, K): reward of each column alone."""
+    names: tuple[str, ...]
+    """K names of the columns."""
+    title: str
+    """What predictions call them, such as ``prototype_rewards``."""
+    linear: bool
+    """Whether a reward of weights w (K,) over the columns is ``rewards @ w``; elsewhere the columns are reported only."""
+
+
 class RewardOutput(TypedDict, total=False):
-    """What a reward module returns; always float32, whatever the backbone's dtype."""
+    """What a reward module returns; always float32, whatever the backbone's dtype.
+
+    Every entry declares what it is of, since a batch may have as many responses as comparisons. What a method adds goes
+    into ``of_responses`` or ``of_comparisons`` under a name of its own, and is written by ``predict`` as the rest is.
+    """
 
     reward: Tensor
     """(R,): higher is better; absent where a reward exists only for a given user."""
@@ -95,6 +141,14 @@ class RewardOutput(TypedDict, total=False):
     """(P,): reward of the second response of each comparison."""
     preference: Tensor
     """(P,) in [0, 1]: predicted share preferring the first, ties half; absent where it is the sigmoid of the gap."""
+    labels: Labels
+    """Distribution over labels of every response, or of every comparison."""
+    basis: Basis
+    """Several rewards of every response."""
+    of_responses: dict[str, Tensor]
+    """(R, ...): what else the method says of responses."""
+    of_comparisons: dict[str, Tensor]
+    """(P, ...): what else the method says of comparisons."""
     label_probs: Tensor
     """(R, C): probability of each label of a response."""
     alpha: Tensor
@@ -120,3 +174,77 @@ class RewardOutput(TypedDict, total=False):
     """(P, D): ideal point of each comparison's judge."""
     prototype_rewards: Tensor
     """(R, K): reward of each prototype alone."""
+
+
+class Features(Protocol):
+    """What a model asks of a feature store."""
+
+    @property
+    def hidden_size(self) -> int:
+        """H, the size of a vector."""
+
+    def check_backbone(self, description: Mapping[str, object]) -> None:
+        """Refuse a backbone that would have given other vectors."""
+
+
+@runtime_checkable
+class DataSource(Protocol):
+    """What modules, callbacks and commands ask of a data module; :class:`PreferenceDataModule` answers all of it."""
+
+    name: str
+    users: list[str]
+    """Judges, those of the training split first; ``user_id`` indexes it."""
+    num_training_users: int
+    """How many of ``users`` were the training split's."""
+    training_users: list[str]
+    """Judges whom the loader of the training split shows."""
+    domains: list[str]
+    """Domains of the training split; ``domain_id`` indexes it."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits that the data have."""
+
+    @property
+    def features(self) -> Features | None:
+        """The store that batches take their features from; None where they hold tokens."""
+
+    def user_groups(self) -> Mapping[str, str]:
+        """Group of each user, by name; users may lack one, and data without groups name none."""
+
+    def text_format(self) -> TextFormat:
+        """The settled text format."""
+
+    def mean_votes(self, name: str) -> list[float] | None:
+        """Mean share of every category over the training split's judged items; None if it has no such votes."""
+
+    def check_judged(self, name: str) -> None:
+        """Make sure that every item of the open splits has votes (``votes`` or ``comparison_votes``) or a prior."""
+
+    def texts(self, split: str, responses: Sequence[tuple[str, int]]) -> list[tuple[str, str]]:
+        """Prompt and text of responses, named by record id and place in the record, as the network reads them."""
+
+    def batches(
+        self,
+        split: str,
+        *,
+        users: Literal["seen", "unseen", "all"] | None = None,
+        shuffle: bool = False,
+        features: bool | None = None,
+        prompts: bool | None = None,
+        layout: Literal["shared", "separate"] | None = None,
+        max_tokens: int | None = None,
+        rank: tuple[int, int] | None = None,
+    ) -> Iterable[PreferenceBatch]:
+        """Batches of a split, as often as one iterates; what is None is as the loader's settings have it.
+
+        Args:
+            split: A split that ``setup`` opened.
+            users: Whose judgements they hold.
+            shuffle: Whether their order is random, by the loader's seed.
+            features: True for stored features, False for tokens.
+            prompts: Whether every prompt is a row of its own, too.
+            layout: Of the rows.
+            max_tokens: Bound on rows x padded length.
+            rank: This process and the number of processes; the trainer's if None.
+        """

@@ -1,0 +1,138 @@
+"""Every column of the data, in one table: what it is a column of, what stands where it is missing, who provides it.
+
+The schema of the token cache, what a split may lack, the collator, the two filters below, the message of a module
+that misses a key, the fields of a local file and the documentation follow from it. A new column is one line here, and
+its source.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from .batch import PreferenceBatch
+
+__all__ = ["COLUMNS", "Column", "Item", "column", "provided_by", "take_comparisons", "take_responses"]
+
+Item = Literal["record", "response", "comparison"]
+Kind = Literal["number", "integer", "name", "counts", "vector"]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One key of a batch.
+
+    Attributes:
+        name: Key in the batch.
+        item: What it holds one entry of: told here, since a batch may have as many responses as comparisons.
+        kind: ``number`` (float32), ``integer`` (int64), ``name`` (text in the data, an index in the batch), ``counts``
+            (float32, one per category) or ``vector`` (any float type).
+        missing: What stands for an item that lacks it; None where no item can.
+        meaning: For the documentation: shape, type, range and unit.
+        provided_by: Which data have it, for the message of a module that needs it; empty where all do.
+        field: Attribute of the record's item that it is read from, also its name in the token cache; None where the
+            collator makes it.
+    """
+
+    name: str
+    item: Item
+    kind: Kind
+    missing: float | None
+    meaning: str
+    provided_by: str = ""
+    field: str | None = None
+
+
+NAN = float("nan")
+
+COLUMNS: tuple[Column, ...] = (
+    Column("record_key", "record", "integer", None, "(N,) int64: the record's id as a number, for good", field="id"),
+    Column("response_row", "response", "integer", None, "(R,) int64, ascending: row in ``input_ids``"),
+    Column("response_end", "response", "integer", None, "(R,) int64: column of the last real token (its EOS)"),
+    Column("response_prompt", "response", "integer", None, "(R,) int64, ascending: index into ``id``"),
+    Column("response_index", "response", "integer", None, "(R,) int64: place in the record as the data gave it"),
+    Column("response_length", "response", "integer", None, "(R,) int64, >= 1: own tokens after the shared prefix"),
+    Column("features", "response", "vector", None, "(R, H) float: pooled features in place of tokens",
+           "a feature store (`pluralign embed`, then loader.features)"),
+    Column("score", "response", "number", NAN, "(R,) float32: a rating", "rated data; a LocalDataModule whose rows "
+           "have score or scores", field="score"),
+    Column("votes", "response", "counts", 0.0, "(R, C) float32 >= 0: annotator counts per category",
+           "DICES, SQuALITY, HelpSteer2, SafeRLHF, PersonaVotes and Synthetic (judgements: ratings) data modules; a "
+           "LocalDataModule whose rows have votes", field="votes"),
+    Column("target", "response", "counts", NAN, "(R, C) float32: share of every category to learn"),
+    Column("target_strength", "response", "number", 0.0, "(R,) float32 >= 0: votes that ``target`` is worth"),
+    Column("comparisons", "comparison", "integer", None, "(P, 2) int64: indices into R, chosen then rejected",
+           "every data module of pairs; a LocalDataModule whose rows have chosen and rejected"),
+    Column("comparison_index", "comparison", "integer", None, "(P,) int64: place in the record"),
+    Column("preference", "comparison", "number", None, "(P,) float32 in [0, 1]: share preferring the first",
+           field="preference"),
+    Column("margin", "comparison", "number", 0.0, "(P,) float32: required reward gap", field="margin"),
+    Column("weight", "comparison", "number", 1.0, "(P,) float32 >= 0: loss weight", field="weight"),
+    Column("strength", "comparison", "number", NAN, "(P,) float32: signed strength of the preference",
+           field="strength"),
+    Column("comparison_votes", "comparison", "counts", 0.0, "(P, C) float32 >= 0: annotator counts per category",
+           "UKPConvArg, PandaLM, SQuALITY and Synthetic (judgements: crowd) data modules; a LocalDataModule whose "
+           "comparisons have votes", field="votes"),
+    Column("comparison_target", "comparison", "counts", NAN, "(P, C) float32: share of every category to learn"),
+    Column("comparison_target_strength", "comparison", "number", 0.0, "(P,) float32 >= 0: votes it is worth"),
+    Column("user_id", "comparison", "name", -1, "(P,) int64: index into the data's ``users``; -1 unknown",
+           "data with judges, such as UKPConvArgDataModule with judgements: workers", field="user"),
+    Column("domain_id", "comparison", "name", -1, "(P,) int64: index into the data's ``domains``; -1 unknown",
+           "data with domains, such as DSPDataModule", field="domain"),
+)  # fmt: skip
+
+_BY_NAME: Mapping[str, Column] = {entry.name: entry for entry in COLUMNS}
+
+
+def column(name: str) -> Column:
+    """The column of a batch key.
+
+    Raises:
+        KeyError: If there is none.
+    """
+    return _BY_NAME[name]
+
+
+def provided_by(name: str) -> str:
+    """Which data have a key, as a phrase."""
+    return (_BY_NAME[name].provided_by if name in _BY_NAME else "") or "no data module so far"
+
+
+def take_comparisons(batch: PreferenceBatch, keep: Tensor) -> PreferenceBatch:
+    """The batch with some of its comparisons; responses and records stay.
+
+    Args:
+        batch: With comparisons.
+        keep: (P,) bool, or indices, int64.
+
+    Returns:
+        A new batch; tensors that hold no comparisons are the same objects.
+    """
+    kept = batch.copy()
+    for entry in COLUMNS:
+        if entry.item == "comparison" and entry.name in batch:
+            kept[entry.name] = batch[entry.name][keep]  # type: ignore[literal-required]
+    return kept
+
+
+def take_responses(batch: PreferenceBatch, keep: Tensor) -> PreferenceBatch:
+    """The batch with some of its responses; comparisons of which a side is gone go as well.
+
+    Rows of tokens stay as they are: nothing reads what belongs to no response.
+
+    Args:
+        batch: A batch.
+        keep: (R,) bool.
+
+    Returns:
+        A new batch; ``comparisons`` point at the responses that are left.
+    """
+    kept = batch.copy()
+    if "comparisons" in batch:
+        kept = take_comparisons(batch, keep[batch["comparisons"]].all(dim=1))
+        kept["comparisons"] = (keep.cumsum(0) - 1)[kept["comparisons"]]
+    for entry in COLUMNS:
+        if entry.item == "response" and entry.name in batch:
+            kept[entry.name] = batch[entry.name][keep]  # type: ignore[literal-required]
+    return kept
