@@ -404,8 +404,7 @@ def test_missing_responses_and_prompts_are_counted(data, tmp_path):
 def test_loaders_read_features(data, tmp_path, workers):
     store = stored(tmp_path / "s", data.table("train"))
     expected = {entry.id: entry for entry in data.table("train").rows()}
-    data.loader = type(data.loader)(max_tokens=9, num_workers=workers)
-    data.feature_store = store
+    data.loader = type(data.loader)(max_tokens=9, num_workers=workers, features=str(store.folder))
     loader = data.train_dataloader()
     if workers:
         loader.multiprocessing_context = "spawn"
@@ -414,7 +413,7 @@ def test_loaders_read_features(data, tmp_path, workers):
         assert "input_ids" not in batch and len(batch["features"]) <= 9
         assert set(batch) == {
             "features", "prompt_features", "response_row", "response_prompt", "response_index", "response_length",
-            "id", "comparisons", "comparison_index", "preference",
+            "id", "record_key", "comparisons", "comparison_index", "preference",
         }  # fmt: skip
         lengths = np.concatenate([expected[name].lengths[1:] for name in batch["id"]])
         assert batch["features"][:, 1].tolist() == batch["response_length"].tolist() == lengths.tolist()
@@ -427,7 +426,8 @@ def test_loaders_read_features(data, tmp_path, workers):
 
 
 def test_a_store_without_prompts_gives_batches_without(data, tmp_path):
-    data.feature_store = stored(tmp_path / "s", data.table("train"), prompts=False)
+    stored(tmp_path / "s", data.table("train"), prompts=False)
+    data.loader = replace(data.loader, features=str(tmp_path / "s"))
     assert "prompt_features" not in next(iter(data.train_dataloader()))
 
 
