@@ -17,6 +17,7 @@ __all__ = [
     "COLUMNS",
     "Column",
     "Item",
+    "Kind",
     "column",
     "optional_columns",
     "provided_by",

@@ -13,7 +13,6 @@ from pluralign.datamodules.collate import PreferenceCollator
 from pluralign.datamodules.crowd import CrowdConfig, CrowdPriors
 from pluralign.models.rows import separate_rows
 
-
 KEYS = {"first": -3, "second": 2**62}
 
 
