@@ -182,7 +182,7 @@ class SideTable:
 
         values = self.values if self.kind == "number" else list(self.values)
         columns = {"record_key": self.record_key, "index": self.index, self.column: values}
-        parquet.write_table(pa.table(columns), str(path))  # type: ignore[no-untyped-call]
+        parquet.write_table(pa.table(columns), str(path))
 
     @classmethod
     def load(cls, path: str | Path) -> "SideTable":
@@ -196,7 +196,7 @@ class SideTable:
 
         if not Path(path).is_file():
             raise FileNotFoundError(f"loader.joins names {str(path)!r}, which is no file")
-        table: Any = parquet.read_table(str(path))  # type: ignore[no-untyped-call]
+        table: Any = parquet.read_table(str(path))
         names = [name for name in table.column_names if name not in ("record_key", "index")]
         if len(names) != 1 or len(table.column_names) != 3:
             raise ValueError(

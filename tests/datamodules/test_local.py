@@ -29,7 +29,7 @@ def example(tmp_path, row, **kwargs):
 
 def test_a_pair_with_a_prompt(tmp_path):
     record = example(tmp_path, PAIR)
-    assert (record.id, record.prompt) == ("rows.jsonl:1", "Name a fruit.")
+    assert (record.id, record.prompt) == ("89ddc182ac37f52e", "Name a fruit.")
     assert record.responses == (Response("Apple."), Response("Chair."))
     assert record.comparisons == (Comparison(0, 1),)
 
@@ -196,7 +196,7 @@ def test_csv_cells_become_numbers_and_lists(tmp_path):
         writer.writerow(["Q", "", "", "", "", "", '["a", "b"]', "[[1, 0]]"])
     data = LocalDataModule(test=str(path))
     pair, ranked = map(data.to_example, data.load("test"))
-    assert (pair.id, pair.prompt) == ("rows.csv:2", "007")
+    assert (pair.id, pair.prompt) == ("3662dd83f93f30e4", "007")
     assert pair.responses == (Response("12"), Response("[1] b"))
     assert pair.comparisons == (Comparison(0, 1, 0.75, user="5", votes=(3, 0, 1)),)
     assert ranked.comparisons == (Comparison(1, 0),)
