@@ -49,6 +49,26 @@ def test_ids_users_and_domains_may_be_whole_numbers(tmp_path, given, name):
     assert (record.id, record.comparisons[0].user, record.comparisons[0].domain) == (name, name, name)
 
 
+def names(tmp_path, rows, name="rows.jsonl", **kwargs):
+    data = LocalDataModule(test=write(tmp_path, rows, name), **kwargs)
+    return [data.to_example(row).id for row in data.load("test")]
+
+
+def test_ids_follow_content(tmp_path):
+    other = {**PAIR, "rejected": "Table."}
+    first, second = names(tmp_path, [PAIR, other])
+    assert first != second and len(first) == len(second) == 16
+    inserted = [{**PAIR, "prompt": "New"}, {**PAIR, "id": 5}, PAIR, other]
+    assert names(tmp_path, inserted)[1:] == ["5", first, second], "rows before a row do not rename it"
+    assert names(tmp_path, [PAIR, other, PAIR, PAIR]) == [first, second, f"{first}:2", f"{first}:3"]
+    assert names(tmp_path, [PAIR], name="renamed.jsonl") == [first]
+    shuffled = {**dict(reversed(PAIR.items())), "user": None, "note": "passed over", "id": ""}
+    assert names(tmp_path, [shuffled]) == [first], "neither order, nulls nor further columns matter"
+    mapped = {"question": PAIR["prompt"], "chosen": "Apple.", "rejected": "Chair."}
+    assert names(tmp_path, [mapped], columns={"prompt": "question", "id": "number"}) == [first]
+    assert names(tmp_path, [{**PAIR, "user": "ann"}]) != [first]
+
+
 @pytest.mark.parametrize("value", [1.5, True, ["ann"]])
 def test_users_that_are_none(tmp_path, value):
     with pytest.raises(RecordError) as caught:
