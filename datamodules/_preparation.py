@@ -4,12 +4,15 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Protocol
 
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
 from ._cache_writer import CacheWriter
+from .cache import SplitReport
 from .files import SourceRow
 from .record import PreferenceRecord, RecordError
 from .text import REFUSED, RecordTokenizer, TextConfig, TokenizedRecord
 
-__all__ = ["RecordSource", "tokenise"]
+__all__ = ["RecordSource", "report_split", "tokenise"]
 
 CHUNK = 256
 """Records tokenised at a time: enough to keep a fast tokenizer's threads busy, little enough for memory."""
@@ -89,3 +92,21 @@ def _judged(record: PreferenceRecord, tokens: TokenizedRecord) -> bool:
     return bool(tokens.comparisons) or any(
         response.score is not None or response.votes is not None for response in kept
     )
+
+
+def report_split(name: str, split: str, report: SplitReport) -> None:
+    """Say what became of a split's rows.
+
+    Raises:
+        ValueError: If nothing is left of it.
+    """
+    rank_zero_info(f"{name} {split}: {report}")
+    for message in report.first_errors:
+        rank_zero_info(f"  skipped {message}")
+    if report.in_train:
+        rank_zero_warn(
+            f"{name} {split}: {report.in_train} records share a prompt with the training split; "
+            "their numbers say less about new prompts"
+        )
+    if not report.records:
+        raise ValueError(f"{name}: nothing is left of the {split} split: {report}")

@@ -8,26 +8,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from ._cache_writer import CacheWriter
 from ._loader_config import LoaderConfig, changed
 from ._loaders import LoaderRows, batch_loader
-from ._preparation import tokenise
+from ._preparation import report_split, tokenise
 from ._texts import decoded_responses
 from ._vote_priors import VotePriors
 from .batch import PreferenceBatch
 from .cache import CacheReader, SplitReport, TokenTable, fingerprint
 from .collate import PreferenceCollator
-from .crowd import CrowdPriors
 from .features import FeatureStore, FeatureTable
 from .files import SourceRow, hash_files
 from .joins import SideTable, load_joins, report_joins
 from .record import PreferenceRecord, RecordError
 from .sampler import PreferenceDataLoader
 from .text import RecordTokenizer, TextConfig
-from .users import UserProtocol, UserView, user_view
+from .users import UserProtocol, UserView, joined, user_view
 
 __all__ = ["LoaderConfig", "PreferenceDataModule"]
 
@@ -197,17 +195,8 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
         for split in STAGES[stage] if stage else self.splits:
             if split in self._tables or split not in self.splits:
                 continue  # a missing split is an error when its loader is asked for, not before
-            report = self.reports[split] = self._reader.reports[split]
-            rank_zero_info(f"{self.name} {split}: {report}")
-            for message in report.first_errors:
-                rank_zero_info(f"  skipped {message}")
-            if report.in_train:
-                rank_zero_warn(
-                    f"{self.name} {split}: {report.in_train} records share a prompt with the training split; "
-                    "their numbers say less about new prompts"
-                )
-            if not report.records:
-                raise ValueError(f"{self.name}: nothing is left of the {split} split: {report}")
+            self.reports[split] = self._reader.reports[split]
+            report_split(self.name, split, self.reports[split])
             self._tables[split] = self._reader.table(split)
             opened.append(split)
         report_joins(
@@ -222,13 +211,12 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
         training = names["user"][:number]
         if self.loader.users.active:
             training, _ = self.divided_users()
-            names["user"] = _joined(training, names["user"])
+            names["user"] = joined(training, names["user"])
         self.training_users, self.num_training_users = list(training), len(training)
         if self._restored is not None:
             self.num_training_users = self._restored["num_training_users"]
-            before = {**self._restored.get("names", {}), "user": self._restored["users"]}
-            before["domain"] = self._restored["domains"]
-            names = {column: _joined(before.get(column, []), values) for column, values in names.items()}
+            before = _names_of(self._restored)
+            names = {column: joined(before.get(column, []), values) for column, values in names.items()}
         self.names, self.users, self.domains = names, names["user"], names["domain"]
 
     def divided_users(self) -> tuple[list[str], list[str]]:
@@ -315,10 +303,7 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
         return None if self._priors is None else self._priors.mean_votes(name)
 
     def check_judged(self, name: str) -> None:
-        """Make sure that every item of the open splits has votes or a prior.
-
-        Args:
-            name: ``votes`` or ``comparison_votes``.
+        """Make sure that every item of the open splits has votes (``votes`` or ``comparison_votes``) or a prior.
 
         Raises:
             ValueError: Naming split, record and item that has neither, and what to change; or if the data have no
@@ -327,19 +312,6 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
         if self._priors is not None:
             joined = next((table for table in self.joins if table.column == "prior"), None)
             self._priors.check_judged(name, self.loader.crowd, self._tables, joined)
-
-    def priors(self, name: str) -> CrowdPriors:
-        """What is expected of the crowd before its votes, as ``loader.crowd.prior`` says.
-
-        Args:
-            name: ``votes`` or ``comparison_votes``.
-
-        Raises:
-            ValueError: If the prior does not fit the votes, or is the mean of votes that training does not have.
-        """
-        if self._priors is None:
-            raise RuntimeError("call setup() first: a prior may depend on the training split")
-        return self._priors.of(name, self.loader.crowd)
 
     # Batches -----------------------------------------------------------------------------------------------
 
@@ -457,9 +429,8 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take users and domains from a checkpoint."""
-        self.users, self.domains = list(state_dict["users"]), list(state_dict["domains"])
-        others = {name: list(values) for name, values in state_dict.get("names", {}).items()}
-        self.names = {**others, "user": self.users, "domain": self.domains}
+        self.names = _names_of(state_dict)
+        self.users, self.domains = self.names["user"], self.names["domain"]
         # Version 0.1 knew training users only.
         self.num_training_users = state_dict.get("num_training_users", len(self.users))
         self._restored = self.state_dict()
@@ -467,6 +438,7 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
             self._name_users()
 
 
-def _joined(first: list[str], others: list[str]) -> list[str]:
-    """The first names, then those of the others that are not among them."""
-    return list(dict.fromkeys([*first, *others]))
+def _names_of(state: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Names in a saved state; version 0.1 knew users and domains only."""
+    names = {**state.get("names", {}), "user": state["users"], "domain": state["domains"]}
+    return {column: list(values) for column, values in names.items()}

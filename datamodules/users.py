@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .cache import TokenRow, TokenTable, lengths, take_row_comparisons
 
-__all__ = ["UserProtocol", "UserView", "user_view"]
+__all__ = ["UserProtocol", "UserView", "joined", "user_view"]
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,11 @@ class UserView(torch.utils.data.Dataset[list[TokenRow]]):
         if self._whole[place]:
             return row
         return take_row_comparisons(row, self._mask[self._starts[place] : self._ends[place]])
+
+
+def joined(first: Sequence[str], others: Sequence[str]) -> list[str]:
+    """The first names, then those of the others that are not among them."""
+    return list(dict.fromkeys([*first, *others]))
 
 
 def user_view(

@@ -65,7 +65,9 @@ def test_ids_follow_content(tmp_path):
     shuffled = {**dict(reversed(PAIR.items())), "user": None, "note": "passed over", "id": ""}
     assert names(tmp_path, [shuffled]) == [first], "neither order, nulls nor further columns matter"
     mapped = {"question": PAIR["prompt"], "chosen": "Apple.", "rejected": "Chair."}
-    assert names(tmp_path, [mapped], columns={"prompt": "question", "id": "number"}) == [first]
+    assert names(tmp_path, [mapped], columns={"prompt": "question"}) == [first]
+    numbered = [{**mapped, "number": 9}, mapped]
+    assert names(tmp_path, numbered, columns={"prompt": "question", "id": "number"}) == ["9", first]
     assert names(tmp_path, [{**PAIR, "user": "ann"}]) != [first]
 
 
