@@ -1,10 +1,12 @@
 """``batches``: what the loaders give for the same settings, without a setting being edited; and the data's contract."""
 
+import io
 import json
 from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 
 from pluralign.datamodules import (
     LoaderConfig,
@@ -16,6 +18,7 @@ from pluralign.datamodules import (
 from pluralign.datamodules.batch import DataSource
 from pluralign.datamodules.embedding import embed_features
 from pluralign.datamodules.features import FeatureStore, FeatureWriter
+from pluralign.datamodules.inspection import print_inspection
 from pluralign.datamodules.users import UserProtocol
 
 TEXT = TextConfig(prompt_format="{text}|", response_format="{text}")
@@ -99,6 +102,12 @@ def test_tokens_need_no_store(tmp_path):
     data = synthetic(features=str(tmp_path / "nothing"))
     data.setup()
     assert "input_ids" in next(iter(data.batches("train", features=False)))
+    print_inspection(data, console=Console(file=io.StringIO()))
+    writer = FeatureWriter(tmp_path / "new", backbone={}, text_format=data.text_format(), hidden_size=2)
+    encode = lambda batch: torch.ones(len(batch["response_row"]), 2)
+    assert {split for split, _, _ in embed_features(data, encode, writer, layout="shared")} == set(
+        data.splits
+    )
     for ask in (
         lambda: data.features,
         lambda: data.batches("train"),
