@@ -253,8 +253,8 @@ def test_pretrained_folder_round_trip_and_missing_weights(tmp_path, batch):
         ({"name": "x", "dtype": "fp16"}, "dtype must be one of float32, bfloat16, float16; got 'fp16'"),
         ({"name": "x", "quantization": "4bits"}, "quantization must be one of 4bit, 8bit, null; got '4bits'"),
         ({"name": "x", "pooling": "max"}, "pooling must be one of auto, last, mean, cls"),
-        ({"name": "x", "lora": {"rank": 0}}, "rank must be at least 1, got 0"),
-        ({"name": "x", "lora": {"dropout": 1.0}}, "dropout must be in"),
+        ({"name": "x", "lora": {"rank": 0}}, "rank must be finite and >= 1; got 0"),
+        ({"name": "x", "lora": {"dropout": 1.0}}, "dropout must be >= 0 and < 1; got 1.0"),
     ],
 )
 def test_settings_that_contradict_each_other(settings, message):
