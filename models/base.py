@@ -83,7 +83,7 @@ class BaseModule(L.LightningModule):
         Args:
             backbone: Which network, in which state; a mapping of its fields also does.
             init_from: Checkpoint of another run, of this method or another one, whose weights this module starts from;
-                a run that goes on from its own checkpoint reads that instead.
+                a run that goes on has those of its own checkpoint in their place.
             init_may_differ: Names of weights, or their beginnings up to a dot, that are not taken over and may be
                 missing there, or of another shape: ``head``, say. All others must fit.
             optimizer: Called with the parameter groups.
@@ -363,8 +363,7 @@ class BaseModule(L.LightningModule):
         Raises:
             RuntimeError: If weights that ``init_may_differ`` does not name are missing there, unknown or of another shape.
         """
-        trainer = self.attached_trainer
-        if self.init_from is None or (trainer is not None and trainer.ckpt_path is not None):
+        if self.init_from is None:
             return
         content = torch.load(self.init_from, map_location="cpu", weights_only=True)
         state = {name: value for name, value in content["state_dict"].items() if not self._may_differ(name)}

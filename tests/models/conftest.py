@@ -76,7 +76,9 @@ def tensors_of():
                 tensors |= value
             else:
                 fields = value._asdict().items()
-                tensors |= {f"{name}.{field}": part for field, part in fields if isinstance(part, torch.Tensor)}
+                tensors |= {
+                    f"{name}.{field}": part for field, part in fields if isinstance(part, torch.Tensor)
+                }
         return tensors
 
     return flatten

@@ -150,7 +150,9 @@ def test_the_reward_s_error_is_bounded_by_the_transport_loss():
         torch.stack(
             [
                 given(cost=cost).label_head.transport(a, b)
-                for a, b in zip(output["labels"].probs[:, None], torch.tensor(q).float()[:, None], strict=True)
+                for a, b in zip(
+                    output["labels"].probs[:, None], torch.tensor(q).float()[:, None], strict=True
+                )
             ]
         )
         for cost in ("reward", "index")
@@ -232,9 +234,7 @@ def test_exchanging_the_responses_reverses_the_labels(model, judged, head, loss,
     swapped = {**data, "comparisons": data["comparisons"].flip(1)}
     there, back = module(data), module(swapped)
     close = {"atol": 1e-7, "rtol": 1e-6}  # sums of softmax run the other way round
-    torch.testing.assert_close(
-        there["labels"].probs, back["labels"].probs.flip(-1), **close
-    )
+    torch.testing.assert_close(there["labels"].probs, back["labels"].probs.flip(-1), **close)
     torch.testing.assert_close(there["preference"], 1 - back["preference"], **close)
     assert torch.equal(there["chosen"], back["rejected"])
     if head == "beta":
