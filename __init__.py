@@ -1,7 +1,33 @@
 """Pluralistic reward modelling on PyTorch Lightning.
 
-The rooms are imported by name: ``pluralign.models``, ``pluralign.datamodules``,
-``pluralign.losses`` and ``pluralign.callbacks``. Importing ``pluralign`` alone imports none of them.
+Methods, data modules and their settings stand here by name: ``pluralign.PAL``, ``pluralign.DICESDataModule``,
+``pluralign.BackboneConfig``. They are found in the faces of the rooms ``pluralign.models`` and
+``pluralign.datamodules`` when they are first used; importing ``pluralign`` alone imports nothing.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 __version__ = "0.1.0"
+
+_ROOMS = ("models", "datamodules")
+
+if TYPE_CHECKING:  # so that a misspelt name is an error to type checkers, too
+    from .datamodules import *
+    from .models import *
+else:
+
+    def __getattr__(name: str) -> object:
+        """A public name of a room, which is imported now."""
+        if not name.startswith("_"):
+            for room in reversed(_ROOMS) if name.endswith("DataModule") else _ROOMS:
+                face = import_module(f".{room}", __name__)
+                if name in face.__all__:
+                    return getattr(face, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Everything that can be had from here; imports both rooms."""
+    faces = [import_module(f".{room}", __name__) for room in _ROOMS]
+    return sorted({*globals(), *(name for face in faces for name in face.__all__)})

@@ -147,7 +147,7 @@ CONTRACTS = {
     "train.py": Contract(
         own=tuple(f"pluralign.{room}" for room in ROOMS), top=("lightning",), inside=("rich",)
     ),
-    "__init__.py": Contract(own=(), top=()),
+    "__init__.py": Contract(own=("pluralign.models", "pluralign.datamodules"), top=()),
     "tests": Contract(own=("pluralign",), top=("*",)),
     "benchmarks": Contract(own=("pluralign",), top=("*",)),
     "docs": Contract(own=("pluralign",), top=("*",)),
@@ -264,7 +264,7 @@ def test_every_module_has_a_contract():
         ("callbacks/new.py", "import matplotlib.figure", "where it is used"),
         ("callbacks/new.py", "from pluralign.train import main", "nothing imports"),
         ("train.py", "import torch", "allowed: lightning"),
-        ("__init__.py", "from .models import PAL", "it may import nothing"),
+        ("__init__.py", "from .callbacks import Throughput", "it may import"),
     ],
 )
 def test_the_contract_test_sees(path, code, wanted):
@@ -303,6 +303,22 @@ def loaded_by(statement, before="pass"):
 
 def test_the_package_is_cheap_to_import():
     assert loaded_by("import pluralign") == {"pluralign"}
+
+
+def test_the_front_door_opens_rooms_when_a_name_is_used():
+    import pluralign
+    from pluralign import datamodules, models
+
+    for room in (models, datamodules):
+        for name in room.__all__:
+            assert getattr(pluralign, name) is getattr(room, name), name
+            assert name in dir(pluralign)
+    assert not set(models.__all__) & set(datamodules.__all__), "a name has one meaning"
+    with pytest.raises(AttributeError, match="no attribute 'PLA'"):
+        _ = pluralign.PLA
+    with pytest.raises(ImportError, match="PLA"):
+        from pluralign import PLA  # noqa: F401
+    assert "transformers" not in loaded_by("import pluralign; pluralign.DICESDataModule", "import lightning")
 
 
 def test_losses_need_torch_alone():
