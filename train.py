@@ -206,7 +206,7 @@ def embed(words: list[str]) -> None:
             writer,
             layout=backbone.layout,
             max_tokens=options.max_tokens,
-            check=module._check_network,
+            check=module.check_network,
         ):
             if split not in tasks:
                 tasks[split] = progress.add_task(split, total=total)

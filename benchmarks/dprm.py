@@ -285,7 +285,7 @@ def estimates(model: DPRM, data: PreferenceDataModule, votes: int, seed: int) ->
                 for counts in full
             ]
         ).double()
-        predicted = model(batch)["label_probs"].double()
+        predicted = model(batch)["labels"].probs.double()
         predicted = predicted / predicted.sum(-1, keepdim=True)
         found = {
             "votes": drawn / votes,

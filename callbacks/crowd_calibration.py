@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
-from pluralign.models.base import PROVIDERS
+from pluralign.datamodules.columns import provided_by
 
 from ._crowd_picture import draw_crowd_table
 from ._gather import gather_rows
@@ -253,7 +253,7 @@ class CrowdCalibration(L.Callback):
                 )
             return judged, probs, votes
         wanted = "; ".join(
-            f"{name} of {kind} needs {JUDGED_BY[name]!r} (provided by {PROVIDERS[JUDGED_BY[name]]})"
+            f"{name} of {kind} needs {JUDGED_BY[name]!r} (provided by {provided_by(JUDGED_BY[name])})"
             for name in given
         )
         raise ValueError(f"CrowdCalibration misses the votes in this data: {wanted}; it has {sorted(batch)}")

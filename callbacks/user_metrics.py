@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
-from pluralign.models.base import PROVIDERS
+from pluralign.datamodules.columns import provided_by
 
 from ._gather import gather_rows
 from ._label_metrics import CONFIDENCE, Estimate, bootstrap_sums
@@ -217,7 +217,7 @@ class UserMetrics(L.Callback):
         self, module: L.LightningModule, outputs: RewardOutput | None, batch: PreferenceBatch
     ) -> None:
         if missing := [name for name in ("comparisons", "user_id") if name not in batch]:
-            wanted = "; ".join(f"{name!r} (provided by {PROVIDERS[name]})" for name in missing)
+            wanted = "; ".join(f"{name!r} (provided by {provided_by(name)})" for name in missing)
             raise ValueError(
                 f"UserMetrics needs batch keys that this data lacks: {wanted}; it has {sorted(batch)}"
             )

@@ -155,31 +155,6 @@ class RewardOutput(TypedDict, total=False):
     """(R, ...): what else the method says of responses."""
     of_comparisons: dict[str, Tensor]
     """(P, ...): what else the method says of comparisons."""
-    label_probs: Tensor
-    """(R, C): probability of each label of a response."""
-    alpha: Tensor
-    """(R, C): first parameter of the Beta of each label's share."""
-    beta: Tensor
-    """(R, C): second parameter."""
-    expected_reward: Tensor
-    """(R,): mean of the labels' rewards."""
-    reward_std: Tensor
-    """(R,) >= 0: standard deviation of the labels' rewards."""
-    label_set_probs: Tensor
-    """(R, S): probability of each named set of labels."""
-    comparison_label_probs: Tensor
-    """(P, C): the same of a comparison; likewise the five below."""
-    comparison_alpha: Tensor
-    comparison_beta: Tensor
-    comparison_expected_reward: Tensor
-    comparison_reward_std: Tensor
-    comparison_label_set_probs: Tensor
-    user_weights: Tensor
-    """(P, K): weights of each judge over the prototypes."""
-    ideal_points: Tensor
-    """(P, D): ideal point of each comparison's judge."""
-    prototype_rewards: Tensor
-    """(R, K): reward of each prototype alone."""
 
 
 class Features(Protocol):

@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from .base import RewardModule
+from .reward import RewardModule
 
 __all__ = ["UserModule", "UserTable"]
 
@@ -225,17 +224,16 @@ class UserModule(RewardModule):
         """
         if self.users:
             return
-        datamodule = getattr(self._trainer, "datamodule", None)
-        names: list[str] = list(getattr(datamodule, "users", ()))
-        names = names[: getattr(datamodule, "num_training_users", len(names))]
+        data = self.data
+        names = [] if data is None else data.users[: data.num_training_users]
         number = 1 if self.num_users is None and self.table.num_prototypes == 1 else self.num_users
         names = names or [str(i) for i in range(number or 0)]
-        fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
-        if self._trainer is not None and not fitting and len(names) < self.table.num_prototypes:
+        evaluating = self.attached_trainer is not None and not self.fitting
+        if evaluating and len(names) < self.table.num_prototypes:
             return
         if names:
             self.table.assign(names)
-        elif fitting:
+        elif self.fitting:
             raise ValueError(NOBODY)
 
     def weights_of(self, users: Sequence[str]) -> Tensor:
@@ -278,7 +276,8 @@ class UserModule(RewardModule):
             )
         if not bool((weights >= 0).all()) or not bool(((weights.sum(-1) - 1).abs() < 1e-4).all()):
             raise ValueError("weights must be >= 0 and sum to 1 in every row")
-        if getattr(self._trainer, "training", False) and not set(users) <= set(self.users):
+        trainer = self.attached_trainer
+        if trainer is not None and trainer.training and not set(users) <= set(self.users):
             raise RuntimeError("users cannot be added during fit: add them before it starts, or after it")
         self.table.put(users, weights)
 
@@ -292,9 +291,9 @@ class UserModule(RewardModule):
 
     def _match(self) -> None:
         """Find the data's users in the table, by name."""
-        names = getattr(getattr(self.trainer, "datamodule", None), "users", None)
-        if names:
-            self.table.match(names)
+        data = self.data
+        if data is not None and data.users:
+            self.table.match(data.users)
         self.table.hold()
 
     def on_fit_start(self) -> None:
@@ -305,12 +304,8 @@ class UserModule(RewardModule):
         """
         super().on_fit_start()
         self._match()
-        datamodule = getattr(self.trainer, "datamodule", None)
-        names = getattr(datamodule, "training_users", None)
-        if names is None:  # not one of our data modules: all of its users may occur
-            names = list(getattr(datamodule, "users", ()))
         known = set(self.users)
-        new = [name for name in names if name not in known]
+        new = [] if self.data is None else [name for name in self.data.training_users if name not in known]
         if new:
             raise ValueError(
                 f"{len(new)} users of the training split have no weights in this model (first: {new[0]!r}); it has "
@@ -333,13 +328,10 @@ class UserModule(RewardModule):
         super().on_predict_start()
         self._match()
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:  # noqa: ANN401  torch's own type is private
-        """Load as the base does, into a table of the users that the weights are of.
+    def make_room(self, state_dict: Mapping[str, Any]) -> None:
+        """Make the table one of the users that the weights are of.
 
         Their names are part of the weights: processes that a run spawned hand back nothing else.
         """
         if (names := state_dict.get("table._extra_state")) is not None:
             self.table.set_extra_state(names)
-        return super().load_state_dict(state_dict, strict, assign)

@@ -10,7 +10,7 @@ Which layout a backbone takes is decided once, when it is built:
 
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -33,7 +33,7 @@ from .rows import (
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["Backbone", "RewardHead", "StoredFeatures"]
+__all__ = ["Backbone", "BackboneOutput", "RewardHead", "StoredFeatures"]
 
 FULL_ATTENTION = frozenset(
     ("gemma", "gpt2", "gpt_neox", "llama", "mistral", "olmo2", "opt", "phi3", "qwen2", "qwen3", "smollm3")
@@ -66,6 +66,17 @@ class RewardHead(nn.Linear):
         """Map (R, H) of any float dtype to (R, out) float32."""
         with torch.autocast(input.device.type, enabled=False):
             return nn.functional.linear(input.float(), self.weight.float())
+
+
+class BackboneOutput(NamedTuple):
+    """What one pass over a batch gives, for heads on responses and on tokens alike; in the backbone's dtype."""
+
+    pooled: Tensor
+    """(R, H): one state per response."""
+    tokens: Tensor
+    """(N, L, H): state of every token of ``rows``; on padding it means nothing."""
+    rows: PreferenceBatch
+    """The batch in the rows that the network took."""
 
 
 class Backbone(nn.Module):
@@ -260,14 +271,43 @@ class Backbone(nn.Module):
                     "loader.features=null"
                 )
             return batch["features"]
-        batch = self.arrange(batch)
-        chunks = self._chunks(batch)
+        rows = self.arrange(batch)
+        chunks = self._chunks(rows)
         if len(chunks) == 1:
-            return pool(self.encode(batch), batch, self.pooling)
-        parts = [take_rows(batch, rows) for rows in chunks]
-        pooled = torch.cat([pool(self.encode(part), part, self.pooling) for part in parts])
-        order = torch.tensor([row for rows in chunks for row in rows], device=pooled.device)
-        return pooled[torch.argsort(order)]
+            return self._states(rows)[0]
+        pooled = torch.cat([self._states(take_rows(rows, chunk))[0] for chunk in chunks])
+        return pooled[_row_order(chunks, pooled.device)]
+
+    def read(self, batch: PreferenceBatch) -> BackboneOutput:
+        """States of responses and of all tokens, from one pass.
+
+        Args:
+            batch: Token batch, in either layout.
+
+        Returns:
+            Both, and the rows that they are of; rows that ran in several passes are padded with zeros again.
+
+        Raises:
+            ValueError: If the batch holds stored features.
+        """
+        if "features" in batch:
+            raise ValueError("stored features tell no states of tokens: set loader.features=null")
+        rows = self.arrange(batch)
+        chunks = self._chunks(rows)
+        if len(chunks) == 1:
+            return BackboneOutput(*self._states(rows), rows)
+        parts = [self._states(take_rows(rows, chunk)) for chunk in chunks]
+        width = rows["input_ids"].shape[1]
+        tokens = [nn.functional.pad(states, (0, 0, 0, width - states.shape[1])) for _, states in parts]
+        order = _row_order(chunks, tokens[0].device)
+        return BackboneOutput(
+            torch.cat([pooled for pooled, _ in parts])[order], torch.cat(tokens)[order], rows
+        )
+
+    def _states(self, rows: PreferenceBatch) -> tuple[Tensor, Tensor]:
+        """States of the responses and of all tokens of arranged rows, from one pass."""
+        tokens = self.encode(rows)
+        return pool(tokens, rows, self.pooling), tokens
 
     def _chunks(self, batch: PreferenceBatch) -> list[list[int]]:
         """Groups of separate rows that are run apart, so that a prompt's short responses carry no long padding."""
@@ -279,6 +319,11 @@ class Backbone(nn.Module):
         ):
             return [[]]
         return length_chunks(batch["row_lengths"])
+
+
+def _row_order(chunks: list[list[int]], device: torch.device) -> Tensor:
+    """Where every row stands among the rows of the chunks, (N,) int64."""
+    return torch.argsort(torch.tensor([row for rows in chunks for row in rows], device=device))
 
 
 class StoredFeatures(nn.Module):

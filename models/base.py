@@ -1,40 +1,28 @@
-"""RewardModule: the steps, metrics, optimisers and checkpoints that every method shares."""
+"""BaseModule: the settings, optimisers, data, text format and checkpoints that every module shares."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from multiprocessing.util import Finalize
-from typing import Any
+from typing import Any, TypedDict
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
 from pluralign import __version__
-from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
+from pluralign.datamodules.batch import DataSource, PreferenceBatch, TextFormat
 
+from ._data_source import AdaptedData
 from .backbone import Backbone, StoredFeatures
-from .loading import BackboneConfig
-from .metrics import PreferenceMetrics
+from .loading import BackboneConfig, added_keys
 
-__all__ = ["RewardModule", "default_optimizer"]
+__all__ = ["NOT_SAVED", "BaseModule", "ModuleSettings", "data_of", "default_optimizer"]
 
-PROVIDERS = {
-    "comparisons": "every data module of pairs; a LocalDataModule whose rows have chosen and rejected",
-    "votes": "DICES, SQuALITY, HelpSteer2, SafeRLHF, PersonaVotes and Synthetic (judgements: ratings) data modules; a "
-    "LocalDataModule whose rows have votes",
-    "comparison_votes": "UKPConvArg, PandaLM, SQuALITY and Synthetic (judgements: crowd) data modules; a "
-    "LocalDataModule whose comparisons have votes",
-    "score": "rated data; a LocalDataModule whose rows have score or scores",
-    "user_id": "data with judges, such as UKPConvArgDataModule with judgements: workers",
-    "domain_id": "data with domains, such as DSPDataModule",
-}
-"""Who provides a key, for the message of a module that misses one."""
-
-WATCHED_STEPS = 3
-"""First training batches whose scores must not all be identical."""
+NOT_SAVED = ("optimizer", "lr_scheduler", "backbone", "init_from", "init_may_differ")
+"""Arguments that no module keeps as hyperparameters: functions, files that may be gone, what is kept in plain form."""
 
 
 def default_optimizer(parameters: Iterable[Any]) -> torch.optim.Optimizer:
@@ -42,26 +30,51 @@ def default_optimizer(parameters: Iterable[Any]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-5)
 
 
+def data_of(trainer: L.Trainer | None) -> DataSource | None:
+    """What a trainer's data say of themselves; the one place where a data module is looked for.
+
+    Args:
+        trainer: Any, or None.
+
+    Returns:
+        The data module; one that lacks part of the contract answers as if its data had none of that. None without a
+        data module, where loaders alone were given.
+    """
+    datamodule = getattr(trainer, "datamodule", None)
+    if datamodule is None or isinstance(datamodule, DataSource):
+        return datamodule
+    return AdaptedData(datamodule)
+
+
+class ModuleSettings(TypedDict, total=False):
+    """What every module takes besides its backbone, for a base that passes it on; as :class:`BaseModule` has it."""
+
+    init_from: str | None
+    init_may_differ: Sequence[str]
+    optimizer: OptimizerCallable
+    lr_scheduler: LRSchedulerCallable | None
+
+
 def _leave_group() -> None:
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
 
-class RewardModule(L.LightningModule, ABC):
-    """Base of every reward module; a method writes ``configure_model``, ``forward`` and ``compute_loss``.
+class BaseModule(L.LightningModule):
+    """Base of every module with a backbone; a subclass writes ``configure_model`` and its steps.
 
     Attributes:
-        requires: Batch keys that the method needs besides responses; checked on the first batch.
         backbone: The network; None before ``configure_model``.
         text_format: Format of the text it was trained on; from the data module, kept in checkpoints.
+        init_from: Checkpoint that weights start from; None once others were loaded.
     """
-
-    requires: frozenset[str] = frozenset({"comparisons"})
 
     def __init__(
         self,
         backbone: BackboneConfig | Mapping[str, Any],
         *,
+        init_from: str | None = None,
+        init_may_differ: Sequence[str] = (),
         optimizer: OptimizerCallable = default_optimizer,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
@@ -69,6 +82,10 @@ class RewardModule(L.LightningModule, ABC):
 
         Args:
             backbone: Which network, in which state; a mapping of its fields also does.
+            init_from: Checkpoint of another run, of this method or another one, whose weights this module starts from;
+                a run that goes on has those of its own checkpoint in their place.
+            init_may_differ: Names of weights, or their beginnings up to a dot, that are not taken over and may be
+                missing there, or of another shape: ``head``, say. All others must fit.
             optimizer: Called with the parameter groups.
             lr_scheduler: Called with the optimiser; stepped after every optimiser step (a plateau scheduler
                 after every validation, on ``val/loss``). None keeps the rate.
@@ -77,32 +94,37 @@ class RewardModule(L.LightningModule, ABC):
         self.backbone_config = (
             backbone if isinstance(backbone, BackboneConfig) else BackboneConfig(**backbone)
         )
+        self.init_from, self.init_may_differ = init_from, tuple(init_may_differ)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.backbone: Backbone | StoredFeatures | None = None
-        self.text_format: dict[str, Any] | None = None
-        self.metrics = nn.ModuleDict(
-            {f"{stage}_metrics": PreferenceMetrics() for stage in ("train", "val", "test")}
-        )
-        self._checked = False
-        self._largest_gap: Tensor | None = None
-
-    # What a method writes ------------------------------------------------------------------------------
-
-    @abstractmethod
-    def configure_model(self) -> None:
-        """Build backbone and head, unless they are built."""
-
-    @abstractmethod
-    def forward(self, batch: PreferenceBatch) -> RewardOutput:
-        """Score a batch."""
-
-    @abstractmethod
-    def compute_loss(self, output: RewardOutput, batch: PreferenceBatch) -> Tensor:
-        """Scalar loss of a batch."""
+        self.text_format: TextFormat | None = None
+        self._loaded_keys: frozenset[str] = frozenset()
+        self._started = False
 
     def parameter_groups(self) -> Iterable[Any]:
         """What the optimiser gets: every parameter that is trained. Override for several rates."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    # Trainer and data ----------------------------------------------------------------------------------
+
+    @property
+    def attached_trainer(self) -> L.Trainer | None:
+        """The trainer that runs the module; None where there is none, which ``trainer`` refuses."""
+        try:
+            return self.trainer
+        except RuntimeError:
+            return None
+
+    @property
+    def fitting(self) -> bool:
+        """Whether a trainer is fitting, or about to: its validations count."""
+        trainer = self.attached_trainer
+        return trainer is not None and trainer.state.fn == TrainerFn.FITTING
+
+    @property
+    def data(self) -> DataSource | None:
+        """The trainer's data; None without a trainer or a data module."""
+        return data_of(self.attached_trainer)
 
     # Parts ---------------------------------------------------------------------------------------------
 
@@ -122,11 +144,11 @@ class RewardModule(L.LightningModule, ABC):
 
     def _check_store(self) -> int | None:
         """Size of the stored features that the trainer's data come with, if they do; raises if they do not fit."""
-        store = getattr(getattr(self._trainer, "datamodule", None), "features", None)
-        if store is None:
+        data = self.data
+        if data is None or data.features is None:
             return None
-        store.check_backbone(self.backbone_config.description())
-        return int(store.hidden_size)
+        data.features.check_backbone(self.backbone_config.description())
+        return data.features.hidden_size
 
     def built_backbone(self) -> Backbone | StoredFeatures:
         """The backbone, once it is there.
@@ -156,12 +178,7 @@ class RewardModule(L.LightningModule, ABC):
         states: Tensor = self.built_backbone()(batch["prompts"])
         return states
 
-    def _metrics(self, stage: str) -> PreferenceMetrics:
-        metrics = self.metrics[f"{stage}_metrics"]
-        assert isinstance(metrics, PreferenceMetrics)  # nn.ModuleDict forgets the type
-        return metrics
-
-    # Steps ---------------------------------------------------------------------------------------------
+    # Stages --------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         """Check the trainer before anything runs.
@@ -185,7 +202,19 @@ class RewardModule(L.LightningModule, ABC):
             Finalize(None, _leave_group, exitpriority=0)
 
     def on_fit_start(self) -> None:
-        """Take over the data's text format; say so where it replaces another one."""
+        """Take over the data's text format; say so where it replaces another one.
+
+        Raises:
+            ValueError: If it differs from that of the run that this one starts from.
+            RuntimeError: If ``configure_model`` left ``init_from`` aside.
+        """
+        if self.init_from is not None:
+            self._check_format()
+            if not self._started:
+                raise RuntimeError(
+                    f"{type(self).__name__} has init_from, but its weights did not start from there: call "
+                    "load_initial_weights() at the end of configure_model, and fit a module that is not built yet"
+                )
         current = self._data_format()
         if changes := self._format_changes(current):
             rank_zero_info(f"text format: {changes}")
@@ -203,9 +232,9 @@ class RewardModule(L.LightningModule, ABC):
         """Refuse data in another text format than the model was trained with."""
         self._check_format()
 
-    def _data_format(self) -> dict[str, Any] | None:
-        describe = getattr(getattr(self.trainer, "datamodule", None), "text_format", None)
-        return None if describe is None else describe()
+    def _data_format(self) -> TextFormat | None:
+        data = self.data
+        return None if data is None else data.text_format()
 
     def _check_format(self) -> None:
         if changes := self._format_changes(self._data_format()):
@@ -213,31 +242,23 @@ class RewardModule(L.LightningModule, ABC):
                 f"the text format differs from the one this model was trained with ({changes}); set data.text alike"
             )
 
-    def _format_changes(self, current: Mapping[str, Any] | None) -> str:
+    def _format_changes(self, current: TextFormat | None) -> str:
         """What differs from the stored format; the digest stands for the tokenizer, wherever it lies."""
-        kept = self.text_format
-        if kept is None or current is None:
+        stored = self.text_format
+        if stored is None or not current:
             return ""
-        names = sorted({*kept, *current} - {"tokenizer", "revision", "trust_remote_code"})
-        names = [name for name in names if kept.get(name) != current.get(name)]
+        names = sorted({*stored, *current} - {"tokenizer", "revision", "trust_remote_code"})
+        names = [name for name in names if stored.get(name) != current.get(name)]
         return "; ".join(
-            f"{name}: trained with {kept.get(name)!r}, now {current.get(name)!r}" for name in names
+            f"{name}: trained with {stored.get(name)!r}, now {current.get(name)!r}" for name in names
         )
 
-    def _check(self, batch: PreferenceBatch) -> None:
-        """Once, on the first batch: does the data have what the method needs, and does it fit the network?"""
-        self._checked = True
-        missing = sorted(key for key in self.requires if key not in batch)
-        if missing:
-            wanted = "; ".join(
-                f"{key!r} (provided by {PROVIDERS.get(key, 'no data module so far')})" for key in missing
-            )
-            raise ValueError(
-                f"{type(self).__name__} needs batch keys that this data lacks: {wanted}; it has {sorted(batch)}"
-            )
-        self._check_network(batch)
+    def check_network(self, batch: PreferenceBatch) -> None:
+        """Make sure that a batch's tokens are ones that the network has, and at positions that it has.
 
-    def _check_network(self, batch: PreferenceBatch) -> None:
+        Raises:
+            ValueError: If they are not.
+        """
         backbone = self.backbone
         if backbone is None or "input_ids" not in batch:
             return
@@ -250,106 +271,12 @@ class RewardModule(L.LightningModule, ABC):
         limit = backbone.max_positions
         longest = 1 + int(batch["position_ids"].max())
         allowed = (self.text_format or {}).get("max_length")
-        if limit is not None and max(longest, allowed or 0) > limit:
+        longest = max(longest, allowed) if isinstance(allowed, int) else longest
+        if limit is not None and longest > limit:
             raise ValueError(
-                f"responses may have {max(longest, allowed or 0)} tokens with their prompt, but the backbone has "
+                f"responses may have {longest} tokens with their prompt, but the backbone has "
                 f"{limit} positions: set data.text.max_length to at most {limit}"
             )
-
-    def num_judged(self, batch: PreferenceBatch) -> int:
-        """How many items the loss of a batch is a mean over: its weight in an epoch's mean."""
-        return len(batch["comparisons"]) if "comparisons" in batch else len(batch["response_row"])
-
-    def _step(self, batch: PreferenceBatch, stage: str) -> tuple[Tensor, RewardOutput]:
-        if not self._checked:
-            self._check(batch)
-        output: RewardOutput = self(batch)
-        loss = self.compute_loss(output, batch)
-        self._metrics(stage).update(output, batch)
-        size = self.num_judged(batch)
-        self.log(
-            f"{stage}/loss",
-            loss,
-            batch_size=size,
-            prog_bar=True,
-            on_step=stage == "train",
-            on_epoch=stage != "train",
-            sync_dist=stage != "train",
-        )
-        return loss, output
-
-    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
-        """Loss of one batch."""
-        loss, output = self._step(batch, "train")
-        if batch_idx < WATCHED_STEPS and self.current_epoch == 0:
-            self._watch(output, batch_idx)
-        return loss
-
-    @torch.no_grad()
-    def _watch(self, output: RewardOutput, batch_idx: int) -> None:
-        """Stop a run that cannot learn: every comparison of the first batches has equal scores."""
-        if "chosen" not in output:
-            return
-        gap = (output["chosen"] - output["rejected"]).abs()
-        if not len(gap):  # records that carry ratings only
-            gap = gap.new_full((1,), torch.inf)
-        gap = gap.amax()
-        self._largest_gap = gap if self._largest_gap is None else torch.maximum(gap, self._largest_gap)
-        if batch_idx == WATCHED_STEPS - 1 and float(self._largest_gap) == 0.0:
-            raise RuntimeError(
-                f"chosen and rejected have identical rewards in each of the first {WATCHED_STEPS} batches, so nothing can be "
-                "learned. Likely causes: responses are read at a position they share (pooling: cls on a causal "
-                "backbone), the head's weights are zero, or the data pairs equal texts. `pluralign data inspect` "
-                "shows the tokens."
-            )
-
-    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> RewardOutput:
-        """Loss and metrics of one batch; callbacks get the rewards."""
-        return self._step(batch, "val")[1]
-
-    def test_step(self, batch: PreferenceBatch, batch_idx: int) -> RewardOutput:
-        """Loss and metrics of one batch; callbacks get the rewards."""
-        return self._step(batch, "test")[1]
-
-    def predict_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Any]:
-        """Rewards of one batch with the ids they belong to.
-
-        Returns:
-            ``id`` (a list), ``response_prompt`` and ``response_index`` (R,), as far as the batch has them, and the
-            module's output.
-        """
-        if batch_idx == 0:
-            self._check_network(batch)
-        names = {
-            name: value
-            for name, value in batch.items()
-            if name in ("id", "response_prompt", "response_index")
-        }
-        return {**names, **self(batch)}
-
-    def _log_metrics(self, stage: str) -> None:
-        metric = self._metrics(stage)
-        values = {
-            f"{stage}/{name}": value for name, value in metric.compute().items() if not bool(value.isnan())
-        }
-        metric.reset()
-        shown = f"{stage}/accuracy"
-        # Equal on every rank already; without sync_dist Lightning warns that they might not be.
-        self.log_dict({name: value for name, value in values.items() if name != shown}, sync_dist=True)
-        if shown in values:
-            self.log(shown, values[shown], prog_bar=True, sync_dist=True)
-
-    def on_train_epoch_end(self) -> None:
-        """Log the training metrics of the epoch."""
-        self._log_metrics("train")
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the validation metrics."""
-        self._log_metrics("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the test metrics."""
-        self._log_metrics("test")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimiser over ``parameter_groups()``, with the scheduler if there is one."""
@@ -364,12 +291,17 @@ class RewardModule(L.LightningModule, ABC):
     # Checkpoints ---------------------------------------------------------------------------------------
 
     def saved_keys(self) -> set[str]:
-        """Names of the state that a checkpoint holds: what was trained, and all of a network made from nothing."""
+        """Names of the state that a checkpoint holds: all that the backbone's own files lack.
+
+        That is what is trained; every adapter and every copy of a layer beside them, trained now or not; all outside the
+        backbone; what came from another run's checkpoint; and all of a network made from nothing.
+        """
         keys = set(self.state_dict())
         if self.backbone_config.name is None:
             return keys  # random weights cannot be loaded again from anywhere else
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        return {name for name in keys if name in trained or not name.startswith("backbone.")}
+        base = {name for name in keys if name.startswith("backbone.")} - added_keys(self, keys)
+        return keys - (base - trained - self._loaded_keys)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave frozen weights out and keep the text format beside the rest."""
@@ -382,6 +314,10 @@ class RewardModule(L.LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take back the text format."""
         self.text_format = checkpoint.get("pluralign", {}).get("text_format")
+        self._loaded_keys, self.init_from = frozenset(checkpoint["state_dict"]), None
+
+    def make_room(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what the sizes of the weights depend on, before they are loaded; nothing, unless overridden."""
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -394,15 +330,53 @@ class RewardModule(L.LightningModule, ABC):
             assign: As in torch.
 
         Raises:
-            RuntimeError: If a trained value is missing or a name is unknown.
+            RuntimeError: If a saved value is missing or a name is unknown.
         """
+        self.make_room(state_dict)
         self.configure_model()  # a spawned run hands its weights to a module that was never built here
-        missing = sorted(self.saved_keys() - set(state_dict))
-        unknown = sorted(set(state_dict) - set(self.state_dict()))
-        if missing or unknown:
-            raise RuntimeError(
-                f"the checkpoint does not fit {type(self).__name__}: "
-                f"missing {missing[:5] or 'nothing'}{' ...' if len(missing) > 5 else ''}, "
-                f"unknown {unknown[:5] or 'nothing'}{' ...' if len(unknown) > 5 else ''}"
-            )
+        self._check_names(state_dict, self.saved_keys(), f"the checkpoint does not fit {type(self).__name__}")
         return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    def _check_names(self, state_dict: Mapping[str, Tensor], needed: set[str], problem: str) -> None:
+        present = self.state_dict()
+        wrong = {
+            "missing": sorted(needed - set(state_dict)),
+            "unknown": sorted(set(state_dict) - set(present)),
+            "of another shape": sorted(
+                name
+                for name in set(state_dict) & set(present)
+                if not name.endswith("_extra_state") and state_dict[name].shape != present[name].shape
+            ),
+        }
+        if any(wrong.values()):
+            lists = (
+                f"{kind} {names[:5] or 'nothing'}{' ...' if len(names) > 5 else ''}"
+                for kind, names in wrong.items()
+                if names or kind != "of another shape"
+            )
+            raise RuntimeError(f"{problem}: {', '.join(lists)}")
+
+    @torch.no_grad()
+    def load_initial_weights(self) -> None:
+        """Start from the weights of ``init_from``; the last thing that ``configure_model`` does when it has built.
+
+        Raises:
+            RuntimeError: If weights that ``init_may_differ`` does not name are missing there, unknown or of another shape.
+        """
+        if self.init_from is None:
+            return
+        content = torch.load(self.init_from, map_location="cpu", weights_only=True)
+        state = {name: value for name, value in content["state_dict"].items() if not self._may_differ(name)}
+        self.make_room(state)
+        needed = {name for name in self.saved_keys() if not self._may_differ(name)}
+        self._check_names(
+            state,
+            needed,
+            f"init_from={self.init_from!r} does not fit {type(self).__name__} (init_may_differ could say so)",
+        )
+        super().load_state_dict(state, strict=False)
+        self.text_format = content.get("pluralign", {}).get("text_format")
+        self._loaded_keys, self._started = frozenset(state), True
+
+    def _may_differ(self, name: str) -> bool:
+        return any(name == start or name.startswith(f"{start}.") for start in self.init_may_differ)

@@ -1,5 +1,6 @@
 """BradleyTerryRM: one scalar reward for everyone; the baseline every other method is compared with."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -8,9 +9,11 @@ from torch import Tensor
 from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
 from pluralign.losses import bradley_terry_loss, reward_centering_loss
 
+from ._settings import check_range
 from .backbone import RewardHead
-from .base import RewardModule, default_optimizer
+from .base import NOT_SAVED, default_optimizer
 from .loading import BackboneConfig
+from .reward import RewardModule
 
 __all__ = ["BradleyTerryRM"]
 
@@ -34,6 +37,8 @@ class BradleyTerryRM(RewardModule):
         *,
         label_smoothing: float = 0.0,
         reward_centering: float = 0.0,
+        init_from: str | None = None,
+        init_may_differ: Sequence[str] = (),
         optimizer: OptimizerCallable = default_optimizer,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
@@ -44,18 +49,24 @@ class BradleyTerryRM(RewardModule):
             label_smoothing: Share of label noise to assume, in [0, 1]: the target share s becomes
                 (1 - smoothing) s + smoothing (1 - s).
             reward_centering: Coefficient, >= 0, of the squared sum of both rewards, which keeps rewards near 0.
+            init_from: Checkpoint of another run, of any method, whose weights this one starts from.
+            init_may_differ: Weights, or beginnings of their names, that are not taken over: ``head``, say.
             optimizer: Called with the trained parameters.
             lr_scheduler: Called with the optimiser, stepped every step; None keeps the rate.
 
         Raises:
             ValueError: If a setting is outside its range.
         """
-        super().__init__(backbone, optimizer=optimizer, lr_scheduler=lr_scheduler)
-        if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
-        if reward_centering < 0:
-            raise ValueError(f"reward_centering must be >= 0, got {reward_centering}")
-        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", "backbone"])
+        super().__init__(
+            backbone,
+            init_from=init_from,
+            init_may_differ=init_may_differ,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+        )
+        check_range("label_smoothing", label_smoothing, at_least=0, at_most=1)
+        check_range("reward_centering", reward_centering, at_least=0)
+        self.save_hyperparameters(ignore=NOT_SAVED)
         self.save_hyperparameters({"backbone": asdict(self.backbone_config)})
         self.label_smoothing, self.reward_centering = label_smoothing, reward_centering
         self.head: RewardHead | None = None
@@ -65,6 +76,7 @@ class BradleyTerryRM(RewardModule):
         if self.backbone is None:
             self.backbone = self.make_backbone()
             self.head = RewardHead(self.backbone.hidden_size)
+            self.load_initial_weights()
 
     def forward(self, batch: PreferenceBatch) -> RewardOutput:
         """Score every response once and read each comparison's two rewards.

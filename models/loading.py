@@ -2,19 +2,22 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
+from ._settings import check_choices, check_range
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["BackboneConfig", "LoRAConfig", "adapt_model", "load_model"]
+__all__ = ["BackboneConfig", "LoRAConfig", "adapt_model", "added_keys", "load_model"]
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,8 @@ class LoRAConfig:
         Raises:
             ValueError: Naming the argument, its value and what is allowed.
         """
-        if self.rank < 1:
-            raise ValueError(f"backbone.lora.rank must be at least 1, got {self.rank}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"backbone.lora.dropout must be in [0, 1), got {self.dropout}")
+        check_range("backbone.lora.rank", self.rank, at_least=1)
+        check_range("backbone.lora.dropout", self.dropout, at_least=0, below=1)
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,7 @@ class BackboneConfig:
         """
         if isinstance(self.lora, dict):  # from a checkpoint's plain hyperparameters
             object.__setattr__(self, "lora", LoRAConfig(**self.lora))
-        for name, allowed in _choices(type(self)).items():
-            if getattr(self, name) not in allowed:
-                options = ", ".join("null" if option is None else str(option) for option in allowed)
-                raise ValueError(f"backbone.{name} must be one of {options}; got {getattr(self, name)!r}")
+        check_choices(type(self), vars(self), prefix="backbone.")
         if self.name is None and "model_type" not in self.config:
             raise ValueError("backbone.name is null, so backbone.config must hold model_type (such as llama)")
         if self.frozen and self.lora is not None:
@@ -162,16 +160,25 @@ def _tensor_places(path: Path) -> list[int]:
     return [8 + size + entry["data_offsets"][0] for key, entry in header.items() if key != "__metadata__"]
 
 
-def _choices(cls: type) -> dict[str, list[object]]:
-    """Allowed values of every field of a dataclass that is declared as one of a few."""
-    found: dict[str, list[object]] = {}
-    for name, hint in get_type_hints(cls).items():
-        parts = [hint] if get_origin(hint) is Literal else get_args(hint)
-        literals = [part for part in parts if get_origin(part) is Literal]
-        if literals:
-            found[name] = [option for part in literals for option in get_args(part)]
-            found[name] += [None] if type(None) in parts else []
-    return found
+def added_keys(module: nn.Module, keys: Iterable[str]) -> set[str]:
+    """Which names of a state are of what PEFT puts beside a network's own layers: adapters, copies of layers, prompts.
+
+    Args:
+        module: With the network somewhere inside.
+        keys: Names in its state dict.
+    """
+    base_of = {
+        path: name
+        for path, part in module.named_modules()
+        for name, _ in part.named_children()
+        if name in ("base_layer", "original_module", "base_model")  # what PEFT calls what it wraps
+    }
+
+    def is_added(key: str) -> bool:
+        parts = key.split(".")
+        return any(base_of.get(".".join(parts[:i]), part) != part for i, part in enumerate(parts))
+
+    return {key for key in keys if is_added(key)}
 
 
 def load_model(config: BackboneConfig) -> "PreTrainedModel":
@@ -268,7 +275,7 @@ def adapt_model(model: "PreTrainedModel", config: BackboneConfig) -> nn.Module:
         )
     adapters = LoraConfig(
         r=config.lora.rank,
-        lora_alpha=config.lora.alpha,  # type: ignore[arg-type]  # PEFT divides it, any number will do
+        lora_alpha=cast(int, config.lora.alpha),  # PEFT divides it, any number will do
         lora_dropout=config.lora.dropout,
         target_modules=config.lora.target_modules or "all-linear",
     )

@@ -9,24 +9,16 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
+from pluralign.datamodules.batch import Basis, PreferenceBatch, RewardOutput
 from pluralign.losses import bradley_terry_loss, hinge_loss, norm_bound_loss
 
 from ._pal_network import Judged, PALNetwork, Points, ProjectorShape, UserReward, fit_users
 from ._pal_users import UserModule, UserTable
-from .base import default_optimizer
+from ._settings import check_choices, check_range
+from .base import NOT_SAVED, default_optimizer
 from .loading import BackboneConfig
 
 __all__ = ["PAL"]
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "version": ("A", "B"),
-    "mix": ("f(P)w", "f(Pw)", "Pw"),
-    "score": ("distance", "squared_distance", "angle"),
-    "loss": ("logistic", "hinge", "cross_entropy"),
-    "user_init": ("zeros", "normal"),
-    "unknown_users": ("mean", "error"),
-}
 
 
 class PAL(UserModule):
@@ -84,6 +76,8 @@ class PAL(UserModule):
         prototype_lr: float = 5e-3,
         user_lr: float = 5e-3,
         scale_lr: float = 1e-2,
+        init_from: str | None = None,
+        init_may_differ: Sequence[str] = (),
         optimizer: OptimizerCallable = default_optimizer,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
@@ -117,6 +111,9 @@ class PAL(UserModule):
             prototype_lr: Rate of version A's prototypes, which have no weight decay.
             user_lr: Rate of the users' logits, without weight decay.
             scale_lr: Rate of the cosine's scale, without weight decay.
+            init_from: Checkpoint of another run, of any method, whose weights this one starts from.
+            init_may_differ: Weights, or beginnings of their names, that are not taken over: ``network`` and ``table`` to
+                start from another method's backbone.
             optimizer: Called with the parameter groups.
             lr_scheduler: Called with the optimiser, stepped every step; None keeps the rates.
 
@@ -125,8 +122,14 @@ class PAL(UserModule):
 
         .. versionadded:: 0.1
         """
-        super().__init__(backbone, optimizer=optimizer, lr_scheduler=lr_scheduler)
-        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", "backbone"])
+        super().__init__(
+            backbone,
+            init_from=init_from,
+            init_may_differ=init_may_differ,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+        )
+        self.save_hyperparameters(ignore=NOT_SAVED)
         self.save_hyperparameters({"backbone": asdict(self.backbone_config)})
         self._check_settings(self.hparams)
         self.version, self.num_prototypes, self.loss_name = version, num_prototypes, loss
@@ -144,24 +147,21 @@ class PAL(UserModule):
 
     @staticmethod
     def _check_settings(settings: Mapping[str, Any]) -> None:
-        for name, allowed in CHOICES.items():
-            if settings[name] not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {settings[name]!r}")
+        check_choices(PAL.__init__, settings)
         for name in ("num_prototypes", "preference_size", "num_users"):
-            if settings[name] is not None and settings[name] < 1:
-                raise ValueError(f"{name} must be at least 1, got {settings[name]}")
+            check_range(name, settings[name], at_least=1)
         for name in ("temperature", "initial_scale"):
-            if not 0 < settings[name] < math.inf:
-                raise ValueError(f"{name} must be finite and > 0, got {settings[name]}")
-        if not settings["initial_scale"] <= settings["max_scale"] < math.inf:
-            raise ValueError(
-                f"max_scale must be finite and at least initial_scale={settings['initial_scale']:g}, got "
-                f"{settings['max_scale']}"
-            )
-        names = ("norm_bound", "norm_bound_weight", "projector_lr", "prototype_lr", "user_lr", "scale_lr")
-        for name in names:
-            if settings[name] is not None and not 0 <= settings[name] < math.inf:
-                raise ValueError(f"{name} must be finite and >= 0, got {settings[name]}")
+            check_range(name, settings[name], above=0)
+        check_range("max_scale", settings["max_scale"], at_least=settings["initial_scale"])
+        for name in (
+            "norm_bound",
+            "norm_bound_weight",
+            "projector_lr",
+            "prototype_lr",
+            "user_lr",
+            "scale_lr",
+        ):
+            check_range(name, settings[name], at_least=0)
         shape = ProjectorShape.parse(settings["projector"])
         if settings["version"] == "B" and not shape.linears and settings["num_prototypes"] > 1:
             raise ValueError(
@@ -192,6 +192,7 @@ class PAL(UserModule):
             max_scale=self.hparams["max_scale"],
         )
         self.backbone = backbone
+        self.load_initial_weights()
 
     def built_network(self) -> PALNetwork:
         """Projectors and prototypes, once they are there.
@@ -248,41 +249,48 @@ class PAL(UserModule):
                 are unknown.
 
         Returns:
-            With comparisons ``chosen`` and ``rejected`` (P,), as that judge would give them, and ``user_weights``
+            With comparisons ``chosen`` and ``rejected`` (P,), as that judge would give them, and of them ``user_weights``
             (P, K); with ``norm_bound`` also ``ideal_points`` (P, D). Outside training, or with one prototype,
-            ``reward`` (R,) of the mean of all users; outside training ``prototype_rewards`` (R, K). All float32; under
-            squared distances rewards are :math:`\sum_k w_k r_k`, a constant of the judge (and prompt) below the score.
+            ``reward`` (R,) of the mean of all users; outside training the ``basis``, each prototype's own reward. All
+            float32; under squared distances rewards are :math:`\sum_k w_k r_k`, a constant of the judge (and prompt)
+            below the score.
         """
         network, points = self.built_network(), self.place(batch)
-        values: dict[str, Tensor] = {}
+        output = RewardOutput()
         with torch.autocast(points.items.device.type, enabled=False):
             basis = network.basis(points) if network.linear or not self.training else None
             if not self.training or self.num_prototypes == 1:
-                values["reward"] = network.common_reward(points, self.table.population(), basis)
+                output["reward"] = network.common_reward(points, self.table.population(), basis)
             if not self.training and basis is not None:
-                values["prototype_rewards"] = basis
+                names = tuple(str(i) for i in range(self.num_prototypes))
+                output["basis"] = Basis(basis, names, title="prototype_rewards", linear=network.linear)
             if "comparisons" in batch:
                 first, second = batch["comparisons"].unbind(dim=1)
-                weights = values["user_weights"] = self.table(self._rows(batch))
+                weights: Tensor = self.table(self._rows(batch))
+                of_comparisons = output["of_comparisons"] = {"user_weights": weights}
                 ideal = None
                 if self.norm_bound is not None or not network.linear:
                     ideal = network.ideal(points, weights, first)
                     if self.norm_bound is not None:
-                        values["ideal_points"] = ideal
-                for name, side in (("chosen", first), ("rejected", second)):
-                    if ideal is not None and not network.linear:
-                        values[name] = network.reward(points.items[side], ideal)
-                    else:
-                        assert basis is not None  # made above
-                        values[name] = (weights * basis[side]).sum(-1)
-        output = RewardOutput()
-        output.update(values)  # type: ignore[typeddict-item]
+                        of_comparisons["ideal_points"] = ideal
+                if ideal is not None and not network.linear:
+                    output["chosen"] = network.reward(points.items[first], ideal)
+                    output["rejected"] = network.reward(points.items[second], ideal)
+                else:
+                    assert basis is not None  # made above
+                    output["chosen"] = (weights * basis[first]).sum(-1)
+                    output["rejected"] = (weights * basis[second]).sum(-1)
         return output
 
     # Loss ----------------------------------------------------------------------------------------------
 
-    def _check(self, batch: PreferenceBatch) -> None:
-        super()._check(batch)
+    def check_batch(self, batch: PreferenceBatch) -> None:
+        """Check as every module does, and that judges are the data's.
+
+        Raises:
+            ValueError: If they are not.
+        """
+        super().check_batch(batch)
         if "user_id" in batch:
             self.table.check(batch["user_id"])
 
@@ -316,7 +324,7 @@ class PAL(UserModule):
         else:
             loss = bradley_terry_loss(chosen, rejected, preference=share, margin=margin, weight=weight)
         if self.norm_bound is not None:
-            excess = norm_bound_loss(output["ideal_points"], bound=self.norm_bound)
+            excess = norm_bound_loss(output["of_comparisons"]["ideal_points"], bound=self.norm_bound)
             loss = loss + self.norm_bound_weight * excess
         return loss
 

@@ -1,6 +1,6 @@
 """Tensor operations on rows: masks of shared rows, separating them, pooling by index."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -61,8 +61,9 @@ def pad_to_multiple(batch: PreferenceBatch, multiple: int) -> PreferenceBatch:
     missing = -batch["input_ids"].shape[1] % multiple
     if not missing:
         return batch
+    columns = cast(Mapping[str, Tensor], batch)
     padded = {
-        name: nn.functional.pad(cast(Tensor, batch[name]), (0, missing), value=fill)  # type: ignore[literal-required]
+        name: nn.functional.pad(columns[name], (0, missing), value=fill)
         for name, fill in (("input_ids", 0), ("position_ids", 0), ("segment_ids", -1))
     }
     return cast(PreferenceBatch, {**batch, **padded})
@@ -91,7 +92,7 @@ def separate_rows(batch: PreferenceBatch) -> PreferenceBatch:
     real = torch.arange(width, device=row.device)[None] < lengths[:, None]
 
     def take(name: str, fill: int) -> Tensor:
-        values = cast(Tensor, batch[name])[row].gather(1, columns)  # type: ignore[literal-required]
+        values = cast(Mapping[str, Tensor], batch)[name][row].gather(1, columns)
         return values.masked_fill(~real, fill)
 
     separate = {

@@ -110,6 +110,7 @@ class Contract:
 
 
 BATCH = "pluralign.datamodules.batch"
+COLUMNS = "pluralign.datamodules.columns"
 HEAVY = (
     "lightning",
     "transformers",
@@ -134,12 +135,12 @@ CONTRACTS = {
         inside=("transformers", "datasets", "tokenizers", "pyarrow", "jinja2"),
     ),
     "models": Contract(
-        own=("pluralign.models", "pluralign.losses", BATCH, "pluralign.__version__"),
+        own=("pluralign.models", "pluralign.losses", BATCH, COLUMNS, "pluralign.__version__"),
         top=("torch", "lightning", "torchmetrics"),
         inside=("transformers", "peft", "bitsandbytes", "safetensors"),
     ),
     "callbacks": Contract(
-        own=("pluralign.callbacks", "pluralign.losses", "pluralign.models.base", BATCH),
+        own=("pluralign.callbacks", "pluralign.losses", "pluralign.models.base", BATCH, COLUMNS),
         top=("torch", "lightning", "torchmetrics", "rich"),
         inside=("matplotlib",),
     ),

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from pluralign.datamodules.cache import TokenRow
 from pluralign.datamodules.collate import PreferenceCollator
@@ -60,3 +61,24 @@ def llama():
         return BackboneConfig(**{"config": LLAMA, **settings})
 
     return build
+
+
+@pytest.fixture
+def tensors_of():
+    """Every tensor of a module's output by a name of its own: ``labels.probs``, ``basis.rewards``, ``user_weights``."""
+
+    def flatten(output):
+        tensors = {}
+        for name, value in output.items():
+            if isinstance(value, torch.Tensor):
+                tensors[name] = value
+            elif isinstance(value, dict):
+                tensors |= value
+            else:
+                fields = value._asdict().items()
+                tensors |= {
+                    f"{name}.{field}": part for field, part in fields if isinstance(part, torch.Tensor)
+                }
+        return tensors
+
+    return flatten

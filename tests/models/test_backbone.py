@@ -253,8 +253,8 @@ def test_pretrained_folder_round_trip_and_missing_weights(tmp_path, batch):
         ({"name": "x", "dtype": "fp16"}, "dtype must be one of float32, bfloat16, float16; got 'fp16'"),
         ({"name": "x", "quantization": "4bits"}, "quantization must be one of 4bit, 8bit, null; got '4bits'"),
         ({"name": "x", "pooling": "max"}, "pooling must be one of auto, last, mean, cls"),
-        ({"name": "x", "lora": {"rank": 0}}, "rank must be at least 1, got 0"),
-        ({"name": "x", "lora": {"dropout": 1.0}}, "dropout must be in"),
+        ({"name": "x", "lora": {"rank": 0}}, "rank must be finite and >= 1; got 0"),
+        ({"name": "x", "lora": {"dropout": 1.0}}, "dropout must be >= 0 and < 1; got 1.0"),
     ],
 )
 def test_settings_that_contradict_each_other(settings, message):
@@ -348,3 +348,64 @@ def test_the_longest_text_that_is_allowed_fits(model_type):
     }
     assert states(backbone, data).shape == (1, 32)
     assert size == (18 if model_type == "roberta" else 20)
+
+
+def by_hand(tokens, rows, pooling):
+    """Pooled states by plain loops over the tokens of every response."""
+    pooled = []
+    for row, end in zip(rows["response_row"].tolist(), rows["response_end"].tolist(), strict=True):
+        segments = rows["segment_ids"][row]
+        if pooling == "mean":
+            places = [i for i, s in enumerate(segments.tolist()) if s in (0, int(segments[end]))]
+            pooled.append(torch.stack([tokens[row, i] for i in places]).mean(0))
+        else:
+            pooled.append(tokens[row, end if pooling == "last" else 0])
+    return torch.stack(pooled)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "cls"])
+@pytest.mark.parametrize(
+    ("given", "settings"),
+    [
+        ("shared", {}),  # packed
+        ("shared", {"attention": "eager"}),
+        ("separate", {}),
+        ("shared", {"layout": "separate"}),
+        ("separate", {"layout": "separate", "attention": "eager"}),
+    ],
+)
+def test_one_pass_gives_states_of_tokens_and_of_responses(llama, batch, given, settings, pooling):
+    backbone = Backbone(llama(pooling=pooling, **settings))
+    data = batch((2, 3, 1), layout=given)
+    output = backbone.read(data)
+    assert output.tokens.shape == (*output.rows["input_ids"].shape, 32)
+    torch.testing.assert_close(
+        output.pooled, by_hand(output.tokens, output.rows, pooling), atol=1e-6, rtol=1e-5
+    )
+    assert torch.equal(output.pooled, backbone(data))
+    assert ("row_lengths" in output.rows) and len(output.rows["response_row"]) == 6
+
+
+def test_rows_that_ran_apart_come_back_in_order(llama, rows):
+    from pluralign.datamodules.collate import PreferenceCollator
+
+    records = rows((3, 3, 3, 3), seed=4)
+    for i, record in enumerate(records[:2]):
+        extra = np.full(150, i + 1, dtype=np.int32)
+        tokens, lengths = np.concatenate([extra, record.tokens]), record.lengths.copy()
+        lengths[0] += 150
+        records[i] = record._replace(tokens=tokens, lengths=lengths)
+    data = PreferenceCollator(layout="separate")(records)
+    apart = Backbone(llama(layout="separate", attention="eager", pooling="mean"))
+    assert len(apart._chunks(data)) > 1
+    output = apart.read(data)
+    assert torch.equal(output.pooled, apart(data))
+    torch.testing.assert_close(
+        output.pooled, by_hand(output.tokens, output.rows, "mean"), atol=1e-6, rtol=1e-5
+    )
+    assert bool((output.tokens[output.rows["segment_ids"] >= 0] != 0).any(-1).all())
+
+
+def test_stored_features_have_no_tokens_to_read(llama):
+    with pytest.raises(ValueError, match=r"loader\.features=null"):
+        Backbone(llama(frozen=True)).read({"features": torch.zeros(1, 32)})

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from pluralign.datamodules import LoaderConfig, SyntheticDataModule, TextConfig
+from pluralign.datamodules.batch import DataSource
 from pluralign.models import BackboneConfig, BradleyTerryRM, LoRAConfig
+from pluralign.models.base import data_of
 
 TINY = {"model_type": "llama", "vocab_size": 259, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
         "num_attention_heads": 2}  # fmt: skip
@@ -202,6 +204,39 @@ def test_predictions_carry_the_ids_they_belong_to(tmp_path):
     assert sorted(named) == sorted(
         (row.id, i) for row in source.table("predict")[list(range(4))] for i in range(4)
     )
+
+
+def test_predictions_name_their_comparisons(tmp_path):
+    source = data(judgements="crowd")
+    for output in trainer(tmp_path).predict(module(), source):
+        assert len(output["comparison_index"]) == len(output["comparisons"]) == len(output["chosen"])
+        for (first, second), prompt in zip(
+            output["comparisons"].tolist(), output["comparison_prompt"].tolist(), strict=True
+        ):
+            assert output["response_prompt"][[first, second]].tolist() == [prompt, prompt]
+
+
+class Few(L.LightningDataModule):
+    """A data module that somebody else wrote."""
+
+    users = ("a", "b")
+
+
+def test_a_foreign_data_module_answers_with_what_it_has(tmp_path):
+    run = trainer(tmp_path)
+    assert data_of(None) is None and data_of(run) is None and module().data is None
+    run.datamodule = Few()
+    few = data_of(run)
+    assert isinstance(few, DataSource) and few.name == "Few"
+    assert few.users == few.training_users == ["a", "b"] and few.num_training_users == 2
+    assert few.domains == [] and few.splits == () and few.features is None
+    assert few.text_format() == {} and few.user_groups() == {} and few.mean_votes("votes") is None
+    few.check_judged("votes")
+    assert few.texts("test", [("q", 0)]) == [("", "")]
+    with pytest.raises(TypeError, match="Few gives batches through a Trainer alone"):
+        few.batches("train")
+    run.datamodule = data()
+    assert data_of(run).text_format() == run.datamodule.text_format()
 
 
 def test_two_processes_see_the_same_validation_as_one(tmp_path):

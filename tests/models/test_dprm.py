@@ -50,7 +50,7 @@ def judged(batch):
         votes = rng.integers(0, 9, (items, len(module.labels)))
         votes[0] = np.eye(len(module.labels))[0] * 4  # all agree
         votes[votes.sum(1) == 0, 0] = 1
-        data[module.votes_key] = torch.tensor(votes).float()
+        data[module.keys.votes] = torch.tensor(votes).float()
         if weighted:
             data["weight"] = torch.tensor(rng.uniform(0.1, 2, len(data["comparisons"])).astype(np.float32))
         return data
@@ -62,10 +62,9 @@ class Given(DPRM):
     """A DPRM whose head says what the batch brings along: (R, numbers)."""
 
     def configure_model(self):
-        size = self._outputs if self.head_kind == "beta" else len(self.labels)
-        self.bias = torch.nn.Parameter(torch.zeros(size))
+        self.bias = torch.nn.Parameter(torch.zeros(self.label_head.size))
 
-    def _numbers(self, batch):
+    def numbers(self, batch):
         return batch["numbers"]
 
 
@@ -108,28 +107,28 @@ def test_expected_rewards_and_harm_of_the_paper_s_table():
     output = outputs_for(np.stack([row / row.sum() for row in rows]), label_sets=HARMFUL)
     # the table's rows sum to 99.99 to 100.01 per cent
     expected = [reward for _, reward, _ in TABLE.values()]
-    assert output["expected_reward"].tolist() == pytest.approx(expected, abs=1.5e-4)
+    assert output["labels"].expected.tolist() == pytest.approx(expected, abs=1.5e-4)
     harm = [share / 100 for _, _, share in TABLE.values()]
-    assert output["label_set_probs"][:, 0].tolist() == pytest.approx(harm, abs=2e-5)
-    assert torch.equal(output["label_set_probs"][:, 1], output["label_probs"][:, 0])
-    assert torch.equal(output["reward"], output["expected_reward"])
+    assert output["labels"].sets[:, 0].tolist() == pytest.approx(harm, abs=2e-5)
+    assert torch.equal(output["labels"].sets[:, 1], output["labels"].probs[:, 0])
+    assert torch.equal(output["reward"], output["labels"].expected)
 
 
 def test_the_figure_s_votes_prefer_the_first_response():
     output = outputs_for([[0.5, 0.1, 0.4, 0, 0, 0], [0.3, 0, 0.5, 0, 0.2, 0]])
-    assert output["expected_reward"].tolist() == pytest.approx([0.15, -0.5])
+    assert output["labels"].expected.tolist() == pytest.approx([0.15, -0.5])
     posterior = outputs_for([[0.3, 0.4, 0.2, 0.05, 0.03, 0.02], [0.4, 0.25, 0.3, 0.025, 0.015, 0.01]])
-    assert posterior["expected_reward"].tolist() == pytest.approx([0.145, 0.1475])
+    assert posterior["labels"].expected.tolist() == pytest.approx([0.145, 0.1475])
 
 
 def test_standard_deviation_and_aversion_to_risk():
     probs = [[0.5, 0.1, 0.4, 0, 0, 0], [0, 0, 0, 1, 0, 0], [1 / 6] * 6]
     output = outputs_for(probs, risk_aversion=0.5)
-    for row, deviation in zip(probs, output["reward_std"].tolist(), strict=True):
+    for row, deviation in zip(probs, output["labels"].std.tolist(), strict=True):
         mean = sum(p * r for p, r in zip(row, PAPER_REWARDS, strict=True))
         variance = sum(p * (r - mean) ** 2 for p, r in zip(row, PAPER_REWARDS, strict=True))
         assert deviation == pytest.approx(math.sqrt(variance), abs=1e-6)
-    torch.testing.assert_close(output["reward"], output["expected_reward"] - 0.5 * output["reward_std"])
+    torch.testing.assert_close(output["reward"], output["labels"].expected - 0.5 * output["labels"].std)
     assert output["reward"].argmax() == 0 and outputs_for(probs)["reward"].argmax() == 0
 
 
@@ -137,8 +136,8 @@ def test_standard_deviation_and_aversion_to_risk():
 def test_any_number_of_labels(count):
     probs = np.random.default_rng(0).dirichlet(np.ones(count), 4)
     output = outputs_for(probs, **of(count))
-    np.testing.assert_allclose(output["label_probs"], probs, atol=1e-6)
-    np.testing.assert_allclose(output["expected_reward"], probs @ REWARDS[count], atol=1e-6)
+    np.testing.assert_allclose(output["labels"].probs, probs, atol=1e-6)
+    np.testing.assert_allclose(output["labels"].expected, probs @ REWARDS[count], atol=1e-6)
 
 
 def test_the_reward_s_error_is_bounded_by_the_transport_loss():
@@ -146,12 +145,14 @@ def test_the_reward_s_error_is_bounded_by_the_transport_loss():
     rng = np.random.default_rng(0)
     p, q = rng.dirichlet(np.ones(6), (2, 50))
     output, other = outputs_for(p), outputs_for(q)
-    error = (output["expected_reward"] - other["expected_reward"]).abs()
+    error = (output["labels"].expected - other["labels"].expected).abs()
     by_reward, by_index = (
         torch.stack(
             [
-                given(cost=cost).transport(a, b)
-                for a, b in zip(output["label_probs"][:, None], torch.tensor(q).float()[:, None], strict=True)
+                given(cost=cost).label_head.transport(a, b)
+                for a, b in zip(
+                    output["labels"].probs[:, None], torch.tensor(q).float()[:, None], strict=True
+                )
             ]
         )
         for cost in ("reward", "index")
@@ -161,15 +162,14 @@ def test_the_reward_s_error_is_bounded_by_the_transport_loss():
 
 @pytest.mark.parametrize(("head", "loss"), KINDS)
 @pytest.mark.parametrize("on", JUDGED)
-def test_everything_is_float32_and_of_the_right_shape(model, judged, head, loss, on):
+def test_everything_is_float32_and_of_the_right_shape(model, judged, tensors_of, head, loss, on):
     module = model(**of(3, head=head, loss=loss, judged=on), dtype="bfloat16", label_sets={"a": ["label0"]})
     data = judged(module)
-    names = {"label_probs": (3,), "expected_reward": (), "reward_std": (), "label_set_probs": (1,)}
+    names = {"probs": (3,), "expected": (), "std": (), "sets": (1,)}
     if head == "beta":
         names |= {"alpha": (3,), "beta": (3,)}
     items = 10 if on == "responses" else 6
-    prefix = "" if on == "responses" else "comparison_"
-    shapes = {f"{prefix}{name}": (items, *rest) for name, rest in names.items()}
+    shapes = {f"labels.{name}": (items, *rest) for name, rest in names.items()}
     shapes |= {"reward": (10,), "chosen": (6,), "rejected": (6,)}
     if on == "comparisons":
         shapes["preference"] = (6,)
@@ -177,19 +177,22 @@ def test_everything_is_float32_and_of_the_right_shape(model, judged, head, loss,
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = module(data)
     for output in (plain, mixed):
-        assert {name: tuple(value.shape) for name, value in output.items()} == shapes
-        assert {value.dtype for value in output.values()} == {torch.float32}
-        probs = output[f"{prefix}label_probs"]
+        tensors = tensors_of(output)
+        assert {name: tuple(value.shape) for name, value in tensors.items()} == shapes
+        assert {value.dtype for value in tensors.values()} == {torch.float32}
+        assert output["labels"].on == on and output["labels"].names == module.labels
+        assert output["labels"].set_names == ("a",)
+        probs = output["labels"].probs
         torch.testing.assert_close(probs.sum(-1), torch.ones(items))
         exact = (probs.double() * torch.tensor(REWARDS[3])).sum(-1)
-        torch.testing.assert_close(output[f"{prefix}expected_reward"].double(), exact, atol=1e-6, rtol=0)
+        torch.testing.assert_close(output["labels"].expected.double(), exact, atol=1e-6, rtol=0)
         assert torch.equal(output["chosen"], output["reward"][data["comparisons"][:, 0]])
         assert torch.equal(output["rejected"], output["reward"][data["comparisons"][:, 1]])
 
 
 def test_scores_without_comparisons_or_votes(model, batch):
     data = batch((1, 1))
-    assert set(model()(data)) == {"reward", "label_probs", "expected_reward", "reward_std"}
+    assert set(model()(data)) == {"reward", "labels"}
     assert set(model(**of(3, judged="comparisons"))(data)) == {"reward"}
     assert set(model(**of(3, judged="comparisons", head="beta"))(data)) == {"reward"}
 
@@ -201,7 +204,7 @@ def test_a_comparison_s_share_and_odds():
     logits = [0.3 + 0.2, -0.2 + 0.5, 0.1 - 0.4]
     total = sum(map(math.exp, logits))
     first, tie, second = (math.exp(logit) / total for logit in logits)
-    assert output["comparison_label_probs"][0].tolist() == pytest.approx([first, tie, second])
+    assert output["labels"].probs[0].tolist() == pytest.approx([first, tie, second])
     assert float(output["preference"].detach()) == pytest.approx(first + tie / 2)
     assert float((output["chosen"] - output["rejected"]).detach()) == pytest.approx(math.log(first / second))
 
@@ -231,14 +234,12 @@ def test_exchanging_the_responses_reverses_the_labels(model, judged, head, loss,
     swapped = {**data, "comparisons": data["comparisons"].flip(1)}
     there, back = module(data), module(swapped)
     close = {"atol": 1e-7, "rtol": 1e-6}  # sums of softmax run the other way round
-    torch.testing.assert_close(
-        there["comparison_label_probs"], back["comparison_label_probs"].flip(-1), **close
-    )
+    torch.testing.assert_close(there["labels"].probs, back["labels"].probs.flip(-1), **close)
     torch.testing.assert_close(there["preference"], 1 - back["preference"], **close)
     assert torch.equal(there["chosen"], back["rejected"])
     if head == "beta":
-        for name in ("comparison_alpha", "comparison_beta"):
-            torch.testing.assert_close(there[name], back[name].flip(-1), **close)
+        for mine, theirs in zip(there["labels"][5:7], back["labels"][5:7], strict=True):  # alpha and beta
+            torch.testing.assert_close(mine, theirs.flip(-1), **close)
     if loss != "constant":
         assert bool((there["preference"] - 0.5).abs().max() > 0.01)
     swapped["comparison_votes"] = data["comparison_votes"].flip(-1)
@@ -256,7 +257,7 @@ def test_equal_responses_are_an_exact_tie(model, batch, head, loss, count):
     data["comparisons"] = torch.tensor([[0, 0], [1, 1], [2, 2]])
     output = module(data)
     assert output["preference"].tolist() == [0.5] * 3
-    probs = output["comparison_label_probs"]
+    probs = output["labels"].probs
     torch.testing.assert_close(probs, probs.flip(-1), atol=1e-7 if head == "beta" else 0, rtol=0)
 
 
@@ -264,7 +265,7 @@ def test_equal_responses_are_an_exact_tie(model, batch, head, loss, count):
 def test_the_order_of_a_comparison_cannot_be_learned(head, loss):
     """The first side always has the majority, and no response says anything: nothing beats the symmetric constant."""
     module = given(**of(3, head=head, loss=loss, judged="comparisons"), sinkhorn_iterations=20)
-    size = module._outputs if head == "beta" else 3
+    size = module.label_head.size
     numbers = torch.nn.Parameter(torch.zeros(size))
     optimizer = torch.optim.Adam([module.bias, numbers], lr=0.1)
     votes = torch.tensor([[7.0, 1.0, 2.0], [6.0, 3.0, 1.0]])
@@ -279,7 +280,7 @@ def test_the_order_of_a_comparison_cannot_be_learned(head, loss):
     assert output["preference"].tolist() == [0.5, 0.5]
     shares = (votes / 10).numpy()
     symmetric = ((shares + shares[:, ::-1]) / 2).mean(0)
-    reached = output["comparison_label_probs"][0].double().numpy()
+    reached = output["labels"].probs[0].double().numpy()
     assert reached[0] == reached[2]
     if loss in ("cross_entropy", "constant", "bradley_terry"):
         np.testing.assert_allclose(reached, symmetric, atol=5e-3)
@@ -299,9 +300,9 @@ def logits_by_hand(module, data):
     count = len(module.labels)
     numbers = []
     for state in states:
-        if module.loss_name == "constant":
+        if module.hparams.loss == "constant":
             numbers.append(np.zeros(count))
-        elif module.loss_name == "bradley_terry":
+        elif module.hparams.loss == "bradley_terry":
             scale = np.array(REWARDS[count]) - np.mean(REWARDS[count])
             scale = scale / (max(REWARDS[count]) - min(REWARDS[count]))
             if module.judged == "comparisons":
@@ -311,7 +312,7 @@ def logits_by_hand(module, data):
             numbers.append(weight @ state)
 
     def mirrored(values):
-        if module.head_kind == "beta" and count > 2:
+        if module.hparams.head == "beta" and count > 2:
             return np.concatenate([values[2 * i : 2 * i + 2] for i in range(count)][::-1])
         return values[::-1]
 
@@ -368,7 +369,7 @@ def loss_by_hand(module, raw, votes, cost):
     """Loss of one item."""
     count, total = len(votes), sum(votes)
     target = np.array(votes) / total
-    if module.head_kind == "beta":
+    if module.hparams.head == "beta":
         found = []
         for label, shapes in enumerate(shapes_by_hand(raw)[: 1 if count == 2 else count]):
             observed = (max(0.5, votes[label]), max(0.5, total - votes[label]))
@@ -376,11 +377,11 @@ def loss_by_hand(module, raw, votes, cost):
         return np.mean(found)
     powers = np.exp(raw - np.max(raw))
     probs = powers / powers.sum()
-    if module.loss_name == "wasserstein":
+    if module.hparams.loss == "wasserstein":
         return transported(probs, target, cost)
-    if module.loss_name == "sinkhorn":
+    if module.hparams.loss == "sinkhorn":
         return diverged(probs, target, cost, 0.5)
-    if module.loss_name == "majority":
+    if module.hparams.loss == "majority":
         most = [float(vote == max(votes)) for vote in votes]
         target = np.array(most) / sum(most)
     return -(target * np.log(probs)).sum()
@@ -405,7 +406,7 @@ def test_the_loss_of_one_batch_is_the_written_out_formula(model, judged, head, l
         found = float(module.compute_loss(module(data), data))
     losses = [
         loss_by_hand(module, raw, votes, cost)
-        for raw, votes in zip(logits_by_hand(module, data), data[module.votes_key].tolist(), strict=True)
+        for raw, votes in zip(logits_by_hand(module, data), data[module.keys.votes].tolist(), strict=True)
     ]
     expected = sum(w * x for w, x in zip(weights, losses, strict=True)) / sum(weights)
     assert found == pytest.approx(expected, rel=2e-5, abs=2e-6)
@@ -417,7 +418,7 @@ def test_targets_of_the_data_go_before_the_votes(model, judged):
     target = torch.rand(10, 3).softmax(-1)
     with_prior = {**data, "target": target, "target_votes": torch.full((10,), 7.0)}
     output = module(data)
-    expected = -(target * output["label_probs"].log()).sum(-1).mean()
+    expected = -(target * output["labels"].probs.log()).sum(-1).mean()
     torch.testing.assert_close(module.compute_loss(output, with_prior), expected)
     assert [part.tolist() for part in module.target(with_prior)] == [target.tolist(), [7.0] * 10]
     shares, strength = module.target(data)
@@ -445,7 +446,7 @@ def test_names_of_costs_reach_the_loss():
         module = given(**of(5, cost=cost))
         ends = {"numbers": torch.tensor([[200.0, 0, 0, 0, 0]]), "votes": torch.tensor([[0.0, 0, 0, 0, 3]])}
         assert float(module.compute_loss(module(ends), ends).detach()) == 4
-    assert float(given(**of(5, cost="reward")).transport(torch.eye(5)[:1], torch.eye(5)[4:])) == 4
+    assert float(given(**of(5, cost="reward")).label_head.transport(torch.eye(5)[:1], torch.eye(5)[4:])) == 4
 
 
 def test_cross_entropy_is_blind_to_how_far_a_label_is():
@@ -497,7 +498,7 @@ def test_three_labels_and_one_number_are_davidson_s_model(model, judged):
     bias = module.bias.detach().double()
     nu = math.exp(float(bias[1] - (bias[0] + bias[2]) / 2))
     for probs, a, b in zip(
-        output["comparison_label_probs"].tolist(),
+        output["labels"].probs.tolist(),
         output["chosen"].tolist(),
         output["rejected"].tolist(),
         strict=True,
@@ -515,8 +516,8 @@ def test_three_labels_and_one_number_are_davidson_s_model(model, judged):
 def test_two_labels_share_one_beta(model, judged, on):
     module = model(**of(2, head="beta", judged=on))
     assert module.head.weight.shape[0] == 2 and module.bias.shape == (2,)
-    output, prefix = module(judged(module)), "" if on == "responses" else "comparison_"
-    alpha, beta, probs = (output[f"{prefix}{name}"] for name in ("alpha", "beta", "label_probs"))
+    labels = module(judged(module))["labels"]
+    alpha, beta, probs = labels.alpha, labels.beta, labels.probs
     assert torch.equal(alpha, beta.flip(-1))
     torch.testing.assert_close(probs[:, 0], alpha[:, 0] / (alpha + beta)[:, 0])
 
@@ -532,7 +533,7 @@ def test_extreme_votes_stay_finite(count):
     module = given(**of(count, head="beta"))
     votes = torch.zeros(3, count)
     votes[0, 0], votes[1, -1], votes[2, 0] = 100_000, 1, 1e-3
-    numbers = torch.zeros(3, module._outputs, requires_grad=True)
+    numbers = torch.zeros(3, module.label_head.size, requires_grad=True)
     data = {"numbers": numbers, "votes": votes}
     loss = module.compute_loss(module(data), data)
     loss.backward()
@@ -542,18 +543,19 @@ def test_extreme_votes_stay_finite(count):
 @pytest.mark.parametrize("count", [2, 3, 5])
 @pytest.mark.parametrize("on", JUDGED)
 @pytest.mark.parametrize(("head", "loss"), KINDS)
-def test_saturated_heads_stay_finite(head, loss, on, count):
+def test_saturated_heads_stay_finite(tensors_of, head, loss, on, count):
     module = given(**of(count, head=head, loss=loss, judged=on))
-    size = module._outputs if head == "beta" else count
+    size = module.label_head.size
     for pattern in ([1e4], [-1e4], [1e4, -1e4], [-1e4, 1e4, 0.0]):
         row = torch.tensor((pattern * size)[:size])
         numbers = torch.stack([row, row.flip(0), -row]).requires_grad_()
         data = {"numbers": numbers, "comparisons": torch.tensor([[0, 1], [1, 2], [2, 0]])}
-        data[module.votes_key] = torch.tensor([[5.0] + [0.0] * (count - 1), [1.0] * count, [0.0, 9.0] + [0.0] * (count - 2)])  # fmt: skip
+        data[module.keys.votes] = torch.tensor([[5.0] + [0.0] * (count - 1), [1.0] * count, [0.0, 9.0] + [0.0] * (count - 2)])  # fmt: skip
         output = module(data)
         loss_value = module.compute_loss(output, data)
-        (loss_value + sum(value.sum() for value in output.values())).backward()
-        for name, value in (output | {"loss": loss_value, "gradient": numbers.grad}).items():
+        tensors = tensors_of(output)
+        (loss_value + sum(value.sum() for value in tensors.values())).backward()
+        for name, value in (tensors | {"loss": loss_value, "gradient": numbers.grad}).items():
             assert bool(value.isfinite().all()), (name, pattern)
         assert bool(module.bias.grad.isfinite().all())
         module.bias.grad = None
@@ -584,14 +586,14 @@ def test_every_trained_parameter_moves_and_no_frozen_one(model, judged, head, lo
 
 @pytest.mark.parametrize("on", JUDGED)
 @pytest.mark.parametrize(("head", "loss"), [("categorical", "wasserstein"), ("beta", "wasserstein")])
-def test_permuting_the_batch_permutes_the_output(model, rows, head, loss, on):
+def test_permuting_the_batch_permutes_the_output(model, rows, tensors_of, head, loss, on):
     from pluralign.datamodules.collate import PreferenceCollator
 
     module, records = model(**of(3, head=head, loss=loss, judged=on)).eval(), rows((2, 3, 4))
     data, moved = (PreferenceCollator()(part) for part in (records, [records[i] for i in (2, 0, 1)]))
     responses = torch.tensor([5, 6, 7, 8, 0, 1, 2, 3, 4])
     comparisons = torch.tensor([3, 4, 5, 0, 1, 2])
-    output, other = module(data), module(moved)
+    output, other = tensors_of(module(data)), tensors_of(module(moved))
     for name, value in output.items():
         order = responses if len(value) == 9 else comparisons
         torch.testing.assert_close(other[name], value[order], atol=1e-5, rtol=1e-5)
@@ -616,7 +618,7 @@ def test_overfits_eight_items(model, batch, head, loss, on, rate, steps):
     module = model(**of(3, head=head, loss=loss, judged=on), sinkhorn_iterations=15)
     data = batch((2,) * (4 if on == "responses" else 8))
     votes = torch.tensor(np.random.default_rng(5).dirichlet(np.ones(3), 8)).float() * 20
-    data[module.votes_key] = votes
+    data[module.keys.votes] = votes
     optimizer = torch.optim.Adam(module.parameter_groups(), lr=rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     for _ in range(steps):
@@ -625,13 +627,13 @@ def test_overfits_eight_items(model, batch, head, loss, on, rate, steps):
         module.compute_loss(output, data).backward()
         optimizer.step()
         schedule.step()
-    probs = output["label_probs" if on == "responses" else "comparison_label_probs"]
+    probs = output["labels"].probs
     distance = (probs - votes / 20).abs().sum(-1) / 2
     assert float(distance.detach().max()) < 0.06
 
 
 @pytest.mark.parametrize("on", JUDGED)
-def test_layouts_give_equal_outputs_and_gradients(model, judged, on):
+def test_layouts_give_equal_outputs_and_gradients(model, judged, tensors_of, on):
     module, found = model(**of(3, judged=on)), []
     for layout in ("shared", "separate"):
         data = judged(module, layout=layout)
@@ -639,7 +641,7 @@ def test_layouts_give_equal_outputs_and_gradients(model, judged, on):
         output = module(data)
         module.compute_loss(output, data).backward()
         gradients = [parameter.grad.clone() for parameter in module.parameters()]
-        found.append([*(value.detach() for value in output.values()), *gradients])
+        found.append([*(value.detach() for value in tensors_of(output).values()), *gradients])
     for mine, theirs in zip(*found, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
 
@@ -659,7 +661,7 @@ def test_the_constant_baseline_reads_no_response(model, judged):
     module = model(**of(3, loss="constant"))
     module.backbone.forward = None
     output = module(judged(module))
-    assert len(set(map(tuple, output["label_probs"].tolist()))) == 1
+    assert len(set(map(tuple, output["labels"].probs.tolist()))) == 1
 
 
 # Settings ----------------------------------------------------------------------------------------------
@@ -679,12 +681,12 @@ def test_the_constant_baseline_reads_no_response(model, judged):
             for loss in CATEGORICAL[1:]
         ),
         ({"risk_aversion": 1.0, "judged": "comparisons"}, r'risk_aversion=1.0 needs judged="responses"'),
-        ({"risk_aversion": -1}, "risk_aversion must be a finite number >= 0, got -1"),
-        ({"risk_aversion": math.nan}, "risk_aversion must be a finite number >= 0, got nan"),
-        ({"warmup_steps": -1}, "warmup_steps must be a finite number >= 0, got -1"),
-        ({"grid_share": -0.5}, "grid_share must be a finite number >= 0, got -0.5"),
-        ({"sinkhorn_epsilon": 0}, "sinkhorn_epsilon must be a finite number > 0, got 0"),
-        ({"sinkhorn_iterations": 0}, "sinkhorn_iterations must be a finite number >= 1, got 0"),
+        ({"risk_aversion": -1}, "risk_aversion must be finite and >= 0; got -1"),
+        ({"risk_aversion": math.nan}, "risk_aversion must be finite and >= 0; got nan"),
+        ({"warmup_steps": -1}, "warmup_steps must be finite and >= 0; got -1"),
+        ({"grid_share": -0.5}, "grid_share must be finite and >= 0; got -0.5"),
+        ({"sinkhorn_epsilon": 0}, "sinkhorn_epsilon must be finite and > 0; got 0"),
+        ({"sinkhorn_iterations": 0}, "sinkhorn_iterations must be finite and >= 1; got 0"),
         ({"cost": [[0.0, 1.0], [1.0, 0.0]]}, "cost must be a name or a 6 x 6 matrix"),
         ({"cost": "euclid"}, "cost must be index, reward, grid"),
         ({"axis_weights": [1.0]}, "axis_weights must hold a finite number >= 0 for each of the 2 axes"),

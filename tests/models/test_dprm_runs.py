@@ -58,9 +58,8 @@ def symmetrised(source):
 
 def probabilities(model, loader):
     """Predictions of every judged item, in the order of the loader."""
-    name = "label_probs" if model.judged == "responses" else "comparison_label_probs"
     with torch.no_grad():
-        return torch.cat([model.eval()(batch)[name] for batch in loader])
+        return torch.cat([model.eval()(batch)["labels"].probs for batch in loader])
 
 
 @pytest.mark.parametrize("judgements", ORDER)
@@ -74,7 +73,7 @@ def test_fit_validate_test_and_predict(tmp_path, judgements, head):
     assert np.isfinite(list(found.values())).all()
     outputs = run.predict(model, source)
     assert sum(len(output["reward"]) for output in outputs) == 16
-    assert ("label_probs" in outputs[0]) == (judgements == "ratings")
+    assert {output["labels"].on for output in outputs} == {model.judged}
 
 
 def test_the_validation_loss_is_the_mean_over_ragged_batches(tmp_path):
@@ -103,7 +102,7 @@ def test_the_constant_baseline_is_the_training_distribution_at_once(tmp_path, ju
     if judgements == "crowd":  # a tie is not right, though the first response is the majority's
         assert float(run.callback_metrics["val/accuracy"]) == 0
         assert float(run.callback_metrics["val/tied_scores"]) == 1
-    votes = torch.cat([batch[model.votes_key] for batch in source.val_dataloader()]).numpy()
+    votes = torch.cat([batch[model.keys.votes] for batch in source.val_dataloader()]).numpy()
     shares = votes / votes.sum(1, keepdims=True)
     entropy = -(shares * np.log(symmetrised(source))).sum(1).mean()
     found = run.validate(model, source, verbose=False)[0]["val/loss"]
@@ -168,7 +167,7 @@ def test_a_trained_bias_is_kept_when_a_run_goes_on(tmp_path):
 
 @pytest.mark.parametrize("judgements", ORDER)
 @pytest.mark.parametrize(("head", "loss"), [("categorical", "sinkhorn"), ("beta", "wasserstein"), ("categorical", "constant")])  # fmt: skip
-def test_checkpoints_reload_to_equal_outputs(tmp_path, judgements, head, loss):
+def test_checkpoints_reload_to_equal_outputs(tmp_path, tensors_of, judgements, head, loss):
     sets = {"ends": [ORDER[judgements]["labels"][0]]}
     model, source = module(judgements, head=head, loss=loss, label_sets=sets), data(judgements)
     run = trainer(tmp_path)
@@ -178,7 +177,7 @@ def test_checkpoints_reload_to_equal_outputs(tmp_path, judgements, head, loss):
     assert again.labels == model.labels and again.label_rewards == model.label_rewards
     batch = next(iter(source.val_dataloader()))
     with torch.no_grad():
-        output, found = model.eval()(batch), again(batch)
+        output, found = tensors_of(model.eval()(batch)), tensors_of(again(batch))
     assert output.keys() == found.keys()
     for name, value in output.items():
         assert torch.equal(found[name], value), name
@@ -201,7 +200,7 @@ def test_the_loss_changes_after_the_optimizer_steps_of_the_warm_up(tmp_path, hea
         def compute_loss(self, output, batch):
             loss = super().compute_loss(output, batch)
             shares, _ = self.target(batch)
-            entropy = -(shares * output["comparison_label_probs"].log()).sum(-1).mean()
+            entropy = -(shares * output["labels"].probs.log()).sum(-1).mean()
             steps.append((self.training, self.global_step, bool(torch.isclose(loss, entropy))))
             return loss
 
@@ -336,7 +335,7 @@ def test_the_crowd_s_distribution_is_recovered(tmp_path):
     with torch.no_grad():
         for batch in source.test_dataloader():
             prompts = batch["response_prompt"][batch["comparisons"][:, 0]].tolist()
-            probs = model.eval()(batch)["comparison_label_probs"].numpy()
+            probs = model.eval()(batch)["labels"].probs.numpy()
             for prompt, number, row in zip(prompts, batch["comparison_index"].tolist(), probs, strict=True):
                 found[batch["id"][prompt], number] = row
     # Six comparisons of each prompt, in the order of the records.

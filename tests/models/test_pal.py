@@ -82,7 +82,7 @@ def loss_of(module, batch):
 
 def test_distances_of_the_worked_example():
     output = fixture()(chose(LEFT, RIGHT))
-    assert output["user_weights"][0].tolist() == pytest.approx([0.25, 0.75])
+    assert output["of_comparisons"]["user_weights"][0].tolist() == pytest.approx([0.25, 0.75])
     assert float(output["chosen"].detach()) == pytest.approx(-1.0606602)
     assert float(output["rejected"].detach()) == pytest.approx(-1.2747549)
 
@@ -279,12 +279,15 @@ def test_prototypes_have_no_order(model, batch, settings):
     again = module(data)
     for name in ("chosen", "rejected", "reward"):
         torch.testing.assert_close(again[name], output[name], atol=1e-5, rtol=1e-5)
-    for name in ("user_weights", "prototype_rewards"):
-        torch.testing.assert_close(again[name], output[name][:, order], atol=1e-5, rtol=1e-5)
+    for mine, theirs in (
+        (again["of_comparisons"]["user_weights"], output["of_comparisons"]["user_weights"]),
+        (again["basis"].rewards, output["basis"].rewards),
+    ):
+        torch.testing.assert_close(mine, theirs[:, order], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("settings", VARIANTS, ids=lambda s: "-".join(s.values()))
-def test_comparisons_have_no_order_and_sides_are_exchangeable(model, batch, settings):
+def test_comparisons_have_no_order_and_sides_are_exchangeable(model, batch, tensors_of, settings):
     data = judged(by_feature(batch((2, 4, 3))))
     module = model(frozen=True, user_init="normal", loss="hinge", **settings)
     output, order = module(data), torch.tensor([3, 0, 5, 1, 4, 2])
@@ -293,8 +296,9 @@ def test_comparisons_have_no_order_and_sides_are_exchangeable(model, batch, sett
     for name in ("comparisons", "preference", "user_id"):
         shuffled[name] = data[name][order]
     again = module(shuffled)
+    mine, theirs = tensors_of(again), tensors_of(output)
     for name in ("chosen", "rejected", "user_weights"):
-        torch.testing.assert_close(again[name], output[name][order], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(mine[name], theirs[name][order], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(module.compute_loss(again, shuffled), loss)
     swapped = {**data, "comparisons": data["comparisons"].flip(1), "preference": 1 - data["preference"]}
     torch.testing.assert_close(module.compute_loss(module(swapped), swapped), loss)
@@ -305,7 +309,7 @@ def test_one_prototype_is_one_reward_for_everyone(model, batch, settings):
     data = judged(by_feature(batch((2, 4, 3))))
     module = model(frozen=True, num_prototypes=1, user_init="normal", **settings)
     output = module(data)
-    assert output["user_weights"].tolist() == [[1.0]] * 6
+    assert output["of_comparisons"]["user_weights"].tolist() == [[1.0]] * 6
     for side, name in enumerate(("chosen", "rejected")):
         torch.testing.assert_close(output[name], output["reward"][data["comparisons"][:, side]])
     module.compute_loss(output, data).backward()
@@ -336,7 +340,7 @@ def test_a_users_reward_module_is_that_users_reward(model, batch, settings):
     torch.testing.assert_close(everyone(data), output["reward"], atol=1e-5, rtol=1e-5)
     names = [name for name, _ in everyone.named_parameters()]
     assert not any("logits" in name for name in names) and next(iter(everyone.state_dict())) == "weights"
-    torch.testing.assert_close(module.basis_rewards(data), output["prototype_rewards"])
+    torch.testing.assert_close(module.basis_rewards(data), output["basis"].rewards)
     if settings["version"] == "B":
         del data["prompt_features"]
         with pytest.raises(ValueError, match="this batch has no prompts apart"):
@@ -364,27 +368,30 @@ def test_squared_distances_are_a_low_rank_reward_model():
 
 
 @pytest.mark.parametrize("settings", [{}, {"version": "B"}, {"score": "squared_distance", "norm_bound": 1.0}])
-def test_what_comes_out_is_float32_and_of_the_right_shape(model, batch, settings):
+def test_what_comes_out_is_float32_and_of_the_right_shape(model, batch, tensors_of, settings):
     module, data = model(dtype="bfloat16", **settings), judged(batch())
     data["prompt_features"] = torch.randn(3, 32, dtype=torch.bfloat16)
     shapes = {"chosen": (3,), "rejected": (3,), "user_weights": (3, 2)}
     shapes |= {"ideal_points": (3, 32)} if settings.get("norm_bound") else {}
     with torch.autocast("cpu", torch.bfloat16):
-        output = module(data)
+        output = tensors_of(module(data))
     assert {name: tuple(value.shape) for name, value in output.items()} == shapes
     assert {value.dtype for value in output.values()} == {torch.float32}
-    output = module.eval()(data)
-    shapes |= {"reward": (6,), "prototype_rewards": (6, 2)}
+    told = module.eval()(data)
+    output = tensors_of(told)
+    assert told["basis"].names == ("0", "1") and told["basis"].title == "prototype_rewards"
+    assert told["basis"].linear == (settings.get("score") == "squared_distance")
+    shapes |= {"reward": (6,), "basis.rewards": (6, 2)}
     assert {name: tuple(value.shape) for name, value in output.items()} == shapes
     assert {value.dtype for value in output.values()} == {torch.float32}
     del data["comparisons"]
-    assert set(module(data)) == {"reward", "prototype_rewards"}
+    assert set(module(data)) == {"reward", "basis"}
 
 
 def test_judges_without_a_name_are_unknown(model, batch):
     module, data = model(user_init="normal").eval(), batch()
     mean = module.table.logits.weight.softmax(-1).mean(0)
-    torch.testing.assert_close(module(data)["user_weights"], mean.expand(3, 2))
+    torch.testing.assert_close(module(data)["of_comparisons"]["user_weights"], mean.expand(3, 2))
 
 
 def test_no_comparisons_give_a_loss_of_zero_with_a_gradient(model, batch):
@@ -429,15 +436,15 @@ def test_rates_and_decay_by_group(model):
         ({"loss": "ce"}, "loss must be one of logistic, hinge, cross_entropy; got 'ce'"),
         ({"user_init": "ones"}, "user_init must be one of"),
         ({"unknown_users": "skip"}, "unknown_users must be one of mean, error; got 'skip'"),
-        ({"num_prototypes": 0}, "num_prototypes must be at least 1, got 0"),
-        ({"preference_size": 0}, "preference_size must be at least 1, got 0"),
-        ({"num_users": 0}, "num_users must be at least 1, got 0"),
-        ({"temperature": 0.0}, "temperature must be finite and > 0, got 0.0"),
-        ({"initial_scale": -1.0}, "initial_scale must be finite and > 0, got -1.0"),
-        ({"max_scale": 10.0}, r"max_scale must be finite and at least initial_scale=14\.2857, got 10\.0"),
-        ({"norm_bound": -1.0}, "norm_bound must be finite and >= 0, got -1.0"),
-        ({"norm_bound_weight": math.inf}, "norm_bound_weight must be finite and >= 0, got inf"),
-        ({"user_lr": -1e-3}, "user_lr must be finite and >= 0, got -0.001"),
+        ({"num_prototypes": 0}, "num_prototypes must be finite and >= 1; got 0"),
+        ({"preference_size": 0}, "preference_size must be finite and >= 1; got 0"),
+        ({"num_users": 0}, "num_users must be finite and >= 1; got 0"),
+        ({"temperature": 0.0}, "temperature must be finite and > 0; got 0.0"),
+        ({"initial_scale": -1.0}, "initial_scale must be finite and > 0; got -1.0"),
+        ({"max_scale": 10.0}, r"max_scale must be finite and >= 14\.2857; got 10\.0"),
+        ({"norm_bound": -1.0}, "norm_bound must be finite and >= 0; got -1.0"),
+        ({"norm_bound_weight": math.inf}, "norm_bound_weight must be finite and >= 0; got inf"),
+        ({"user_lr": -1e-3}, "user_lr must be finite and >= 0; got -0.001"),
         ({"projector": "mlp"}, "projector must be identity, linear, or mlp"),
         ({"version": "B", "projector": "identity"}, "makes all prototypes of version B equal"),
     ],
@@ -468,7 +475,7 @@ def test_prompts_that_are_not_there_are_asked_for(model, batch):
 def test_ids_beyond_the_users_are_an_error(model, batch):
     module, data = model(), judged(batch())
     data["user_id"][0] = 4
-    for call in (module, module._check):
+    for call in (module, module.check_batch):
         with pytest.raises(ValueError, match=r"user_id must be in \[-1, 3\] for 4 users, got 4"):
             call(data)
 
@@ -534,7 +541,7 @@ def test_adapting_finds_new_users_and_leaves_all_else_bit_for_bit(model, batch, 
         parameter.data[0] *= 8
         parameter.data[1] = -parameter.data[0]  # as far apart as can be
     before = copy.deepcopy(module.state_dict())
-    gap = module.eval()(data)["prototype_rewards"][data["comparisons"]].diff(dim=1)[:, 0].detach()
+    gap = module.eval()(data)["basis"].rewards[data["comparisons"]].diff(dim=1)[:, 0].detach()
     module.train()
     data["user_id"] = torch.arange(count) % 2 + 1
     data["preference"] = (gap[torch.arange(count), data["user_id"] - 1] < 0).float()

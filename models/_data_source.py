@@ -1,0 +1,79 @@
+"""A data module of somebody else's as a DataSource: what it lacks is answered as if the data had none of it."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Never
+
+from pluralign.datamodules.batch import Features, TextFormat
+
+__all__ = ["AdaptedData"]
+
+
+class AdaptedData:
+    """What modules, callbacks and commands ask of data, from what a data module happens to say now.
+
+    Attributes:
+        name: Of its class.
+        users: Judges; none if it names none.
+        num_training_users: How many of them were the training split's: all, unless it says so.
+        training_users: Judges whom training shows: any, unless it says so.
+        domains: Of the training split.
+        splits: None: it can be read through a trainer alone.
+        features: The store that its batches take features from, if there is one.
+    """
+
+    def __init__(self, datamodule: object) -> None:
+        """Ask once.
+
+        Args:
+            datamodule: With any of the attributes and methods of a :class:`DataSource`.
+        """
+
+        def names(attribute: str, otherwise: Iterable[str] = ()) -> list[str]:
+            return list(getattr(datamodule, attribute, otherwise))
+
+        self.name = type(datamodule).__name__
+        self.users = names("users")
+        self.num_training_users: int = getattr(datamodule, "num_training_users", len(self.users))
+        self.training_users = names("training_users", self.users)
+        self.domains = names("domains")
+        self.splits: tuple[str, ...] = ()
+        self.features: Features | None = getattr(datamodule, "feature_store", None)
+        self._text_format: Callable[[], TextFormat] = getattr(datamodule, "text_format", dict)
+        self._groups: Callable[[], Mapping[str, str]] = getattr(datamodule, "group_of_user", dict)
+        self._mean_votes: Callable[[str], list[float] | None] = getattr(
+            datamodule, "mean_votes", lambda name: None
+        )
+        self._check_judged: Callable[[str], None] = getattr(datamodule, "check_judged", lambda name: None)
+
+    def user_groups(self) -> Mapping[str, str]:
+        """Group of each user, by name; empty where there are none."""
+        try:
+            return self._groups()
+        except ValueError:  # under its settings, these data have none
+            return {}
+
+    def text_format(self) -> TextFormat:
+        """The text format; empty, which fits any, if it says none."""
+        return self._text_format()
+
+    def mean_votes(self, name: str) -> list[float] | None:
+        """Mean share of every category; None if it says none."""
+        return self._mean_votes(name)
+
+    def check_judged(self, name: str) -> None:
+        """What it checks itself."""
+        self._check_judged(name)
+
+    def texts(self, split: str, responses: Sequence[tuple[str, int]]) -> list[tuple[str, str]]:
+        """Empty texts: it keeps none."""
+        return [("", "")] * len(responses)
+
+    def batches(self, split: str, **settings: object) -> Never:
+        """Refuse: it has loaders alone.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            f"{self.name} gives batches through a Trainer alone; what reads data by itself needs a PreferenceDataModule"
+        )
