@@ -57,12 +57,12 @@ class JudgedKeys(NamedTuple):
 
     votes: Literal["votes", "comparison_votes"]
     target: Literal["target", "comparison_target"]
-    target_votes: Literal["target_strength", "comparison_target_strength"]
+    target_votes: Literal["target_votes", "comparison_target_votes"]
 
 
 JUDGED_KEYS = {
-    "responses": JudgedKeys("votes", "target", "target_strength"),
-    "comparisons": JudgedKeys("comparison_votes", "comparison_target", "comparison_target_strength"),
+    "responses": JudgedKeys("votes", "target", "target_votes"),
+    "comparisons": JudgedKeys("comparison_votes", "comparison_target", "comparison_target_votes"),
 }
 
 
