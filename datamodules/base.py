@@ -53,8 +53,6 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
         training_users: Judges that the loader of this training split shows, by ``loader.users``.
         domains: Domains of the training split; ``domain_id`` indexes it.
         reports: What became of the rows, by split; filled by ``setup``.
-        names: What the names of a column are indices of, by its stored name: ``user`` and ``domain`` are the two
-            lists above, ``source`` and ``aspect`` those of records.
     """
 
     name: str  # pyright: ignore[reportIncompatibleVariableOverride]  Lightning leaves it unset
@@ -95,7 +93,7 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
         self.training_users: list[str] = []
         self.domains: list[str] = []
         self.reports: dict[str, SplitReport] = {}
-        self.names: dict[str, list[str]] = {}
+        self._names: dict[str, list[str]] = {}
         self._store: FeatureStore | None = None
         self._joins: tuple[tuple[str, ...], tuple[SideTable, ...]] = (), ()
         self._loaded: dict[tuple[object, ...], LoaderRows] = {}
@@ -217,7 +215,7 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
             self.num_training_users = self._restored["num_training_users"]
             before = _names_of(self._restored)
             names = {column: joined(before.get(column, []), values) for column, values in names.items()}
-        self.names, self.users, self.domains = names, names["user"], names["domain"]
+        self._names, self.users, self.domains = names, names["user"], names["domain"]
 
     def divided_users(self) -> tuple[list[str], list[str]]:
         """Seen and unseen users, as ``loader.users`` says.
@@ -258,6 +256,11 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
         return decoded_responses(self.table(split), self.tokenizer.tokenizer.decode, responses)
 
     # What modules, callbacks and commands ask --------------------------------------------------------------
+
+    @property
+    def names(self) -> dict[str, list[str]]:
+        """What indices point at, by column: ``user`` and ``domain`` as above, ``source`` and ``aspect`` of records."""
+        return {**self._names, "user": self.users, "domain": self.domains}
 
     @property
     def features(self) -> FeatureStore | None:
@@ -429,8 +432,8 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take users and domains from a checkpoint."""
-        self.names = _names_of(state_dict)
-        self.users, self.domains = self.names["user"], self.names["domain"]
+        self._names = _names_of(state_dict)
+        self.users, self.domains = self._names["user"], self._names["domain"]
         # Version 0.1 knew training users only.
         self.num_training_users = state_dict.get("num_training_users", len(self.users))
         self._restored = self.state_dict()
