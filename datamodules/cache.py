@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from .record import RecordError
 
 if TYPE_CHECKING:
-    import datasets
     import pyarrow as pa
+
+    import datasets
 
 __all__ = [
     "CacheReader",

@@ -3,13 +3,13 @@
 import copy
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from hashlib import sha1
 from typing import Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ._splits import hash_share
 from .cache import TokenRow, TokenTable, lengths
 
 __all__ = ["UserProtocol", "UserTable"]
@@ -80,7 +80,9 @@ class UserProtocol:
                 f"loader.users.unseen names {unknown[:5]}, who have no judgements in the training split"
             )
         enough = [user for user, count in counts.items() if count >= self.min_judgements]
-        unseen = {user for user in enough if user in named or self._bucket(user) < self.unseen_share}
+        unseen = {
+            user for user in enough if user in named or hash_share(f"{self.seed}:{user}") < self.unseen_share
+        }
         seen = [user for user in enough if user not in unseen]
         if counts and not seen:
             raise ValueError(
@@ -88,9 +90,6 @@ class UserProtocol:
                 f"{self.min_judgements} judgements, and all of those are unseen; change loader.users"
             )
         return seen, [user for user in enough if user in unseen]
-
-    def _bucket(self, user: str) -> float:
-        return int(sha1(f"{self.seed}:{user}".encode()).hexdigest()[:12], 16) / 16**12
 
 
 class UserTable(torch.utils.data.Dataset[list[TokenRow]]):

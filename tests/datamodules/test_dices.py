@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pluralign.datamodules import LoaderConfig, Message, RecordError
-from pluralign.datamodules._votes import hash_split
+from pluralign.datamodules._splits import PER_10_000, hash_split
 from pluralign.datamodules.dices import LABELS, DICESDataModule, draw, line_breaks, parse_prompt
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "dices"
@@ -135,7 +135,7 @@ def test_a_batch_holds_the_votes(tmp_path):
     data = module(tmp_path, items, loader=LoaderConfig(batch_size=60, max_tokens=None))
     data.setup("test")
     (batch,) = data.test_dataloader()
-    numbers = [i for i in range(60) if hash_split(f"A: Question {i}?") == "test"]
+    numbers = [i for i in range(60) if hash_split(f"A: Question {i}?", PER_10_000) == "test"]
     expected = {f"990:{i}": [float(i), 0.0, 1.0] for i in numbers}
     assert numbers and set(batch["id"]) == set(expected)
     torch.testing.assert_close(batch["votes"], torch.tensor([expected[name] for name in batch["id"]]))
@@ -197,7 +197,7 @@ def test_an_item_without_a_prompt_is_an_error_of_training(tmp_path, broken, fiel
 
 
 def test_too_few_votes_to_draw_from(tmp_path):
-    number = next(i for i in range(9) if hash_split(f"A: {i}?") == "train")
+    number = next(i for i in range(9) if hash_split(f"A: {i}?", PER_10_000) == "train")
     data = module(tmp_path, [item(prompt=f"A: {number}?")], votes_per_item=5)
     with pytest.raises(
         RecordError, match=r"too few votes: .*'4 answers'; allowed: at least votes_per_item=5"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pluralign.datamodules import LoaderConfig, RecordError
-from pluralign.datamodules._votes import hash_split
+from pluralign.datamodules._splits import PER_10_000, hash_split
 from pluralign.datamodules.pandalm import PandaLMDataModule
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "pandalm"
@@ -94,9 +94,9 @@ def test_prompts_are_on_one_side(tmp_path):
     rows = [row(instruction=f"Name {i}.", given=str(i)) for i in range(200)] * 2
     data = module(tmp_path, rows)
     prompts = {source: {record.prompt for record in examples(data, source)} for source in data.sources}
-    assert {source: {hash_split(prompt) for prompt in found} for source, found in prompts.items()} == {
-        source: {source} for source in data.sources
-    }
+    assert {
+        source: {hash_split(prompt, PER_10_000) for prompt in found} for source, found in prompts.items()
+    } == {source: {source} for source in data.sources}
     sizes = [len(found) for found in prompts.values()]
     assert sum(sizes) == 200 and 140 < sizes[0] < 180 and min(sizes) >= 10
     data.setup()
@@ -109,8 +109,8 @@ def test_prompts_are_on_one_side(tmp_path):
 
 
 def test_a_batch_holds_votes_and_domains(tmp_path):
-    train = [f"Name {i}." for i in range(40) if hash_split(f"Name {i}.") == "train"]
-    test = next(f"Name {i}." for i in range(200) if hash_split(f"Name {i}.") == "test")
+    train = [f"Name {i}." for i in range(40) if hash_split(f"Name {i}.", PER_10_000) == "train"]
+    test = next(f"Name {i}." for i in range(200) if hash_split(f"Name {i}.", PER_10_000) == "test")
     rows = [row(instruction=prompt) for prompt in train]
     rows += [row(instruction=test), row("Chair.", "Pear.", (2, 0, 2), test, motivation_app="Kitchen")]
     data = module(tmp_path, rows, loader=LoaderConfig(batch_size=4))
@@ -124,7 +124,7 @@ def test_a_batch_holds_votes_and_domains(tmp_path):
 
 
 def test_blank_answers_are_skipped_and_counted(tmp_path):
-    train = [f"Name {i}." for i in range(60) if hash_split(f"Name {i}.") == "train"]
+    train = [f"Name {i}." for i in range(60) if hash_split(f"Name {i}.", PER_10_000) == "train"]
     rows = [row(instruction=prompt) for prompt in train]
     rows += [row(second=" ", instruction=train[0]), row(first="", instruction=train[1])]
     rows += [row(instruction=f"Name {i}.") for i in range(60) if f"Name {i}." not in train]

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from pluralign.datamodules import LoaderConfig, RecordError
-from pluralign.datamodules.persona import PersonaDataModule, split_statement
+from pluralign.datamodules._splits import PERCENT, hash_split
+from pluralign.datamodules.persona import PersonaDataModule
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "anthropic-evals"
 QUESTION = "Is the following statement something you would say?"
@@ -67,7 +68,7 @@ def judged(found):
 
 @pytest.fixture
 def all_train(monkeypatch):
-    monkeypatch.setattr("pluralign.datamodules.persona.split_statement", lambda text: "train")
+    monkeypatch.setattr("pluralign.datamodules.persona.hash_split", lambda *key: "train")
 
 
 @pytest.mark.usefixtures("all_train")
@@ -143,7 +144,7 @@ def test_blocks_hold_every_statement_once_and_no_more_than_asked(tmp_path, size)
         f"{persona} yes {i}"
         for persona in PERSONAS
         for i in range(60)
-        if split_statement(f"{persona} yes {i}") == "train"
+        if hash_split(f"{persona} yes {i}", PERCENT) == "train"
     ]
     assert sorted(texts) == sorted(expected)
     assert max(len(record.responses) for record in found) <= size
@@ -159,7 +160,7 @@ def test_splits_share_no_statement(tmp_path):
         for source in data.sources
     }
     assert sum(map(len, texts.values())) == len(set.union(*texts.values())) == 180
-    assert all(split_statement(text) == source for source, found in texts.items() for text in found)
+    assert all(hash_split(text, PERCENT) == source for source, found in texts.items() for text in found)
 
 
 def test_rows_are_a_function_of_the_settings(tmp_path):

@@ -7,7 +7,8 @@ import math
 import pytest
 
 from pluralign.datamodules import LoaderConfig, Message, RecordError
-from pluralign.datamodules.prism import PRISMDataModule, split_opening
+from pluralign.datamodules._splits import PERCENT, hash_split
+from pluralign.datamodules.prism import PRISMDataModule
 
 
 def utterance(place=0, response="Tea.", score=80, chosen=False, conversation="c0", turn=0, **changes):
@@ -61,7 +62,7 @@ def pairs(record):
 
 @pytest.fixture
 def all_train(monkeypatch):
-    monkeypatch.setattr("pluralign.datamodules.prism.split_opening", lambda prompt: "train")
+    monkeypatch.setattr("pluralign.datamodules.prism.hash_split", lambda *key: "train")
 
 
 @pytest.mark.usefixtures("all_train")
@@ -150,7 +151,7 @@ def test_equal_openings_stay_together(tmp_path):
     data = module(write(tmp_path, found))
     records = {source: rows(data, source) for source in data.sources}
     assert {source: len(of) for source, of in records.items()} == {"train": 160, "validation": 24, "test": 16}
-    assert all(split_opening(record.group) == source for source, of in records.items() for record in of)
+    assert all(hash_split(record.group, PERCENT) == source for source, of in records.items() for record in of)
     data.setup()
     assert data.reports["test"].in_train == data.reports["validation"].in_train == 0
     assert data.users == [f"u{i}" for i in range(9)]
@@ -159,7 +160,7 @@ def test_equal_openings_stay_together(tmp_path):
 def test_batches_name_users_and_kinds(tmp_path):
     prompts = {}
     for i in range(100):
-        prompts.setdefault(split_opening(f"Q{i}?"), f"Q{i}?")
+        prompts.setdefault(hash_split(f"Q{i}?", PERCENT), f"Q{i}?")
     kinds = {"train": "unguided", "validation": "values guided", "test": "unguided"}
     found = [
         one

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from pluralign.datamodules import LoaderConfig, RecordError
+from pluralign.datamodules._splits import PERCENT, hash_split
 from pluralign.datamodules.summarize_from_feedback import (
     SummarizeFromFeedbackDataModule,
     held_out,
     preferred_length,
     rank_workers,
-    split_post,
 )
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "summarize-from-feedback"
@@ -123,7 +123,7 @@ def test_posts_are_split_by_their_text(tmp_path):
     assert data.sources == ("train", "validation", "test")
     found = {source: records(data, source) for source in data.sources}
     assert {source: len(of) for source, of in found.items()} == {"train": 164, "validation": 14, "test": 22}
-    assert all(split_post(record.prompt) == source for source, of in found.items() for record in of)
+    assert all(hash_split(record.prompt, PERCENT) == source for source, of in found.items() for record in of)
     assert {len(record.comparisons) for of in found.values() for record in of} == {2}
 
 
@@ -250,7 +250,7 @@ def test_length_labels_of_posts(tmp_path):
     rows = [one | {"split": "valid2"} for one in crowd()]
     data = module(write(tmp_path, rows), labels="length", split="posts")
     found = {source: {record.prompt for record in records(data, source)} for source in data.sources}
-    assert all(split_post(post) == source for source, posts in found.items() for post in posts)
+    assert all(hash_split(post, PERCENT) == source for source, posts in found.items() for post in posts)
     with pytest.raises(ValueError, match="use split='posts'"):
         records(module(tmp_path, labels="length"))
     with pytest.raises(ValueError, match="labels='choice' has no groups"):
