@@ -216,7 +216,7 @@ def read_questions(path: Path) -> dict[tuple[str, int | None], str]:
 def _read_questions(row: SourceRow) -> dict[tuple[str, int | None], str]:
     passage = row.text("metadata.passage_id")
     texts: dict[tuple[str, int | None], str] = {}
-    for i, question in enumerate(list_field("questions", row.get("questions"))):
+    for i, question in enumerate(list_field("questions", row.get("questions"), empty=True)):
         fields = mapping_field(f"questions[{i}]", question)
         number = whole_field(f"questions[{i}].question_number", fields.get("question_number"), 0)
         text = text_field(f"questions[{i}].question_text", fields.get("question_text"))

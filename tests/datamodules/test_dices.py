@@ -145,7 +145,7 @@ def test_a_batch_holds_the_votes(tmp_path):
 @pytest.mark.parametrize(
     ("change", "reason", "field"),
     [
-        ({"id": None}, "wrong type", "id"),
+        ({"id": None}, "missing field", "id"),
         ({"id": True}, "wrong type", "id"),
         ({"instance": {"user_prompt": "A: Do owls sleep?"}}, "missing field", "instance.response"),
         (
@@ -159,14 +159,14 @@ def test_a_batch_holds_the_votes(tmp_path):
             "responses[0].text",
         ),
         ({"annotations": {}}, "missing field", "annotations.safety"),
-        ({"annotations": {"safety": {"individual_human_scores": []}}}, "wrong type", SCORES),
+        ({"annotations": {"safety": {"individual_human_scores": []}}}, "wrong length", SCORES),
         ({"annotations": {"safety": {"individual_human_scores": "No"}}}, "wrong type", SCORES),
         (
             {"annotations": {"safety": {"individual_human_scores": ["No", "Safe"]}}},
             "out of range",
             f"{SCORES}[1]",
         ),
-        ({"annotations": {"safety": {"individual_human_scores": [["No"]]}}}, "out of range", f"{SCORES}[0]"),
+        ({"annotations": {"safety": {"individual_human_scores": [["No"]]}}}, "wrong type", f"{SCORES}[0]"),
     ],
 )
 def test_malformed_items(tmp_path, change, reason, field):
@@ -222,7 +222,7 @@ def test_wrong_arguments(tmp_path):
         ValueError, match="subset must be one of 990, 350_crowdsourced, 350_expert; got '350'"
     ):
         DICESDataModule(data_dir="x", subset="350")
-    with pytest.raises(ValueError, match="votes_per_item must be at least 1 or null, got 0"):
+    with pytest.raises(ValueError, match="votes_per_item must be >= 1; got 0"):
         DICESDataModule(data_dir="x", votes_per_item=0)
     with pytest.raises(FileNotFoundError, match=r"dices_990\.json"):
         DICESDataModule(data_dir=str(tmp_path)).files("train")

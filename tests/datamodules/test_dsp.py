@@ -105,7 +105,7 @@ def test_degrees_and_ties_of_webgpt(tmp_path, scores, chosen, preference, gap):
     ("row", "reason", "field"),
     [
         ({"text": ["a", "b"]}, "missing field", "score"),
-        (pair(scores=(1,)), "wrong type", "score"),
+        (pair(scores=(1,)), "wrong length", "score"),
         (pair(scores=(1, "0")), "wrong type", "score[1]"),
         (pair(scores=(1, math.nan)), "not finite", "score[1]"),
         ({"text": "ab", "score": [1, 0]}, "wrong type", "text"),

@@ -75,5 +75,5 @@ def test_what_is_not(check, value, reason, allowed):
     ],
 )
 def test_none_is_missing(check):
-    with pytest.raises(RecordError, match="^missing field: field 'f' is None; allowed: "):
+    with pytest.raises(RecordError, match=r"^missing field: field 'f' is None; allowed: "):
         check("f", None)

@@ -159,7 +159,7 @@ def test_other_prompts_stay_texts(text):
     [
         ({"helpfulness": 5}, "out of range", "helpfulness"),
         ({"helpfulness": 3.5}, "wrong type", "helpfulness"),
-        ({"helpfulness": None}, "wrong type", "helpfulness"),
+        ({"helpfulness": None}, "missing field", "helpfulness"),
         ({"response": 3}, "wrong type", "response"),
         ({"prompt": 3}, "wrong type", "prompt"),
         ({"response": " "}, "empty response", "responses[0].text"),
@@ -229,7 +229,7 @@ def test_the_hub_is_asked_for_the_pinned_revision(monkeypatch):
 def test_wrong_arguments(tmp_path):
     with pytest.raises(ValueError, match=r"attribute must be one of helpfulness, .*; got 'humour'"):
         HelpSteer2DataModule(attribute="humour")
-    with pytest.raises(ValueError, match="judgements must be final or annotators, got 'crowd'"):
+    with pytest.raises(ValueError, match="judgements must be one of final, annotators; got 'crowd'"):
         HelpSteer2DataModule(judgements="crowd")
     with pytest.raises(FileNotFoundError, match=r"validation\.jsonl"):
         HelpSteer2DataModule(data_dir=str(tmp_path)).files("test")

@@ -158,7 +158,7 @@ FAULTS = [
     ({"prompt": "x", "responses": []}, "missing field", "responses"),
     ({"prompt": "x", "responses": [3]}, "wrong type", "responses[0].text"),
     ({"prompt": "x", "responses": [{"txt": "a"}]}, "unknown field", "responses[0].txt"),
-    ({"prompt": "x", "responses": ["a"], "scores": [1, 2]}, "out of range", "scores"),
+    ({"prompt": "x", "responses": ["a"], "scores": [1, 2]}, "wrong length", "scores"),
     ({"prompt": "x", "responses": ["a", "b"], "comparisons": [[0]]}, "wrong type", "comparisons[0]"),
     ({"prompt": "x", "responses": ["a", "b"], "comparisons": [5]}, "wrong type", "comparisons[0]"),
     (

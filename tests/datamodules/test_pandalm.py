@@ -147,7 +147,7 @@ def test_blank_answers_are_skipped_and_counted(tmp_path):
         ({"annotator2": -1}, "out of range", "annotator2"),
         ({"annotator3": "1"}, "wrong type", "annotator3"),
         ({"annotator3": True}, "wrong type", "annotator3"),
-        ({"motivation_app": None}, "wrong type", "motivation_app"),
+        ({"motivation_app": None}, "missing field", "motivation_app"),
     ],
 )
 def test_a_malformed_row_is_named_once_and_the_others_stay(tmp_path, changes, reason, field):
@@ -176,7 +176,7 @@ def test_a_missing_column(tmp_path):
 def test_wrong_arguments(tmp_path):
     with pytest.raises(ValueError, match=r"github\.com/WeOpenML/PandaLM.*3871806e72b4.*Apache-2\.0"):
         PandaLMDataModule()
-    with pytest.raises(ValueError, match="judgements must be crowd or annotators, got 'workers'"):
+    with pytest.raises(ValueError, match="judgements must be one of crowd, annotators; got 'workers'"):
         PandaLMDataModule(data_dir="x", judgements="workers")
     with pytest.raises(FileNotFoundError, match=r"testset-v1\.json"):
         PandaLMDataModule(data_dir=str(tmp_path)).files("train")

@@ -230,7 +230,7 @@ def test_batches_name_the_users(tmp_path):
         ({"question": "Do you like tea?"}, "another question", "question"),
         ({"question": 'Would you say this?\n"Odd."'}, "another question", "question"),
         ({"answer_matching_behavior": " Maybe"}, "out of range", "answer_matching_behavior"),
-        ({"answer_matching_behavior": None}, "wrong type", "answer_matching_behavior"),
+        ({"answer_matching_behavior": None}, "missing field", "answer_matching_behavior"),
     ],
 )
 def test_malformed_statements_are_named_once(tmp_path, changes, reason, field):
@@ -270,19 +270,19 @@ def test_too_few_pairs(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"pairs": "all"}, "pairs must be conflict or agreement, got 'all'"),
+        ({"pairs": "all"}, "pairs must be one of conflict, agreement; got 'all'"),
         ({"personas": ("likes-tea",)}, "personas must be at least 2 different names"),
         ({"personas": (), "pairs": "agreement"}, "personas must be at least 1 different names"),
         ({"personas": ("a", "a")}, "different names"),
-        ({"num_users": 2}, "num_users must be at least 3, got 2"),
-        ({"queries_per_user": 0}, "queries_per_user must be at least 1, got 0"),
-        ({"held_out_queries_per_user": 0}, "held_out_queries_per_user must be at least 1"),
-        ({"statements_per_record": 2}, "statements_per_record must be at least 3, got 2"),
+        ({"num_users": 2}, "num_users must be >= 3; got 2"),
+        ({"queries_per_user": 0}, "queries_per_user must be >= 1; got 0"),
+        ({"held_out_queries_per_user": 0}, "held_out_queries_per_user must be >= 1"),
+        ({"statements_per_record": 2}, "statements_per_record must be >= 3; got 2"),
         (
             {"statements_per_record": 5, "pairs": "agreement"},
-            "statements_per_record must be at least 6, got 5",
+            "statements_per_record must be >= 6; got 5",
         ),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"seed": -1}, "seed must be >= 0; got -1"),
         ({"on_invalid": "drop"}, "on_invalid"),
     ],
 )

@@ -202,16 +202,16 @@ def test_batches_name_users_and_kinds(tmp_path):
         ({"user_prompt": 3}, "wrong type", "user_prompt"),
         ({"score": 0}, "out of range", "score"),
         ({"score": 101}, "out of range", "score"),
-        ({"score": math.nan}, "out of range", "score"),
+        ({"score": math.nan}, "not finite", "score"),
         ({"score": "80"}, "wrong type", "score"),
         ({"if_chosen": 1}, "wrong type", "if_chosen"),
         ({"turn": -1}, "out of range", "turn"),
         ({"turn": 0.5}, "wrong type", "turn"),
-        ({"within_turn_id": None}, "wrong type", "within_turn_id"),
-        ({"user_id": None}, "wrong type", "user_id"),
+        ({"within_turn_id": None}, "missing field", "within_turn_id"),
+        ({"user_id": None}, "missing field", "user_id"),
         ({"user_id": True}, "wrong type", "user_id"),
         ({"user_id": ""}, "missing field", "user_id"),
-        ({"conversation_id": None}, "wrong type", "conversation_id"),
+        ({"conversation_id": None}, "missing field", "conversation_id"),
         ({"conversation_type": None}, "missing field", "conversation_type"),
     ],
 )
@@ -301,9 +301,12 @@ def test_the_hub_is_asked_for_the_pinned_revision(monkeypatch):
     error, record = rows(data)
     assert len(record.comparisons) == 3
     revision = "18ab5cfb37456f4ec8cbc00212ce54cf7b1239f6"
-    assert (error.file, error.line) == ("HannahRoseKirk/prism-alignment@18ab5cfb3745/utterances", 5)
+    assert (error.file, error.line) == ("HannahRoseKirk/prism-alignment@18ab5cfb3745/utterances[train]", 5)
     assert asked == [
-        (("HannahRoseKirk/prism-alignment", "utterances"), {"revision": revision, "split": "train"})
+        (
+            ("HannahRoseKirk/prism-alignment", "utterances"),
+            {"revision": revision, "split": "train", "data_dir": None},
+        )
     ]
     assert data.files("train") == []
     assert data.settings() == {

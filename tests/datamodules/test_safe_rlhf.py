@@ -85,12 +85,12 @@ def test_every_models_folder_is_read_in_turn(tmp_path):
     ("change", "reason", "field"),
     [
         ({"better_response_id": 2}, "out of range", "better_response_id"),
-        ({"safer_response_id": None}, "wrong type", "safer_response_id"),
+        ({"safer_response_id": None}, "missing field", "safer_response_id"),
         ({"response_1_severity_level": 4}, "out of range", "response_1_severity_level"),
         ({"response_1_severity_level": "0"}, "wrong type", "response_1_severity_level"),
         ({"response_0": " "}, "empty response", "responses[0].text"),
         ({"response_0": 1}, "wrong type", "response_0"),
-        ({"prompt": None}, "wrong type", "prompt"),
+        ({"prompt": None}, "missing field", "prompt"),
     ],
 )
 def test_malformed_rows(tmp_path, change, reason, field):
@@ -102,7 +102,7 @@ def test_malformed_rows(tmp_path, change, reason, field):
 @pytest.mark.parametrize("value", [1, "true", None])
 def test_safety_is_a_truth_value(tmp_path, value):
     rows = [{**ROW, "is_response_1_safe": value}]
-    with pytest.raises(RecordError, match=r"'is_response_1_safe' is .*; allowed: true or false"):
+    with pytest.raises(RecordError, match=r"'is_response_1_safe' is .*; allowed: true \| false"):
         examples(SafeRLHFDataModule(votes="safety", data_dir=write(tmp_path, rows)))
 
 

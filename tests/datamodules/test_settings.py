@@ -79,6 +79,8 @@ def test_shared_settings_are_the_arguments_of_the_base():
 
 def test_a_share_is_refused_where_there_is_a_validation_split():
     assert SyntheticDataModule(validation_share=0.05).splits == ("train", "validation", "test", "predict")
-    with pytest.raises(ValueError, match="validation_share must not be given, got 0.1: SyntheticDataModule"):
+    with pytest.raises(
+        ValueError, match=r"validation_share must not be given, got 0\.1: SyntheticDataModule"
+    ):
         SyntheticDataModule(validation_share=0.1)
     assert DSPDataModule(data_dir="x", validation_share=0.1).validation_share == 0.1

@@ -269,14 +269,14 @@ def test_length_labels_of_posts(tmp_path):
         ({"info": {"post": 3}}, "wrong type", "info.post"),
         ({"info": {"id": 3}}, "wrong type", "info.id"),
         ({"split": "test"}, "out of range", "split"),
-        ({"split": None}, "wrong type", "split"),
+        ({"split": None}, "missing field", "split"),
         ({"summaries": ("a", " ")}, "empty response", "summaries[1].text"),
         ({"summaries": (None, "b")}, "missing field", "summaries[0].text"),
         ({"policies": ("sup", 3)}, "wrong type", "summaries[1].policy"),
         ({"choice": 2, "extra": {}}, "out of range", "choice"),
         ({"choice": True}, "wrong type", "choice"),
         ({"choice": "0"}, "wrong type", "choice"),
-        ({"worker": None}, "wrong type", "worker"),
+        ({"worker": None}, "missing field", "worker"),
         ({"worker": False}, "wrong type", "worker"),
         ({"worker": " "}, "missing field", "worker"),
         ({"extra": {"confidence": 10}}, "out of range", "extra.confidence"),
@@ -296,7 +296,7 @@ def test_malformed_rows_are_named_once_and_the_others_stay(tmp_path, changes, re
 
 @pytest.mark.parametrize(
     ("changes", "field"),
-    [({"summaries": []}, "summaries"), ({"summaries": [3, 4]}, "summaries[0]"), ({"info": "x"}, "info")],
+    [({"summaries": "ab"}, "summaries"), ({"summaries": [3, 4]}, "summaries[0]"), ({"info": "x"}, "info")],
 )
 def test_malformed_structures(tmp_path, changes, field):
     error = next(module(write(tmp_path, [row() | changes, row()])).load("train"))
