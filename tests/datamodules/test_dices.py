@@ -37,6 +37,14 @@ def examples(data, source=None):
     return [data.to_example(row) for name in sources for row in data.load(name)]
 
 
+def invented(folder, *, bad=False, **settings):
+    """A data module over invented rows, one of them malformed if ``bad``: for the contract that all datasets share."""
+    items = [item(i, f"A: Question {i // 2}?") for i in range(90)] + [
+        item(90, "A: Question 0?", answers=["Maybe"])
+    ] * bad
+    return module(folder, items, **settings)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_an_item_is_one_record_with_the_crowd_as_votes(tmp_path, packed):
     prompt = "A: Do owls sleep?\\nB: Why do you ask?\\nI am curious.\\nA: Just so.\\n"
@@ -116,18 +124,6 @@ def test_votes_are_drawn_in_training_only(tmp_path):
     )
     assert [record.responses[0].votes for record in examples(data, "train")] == again != other
     assert data.settings() == {"subset": "990", "votes_per_item": 3, "vote_seed": 0, "split_seed": 0}
-
-
-def test_a_prompt_is_on_one_side(tmp_path):
-    items = [item(100 * i + j, f"A: Question {i}?", reply=f"{j}.") for i in range(200) for j in range(2)]
-    data = module(tmp_path, items)
-    prompts = {source: {record.group for record in examples(data, source)} for source in data.sources}
-    sizes = [len(found) for found in prompts.values()]
-    assert sum(sizes) == len(set.union(*prompts.values())) == 200
-    assert 140 < sizes[0] < 180 and min(sizes) >= 10
-    assert sum(len(examples(data, source)) for source in data.sources) == 400
-    data.setup()
-    assert data.reports["validation"].in_train == data.reports["test"].in_train == 0
 
 
 def test_a_batch_holds_the_votes(tmp_path):

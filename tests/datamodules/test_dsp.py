@@ -29,6 +29,15 @@ def module(tmp_path, rows, file="domain_specific_preference", **kwargs):
     return DSPDataModule(data_dir=str(tmp_path), **kwargs)
 
 
+def invented(folder, *, bad=False, **settings):
+    """A data module over invented rows, one of them malformed if ``bad``: for the contract that all datasets share."""
+    data = module(
+        folder, [query(f"What is rain, {i}?") for i in range(40)] + [query(normal=4)] * bad, **settings
+    )
+    (folder / "domain_specific_preference.test.json").write_text(json.dumps([query("What is fog?")]))
+    return data
+
+
 def example(*args, **kwargs):
     data = module(*args, **kwargs)
     return data.to_example(next(data.load("train")))

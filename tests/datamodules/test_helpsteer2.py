@@ -42,6 +42,16 @@ def examples(data, source="train"):
     ]
 
 
+def invented(folder, *, bad=False, **settings):
+    """A data module over invented rows, one of them malformed if ``bad``: for the contract that all datasets share."""
+    rows = [
+        row(f"Name fruit {i}.", *said)
+        for i in range(40)
+        for said in (("Apple.",), ("Chair.", (1, 3, 2, 2, 4)))
+    ]
+    return HelpSteer2DataModule(data_dir=write(folder, rows + [row(response=3)] * bad), **settings)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_two_rows_of_a_prompt_are_one_record(tmp_path, packed):
     (record,) = examples(HelpSteer2DataModule(data_dir=write(tmp_path, ROWS, packed=packed)))

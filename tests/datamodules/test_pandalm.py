@@ -41,6 +41,12 @@ def examples(data, source=None):
     return [found if isinstance(found, RecordError) else data.to_example(found) for found in rows]
 
 
+def invented(folder, *, bad=False, **settings):
+    """A data module over invented rows, one of them malformed if ``bad``: for the contract that all datasets share."""
+    rows = [row(instruction=f"Name fruit {i}.") for i in range(60)]
+    return module(folder, rows + [row(instruction="Name fruit 0.", values=(1, 1, 3))] * bad, **settings)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_rows_of_a_prompt_are_one_record(tmp_path, packed):
     rows = [

@@ -71,6 +71,15 @@ def all_train(monkeypatch):
     monkeypatch.setattr("pluralign.datamodules.persona.hash_split", lambda *key: "train")
 
 
+def invented(folder, *, bad=False, **settings):
+    """A data module over invented rows, one of them malformed if ``bad``: for the contract that all datasets share."""
+    evaluations(folder)
+    if bad:
+        with (folder / f"{PERSONAS[1]}.jsonl").open("a") as stream:
+            stream.write("\n" + json.dumps(statement("Odd.", answer_matching_behavior="Maybe")))
+    return module(folder, **settings)
+
+
 @pytest.mark.usefixtures("all_train")
 def test_one_record_exactly(tmp_path):
     for persona in PERSONAS[:2]:
@@ -289,13 +298,6 @@ def test_too_few_pairs(tmp_path):
 def test_wrong_arguments(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         module(tmp_path, **settings)
-
-
-def test_where_to_get_the_data(tmp_path):
-    with pytest.raises(ValueError, match=r"git clone https://github\.com/anthropics/evals.*CC-BY-4\.0"):
-        PersonaDataModule()
-    with pytest.raises(FileNotFoundError, match=r"likes-tea\.jsonl"):
-        module(tmp_path).files("train")
 
 
 def test_a_folder_that_holds_the_evaluations_compressed(tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 import math
-import pickle
 
 import lightning as L
 import pyarrow as pa
@@ -72,6 +71,12 @@ def both(folder, **settings):
 
 
 # Records -------------------------------------------------------------------------------------------------
+
+
+def invented(folder, *, bad=False, **settings):
+    """A data module over invented rows, one of them malformed if ``bad``: for the contract that all datasets share."""
+    rows = [judgement(f"fox {i}") for i in range(40)] + [judgement("fox 0", label=2)] * bad
+    return module(train=write(folder, rows), test=write(folder, ROWS, "test.jsonl"), **settings)
 
 
 @pytest.mark.parametrize("name", ["train.jsonl", "train.parquet"])
@@ -291,11 +296,6 @@ def test_other_settings_have_another_cache(tmp_path):
         for settings in ({}, {"dtype": "float32"}, {"weights": "other"}, {"columns": {"prompt": "caption"}})
     }
     assert len(folders) == 4
-
-
-def test_the_collator_is_picklable(tmp_path):
-    data = both(tmp_path)
-    assert pickle.loads(pickle.dumps(data.collator())).store.hidden_size == SIZE
 
 
 # Models --------------------------------------------------------------------------------------------------

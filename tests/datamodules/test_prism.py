@@ -65,6 +65,12 @@ def all_train(monkeypatch):
     monkeypatch.setattr("pluralign.datamodules.prism.hash_split", lambda *key: "train")
 
 
+def invented(folder, *, bad=False, **settings):
+    """A data module over invented rows, one of them malformed if ``bad``: for the contract that all datasets share."""
+    rows = [one | {"conversation_id": f"c{i}", "user_prompt": f"Q{i}?"} for i in range(60) for one in OPENING]
+    return module(write(folder, rows + [utterance(9, score=101)] * bad), **settings)
+
+
 @pytest.mark.usefixtures("all_train")
 def test_an_opening_is_one_record(tmp_path):
     (record,) = rows(module(write(tmp_path, OPENING[::-1] + LATER)))

@@ -39,6 +39,13 @@ def write(folder, rows, test=(ROW,), model="Alpaca-7B"):
     return str(folder)
 
 
+def invented(folder, *, bad=False, **settings):
+    """A data module over invented rows, one of them malformed if ``bad``: for the contract that all datasets share."""
+    rows = [ROW | {"prompt": f"How do I open door {i // 2}?"} for i in range(40)]
+    rows += [ROW | {"response_1_severity_level": 4}] * bad
+    return SafeRLHFDataModule(data_dir=write(folder, rows), **settings)
+
+
 def examples(data, source="train"):
     return [
         found if isinstance(found, RecordError) else data.to_example(found) for found in data.load(source)
@@ -114,16 +121,6 @@ def test_lines_that_are_no_rows_are_skipped_and_counted(tmp_path):
     data.setup("test")
     assert data.reports["test"].invalid == {"empty response": 1, "wrong type": 1}
     assert (data.reports["test"].records, data.reports["test"].comparisons) == (1, 2)
-
-
-def test_prompts_stay_on_one_side(tmp_path):
-    rows = [{**ROW, "prompt": f"Q{i}?", "response_0": f"{j}."} for j in range(3) for i in range(80)]
-    data = SafeRLHFDataModule(data_dir=write(tmp_path, rows), validation_share=0.3)
-    data.setup("fit")
-    train, validation = data.reports["train"], data.reports["validation"]
-    assert train.records + validation.records == 240
-    assert validation.records > 30 and validation.records % 3 == 0
-    assert validation.in_train == 0
 
 
 def test_a_batch_holds_votes_and_domains(tmp_path):

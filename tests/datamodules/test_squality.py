@@ -74,6 +74,13 @@ def broken(change):
     return list(passages.values())
 
 
+def invented(folder, *, bad=False, **settings):
+    """A data module over invented rows, one of them malformed if ``bad``: for the contract that all datasets share."""
+    names = [str(i) for i in range(10, 26)]
+    passages = [passage(name) for name in names] + [{"passage-id": "9", "questions": [1]}] * bad
+    return module(folder, passages, [texts(name) for name in names], **settings)
+
+
 @pytest.mark.parametrize(
     "layout",
     [

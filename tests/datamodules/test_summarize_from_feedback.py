@@ -50,6 +50,12 @@ def records(data, source="train"):
     return [data.to_example(found) for found in data.load(source)]
 
 
+def invented(folder, *, bad=False, **settings):
+    """A data module over invented rows, one of them malformed if ``bad``: for the contract that all datasets share."""
+    rows = [row(f"Cat {i} naps.") for i in range(40)] + [row("Cat 0 naps.", choice=2, extra={})] * bad
+    return module(write(folder, [*rows, row("A dog naps.", split="valid1")]), **settings)
+
+
 def pairs(record):
     return [(c.chosen, c.rejected, c.user, c.strength) for c in record.comparisons]
 

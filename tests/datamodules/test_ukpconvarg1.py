@@ -56,6 +56,15 @@ def all_train(monkeypatch):
     monkeypatch.setattr("pluralign.datamodules.ukpconvarg1.hash_split", lambda *key: "train")
 
 
+def invented(folder, *, bad=False, **settings):
+    """A data module over invented rows, one of them malformed if ``bad``: for the contract that all datasets share."""
+    for i in range(7):
+        pairs = [pair("a1", "a2", ["a1", "equal"], title=f"Debate {i}")]
+        pairs += [pair("a1", "a2", ["a4"], title=f"Debate {i}")] * (bad and i == 0)
+        write(folder, pairs, f"d{i}_cats.xml")
+    return UKPConvArgDataModule(data_dir=str(folder), **settings)
+
+
 @pytest.mark.usefixtures("all_train")
 @pytest.mark.parametrize("name", ["cats-or-dogs_cats.xml", "cats-or-dogs_cats.xml.gz"])
 def test_a_side_is_one_record(tmp_path, name):
