@@ -3,7 +3,6 @@
 import json
 import math
 
-import lightning as L
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -301,19 +300,7 @@ def test_other_settings_have_another_cache(tmp_path):
 # Models --------------------------------------------------------------------------------------------------
 
 
-def trainer(folder):
-    return L.Trainer(
-        max_steps=2,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        default_root_dir=folder,
-    )
-
-
-def test_a_model_trains_from_the_store_without_a_network(tmp_path):
+def test_a_model_trains_from_the_store_without_a_network(tmp_path, trainer):
     rows = [judgement("a blue hen", "hen-1", "hen-2"), *ROWS]
     data = module(
         train=write(tmp_path, rows),
@@ -323,7 +310,7 @@ def test_a_model_trains_from_the_store_without_a_network(tmp_path):
     model = BradleyTerryRM(
         BackboneConfig(name=WEIGHTS, frozen=True), optimizer=lambda p: torch.optim.SGD(p, lr=0.1)
     )
-    trainer(tmp_path).fit(model, datamodule=data)
+    trainer(max_steps=2).fit(model, datamodule=data)
     assert type(model.backbone).__name__ == "StoredFeatures" and model.global_step == 2
     output = model(next(iter(data.val_dataloader())))
     weight = model.head.weight.detach().squeeze(0)
@@ -338,11 +325,11 @@ def test_a_model_trains_from_the_store_without_a_network(tmp_path):
         ({"name": WEIGHTS, "dtype": "bfloat16"}, "dtype: the store has 'float32', the model 'bfloat16'"),
     ],
 )
-def test_another_network_is_refused(tmp_path, settings, message):
+def test_another_network_is_refused(tmp_path, trainer, settings, message):
     data = module(train=write(tmp_path, ROWS), validation=write(tmp_path, ROWS[1:2], "v.jsonl"))
     model = BradleyTerryRM(BackboneConfig(**settings, frozen=True))
     with pytest.warns(UserWarning, match="share a prompt"), pytest.raises(ValueError, match=message):
-        trainer(tmp_path).fit(model, datamodule=data)
+        trainer(max_steps=2).fit(model, datamodule=data)
 
 
 # Settings ------------------------------------------------------------------------------------------------
