@@ -26,7 +26,7 @@ nor a prior is a response without a judgement.
 
 With ``forgetting`` below 1 the crowd may change its mind: a vote counts ``forgetting ** age``, where age is the number
 of different later times among the votes on the same response. Votes counted so are those of the sequential update with
-forgetting. The prior keeps its strength in a batch, as an anchor, since batches hold distributions and counts alone.
+forgetting. The prior keeps its weight in a batch, as an anchor, since batches hold distributions and counts alone.
 :func:`update_posteriors` follows the sequential rule to the letter and forgets the prior as well, by
 ``forgetting ** (number of times)``. Without forgetting, or without a prior, both give the same.
 """
