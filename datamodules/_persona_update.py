@@ -16,10 +16,12 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from ._fields import name_field, whole_field
 from ._persona_votes import PersonaRow, Vote, read_vote, weighted_votes
 from .crowd import CrowdConfig, crowd_posterior
 from .files import SourceRow, read_json_lines
 from .record import RecordError
+from .settings import check_choices, check_range
 
 __all__ = ["UpdateReport", "main_update", "update_posteriors"]
 
@@ -113,13 +115,11 @@ class _NewVotes:
             allowed = "either the id or the prompt of a record"
             raise RecordError("id", row.fields.get("id"), allowed, reason="missing field")
         name, value, response = given[0], row.fields[given[0]], row.get("response")
-        if name == "id" and (isinstance(value, bool) or not isinstance(value, str | int)):
-            raise RecordError("id", value, "text or a whole number", reason="wrong type")
-        if isinstance(response, bool) or not isinstance(response, int):
-            raise RecordError("response", response, "index of a response", reason="wrong type")
+        key = name_field("id", value) if name == "id" else _prompt_key(value)
+        response = whole_field("response", response, 0)
         stored = {name: part for name, part in row.fields.items() if name not in ("id", "prompt", "response")}
         vote = NewVote(row.line, response, read_vote("", stored, num_labels), stored)
-        return (name, str(value) if name == "id" else _prompt_key(value)), vote
+        return (name, key), vote
 
     def of(self, name: str, prompt: object) -> list[NewVote]:
         """Votes on a record, in the order of their lines."""
@@ -320,12 +320,9 @@ def update_posteriors(
 
     .. versionadded:: 0.1
     """
-    if num_labels < 2:
-        raise ValueError(f"num_labels must be at least 2, got {num_labels}")
-    if not 0 < forgetting <= 1:
-        raise ValueError(f"forgetting must be in (0, 1], got {forgetting!r}")
-    if on_duplicate not in ("error", "skip"):
-        raise ValueError(f"on_duplicate must be error or skip, got {on_duplicate!r}")
+    check_range("num_labels", num_labels, 2)
+    check_range("forgetting", forgetting, 0, 1, ends="(]")
+    check_choices(update_posteriors, on_duplicate=on_duplicate)
     config = CrowdConfig(
         prior_strength=prior_strength,
         prior_floor=prior_floor,

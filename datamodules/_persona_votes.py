@@ -1,12 +1,12 @@
 """The rows of ``persona_votes.py``: what they may hold, and votes counted with forgetting."""
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from ._fields import list_field, mapping_field, number_field, text_field, user_field, whole_field
 from .files import SourceRow
 from .record import Message, RecordError, parse_messages
 
@@ -53,17 +53,13 @@ class PersonaRow:
             RecordError: Naming field, value and what is allowed.
         """
         name, prompt = row.fields.get("id"), row.get("prompt")
-        if name is not None and (isinstance(name, bool) or not isinstance(name, str | int) or name == ""):
-            raise RecordError("id", name, "text or a whole number", reason="wrong type")
-        responses = _list("responses", row.get("responses"))
-        for i, text in enumerate(responses):
-            if not isinstance(text, str):
-                raise RecordError(f"responses[{i}]", text, "a string", reason="wrong type")
-        lists = _list("votes", row.get("votes"), len(responses))
+        texts = list_field("responses", row.get("responses"), empty=True)
+        responses = [text_field(f"responses[{i}]", text) for i, text in enumerate(texts)]
+        lists = list_field("votes", row.get("votes"), len(responses))
         votes = [
             [
                 read_vote(f"votes[{i}][{j}]", vote, num_labels)
-                for j, vote in enumerate(_list(f"votes[{i}]", given))
+                for j, vote in enumerate(list_field(f"votes[{i}]", given, empty=True))
             ]
             for i, given in enumerate(lists)
         ]
@@ -71,7 +67,7 @@ class PersonaRow:
         if isinstance(prior, list) and prior and not any(isinstance(part, list | None) for part in prior):
             prior = [prior] * len(responses)  # one for all
         return cls(
-            name=f"{Path(row.file).name}:{row.line}" if name is None else str(name),
+            name=f"{Path(row.file).name}:{row.line}" if name is None else user_field("id", name),
             prompt=prompt if isinstance(prompt, str) else parse_messages("prompt", prompt),
             responses=responses,
             priors=_distributions("prior", prior, len(responses), num_labels),
@@ -80,41 +76,24 @@ class PersonaRow:
         )
 
 
-def _list(field: str, value: object, length: int | None = None) -> list[Any]:
-    if not isinstance(value, list):
-        raise RecordError(field, value, "a list", reason="wrong type")
-    if length is not None and len(value) != length:
-        raise RecordError(
-            field, value, f"one entry for each of the {length} responses", reason="out of range"
-        )
-    return value
-
-
 def _distributions(
     field: str, value: object, num_responses: int, num_labels: int
 ) -> list[tuple[float, ...] | None]:
     if value is None:
         return [None] * num_responses
-    found: list[tuple[float, ...] | None] = []
-    for i, part in enumerate(_list(field, value, num_responses)):
-        numbers = None if part is None else _list(f"{field}[{i}]", part)
-        if numbers is not None:
-            if len(numbers) != num_labels:
-                raise RecordError(f"{field}[{i}]", part, f"{num_labels} probabilities", reason="out of range")
-            numbers = [_number(f"{field}[{i}][{j}]", number) for j, number in enumerate(numbers)]
-            if min(numbers) < 0 or abs(sum(numbers) - 1) > 1e-3:
-                allowed = "probabilities >= 0 that sum to 1 (within 0.001)"
-                raise RecordError(f"{field}[{i}]", part, allowed, reason="out of range")
-        found.append(None if numbers is None else tuple(numbers))
-    return found
+    return [
+        None if entry is None else _distribution(f"{field}[{i}]", entry, num_labels)
+        for i, entry in enumerate(list_field(field, value, num_responses))
+    ]
 
 
-def _number(field: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RecordError(field, value, "a number", reason="wrong type")
-    if not abs(value) <= sys.float_info.max:  # nor is NaN
-        raise RecordError(field, value, "a finite number", reason="not finite")
-    return float(value)
+def _distribution(field: str, value: object, num_labels: int) -> tuple[float, ...]:
+    numbers = enumerate(list_field(field, value, num_labels))
+    distribution = tuple(number_field(f"{field}[{j}]", number) for j, number in numbers)
+    if min(distribution) < 0 or abs(sum(distribution) - 1) > 1e-3:
+        allowed = "probabilities >= 0 that sum to 1 (within 0.001)"
+        raise RecordError(field, value, allowed, reason="out of range")
+    return distribution
 
 
 def read_vote(field: str, value: object, num_labels: int) -> Vote:
@@ -128,30 +107,16 @@ def read_vote(field: str, value: object, num_labels: int) -> Vote:
     Raises:
         RecordError: If it is none; see the description of ``persona_votes.py``.
     """
-    if not isinstance(value, Mapping):
-        allowed = "an object with persona, label and, if known, time"
-        raise RecordError(field, value, allowed, reason="wrong type")
-    where = f"{field}." if field else ""
-    for name in ("persona", "label"):
-        if name not in value:
-            raise RecordError(f"{where}{name}", None, "a value in every vote", reason="missing field")
-    persona, label, time = value["persona"], value["label"], value.get("time")
-    if not isinstance(persona, str) or not persona.strip():
-        raise RecordError(f"{where}persona", persona, "a string that is not blank", reason="wrong type")
-    if isinstance(label, bool) or not isinstance(label, int):
-        raise RecordError(
-            f"{where}label", label, f"a whole number in 0..{num_labels - 1}", reason="wrong type"
-        )
-    if not 0 <= label < num_labels:
-        raise RecordError(
-            f"{where}label", label, f"a whole number in 0..{num_labels - 1}", reason="out of range"
-        )
+    vote, where = mapping_field(field, value), f"{field}." if field else ""
+    persona = text_field(f"{where}persona", vote.get("persona"), blank="missing field")
+    label = whole_field(f"{where}label", vote.get("label"), 0, num_labels - 1)
+    time = vote.get("time")
     return Vote(persona, label, None if time is None else _time(f"{where}time", time))
 
 
 def _time(field: str, value: object) -> tuple[bool, float]:
     if not isinstance(value, str):
-        return False, _number(field, value)
+        return False, number_field(field, value)
     try:
         moment = datetime.fromisoformat(value)
     except ValueError:

@@ -1,13 +1,10 @@
 """The private half of ``synthetic.py``: the crowd's words and tastes, and what is true of it."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from .synthetic import SyntheticDataModule
 
 __all__ = ["Crowd", "SyntheticTruth"]
 
@@ -86,29 +83,51 @@ class SyntheticTruth:
         return self.crowd.utility(points[:, None], self.places, self.domain_of_response)
 
 
+class CrowdSettings(Protocol):
+    """What a crowd is a function of: attributes of :class:`SyntheticDataModule`, which says what they mean."""
+
+    seed: int
+    num_groups: int
+    num_users: int
+    num_domains: int
+    num_dimensions: int
+    num_words: int
+    num_words_per_response: int
+    num_labels: int
+    disagreement: float
+    user_spread: float
+    sharpness: float
+    tie_width: float
+    label_noise: float
+
+
 class Crowd:
     """Words, users and how they judge: everything that the sources share."""
 
-    def __init__(self, module: "SyntheticDataModule") -> None:
-        rng = np.random.default_rng([VERSION, module.seed, STREAM])
-        size = module.num_dimensions
-        self.words = rng.standard_normal((module.num_words, size)) / np.sqrt(size)
-        common, *own = _directions(rng, 1 + module.num_groups, size)
-        near, far = np.sqrt(1 - module.disagreement), np.sqrt(module.disagreement)
+    def __init__(self, settings: CrowdSettings) -> None:
+        rng = np.random.default_rng([VERSION, settings.seed, STREAM])
+        size = settings.num_dimensions
+        self.words = rng.standard_normal((settings.num_words, size)) / np.sqrt(size)
+        common, *own = _directions(rng, 1 + settings.num_groups, size)
+        near, far = np.sqrt(1 - settings.disagreement), np.sqrt(settings.disagreement)
         self.ideal_points: Floats = 3.0 * (near * common + far * np.stack(own))
-        self.group_of_user: Integers = rng.permutation(np.arange(module.num_users) % module.num_groups)
-        spread = module.user_spread * rng.standard_normal((module.num_users, size))
+        self.group_of_user: Integers = rng.permutation(np.arange(settings.num_users) % settings.num_groups)
+        spread = settings.user_spread * rng.standard_normal((settings.num_users, size))
         self.user_points: Floats = self.ideal_points[self.group_of_user] + spread
-        shifts = 3.0 * np.stack(_directions(rng, module.num_domains, size))
-        self.shifts: Floats = shifts if module.num_domains > 1 else np.zeros((1, size))
-        phrases = rng.integers(module.num_words, size=(4096, module.num_words_per_response))
+        shifts = 3.0 * np.stack(_directions(rng, settings.num_domains, size))
+        self.shifts: Floats = shifts if settings.num_domains > 1 else np.zeros((1, size))
+        phrases = rng.integers(settings.num_words, size=(4096, settings.num_words_per_response))
         sample = self.words[phrases].mean(1)
         self.centre, self.square, self.scale = sample.mean(0), float((sample**2).sum(1).mean()), 1.0
         domains = np.arange(len(self.shifts))
         spreads = self.utility(self.ideal_points[:, None, None], sample, domains[:, None]).std(-1)
         self.scale = float(spreads.mean())
-        self.sharpness, self.tie_width, self.noise = module.sharpness, module.tie_width, module.label_noise
-        self.bounds = np.linspace(-1, 1, module.num_labels + 1)[1:-1] * 1.5
+        self.sharpness, self.tie_width, self.noise = (
+            settings.sharpness,
+            settings.tie_width,
+            settings.label_noise,
+        )
+        self.bounds = np.linspace(-1, 1, settings.num_labels + 1)[1:-1] * 1.5
 
     def utility(self, points: Floats, places: Floats, domains: Integers) -> Floats:
         """Centred and scaled utility; the arguments broadcast, the last axis of points and places is D."""

@@ -1,44 +1,10 @@
-"""What data modules with several judges share: a split by hash, vote counts, a comparison of vote counts."""
+"""What data modules with several judges share: vote counts, a comparison of vote counts, distinct responses."""
 
 from collections.abc import Iterable
-from hashlib import sha1
 
-from .record import Comparison, RecordError
+from .record import Comparison, Response
 
-__all__ = ["hash_split", "level", "majority_comparison", "vote_counts"]
-
-
-def hash_split(key: str, seed: int = 0) -> str:
-    """Side of a prompt in a release without splits: 80% training, 10% validation, 10% test.
-
-    Args:
-        key: What stays on one side, such as the prompt.
-        seed: Other values give other splits.
-
-    Returns:
-        ``train``, ``validation`` or ``test``; the same on every machine.
-    """
-    bucket = int(sha1((f"{seed}:{key}" if seed else key).encode()).hexdigest(), 16) % 10_000
-    return "train" if bucket < 8_000 else "validation" if bucket < 9_000 else "test"
-
-
-def level(field: str, value: object, num_levels: int) -> int:
-    """Check a whole number on a scale that begins at 0.
-
-    Args:
-        field: Name to use in an error.
-        value: What the source holds.
-        num_levels: Levels of the scale.
-
-    Raises:
-        RecordError: If it is no whole number, or not in 0..num_levels - 1.
-    """
-    allowed = f"a whole number in 0..{num_levels - 1}"
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise RecordError(field, value, allowed, reason="wrong type")
-    if not 0 <= value < num_levels:
-        raise RecordError(field, value, allowed, reason="out of range")
-    return value
+__all__ = ["DistinctResponses", "majority_comparison", "vote_counts"]
 
 
 def vote_counts(levels: Iterable[int], num_levels: int) -> tuple[float, ...]:
@@ -74,3 +40,27 @@ def majority_comparison(
         first, second, one, two = second, first, two, one
     share = (one + 0.5 * tie) / (one + tie + two)
     return Comparison(first, second, preference=share, domain=domain, votes=(one, tie, two))
+
+
+class DistinctResponses:
+    """Responses of a record of which several rows compare two: each text is one response.
+
+    Attributes:
+        responses: Them, in order of appearance.
+    """
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.responses: list[Response] = []
+        self._index: dict[str, int] = {}
+
+    def pair(self, first: str, second: str) -> tuple[int, int]:
+        """Indices of two texts; two of the same stay apart, to be dropped and counted like all such."""
+        for text in (first, second):
+            if text not in self._index:
+                self._index[text] = len(self.responses)
+                self.responses.append(Response(text))
+        if first == second:
+            self.responses.append(Response(second))
+            return self._index[first], len(self.responses) - 1
+        return self._index[first], self._index[second]

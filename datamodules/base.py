@@ -1,11 +1,11 @@
 """PreferenceDataModule: splits, validation of rows, token cache, loaders; once for all datasets."""
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from hashlib import sha1
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 from torch.utils.data import DataLoader
@@ -14,6 +14,7 @@ from ._cache_writer import CacheWriter
 from ._loader_config import LoaderConfig, changed
 from ._loaders import LoaderRows, batch_loader
 from ._preparation import report_split, tokenise
+from ._splits import hash_split
 from ._texts import decoded_responses
 from ._vote_priors import VotePriors
 from .batch import PreferenceBatch
@@ -24,6 +25,7 @@ from .files import SourceRow, hash_files
 from .joins import SideTable, load_joins, report_joins
 from .record import PreferenceRecord, RecordError
 from .sampler import PreferenceDataLoader
+from .settings import OnInvalid, check_choices, check_range
 from .text import RecordTokenizer, TextConfig
 from .users import UserProtocol, UserView, joined, user_view
 
@@ -36,6 +38,7 @@ STAGES = {
     "test": ("test",),
     "predict": ("predict",),
 }
+VALIDATION_SHARE = 0.05
 
 
 class PreferenceDataModule(L.LightningDataModule, ABC):
@@ -47,7 +50,9 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
     Attributes:
         name: Short name of the dataset; names the cache's folder.
         sources: Parts that :meth:`load` can read. A source named like a split becomes that split. Without a
-            source ``validation``, a share of ``train`` is held out by a hash of the prompt.
+            source ``validation``, a share of ``train`` is held out by a hash of the prompt. Empty until the
+            constructor of a dataset whose parts depend on its settings fills it.
+        where_to_get: What to do where ``data_dir`` is missing, of a dataset that is not on the Hugging Face hub.
         users: Judges, those of the training split first; ``user_id`` indexes it.
         num_training_users: How many of ``users`` were the training split's; a restored run counts its own.
         training_users: Judges that the loader of this training split shows, by ``loader.users``.
@@ -56,18 +61,28 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
     """
 
     name: str  # pyright: ignore[reportIncompatibleVariableOverride]  Lightning leaves it unset
-    sources: tuple[str, ...] = ("train", "validation", "test")
+    sources: tuple[str, ...] = ()
+    where_to_get: ClassVar[str]
+
+    def __init_subclass__(cls, **keywords: object) -> None:
+        """Let the command line read shared settings from the constructor below, where they have defaults and help.
+
+        ``**shared: Unpack[SharedSettings]`` tells type checkers which settings there are; jsonargparse would take it
+        for all that is known of them.
+        """
+        super().__init_subclass__(**keywords)
+        cls.__init__.__annotations__.pop("shared", None)
 
     def __init__(
         self,
         *,
         text: TextConfig = TextConfig(),
         loader: LoaderConfig = LoaderConfig(),
-        on_invalid: Literal["error", "skip"] = "error",
-        validation_share: float = 0.05,
+        on_invalid: OnInvalid = "error",
+        validation_share: float = VALIDATION_SHARE,
         cache_dir: str | None = None,
     ) -> None:
-        """Keep the settings; reads nothing.
+        """Keep the settings that all datasets share; reads nothing.
 
         Args:
             text: Tokenizer, format and truncation.
@@ -75,17 +90,20 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
             on_invalid: ``error`` stops at the first row that is not a valid record, ``skip`` counts such rows
                 by reason and reports them at the end of ``setup``.
             validation_share: Share of the training prompts held out for validation if the dataset has no
-                validation source, in (0, 1).
+                validation source, in (0, 1); refused where it always has one.
             cache_dir: Folder of token caches; None for ``$PLURALIGN_CACHE`` or ``~/.cache/pluralign``.
 
         Raises:
             ValueError: If a setting is outside its range.
         """
         super().__init__()
-        if on_invalid not in ("error", "skip"):
-            raise ValueError(f"on_invalid must be error or skip, got {on_invalid!r}")
-        if not 0 < validation_share < 1:
-            raise ValueError(f"validation_share must be in (0, 1), got {validation_share}")
+        check_choices(PreferenceDataModule.__init__, on_invalid=on_invalid)
+        check_range("validation_share", validation_share, 0, 1, ends="()")
+        if "validation" in self.sources and validation_share != VALIDATION_SHARE:
+            raise ValueError(
+                f"validation_share must not be given, got {validation_share}: {type(self).__name__} has a validation "
+                "split of its own"
+            )
         self.text, self.loader, self.on_invalid = text, loader, on_invalid
         self.validation_share, self.cache_dir = validation_share, cache_dir
         self.users: list[str] = []
@@ -103,6 +121,16 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
         self._reader: CacheReader | None = None
         self._tokenizer: RecordTokenizer | None = None
         self._restored: dict[str, Any] | None = None
+
+    def need_folder(self, data_dir: str | None) -> str:
+        """The folder of a dataset that is not on the Hugging Face hub.
+
+        Raises:
+            ValueError: If none is given; says where to get the data.
+        """
+        if data_dir is None:
+            raise ValueError(f"{type(self).__name__} needs data_dir: {self.where_to_get}")
+        return data_dir
 
     # What a dataset implements -------------------------------------------------------------------------
 
@@ -166,8 +194,8 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
     def route(self, record: PreferenceRecord, source: str) -> str:
         """Split of a record: its source's, or validation for a hashed share of the training prompts."""
         if source == "train" and "validation" not in self.sources:
-            bucket = int(sha1(record.split_key.encode()).hexdigest(), 16) % 10_000
-            return "validation" if bucket < self.validation_share * 10_000 else "train"
+            held_out = math.ceil(self.validation_share * 10_000)
+            return hash_split(record.split_key, {"validation": held_out, "train": 10_000 - held_out})
         return source
 
     # Lightning -----------------------------------------------------------------------------------------

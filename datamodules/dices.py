@@ -25,16 +25,18 @@ not in this conversion.
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from hashlib import sha1
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
-from ._votes import hash_split, vote_counts
-from .base import LoaderConfig, PreferenceDataModule
-from .files import SourceRow, find_file, open_bytes
+from ._fields import choice_field, list_field, name_field
+from ._splits import PER_10_000, hash_split
+from ._votes import vote_counts
+from .base import PreferenceDataModule
+from .files import SourceRow, find_file, open_bytes, parse_rows
 from .record import Message, PreferenceRecord, RecordError, Response
-from .text import TextConfig
+from .settings import SharedSettings, check_choices, check_range
 
 __all__ = ["LABELS", "DICESDataModule"]
 
@@ -42,7 +44,6 @@ LABELS = ("safe", "unsure", "unsafe")
 """Categories of a response's votes, in their order."""
 
 COMMIT = "5a0bf5003250"
-SUBSETS = ("990", "350_crowdsourced", "350_expert")
 ANSWERS = {"No": 0, "Unsure": 1, "Yes": 2}
 TURN = re.compile(r"(?:\A|\n)(A|B|USER|LAMDA):")
 SPEAKERS = ({"A": "user", "B": "assistant"}, {"USER": "user", "LAMDA": "assistant"})
@@ -53,6 +54,11 @@ class DICESDataModule(PreferenceDataModule):
 
     name = "dices"
     sources = ("train", "validation", "test")
+    where_to_get = (
+        "the data are not on the Hugging Face hub in this form. Get them "
+        "with `git clone https://github.com/dmg-illc/JUDGE-BENCH && git -C JUDGE-BENCH checkout "
+        f"{COMMIT}` and give data_dir=JUDGE-BENCH/data/dices (CC-BY-4.0)"
+    )
 
     def __init__(
         self,
@@ -62,10 +68,7 @@ class DICESDataModule(PreferenceDataModule):
         votes_per_item: int | None = None,
         vote_seed: int = 0,
         split_seed: int = 0,
-        text: TextConfig = TextConfig(),
-        loader: LoaderConfig = LoaderConfig(),
-        on_invalid: Literal["error", "skip"] = "error",
-        cache_dir: str | None = None,
+        **shared: Unpack[SharedSettings],
     ) -> None:
         """Choose subset and number of votes; reads nothing.
 
@@ -77,10 +80,7 @@ class DICESDataModule(PreferenceDataModule):
                 fewer raters would have given; validation and test keep the whole crowd. None for all votes.
             vote_seed: Seed of that draw; an item's draw depends on it and on the item's id alone.
             split_seed: Other values divide the items otherwise, for intervals over splits.
-            text: Tokenizer, format and truncation.
-            loader: Batch bounds, order and workers.
-            on_invalid: ``error`` or ``skip`` for malformed items.
-            cache_dir: Folder of token caches; None for ``$PLURALIGN_CACHE`` or ``~/.cache/pluralign``.
+            **shared: Settings that all datasets share, see :class:`PreferenceDataModule`.
 
         Raises:
             ValueError: If ``data_dir`` is missing (says where to get the data), or a setting is off range.
@@ -91,18 +91,11 @@ class DICESDataModule(PreferenceDataModule):
 
         .. versionadded:: 0.1
         """
-        super().__init__(text=text, loader=loader, on_invalid=on_invalid, cache_dir=cache_dir)
-        if data_dir is None:
-            raise ValueError(
-                "DICESDataModule needs data_dir: the data are not on the Hugging Face hub in this form. Get them "
-                "with `git clone https://github.com/dmg-illc/JUDGE-BENCH && git -C JUDGE-BENCH checkout "
-                f"{COMMIT}` and give data_dir=JUDGE-BENCH/data/dices (CC-BY-4.0)"
-            )
-        if subset not in SUBSETS:
-            raise ValueError(f"subset must be one of {', '.join(SUBSETS)}; got {subset!r}")
-        if votes_per_item is not None and votes_per_item < 1:
-            raise ValueError(f"votes_per_item must be at least 1 or null, got {votes_per_item}")
-        self.data_dir, self.subset = data_dir, subset
+        super().__init__(**shared)
+        check_choices(DICESDataModule.__init__, subset=subset)
+        if votes_per_item is not None:
+            check_range("votes_per_item", votes_per_item, 1)
+        self.data_dir, self.subset = self.need_folder(data_dir), subset
         self.votes_per_item, self.vote_seed = votes_per_item, vote_seed
         self.split_seed = split_seed
 
@@ -117,41 +110,34 @@ class DICESDataModule(PreferenceDataModule):
 
     def load(self, source: str) -> Iterator[SourceRow | RecordError]:
         """Items of the source; one whose prompt cannot be read is an error of the training split."""
-        for row in read_instances(self.files(source)[0]):
-            try:
-                if isinstance(row, RecordError):
-                    raise row
-                prompt = line_breaks(_text(row, "instance", "user_prompt"))
-            except RecordError as error:
-                if source == "train":
-                    yield error
-                continue
-            if hash_split(prompt, self.split_seed) == source:
-                yield row._replace(fields={**row.fields, "prompt": prompt, "source": source})
+        for row in parse_rows(read_instances(self.files(source)[0]), _with_prompt):
+            split = (
+                "train"
+                if isinstance(row, RecordError)
+                else hash_split(row.text("prompt"), PER_10_000, self.split_seed)
+            )
+            if split == source:
+                yield row
 
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """A dialogue, the reply to it, and how many people found the reply safe, were unsure, found it unsafe."""
-        prompt, name = row.text("prompt"), row.get("id")
-        if isinstance(name, bool) or not isinstance(name, int | str):
-            raise RecordError("id", name, "a whole number or a string", reason="wrong type")
+        prompt, name = row.text("prompt"), name_field("id", row.get("id"))
         field = "annotations.safety.individual_human_scores"
-        answers = _nested(row, *field.split("."))
-        if not isinstance(answers, list) or not answers:
-            raise RecordError(field, answers, "a non-empty list of answers", reason="wrong type")
-        for i, answer in enumerate(answers):
-            if not isinstance(answer, str) or answer not in ANSWERS:
-                raise RecordError(f"{field}[{i}]", answer, " | ".join(ANSWERS), reason="out of range")
-        if self.votes_per_item is not None and row.get("source") == "train":
+        answers = [
+            ANSWERS[choice_field(f"{field}[{i}]", answer, ANSWERS)]
+            for i, answer in enumerate(list_field(field, row.get(field)))
+        ]
+        if self.votes_per_item is not None and hash_split(prompt, PER_10_000, self.split_seed) == "train":
             if len(answers) < self.votes_per_item:
                 allowed = f"at least votes_per_item={self.votes_per_item} answers"
                 raise RecordError(field, f"{len(answers)} answers", allowed, reason="too few votes")
-            answers = [answers[i] for i in draw(len(answers), self.votes_per_item, self.vote_seed, str(name))]
-        votes = vote_counts((ANSWERS[answer] for answer in answers), len(LABELS))
-        reply = line_breaks(_text(row, "instance", "response"))
+            answers = [answers[i] for i in draw(len(answers), self.votes_per_item, self.vote_seed, name)]
         return PreferenceRecord(
             id=f"{self.subset}:{name}",
             prompt=parse_prompt(prompt),
-            responses=(Response(reply, votes=votes),),
+            responses=(
+                Response(line_breaks(row.text("instance.response")), votes=vote_counts(answers, len(LABELS))),
+            ),
             group=prompt,
         )
 
@@ -214,22 +200,5 @@ def read_instances(path: Path) -> Iterator[SourceRow | RecordError]:
             )
 
 
-def _nested(row: SourceRow, *path: str) -> object:
-    value: object = row.fields
-    for i, name in enumerate(path, 1):
-        if not isinstance(value, Mapping) or name not in value:
-            allowed = "a field of this name"
-            raise RecordError(
-                ".".join(path[:i]), None, allowed, reason="missing field", file=row.file, line=row.line
-            )
-        value = value[name]
-    return value
-
-
-def _text(row: SourceRow, *path: str) -> str:
-    value = _nested(row, *path)
-    if not isinstance(value, str):
-        raise RecordError(
-            ".".join(path), value, "a string", reason="wrong type", file=row.file, line=row.line
-        )
-    return value
+def _with_prompt(row: SourceRow) -> SourceRow:
+    return row._replace(fields={**row.fields, "prompt": line_breaks(row.text("instance.user_prompt"))})

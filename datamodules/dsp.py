@@ -16,17 +16,17 @@ does not know the domain can learn nothing from them. Give it one domain (``doma
 ``domain_id``.
 """
 
-import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
-from .base import LoaderConfig, PreferenceDataModule
+from ._fields import list_field, number_field, text_field
+from .base import PreferenceDataModule
 from .files import SourceRow, find_file, read_json_list
 from .hh_rlhf import TURN, parse_dialogue, split_dialogues
 from .record import Comparison, PreferenceRecord, RecordError, Response
-from .text import TextConfig
+from .settings import LenientSettings, OnInvalid, check_choices, check_subset
 
 __all__ = ["DSPDataModule"]
 
@@ -46,6 +46,11 @@ class DSPDataModule(PreferenceDataModule):
 
     name = "dsp"
     sources = ("train", "test")
+    where_to_get = (
+        "the data are not on the Hugging Face hub. Get them with `git clone "
+        f"https://github.com/Linear95/DSP && git -C DSP checkout {COMMIT}` and give data_dir=DSP/data "
+        "(CC-BY-NC-4.0: not for commercial use)"
+    )
 
     def __init__(
         self,
@@ -54,11 +59,8 @@ class DSPDataModule(PreferenceDataModule):
         subset: Literal["domain", "helpful", "harmless", "webgpt"] = "domain",
         domains: tuple[str, ...] = DOMAINS,
         margins: bool = False,
-        text: TextConfig = TextConfig(),
-        loader: LoaderConfig = LoaderConfig(),
-        on_invalid: Literal["error", "skip"] = "skip",
-        validation_share: float = 0.05,
-        cache_dir: str | None = None,
+        on_invalid: OnInvalid = "skip",
+        **shared: Unpack[LenientSettings],
     ) -> None:
         """Choose subset and domains; reads nothing.
 
@@ -70,11 +72,8 @@ class DSPDataModule(PreferenceDataModule):
                 one to train a model for it, leave one out to test customisation on it.
             margins: Whether the difference of a pair's scores also becomes the required reward gap (general
                 sets only). It is the comparison's strength in any case.
-            text: Tokenizer, format and truncation.
-            loader: Batch bounds, order and workers.
             on_invalid: ``error`` or ``skip``; the release has a few blank answers, so ``skip`` by default.
-            validation_share: Share of the training queries held out for validation, in (0, 1).
-            cache_dir: Folder of token caches; None for ``$PLURALIGN_CACHE`` or ``~/.cache/pluralign``.
+            **shared: Settings that all datasets share, see :class:`PreferenceDataModule`.
 
         Raises:
             ValueError: If ``data_dir`` is missing (says where to get the data), or subset or domain unknown.
@@ -85,25 +84,10 @@ class DSPDataModule(PreferenceDataModule):
 
         .. versionadded:: 0.1
         """
-        super().__init__(
-            text=text,
-            loader=loader,
-            on_invalid=on_invalid,
-            validation_share=validation_share,
-            cache_dir=cache_dir,
-        )
-        if data_dir is None:
-            raise ValueError(
-                "DSPDataModule needs data_dir: the data are not on the Hugging Face hub. Get them with `git clone "
-                f"https://github.com/Linear95/DSP && git -C DSP checkout {COMMIT}` and give data_dir=DSP/data "
-                "(CC-BY-NC-4.0: not for commercial use)"
-            )
-        if subset not in FILES:
-            raise ValueError(f"subset must be one of {', '.join(FILES)}; got {subset!r}")
-        if not domains or not set(domains) <= set(DOMAINS):
-            raise ValueError(f"domains must be one or more of {', '.join(DOMAINS)}; got {list(domains)}")
-        self.data_dir, self.subset, self.margins = data_dir, subset, margins
-        self.domains_used = tuple(dict.fromkeys(domains))
+        super().__init__(on_invalid=on_invalid, **shared)
+        check_choices(DSPDataModule.__init__, subset=subset)
+        self.domains_used = check_subset("domains", domains, DOMAINS)
+        self.data_dir, self.subset, self.margins = self.need_folder(data_dir), subset, margins
 
     def files(self, source: str) -> list[Path]:
         """The subset's file."""
@@ -126,19 +110,10 @@ class DSPDataModule(PreferenceDataModule):
         return self._domain_record(row) if self.subset == "domain" else self._scored_pair(row)
 
     def _domain_record(self, row: SourceRow) -> PreferenceRecord:
-        query, answers = row.text("query"), row.get("responses")
-        if not isinstance(answers, Mapping):
-            raise RecordError("responses", answers, "an object: domain to response", reason="wrong type")
-        for domain in DOMAINS:
-            if domain not in answers:
-                allowed = f"a response for each of {', '.join(DOMAINS)}"
-                raise RecordError(f"responses.{domain}", None, allowed, reason="missing field")
         return PreferenceRecord(
             id=row.text("id"),
-            prompt=query,
-            responses=tuple(
-                Response(_stripped(f"responses.{domain}", answers[domain])) for domain in DOMAINS
-            ),
+            prompt=row.text("query"),
+            responses=tuple(Response(row.text(f"responses.{domain}").strip()) for domain in DOMAINS),
             comparisons=tuple(
                 Comparison(DOMAINS.index(domain), other, domain=domain)
                 for domain in self.domains_used
@@ -148,15 +123,12 @@ class DSPDataModule(PreferenceDataModule):
         )
 
     def _scored_pair(self, row: SourceRow) -> PreferenceRecord:
-        texts, scores = row.get("text"), row.get("score")
-        for field, value in (("text", texts), ("score", scores)):
-            if not isinstance(value, list) or len(value) != 2:
-                raise RecordError(field, value, "a list of two", reason="wrong type")
-        first_score, second_score = (_score(f"score[{i}]", scores[i]) for i in range(2))  # type: ignore[index]
+        texts = enumerate(list_field("text", row.get("text"), 2))
+        scores = enumerate(list_field("score", row.get("score"), 2))
+        first_score, second_score = (number_field(f"score[{i}]", score) for i, score in scores)
         turn = WEBGPT_TURN if self.subset == "webgpt" else TURN
         first, second = (
-            parse_dialogue(f"text[{i}]", _stripped(f"text[{i}]", texts[i]), turn)  # type: ignore[index]
-            for i in range(2)
+            parse_dialogue(f"text[{i}]", text_field(f"text[{i}]", text).strip(), turn) for i, text in texts
         )
         prompt, *answers = split_dialogues(first, second)
         gap = abs(first_score - second_score)
@@ -176,17 +148,3 @@ class DSPDataModule(PreferenceDataModule):
             comparisons=(comparison,),
             group=prompt[0].content,
         )
-
-
-def _stripped(field: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise RecordError(field, value, "a string", reason="wrong type")
-    return value.strip()
-
-
-def _score(field: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RecordError(field, value, "a number", reason="wrong type")
-    if not math.isfinite(value):
-        raise RecordError(field, value, "a finite number", reason="not finite")
-    return float(value)

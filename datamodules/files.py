@@ -9,23 +9,28 @@ import gzip
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
 
+from ._fields import nested_field, text_field
 from .record import RecordError
 
 __all__ = [
+    "HubDataset",
     "SourceRow",
     "find_file",
     "hash_files",
+    "parse_rows",
     "read_csv",
-    "read_hub",
     "read_json_lines",
     "read_json_list",
     "read_parquet",
     "read_table",
 ]
+
+
+Parsed = TypeVar("Parsed")
 
 
 class SourceRow(NamedTuple):
@@ -42,28 +47,54 @@ class SourceRow(NamedTuple):
     fields: Mapping[str, object]
 
     def text(self, field: str) -> str:
-        """Return a column that must hold text.
+        """Return a field that must hold text.
+
+        Args:
+            field: Its name, such as ``prompt`` or ``instance.user_prompt``.
 
         Raises:
             RecordError: If it is missing or no string.
         """
-        value = self.get(field)
-        if not isinstance(value, str):
-            raise RecordError(field, value, "a string", reason="wrong type", file=self.file, line=self.line)
-        return value
+        try:
+            return text_field(field, self.get(field))
+        except RecordError as error:
+            raise error.at(self.file, self.line) from None
 
-    def get(self, field: str) -> object:
-        """Return a column that must exist.
+    def get(self, field: str, *, optional: bool = False) -> object:
+        """Return a field, or one of an object in it.
+
+        Args:
+            field: Its name, such as ``prompt`` or ``instance.user_prompt``.
+            optional: Whether it may be missing; None then.
 
         Raises:
-            RecordError: If it is missing; says which columns there are.
+            RecordError: If it is missing and may not be; says which there are.
         """
-        if field not in self.fields:
-            allowed = (
-                f"a column of this name; the row has {', '.join(sorted(map(str, self.fields))) or 'none'}"
-            )
-            raise RecordError(field, None, allowed, reason="missing field", file=self.file, line=self.line)
-        return self.fields[field]
+        try:
+            return nested_field(self.fields, field, optional=optional)
+        except RecordError as error:
+            raise error.at(self.file, self.line) from None
+
+
+def parse_rows(
+    rows: Iterable[SourceRow | RecordError], parse: Callable[[SourceRow], Parsed]
+) -> Iterator[Parsed | RecordError]:
+    """What each row means, or what is wrong with it and where.
+
+    Args:
+        rows: Rows of a file.
+        parse: Makes something of a row, or raises a :class:`RecordError`.
+    """
+    for row in rows:
+        result: Parsed | RecordError
+        if isinstance(row, RecordError):
+            result = row
+        else:
+            try:
+                result = parse(row)
+            except RecordError as error:
+                result = error.at(row.file, row.line)
+        yield result
 
 
 def open_bytes(path: Path) -> IO[bytes]:
@@ -220,20 +251,36 @@ def read_table(path: Path) -> Iterator[SourceRow | RecordError]:
     return readers[suffix](path)
 
 
-def read_hub(
-    name: str, *, revision: str, split: str, data_dir: str | None = None
-) -> Iterator[SourceRow | RecordError]:
-    """Rows of a dataset on the Hugging Face hub at a pinned revision.
+class HubDataset(NamedTuple):
+    """A dataset on the Hugging Face hub.
 
-    Args:
-        name: Dataset name.
+    Attributes:
+        name: As on the hub.
         revision: Commit hash.
-        split: Split on the hub.
-        data_dir: Folder inside the dataset.
     """
-    from datasets import load_dataset
 
-    rows: Any = load_dataset(name, revision=revision, split=split, data_dir=data_dir)
-    place = f"{name}@{revision[:12]}" + (f"/{data_dir}" if data_dir else "") + f"[{split}]"
-    for number, fields in enumerate(rows, 1):
-        yield SourceRow(place, number, {key: cell for key, cell in fields.items() if cell is not None})
+    name: str
+    revision: str
+
+    def pin(self, data_dir: str | None) -> str | None:
+        """What a fingerprint says of the source: None where local files, whose bytes count, replace the hub."""
+        return f"{self.name}@{self.revision}" if data_dir is None else None
+
+    def rows(
+        self, split: str, *, configuration: str | None = None, data_dir: str | None = None
+    ) -> Iterator[SourceRow | RecordError]:
+        """Rows of a split; nulls are left out.
+
+        Args:
+            split: Split on the hub.
+            configuration: Configuration on the hub.
+            data_dir: Folder inside the dataset.
+        """
+        from datasets import load_dataset
+
+        names = [self.name] if configuration is None else [self.name, configuration]
+        rows: Any = load_dataset(*names, revision=self.revision, split=split, data_dir=data_dir)
+        part = "".join(f"/{name}" for name in (configuration, data_dir) if name)
+        place = f"{self.name}@{self.revision[:12]}{part}[{split}]"
+        for number, fields in enumerate(rows, 1):
+            yield SourceRow(place, number, {key: cell for key, cell in fields.items() if cell is not None})

@@ -28,21 +28,21 @@ correctness and coherence; complexity and verbosity say how much there is, not h
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
-from ._votes import level, vote_counts
-from .base import LoaderConfig, PreferenceDataModule
-from .files import SourceRow, find_file, read_hub, read_json_lines
+from ._fields import list_field, whole_field
+from ._votes import vote_counts
+from .base import PreferenceDataModule
+from .files import HubDataset, SourceRow, find_file, parse_rows, read_json_lines
 from .record import Comparison, Message, PreferenceRecord, RecordError, Response
-from .text import TextConfig
+from .settings import LenientSettings, OnInvalid, check_choices
 
 __all__ = ["ATTRIBUTES", "HelpSteer2DataModule"]
 
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 """What is rated."""
 
-HUB = "nvidia/HelpSteer2"
-REVISION = "990b2711a36180dd19d9c94b8627844866f8982a"
+HUB = HubDataset("nvidia/HelpSteer2", "990b2711a36180dd19d9c94b8627844866f8982a")
 RELEASED = {"train": "train", "test": "validation"}
 INDIVIDUAL = "disagreements"
 NUM_LEVELS = 5
@@ -66,11 +66,8 @@ class HelpSteer2DataModule(PreferenceDataModule):
         ] = "helpfulness",
         judgements: Literal["final", "annotators"] = "final",
         data_dir: str | None = None,
-        text: TextConfig = TextConfig(),
-        loader: LoaderConfig = LoaderConfig(),
-        on_invalid: Literal["error", "skip"] = "skip",
-        validation_share: float = 0.05,
-        cache_dir: str | None = None,
+        on_invalid: OnInvalid = "skip",
+        **shared: Unpack[LenientSettings],
     ) -> None:
         """Choose attribute, judgements and source; reads nothing.
 
@@ -81,11 +78,8 @@ class HelpSteer2DataModule(PreferenceDataModule):
             data_dir: Folder with ``train.jsonl``, ``validation.jsonl`` and, for the annotators,
                 ``disagreements/disagreements.jsonl`` (each also ``.gz``); None loads the pinned revision from the
                 Hugging Face hub.
-            text: Tokenizer, format and truncation.
-            loader: Batch bounds, order and workers.
             on_invalid: ``error`` or ``skip``.
-            validation_share: Share of the training prompts held out for validation, in (0, 1).
-            cache_dir: Folder of token caches; None for ``$PLURALIGN_CACHE`` or ``~/.cache/pluralign``.
+            **shared: Settings that all datasets share, see :class:`PreferenceDataModule`.
 
         Raises:
             ValueError: If attribute or judgements are unknown.
@@ -96,17 +90,8 @@ class HelpSteer2DataModule(PreferenceDataModule):
 
         .. versionadded:: 0.1
         """
-        super().__init__(
-            text=text,
-            loader=loader,
-            on_invalid=on_invalid,
-            validation_share=validation_share,
-            cache_dir=cache_dir,
-        )
-        if attribute not in ATTRIBUTES:
-            raise ValueError(f"attribute must be one of {', '.join(ATTRIBUTES)}; got {attribute!r}")
-        if judgements not in ("final", "annotators"):
-            raise ValueError(f"judgements must be final or annotators, got {judgements!r}")
+        super().__init__(on_invalid=on_invalid, **shared)
+        check_choices(HelpSteer2DataModule.__init__, attribute=attribute, judgements=judgements)
         self.attribute, self.judgements, self.data_dir = attribute, judgements, data_dir
 
     def files(self, source: str) -> list[Path]:
@@ -121,7 +106,7 @@ class HelpSteer2DataModule(PreferenceDataModule):
 
     def settings(self) -> dict[str, object]:
         """Attribute and judgements, and the pinned revision if the hub is the source."""
-        hub = None if self.data_dir is not None else f"{HUB}@{REVISION}"
+        hub = HUB.pin(self.data_dir)
         return {"hub": hub, "attribute": self.attribute, "judgements": self.judgements}
 
     def load(self, source: str) -> Iterator[SourceRow | RecordError]:
@@ -131,11 +116,7 @@ class HelpSteer2DataModule(PreferenceDataModule):
             individual, errors = self._individual()
             if source == "train":
                 yield from errors
-        rows = (
-            read_hub(HUB, revision=REVISION, split=RELEASED[source])
-            if self.data_dir is None
-            else read_json_lines(self.files(source)[0])
-        )
+        rows = HUB.rows(RELEASED[source]) if self.data_dir is None else read_json_lines(self.files(source)[0])
         waiting: SourceRow | None = None
         for row in rows:
             if isinstance(row, RecordError):
@@ -157,24 +138,19 @@ class HelpSteer2DataModule(PreferenceDataModule):
 
     def _individual(self) -> tuple[dict[Key, list[Ratings]], list[RecordError]]:
         """The distinct sets of ratings of every response that has some, and the errors of malformed rows."""
-        found: dict[Key, list[Ratings]] = {}
+        individual: dict[Key, list[Ratings]] = {}
         errors: list[RecordError] = []
         rows = (
-            read_hub(HUB, revision=REVISION, split="train", data_dir=INDIVIDUAL)
+            HUB.rows("train", data_dir=INDIVIDUAL)
             if self.data_dir is None
             else read_json_lines(self.files("train")[1])
         )
-        for row in rows:
-            try:
-                if isinstance(row, RecordError):
-                    raise row
-                ratings = {name: _levels(row, name) for name in ATTRIBUTES}
-                sets = found.setdefault((row.text("prompt").strip(), row.text("response").strip()), [])
-                if ratings not in sets:
-                    sets.append(ratings)
-            except RecordError as error:
-                errors.append(error if error.file else error.at(row.file, row.line))
-        return found, errors
+        for item in parse_rows(rows, _read_individual):
+            if isinstance(item, RecordError):
+                errors.append(item)
+            elif item[1] not in (sets := individual.setdefault(item[0], [])):
+                sets.append(item[1])
+        return individual, errors
 
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """A prompt, one or two rated responses, and their comparison."""
@@ -191,7 +167,7 @@ class HelpSteer2DataModule(PreferenceDataModule):
 
     def _response(self, row: SourceRow) -> Response:
         try:
-            rating = level(self.attribute, row.get(self.attribute), NUM_LEVELS)
+            rating = whole_field(self.attribute, row.get(self.attribute), 0, NUM_LEVELS - 1)
         except RecordError as error:
             raise error.at(row.file, row.line) from None
         levels: tuple[int, ...] = (rating,)
@@ -222,11 +198,14 @@ def _stripped(row: SourceRow, field: str) -> str:
     return str(row.fields.get(field, "")).strip()
 
 
+def _read_individual(row: SourceRow) -> tuple[Key, Ratings]:
+    ratings = {name: _levels(row, name) for name in ATTRIBUTES}
+    return (row.text("prompt").strip(), row.text("response").strip()), ratings
+
+
 def _levels(row: SourceRow, field: str) -> tuple[int, ...]:
-    values = row.get(field)
-    if not isinstance(values, list) or not values:
-        raise RecordError(field, values, "a non-empty list of ratings", reason="wrong type")
-    return tuple(level(f"{field}[{i}]", value, NUM_LEVELS) for i, value in enumerate(values))
+    values = enumerate(list_field(field, row.get(field)))
+    return tuple(whole_field(f"{field}[{i}]", value, 0, NUM_LEVELS - 1) for i, value in values)
 
 
 def _comparison(responses: tuple[Response, ...]) -> Iterator[Comparison]:

@@ -22,17 +22,16 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Literal
+from typing import Unpack
 
-from .base import LoaderConfig, PreferenceDataModule
-from .files import SourceRow, find_file, read_hub, read_json_lines
+from .base import PreferenceDataModule
+from .files import HubDataset, SourceRow, find_file, read_json_lines
 from .record import Comparison, Message, PreferenceRecord, RecordError, Response
-from .text import TextConfig
+from .settings import LenientSettings, OnInvalid, check_subset
 
 __all__ = ["HHRLHFDataModule"]
 
-HUB = "Anthropic/hh-rlhf"
-REVISION = "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa"
+HUB = HubDataset("Anthropic/hh-rlhf", "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa")
 SUBSETS = ("helpful-base", "helpful-online", "helpful-rejection-sampled", "harmless-base")
 TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 ROLE = {"Human": "user", "Assistant": "assistant"}
@@ -50,11 +49,8 @@ class HHRLHFDataModule(PreferenceDataModule):
         *,
         subsets: tuple[str, ...] = SUBSETS,
         data_dir: str | None = None,
-        text: TextConfig = TextConfig(),
-        loader: LoaderConfig = LoaderConfig(),
-        on_invalid: Literal["error", "skip"] = "skip",
-        validation_share: float = 0.05,
-        cache_dir: str | None = None,
+        on_invalid: OnInvalid = "skip",
+        **shared: Unpack[LenientSettings],
     ) -> None:
         """Choose subsets and source; reads nothing.
 
@@ -63,11 +59,8 @@ class HHRLHFDataModule(PreferenceDataModule):
                 ``harmless-base``. A comparison's domain is its subset.
             data_dir: Folder with ``<subset>/train.jsonl`` and ``<subset>/test.jsonl`` (also ``.gz``); None
                 loads the pinned revision from the Hugging Face hub.
-            text: Tokenizer, format and truncation.
-            loader: Batch bounds, order and workers.
             on_invalid: ``error`` or ``skip``; the release has a few blank answers, so ``skip`` by default.
-            validation_share: Share of the training conversations held out for validation, in (0, 1).
-            cache_dir: Folder of token caches; None for ``$PLURALIGN_CACHE`` or ``~/.cache/pluralign``.
+            **shared: Settings that all datasets share, see :class:`PreferenceDataModule`.
 
         Raises:
             ValueError: If a subset is unknown, or none is given.
@@ -78,16 +71,8 @@ class HHRLHFDataModule(PreferenceDataModule):
 
         .. versionadded:: 0.1
         """
-        super().__init__(
-            text=text,
-            loader=loader,
-            on_invalid=on_invalid,
-            validation_share=validation_share,
-            cache_dir=cache_dir,
-        )
-        self.subsets = tuple(dict.fromkeys(subsets))
-        if not self.subsets or not set(self.subsets) <= set(SUBSETS):
-            raise ValueError(f"subsets must be one or more of {', '.join(SUBSETS)}; got {list(subsets)}")
+        super().__init__(on_invalid=on_invalid, **shared)
+        self.subsets = check_subset("subsets", subsets, SUBSETS)
         self.data_dir = data_dir
 
     def files(self, source: str) -> list[Path]:
@@ -98,14 +83,13 @@ class HHRLHFDataModule(PreferenceDataModule):
 
     def settings(self) -> dict[str, object]:
         """Subsets, and the pinned revision if the hub is the source."""
-        hub = None if self.data_dir is not None else f"{HUB}@{REVISION}"
-        return {"hub": hub, "subsets": self.subsets}
+        return {"hub": HUB.pin(self.data_dir), "subsets": self.subsets}
 
     def load(self, source: str) -> Iterator[SourceRow | RecordError]:
         """Rows of every subset in turn, with the subset's name."""
         for i, subset in enumerate(self.subsets):
             if self.data_dir is None:
-                rows = read_hub(HUB, revision=REVISION, split=source, data_dir=subset)
+                rows = HUB.rows(source, data_dir=subset)
             else:
                 rows = read_json_lines(self.files(source)[i])
             for row in rows:

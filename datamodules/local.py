@@ -49,17 +49,18 @@ no field). The n-th row of equal content, from the second on, gets ``:n`` behind
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Unpack
 
-from .base import SPLITS, LoaderConfig, PreferenceDataModule
+from ._fields import list_field, name_field
+from .base import SPLITS, PreferenceDataModule
 from .columns import Kind, optional_columns
 from .files import SourceRow, read_table
 from .hh_rlhf import TURN, parse_dialogue, split_dialogues
 from .record import Comparison, Message, PreferenceRecord, RecordError, Response, parse_messages
-from .text import TextConfig
+from .settings import SharedSettings
 
 __all__ = ["LocalDataModule"]
 
@@ -104,11 +105,7 @@ class LocalDataModule(PreferenceDataModule):
         test: str | None = None,
         predict: str | None = None,
         columns: dict[str, str] | None = None,
-        text: TextConfig = TextConfig(),
-        loader: LoaderConfig = LoaderConfig(),
-        on_invalid: Literal["error", "skip"] = "error",
-        validation_share: float = 0.05,
-        cache_dir: str | None = None,
+        **shared: Unpack[SharedSettings],
     ) -> None:
         """Name the files; reads nothing. What a row may look like is in the module's description.
 
@@ -120,11 +117,7 @@ class LocalDataModule(PreferenceDataModule):
             predict: File of rows to score; they need no judgement.
             columns: Your column for each of our fields, where the names differ, such as
                 ``{"prompt": "question", "user": "annotator"}``.
-            text: Tokenizer, format and truncation.
-            loader: Batch bounds, order and workers.
-            on_invalid: ``error`` stops at the first row that is not a valid record, ``skip`` counts and reports.
-            validation_share: Share of the training prompts held out if there is no ``validation``, in (0, 1).
-            cache_dir: Folder of token caches; None for ``$PLURALIGN_CACHE`` or ``~/.cache/pluralign``.
+            **shared: Settings that all datasets share, see :class:`PreferenceDataModule`.
 
         Raises:
             ValueError: If there is no file at all, or ``columns`` names a field that does not exist.
@@ -135,13 +128,7 @@ class LocalDataModule(PreferenceDataModule):
 
         .. versionadded:: 0.1
         """
-        super().__init__(
-            text=text,
-            loader=loader,
-            on_invalid=on_invalid,
-            validation_share=validation_share,
-            cache_dir=cache_dir,
-        )
+        super().__init__(**shared)
         paths = {"train": train, "validation": validation, "test": test, "predict": predict}
         self.paths = {split: Path(path) for split, path in paths.items() if path is not None}
         if not self.paths:
@@ -267,15 +254,7 @@ def _name(field: str, value: object) -> str | None:
         return None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise RecordError(field, value, "text or a whole number", reason="wrong type")
-    return str(value)
-
-
-def _list(field: str, value: object) -> Sequence[object]:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise RecordError(field, value, "a list", reason="wrong type")
-    return value
+    return name_field(field, value)
 
 
 def _columns(field: str, kinds: Mapping[str, Kind], fields: Mapping[str, object]) -> dict[str, Any]:
@@ -288,7 +267,9 @@ def _columns(field: str, kinds: Mapping[str, Kind], fields: Mapping[str, object]
         if kind == "name":
             values[name] = _name(f"{field}{name}", value)
         else:
-            values[name] = tuple(_list(f"{field}{name}", value)) if kind == "counts" else value
+            values[name] = (
+                tuple(list_field(f"{field}{name}", value, empty=True)) if kind == "counts" else value
+            )
     return values
 
 
@@ -349,14 +330,11 @@ def _implicit(chosen: object, rejected: object) -> tuple[Prompt, str, str]:
 
 def _ranked(fields: Mapping[str, object]) -> tuple[Prompt, list[Response], list[Comparison]]:
     prompt = _prompt(fields)
-    values = _list("responses", fields["responses"])
-    several = {}
-    for name, field in SEVERAL.items():
-        entries = several[name] = _list(field, fields[field]) if field in fields else [None] * len(values)
-        if len(entries) != len(values):
-            raise RecordError(
-                field, entries, f"one for each of the {len(values)} responses", reason="out of range"
-            )
+    values = list_field("responses", fields["responses"], empty=True)
+    several = {
+        name: list_field(field, fields[field], len(values)) if field in fields else [None] * len(values)
+        for name, field in SEVERAL.items()
+    }
     responses = []
     for i, value in enumerate(values):
         response: Mapping[str, object] = value if isinstance(value, Mapping) else {"text": value}
@@ -368,10 +346,10 @@ def _ranked(fields: Mapping[str, object]) -> tuple[Prompt, list[Response], list[
         responses.append(Response(text, **_columns(f"responses[{i}].", RATED, rated)))
     shared = {name: fields[name] for name in SHARED if name in fields}
     comparisons = []
-    for i, entry in enumerate(_list("comparisons", fields.get("comparisons", []))):
+    for i, entry in enumerate(list_field("comparisons", fields.get("comparisons", []), empty=True)):
         field = f"comparisons[{i}]"
         if not isinstance(entry, Mapping):
-            parts = _list(field, entry)
+            parts = list_field(field, entry)
             if len(parts) not in (2, 3):
                 raise RecordError(field, entry, "[i, j], [i, j, share] or an object", reason="wrong type")
             entry = dict(zip(COMPARISON, parts, strict=False))

@@ -23,13 +23,15 @@ texts ``True`` and ``False``.
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Unpack
 
-from ._votes import hash_split, level, majority_comparison
-from .base import LoaderConfig, PreferenceDataModule
+from ._fields import text_field, whole_field
+from ._splits import PER_10_000, hash_split
+from ._votes import DistinctResponses, majority_comparison
+from .base import PreferenceDataModule
 from .files import SourceRow, find_file, read_json_list
-from .record import Comparison, PreferenceRecord, RecordError, Response
-from .text import TextConfig
+from .record import Comparison, PreferenceRecord, RecordError
+from .settings import LenientSettings, OnInvalid, check_choices
 
 __all__ = ["PandaLMDataModule"]
 
@@ -54,16 +56,19 @@ class PandaLMDataModule(PreferenceDataModule):
 
     name = "pandalm"
     sources = ("train", "validation", "test")
+    where_to_get = (
+        "the data are not on the Hugging Face hub. Get them with `git "
+        f"clone https://github.com/WeOpenML/PandaLM && git -C PandaLM checkout {COMMIT}` and give "
+        "data_dir=PandaLM/data (Apache-2.0)"
+    )
 
     def __init__(
         self,
         *,
         data_dir: str | None = None,
         judgements: Literal["crowd", "annotators"] = "crowd",
-        text: TextConfig = TextConfig(),
-        loader: LoaderConfig = LoaderConfig(),
-        on_invalid: Literal["error", "skip"] = "skip",
-        cache_dir: str | None = None,
+        on_invalid: OnInvalid = "skip",
+        **shared: Unpack[LenientSettings],
     ) -> None:
         """Choose judgements; reads nothing.
 
@@ -72,10 +77,8 @@ class PandaLMDataModule(PreferenceDataModule):
             judgements: ``crowd``: one comparison a row, with the share of votes and their counts (for the first,
                 tie, for the second). ``annotators``: one comparison a vote, with ``annotator1``,
                 ``annotator2`` or ``annotator3`` as user.
-            text: Tokenizer, format and truncation.
-            loader: Batch bounds, order and workers.
             on_invalid: ``error`` or ``skip``; the release has blank answers, so ``skip`` by default.
-            cache_dir: Folder of token caches; None for ``$PLURALIGN_CACHE`` or ``~/.cache/pluralign``.
+            **shared: Settings that all datasets share, see :class:`PreferenceDataModule`.
 
         Raises:
             ValueError: If ``data_dir`` is missing (says where to get the data), or judgements are unknown.
@@ -86,16 +89,9 @@ class PandaLMDataModule(PreferenceDataModule):
 
         .. versionadded:: 0.1
         """
-        super().__init__(text=text, loader=loader, on_invalid=on_invalid, cache_dir=cache_dir)
-        if data_dir is None:
-            raise ValueError(
-                "PandaLMDataModule needs data_dir: the data are not on the Hugging Face hub. Get them with `git "
-                f"clone https://github.com/WeOpenML/PandaLM && git -C PandaLM checkout {COMMIT}` and give "
-                "data_dir=PandaLM/data (Apache-2.0)"
-            )
-        if judgements not in ("crowd", "annotators"):
-            raise ValueError(f"judgements must be crowd or annotators, got {judgements!r}")
-        self.data_dir, self.judgements = data_dir, judgements
+        super().__init__(on_invalid=on_invalid, **shared)
+        check_choices(PandaLMDataModule.__init__, judgements=judgements)
+        self.data_dir, self.judgements = self.need_folder(data_dir), judgements
 
     def files(self, source: str) -> list[Path]:
         """The one file, whatever the source."""
@@ -115,7 +111,7 @@ class PandaLMDataModule(PreferenceDataModule):
                 if isinstance(row, RecordError):
                     raise row
                 prompt = _prompt(row)
-                if hash_split(prompt) == source:
+                if hash_split(prompt, PER_10_000) == source:
                     pair = _read_pair(row, prompt)
                     prompts.setdefault(prompt, []).append(pair)
             except RecordError as error:
@@ -128,24 +124,15 @@ class PandaLMDataModule(PreferenceDataModule):
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """A prompt, the distinct answers to it and every comparison of them."""
         pairs: list[Pair] = row.get("pairs")  # type: ignore[assignment]
-        index: dict[str, int] = {}
-        responses: list[Response] = []
+        judge = _annotator_comparisons if self.judgements == "annotators" else _crowd_comparison
+        answers = DistinctResponses()
         comparisons: list[Comparison] = []
         for pair in pairs:
-            for text in (pair.first, pair.second):
-                if text not in index:
-                    index[text] = len(responses)
-                    responses.append(Response(text))
-            first, second = index[pair.first], index[pair.second]
-            if first == second:  # a pair of identical answers: dropped and counted when tokenised
-                second = len(responses)
-                responses.append(Response(pair.second))
-            judge = _annotator_comparisons if self.judgements == "annotators" else _crowd_comparison
-            comparisons.extend(judge(first, second, pair))
+            comparisons.extend(judge(*answers.pair(pair.first, pair.second), pair))
         return PreferenceRecord(
             id=row.text("id"),
             prompt=pairs[0].prompt,
-            responses=tuple(responses),
+            responses=tuple(answers.responses),
             comparisons=tuple(comparisons),
         )
 
@@ -174,13 +161,10 @@ def _read_pair(row: SourceRow, prompt: str) -> Pair:
         first=_answer(row, "response1"),
         second=_answer(row, "response2"),
         domain=row.text("motivation_app"),
-        values=tuple(level(name, row.get(name), 3) for name in ANNOTATORS),
+        values=tuple(whole_field(name, row.get(name), TIE, SECOND) for name in ANNOTATORS),
     )
 
 
 def _answer(row: SourceRow, field: str) -> str:
     value = row.get(field)
-    text = str(value) if isinstance(value, bool) else row.text(field).strip()
-    if not text:
-        raise RecordError(field, value, "text that is not blank", reason="empty response")
-    return text
+    return str(value) if isinstance(value, bool) else text_field(field, value, blank="empty response").strip()

@@ -29,17 +29,18 @@ queries point at them by index, so each statement is scored once per record howe
 """
 
 from collections.abc import Iterator
-from hashlib import sha1
 from itertools import product
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Unpack
 
 import numpy as np
 
-from .base import LoaderConfig, PreferenceDataModule
-from .files import SourceRow, find_file, read_json_lines
+from ._fields import choice_field, text_field
+from ._splits import PERCENT, hash_split
+from .base import PreferenceDataModule
+from .files import SourceRow, find_file, parse_rows, read_json_lines
 from .record import Comparison, PreferenceRecord, RecordError, Response
-from .text import TextConfig
+from .settings import SharedSettings, check_choices, check_range
 
 __all__ = ["PersonaDataModule"]
 
@@ -66,6 +67,11 @@ class PersonaDataModule(PreferenceDataModule):
 
     name = "persona"
     sources = ("train", "validation", "test")
+    where_to_get = (
+        "get the statements with `git clone "
+        f"https://github.com/anthropics/evals && git -C evals checkout {COMMIT}` and give "
+        "data_dir=evals/persona (CC-BY-4.0)"
+    )
 
     def __init__(
         self,
@@ -78,10 +84,7 @@ class PersonaDataModule(PreferenceDataModule):
         held_out_queries_per_user: int = 20,
         statements_per_record: int = 24,
         seed: int = 0,
-        text: TextConfig = TextConfig(),
-        loader: LoaderConfig = LoaderConfig(),
-        on_invalid: Literal["error", "skip"] = "error",
-        cache_dir: str | None = None,
+        **shared: Unpack[SharedSettings],
     ) -> None:
         """Describe personas and users; reads nothing. Rows are a function of the files and these settings.
 
@@ -98,10 +101,7 @@ class PersonaDataModule(PreferenceDataModule):
                 at least one for each persona (two with ``pairs="agreement"``). Larger means more possible pairs and
                 longer rows.
             seed: Seed of records and queries, >= 0.
-            text: Tokenizer, format and truncation.
-            loader: Batch bounds, order and workers.
-            on_invalid: ``error`` or ``skip`` for malformed statements.
-            cache_dir: Folder of token caches; None for ``$PLURALIGN_CACHE`` or ``~/.cache/pluralign``.
+            **shared: Settings that all datasets share, see :class:`PreferenceDataModule`.
 
         Raises:
             ValueError: If ``data_dir`` is missing (says where to get the data), or a setting is off range.
@@ -113,15 +113,8 @@ class PersonaDataModule(PreferenceDataModule):
 
         .. versionadded:: 0.1
         """
-        super().__init__(text=text, loader=loader, on_invalid=on_invalid, cache_dir=cache_dir)
-        if data_dir is None:
-            raise ValueError(
-                "PersonaDataModule needs data_dir: get the statements with `git clone "
-                f"https://github.com/anthropics/evals && git -C evals checkout {COMMIT}` and give "
-                "data_dir=evals/persona (CC-BY-4.0)"
-            )
-        if pairs not in ("conflict", "agreement"):
-            raise ValueError(f"pairs must be conflict or agreement, got {pairs!r}")
+        super().__init__(**shared)
+        check_choices(PersonaDataModule.__init__, pairs=pairs)
         least = 2 if pairs == "conflict" else 1
         if len(personas) < least or len(set(personas)) < len(personas):
             raise ValueError(
@@ -135,9 +128,8 @@ class PersonaDataModule(PreferenceDataModule):
             ("statements_per_record", statements_per_record, kinds),
             ("seed", seed, 0),
         ):
-            if value < low:
-                raise ValueError(f"{name} must be at least {low}, got {value}")
-        self.data_dir, self.pairs, self.seed = data_dir, pairs, seed
+            check_range(name, value, low)
+        self.data_dir, self.pairs, self.seed = self.need_folder(data_dir), pairs, seed
         self.personas, self.num_users = tuple(personas), num_users
         self.queries_per_user = queries_per_user
         self.held_out_queries_per_user = held_out_queries_per_user
@@ -184,7 +176,7 @@ class PersonaDataModule(PreferenceDataModule):
         for item in self._statements():
             if not isinstance(item, RecordError):
                 question, statement = item
-                if split_statement(statement.text) == source:
+                if hash_split(statement.text, PERCENT) == source:
                     statements.append(statement)
             elif source == "train":
                 yield item
@@ -217,22 +209,22 @@ class PersonaDataModule(PreferenceDataModule):
         question: str | None = None
         for persona, path in enumerate(self.files("train")):
             seen: set[str] = set()
-            for row in read_json_lines(path):
-                try:
-                    if isinstance(row, RecordError):
-                        raise row
-                    asked, statement = _parse_statement(row, persona)
-                    question = asked if question is None else question
-                    if asked != question:
-                        raise RecordError("question", asked, repr(question), reason="another question")
-                    if statement.text in seen:
-                        allowed = "a statement that occurs once in its file"
-                        raise RecordError("statement", statement.text, allowed, reason="duplicate statement")
-                except RecordError as error:
-                    yield error if error.file else error.at(str(path), row.line)
-                    continue
+
+            def parse(
+                row: SourceRow, persona: int = persona, seen: set[str] = seen
+            ) -> tuple[str, _Statement]:
+                nonlocal question
+                asked, statement = _parse_statement(row, persona)
+                question = asked if question is None else question
+                if asked != question:
+                    raise RecordError("question", asked, repr(question), reason="another question")
+                if statement.text in seen:
+                    allowed = "a statement that occurs once in its file"
+                    raise RecordError("statement", statement.text, allowed, reason="duplicate statement")
                 seen.add(statement.text)
-                yield question, statement
+                return question, statement
+
+            yield from parse_rows(read_json_lines(path), parse)
 
     def _rng(self, source: str, stream: int) -> np.random.Generator:
         return np.random.default_rng([VERSION, self.seed, self.sources.index(source), stream])
@@ -291,20 +283,12 @@ class PersonaDataModule(PreferenceDataModule):
 
 def _parse_statement(row: SourceRow, persona: int) -> tuple[str, _Statement]:
     """The question before the quoted statement, and the statement."""
-    statement, question = row.text("statement"), row.text("question")
-    if not statement.strip():
-        raise RecordError("statement", statement, "text that is not blank", reason="empty response")
+    statement = text_field("statement", row.get("statement"), blank="empty response")
+    question = row.text("question")
     asked = question.rstrip().removesuffix(f'"{statement}"')
     if asked == question.rstrip():
         allowed = "a question that ends with the statement in double quotes"
         raise RecordError("question", question, allowed, reason="another question")
-    answer = row.text("answer_matching_behavior").strip()
-    if answer not in ANSWERS:
-        raise RecordError("answer_matching_behavior", answer, " | ".join(ANSWERS), reason="out of range")
+    field = "answer_matching_behavior"
+    answer = choice_field(field, row.text(field).strip(), ANSWERS)
     return asked.strip(), _Statement(persona, ANSWERS[answer], statement.strip())
-
-
-def split_statement(text: str) -> str:
-    """Source of a statement, by a hash of its text."""
-    bucket = int(sha1(text.encode()).hexdigest(), 16) % 100
-    return "train" if bucket < 80 else "validation" if bucket < 90 else "test"

@@ -26,21 +26,21 @@ nor a prior is a response without a judgement.
 
 With ``forgetting`` below 1 the crowd may change its mind: a vote counts ``forgetting ** age``, where age is the number
 of different later times among the votes on the same response. Votes counted so are those of the sequential update with
-forgetting. The prior keeps its strength in a batch, as an anchor, since batches hold distributions and counts alone.
+forgetting. The prior keeps its weight in a batch, as an anchor, since batches hold distributions and counts alone.
 :func:`update_posteriors` follows the sequential rule to the letter and forgets the prior as well, by
 ``forgetting ** (number of times)``. Without forgetting, or without a prior, both give the same.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Unpack
 
 from ._persona_update import UpdateReport, main_update, update_posteriors
 from ._persona_votes import PersonaRow, weighted_votes
-from .base import LoaderConfig, PreferenceDataModule
+from .base import PreferenceDataModule
 from .files import SourceRow, find_file, read_json_lines
 from .record import PreferenceRecord, RecordError, Response
-from .text import TextConfig
+from .settings import SharedSettings, check_range
 
 __all__ = ["PersonaVotesDataModule", "UpdateReport", "main_update", "update_posteriors"]
 
@@ -61,11 +61,7 @@ class PersonaVotesDataModule(PreferenceDataModule):
         test: str | None = None,
         num_labels: int = 6,
         forgetting: float = 1.0,
-        text: TextConfig = TextConfig(),
-        loader: LoaderConfig = LoaderConfig(),
-        on_invalid: Literal["error", "skip"] = "error",
-        validation_share: float = 0.05,
-        cache_dir: str | None = None,
+        **shared: Unpack[SharedSettings],
     ) -> None:
         """Name a folder or files; looks which of them are there, but reads nothing.
 
@@ -77,11 +73,7 @@ class PersonaVotesDataModule(PreferenceDataModule):
             num_labels: Number of labels K, >= 2.
             forgetting: Share of its weight that a vote keeps at each later time step of its response, in (0, 1].
                 Below 1 every vote needs a time.
-            text: Tokenizer, format and truncation.
-            loader: Batch bounds, order and workers; ``crowd`` says how votes and prior become targets.
-            on_invalid: ``error`` stops at the first row that is not a valid record, ``skip`` counts and reports.
-            validation_share: Share of the training prompts held out if there is no ``validation``, in (0, 1).
-            cache_dir: Folder of token caches; None for ``$PLURALIGN_CACHE`` or ``~/.cache/pluralign``.
+            **shared: Settings that all datasets share, see :class:`PreferenceDataModule`.
 
         Raises:
             ValueError: If there is neither a folder nor a file, or both; or a setting is outside its range.
@@ -93,17 +85,9 @@ class PersonaVotesDataModule(PreferenceDataModule):
 
         .. versionadded:: 0.1
         """
-        super().__init__(
-            text=text,
-            loader=loader,
-            on_invalid=on_invalid,
-            validation_share=validation_share,
-            cache_dir=cache_dir,
-        )
-        if num_labels < 2:
-            raise ValueError(f"num_labels must be at least 2, got {num_labels}")
-        if not 0 < forgetting <= 1:
-            raise ValueError(f"forgetting must be in (0, 1], got {forgetting!r}")
+        super().__init__(**shared)
+        check_range("num_labels", num_labels, 2)
+        check_range("forgetting", forgetting, 0, 1, ends="(]")
         given = {"train": train, "validation": validation, "test": test}
         self.paths = {source: Path(path) for source, path in given.items() if path is not None}
         if (data_dir is None) == (not self.paths):

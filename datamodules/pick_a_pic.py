@@ -56,18 +56,19 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Unpack
 
 import torch
 
 from ._cache_writer import _remove_left_overs
 from ._fields import number_field, user_field
 from ._pick_a_pic import Name, NamedVectors, read_rows
-from .base import SPLITS, LoaderConfig, PreferenceDataModule
+from .base import SPLITS, PreferenceDataModule
 from .cache import CacheReader, without_prompt
 from .features import FeatureDtype, FeatureWriter, prompt_key, response_keys
 from .files import SourceRow
 from .record import Comparison, PreferenceRecord, RecordError, Response
+from .settings import SharedSettings, check_choices, check_range
 from .text import BYTE, TextConfig
 
 __all__ = ["PickAPicDataModule"]
@@ -104,11 +105,7 @@ class PickAPicDataModule(PreferenceDataModule):
         weights: str = WEIGHTS,
         hidden_size: int = 1024,
         dtype: FeatureDtype = "float16",
-        text: TextConfig = TextConfig(),
-        loader: LoaderConfig = LoaderConfig(),
-        on_invalid: Literal["error", "skip"] = "error",
-        validation_share: float = 0.05,
-        cache_dir: str | None = None,
+        **shared: Unpack[SharedSettings],
     ) -> None:
         """Name the files; reads nothing. What a row looks like is in the module's description.
 
@@ -122,13 +119,11 @@ class PickAPicDataModule(PreferenceDataModule):
                 ``backbone`` has this name, is frozen, and is otherwise as by default.
             hidden_size: H, numbers of a vector, >= 1.
             dtype: In which vectors are stored: ``float16``, ``bfloat16`` or ``float32``.
-            text: ``tokenizer`` must be ``byte``; the rest has no effect, for names are never read or cut.
-            loader: Batch bounds, order and workers. ``features`` must be null, for it is set here; ``items`` is
-                ``response``, since a vector belongs to the picture alone; ``max_tokens`` bounds pictures.
-            on_invalid: ``error`` stops at the first row that is not valid, ``skip`` counts and reports.
-            validation_share: Share of the training prompts held out if there is no ``validation``, in (0, 1).
-            cache_dir: Folder of token caches and feature stores; None for ``$PLURALIGN_CACHE`` or
-                ``~/.cache/pluralign``. While they are written, it holds the vectors once more, as float32.
+            **shared: Settings that all datasets share, see :class:`PreferenceDataModule`. Of ``text``, ``tokenizer``
+                must be ``byte``; the rest has no effect, for names are never read or cut. Of ``loader``, ``features``
+                must be null, for it is set here; ``items`` is ``response``, since a vector belongs to the picture
+                alone; ``max_tokens`` bounds pictures. While caches are written, ``cache_dir`` holds the vectors once
+                more, as float32.
 
         Raises:
             ValueError: If there is no file, ``columns`` names a field that does not exist, or a setting is outside its
@@ -140,23 +135,18 @@ class PickAPicDataModule(PreferenceDataModule):
 
         .. versionadded:: 0.1
         """
-        if text.tokenizer != BYTE:
+        super().__init__(**shared)
+        if self.text.tokenizer != BYTE:
             raise ValueError(
-                f"text.tokenizer must be {BYTE!r}, which tells any two names apart, got {text.tokenizer!r}: on the command "
-                f"line set model.init_args.backbone.tokenizer to {BYTE}"
+                f"text.tokenizer must be {BYTE!r}, which tells any two names apart, got {self.text.tokenizer!r}: on the "
+                f"command line set model.init_args.backbone.tokenizer to {BYTE}"
             )
-        if loader.features is not None:
+        if self.loader.features is not None:
             raise ValueError(
-                f"loader.features must be null, got {loader.features!r}: this data brings its own features, which "
+                f"loader.features must be null, got {self.loader.features!r}: this data brings its own features, which "
                 "prepare_data stores in the cache folder"
             )
-        super().__init__(
-            text=TextConfig(max_length=None),
-            loader=replace(loader, items="response"),
-            on_invalid=on_invalid,
-            validation_share=validation_share,
-            cache_dir=cache_dir,
-        )
+        self.text, self.loader = TextConfig(max_length=None), replace(self.loader, items="response")
         paths = {"train": train, "validation": validation, "test": test, "predict": predict}
         self.paths = {split: Path(path) for split, path in paths.items() if path is not None}
         if not self.paths:
@@ -167,10 +157,8 @@ class PickAPicDataModule(PreferenceDataModule):
             raise ValueError(
                 f"columns maps unknown fields {', '.join(unknown)}; allowed: {', '.join(FIELDS)}"
             )
-        if hidden_size < 1:
-            raise ValueError(f"hidden_size must be at least 1, got {hidden_size}")
-        if dtype not in get_args(FeatureDtype):
-            raise ValueError(f"dtype must be one of {', '.join(get_args(FeatureDtype))}; got {dtype!r}")
+        check_range("hidden_size", hidden_size, 1)
+        check_choices(PickAPicDataModule.__init__, dtype=dtype)
         self.weights, self.hidden_size = weights, hidden_size
         self.dtype: FeatureDtype = dtype
         self._folder: Path | None = None
@@ -229,7 +217,7 @@ class PickAPicDataModule(PreferenceDataModule):
             try:
                 self._read_row(source, row, vectors, prompts)
             except RecordError as error:
-                yield error if error.file else error.at(row.file, row.line)
+                yield error.at(row.file, row.line)
         for judged in prompts.values():
             fields: dict[str, object] = {
                 "id": f"{source}:{judged.row.line}",

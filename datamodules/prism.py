@@ -23,21 +23,20 @@ one without, or follows an error.
 """
 
 from collections.abc import Iterator
-from hashlib import sha1
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, Unpack
 
-from ._fields import number_field, text_field, user_field, whole_number
-from .base import LoaderConfig, PreferenceDataModule
-from .files import SourceRow, find_file, read_json_lines
+from ._fields import flag_field, number_field, user_field, whole_field
+from ._splits import PERCENT, hash_split
+from .base import PreferenceDataModule
+from .files import HubDataset, SourceRow, find_file, parse_rows, read_json_lines
 from .record import Comparison, Message, PreferenceRecord, RecordError, Response
-from .text import TextConfig
+from .settings import LenientSettings, OnInvalid, check_choices
 
 __all__ = ["PRISMDataModule"]
 
-HUB = "HannahRoseKirk/prism-alignment"
-REVISION = "18ab5cfb37456f4ec8cbc00212ce54cf7b1239f6"
+HUB = HubDataset("HannahRoseKirk/prism-alignment", "18ab5cfb37456f4ec8cbc00212ce54cf7b1239f6")
 CONFIGURATION = "utterances"
 EMPTY = "EMPTY STRING"
 
@@ -70,10 +69,8 @@ class PRISMDataModule(PreferenceDataModule):
         data_dir: str | None = None,
         turns: Literal["first", "all"] = "first",
         pairs: Literal["chosen", "scores"] = "chosen",
-        text: TextConfig = TextConfig(),
-        loader: LoaderConfig = LoaderConfig(),
-        on_invalid: Literal["error", "skip"] = "skip",
-        cache_dir: str | None = None,
+        on_invalid: OnInvalid = "skip",
+        **shared: Unpack[LenientSettings],
     ) -> None:
         """Choose turns and pairs; reads nothing.
 
@@ -83,10 +80,8 @@ class PRISMDataModule(PreferenceDataModule):
                 conversation so far, with the responses that were chosen.
             pairs: ``chosen``: the chosen response against each other one. ``scores``: every two responses, the
                 better rated first; equal ratings are a tie.
-            text: Tokenizer, format and truncation.
-            loader: Batch bounds, order and workers.
             on_invalid: ``error`` or ``skip``; the release has missing texts, so ``skip`` by default.
-            cache_dir: Folder of token caches; None for ``$PLURALIGN_CACHE`` or ``~/.cache/pluralign``.
+            **shared: Settings that all datasets share, see :class:`PreferenceDataModule`.
 
         Raises:
             ValueError: If a setting is not one of its values.
@@ -97,13 +92,8 @@ class PRISMDataModule(PreferenceDataModule):
 
         .. versionadded:: 0.1
         """
-        super().__init__(text=text, loader=loader, on_invalid=on_invalid, cache_dir=cache_dir)
-        for name, value, allowed in (
-            ("turns", turns, ("first", "all")),
-            ("pairs", pairs, ("chosen", "scores")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+        super().__init__(on_invalid=on_invalid, **shared)
+        check_choices(PRISMDataModule.__init__, turns=turns, pairs=pairs)
         self.data_dir, self.turns, self.pairs = data_dir, turns, pairs
 
     def files(self, source: str) -> list[Path]:
@@ -112,29 +102,28 @@ class PRISMDataModule(PreferenceDataModule):
 
     def settings(self) -> dict[str, object]:
         """Turns and pairs, and the pinned revision if the hub is the source."""
-        hub = None if self.data_dir is not None else f"{HUB}@{REVISION}"
-        return {"hub": hub, "turns": self.turns, "pairs": self.pairs}
+        return {"hub": HUB.pin(self.data_dir), "turns": self.turns, "pairs": self.pairs}
 
     def load(self, source: str) -> Iterator[SourceRow | RecordError]:
         """One row per turn; among those of ``train``, an error for each utterance or turn that is malformed."""
         conversations: dict[str, dict[int, list[_Utterance]]] = {}
-        for row in self._utterance_rows():
-            try:
-                if isinstance(row, RecordError):
-                    raise row
-                utterance = _parse_utterance(row)
-            except RecordError as error:
-                if source == "train":
-                    yield error if error.file else error.at(row.file, row.line)
-                continue
-            turns = conversations.setdefault(utterance.conversation, {})
-            turns.setdefault(utterance.turn, []).append(utterance)
+        rows = (
+            HUB.rows("train", configuration=CONFIGURATION)
+            if self.data_dir is None
+            else read_json_lines(self.files("train")[0])
+        )
+        for utterance in parse_rows(rows, _parse_utterance):
+            if not isinstance(utterance, RecordError):
+                turns = conversations.setdefault(utterance.conversation, {})
+                turns.setdefault(utterance.turn, []).append(utterance)
+            elif source == "train":
+                yield utterance
         for turns in conversations.values():
             for item in self._turns(turns):
                 if isinstance(item, RecordError):
                     if source == "train":
                         yield item
-                elif split_opening(item.text("opening")) == source:
+                elif hash_split(item.text("opening"), PERCENT) == source:
                     yield item
 
     def to_example(self, row: SourceRow) -> PreferenceRecord:
@@ -167,16 +156,6 @@ class PRISMDataModule(PreferenceDataModule):
                 domain=responses[first].kind,
                 strength=gap / 100,
             )
-
-    def _utterance_rows(self) -> Iterator[SourceRow | RecordError]:
-        if self.data_dir is not None:
-            yield from read_json_lines(self.files("train")[0])
-            return
-        from datasets import load_dataset
-
-        rows: Any = load_dataset(HUB, CONFIGURATION, revision=REVISION, split="train")
-        for number, fields in enumerate(rows, 1):
-            yield SourceRow(f"{HUB}@{REVISION[:12]}/{CONFIGURATION}", number, fields)
 
     def _turns(self, turns: dict[int, list[_Utterance]]) -> Iterator[SourceRow | RecordError]:
         """Rows of one conversation; no later turn can follow one that is malformed or has no chosen response."""
@@ -229,33 +208,23 @@ def _check_turn(utterances: list[_Utterance], user: str) -> set[str]:
 
 
 def _parse_utterance(row: SourceRow) -> _Utterance:
-    prompt = text_field("user_prompt", row.get("user_prompt")).strip()
-    response = text_field("model_response", row.get("model_response")).strip()
+    prompt, response = row.text("user_prompt").strip(), row.text("model_response").strip()
     for field, value, reason in (
         ("user_prompt", prompt, "empty prompt"),
         ("model_response", response, "empty response"),
     ):
         if value in ("", EMPTY):
             raise RecordError(field, value, "text that is not blank", reason=reason)
-    chosen = row.get("if_chosen")
-    if not isinstance(chosen, bool):
-        raise RecordError("if_chosen", chosen, "true | false", reason="wrong type")
     return _Utterance(
         file=row.file,
         line=row.line,
         conversation=user_field("conversation_id", row.get("conversation_id")),
         user=user_field("user_id", row.get("user_id")),
-        kind=text_field("conversation_type", row.get("conversation_type")),
-        turn=whole_number("turn", row.get("turn"), 0),
-        place=whole_number("within_turn_id", row.get("within_turn_id"), 0),
+        kind=row.text("conversation_type"),
+        turn=whole_field("turn", row.get("turn"), 0),
+        place=whole_field("within_turn_id", row.get("within_turn_id"), 0),
         prompt=prompt,
         response=response,
         score=number_field("score", row.get("score"), 1, 100),
-        chosen=chosen,
+        chosen=flag_field("if_chosen", row.get("if_chosen")),
     )
-
-
-def split_opening(prompt: str) -> str:
-    """Source of a conversation, by a hash of its opening prompt."""
-    bucket = int(sha1(prompt.encode()).hexdigest(), 16) % 100
-    return "train" if bucket < 80 else "validation" if bucket < 90 else "test"

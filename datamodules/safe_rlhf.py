@@ -16,21 +16,21 @@ A prompt occurs in many rows, each a record of its own.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
-from ._votes import level, vote_counts
-from .base import LoaderConfig, PreferenceDataModule
-from .files import SourceRow, find_file, read_hub, read_json_lines
+from ._fields import flag_field, whole_field
+from ._votes import vote_counts
+from .base import PreferenceDataModule
+from .files import HubDataset, SourceRow, find_file, read_json_lines
 from .record import Comparison, PreferenceRecord, RecordError, Response
-from .text import TextConfig
+from .settings import LenientSettings, OnInvalid, check_choices, check_subset
 
 __all__ = ["LABELS", "SafeRLHFDataModule"]
 
 LABELS = {"safety": ("safe", "unsafe"), "severity": ("safe", "minor", "moderate", "severe")}
 """Categories of a response's votes, in their order, for each setting of ``votes``."""
 
-HUB = "PKU-Alignment/PKU-SafeRLHF"
-REVISION = "9421ffafec3fa40a1f1a7d567b4d525079477ecb"
+HUB = HubDataset("PKU-Alignment/PKU-SafeRLHF", "9421ffafec3fa40a1f1a7d567b4d525079477ecb")
 MODELS = ("Alpaca-7B", "Alpaca2-7B", "Alpaca3-8B")
 COLUMNS = {"helpfulness": "better_response_id", "harmlessness": "safer_response_id"}
 DOMAINS = tuple(COLUMNS)
@@ -48,11 +48,8 @@ class SafeRLHFDataModule(PreferenceDataModule):
         domains: tuple[str, ...] = DOMAINS,
         votes: Literal["safety", "severity"] = "severity",
         data_dir: str | None = None,
-        text: TextConfig = TextConfig(),
-        loader: LoaderConfig = LoaderConfig(),
-        on_invalid: Literal["error", "skip"] = "skip",
-        validation_share: float = 0.05,
-        cache_dir: str | None = None,
+        on_invalid: OnInvalid = "skip",
+        **shared: Unpack[LenientSettings],
     ) -> None:
         """Choose domains, votes and source; reads nothing.
 
@@ -63,11 +60,8 @@ class SafeRLHFDataModule(PreferenceDataModule):
             data_dir: The folder ``data`` of the release: ``<model>/train.jsonl`` and ``<model>/test.jsonl``
                 (also ``.gz``) of one or more of ``Alpaca-7B``, ``Alpaca2-7B``, ``Alpaca3-8B``; None loads the
                 pinned revision of all three from the Hugging Face hub.
-            text: Tokenizer, format and truncation.
-            loader: Batch bounds, order and workers.
             on_invalid: ``error`` or ``skip`` for malformed rows and blank answers.
-            validation_share: Share of the training prompts held out for validation, in (0, 1).
-            cache_dir: Folder of token caches; None for ``$PLURALIGN_CACHE`` or ``~/.cache/pluralign``.
+            **shared: Settings that all datasets share, see :class:`PreferenceDataModule`.
 
         Raises:
             ValueError: If a domain is unknown or none is given, or votes are unknown.
@@ -78,18 +72,9 @@ class SafeRLHFDataModule(PreferenceDataModule):
 
         .. versionadded:: 0.1
         """
-        super().__init__(
-            text=text,
-            loader=loader,
-            on_invalid=on_invalid,
-            validation_share=validation_share,
-            cache_dir=cache_dir,
-        )
-        if not domains or not set(domains) <= set(DOMAINS):
-            raise ValueError(f"domains must be one or more of {', '.join(DOMAINS)}; got {list(domains)}")
-        if votes not in LABELS:
-            raise ValueError(f"votes must be one of {', '.join(LABELS)}; got {votes!r}")
-        self.domains_used = tuple(dict.fromkeys(domains))
+        super().__init__(on_invalid=on_invalid, **shared)
+        check_choices(SafeRLHFDataModule.__init__, votes=votes)
+        self.domains_used = check_subset("domains", domains, DOMAINS)
         self.votes, self.data_dir = votes, data_dir
 
     def files(self, source: str) -> list[Path]:
@@ -107,13 +92,12 @@ class SafeRLHFDataModule(PreferenceDataModule):
 
     def settings(self) -> dict[str, object]:
         """Domains and votes, and the pinned revision if the hub is the source."""
-        hub = None if self.data_dir is not None else f"{HUB}@{REVISION}"
-        return {"hub": hub, "domains": self.domains_used, "votes": self.votes}
+        return {"hub": HUB.pin(self.data_dir), "domains": self.domains_used, "votes": self.votes}
 
     def load(self, source: str) -> Iterator[SourceRow | RecordError]:
         """Rows of every model's answers in turn."""
         parts = (
-            [("", read_hub(HUB, revision=REVISION, split=source))]
+            [("", HUB.rows(source))]
             if self.data_dir is None
             else [(f"{path.parent.name}/", read_json_lines(path)) for path in self.files(source)]
         )
@@ -130,7 +114,7 @@ class SafeRLHFDataModule(PreferenceDataModule):
         comparisons = []
         for domain in self.domains_used:
             column = COLUMNS[domain]
-            chosen = level(column, row.get(column), 2)
+            chosen = whole_field(column, row.get(column), 0, 1)
             comparisons.append(Comparison(chosen, 1 - chosen, domain=domain))
         return PreferenceRecord(
             id=row.text("id"),
@@ -143,11 +127,8 @@ class SafeRLHFDataModule(PreferenceDataModule):
         size = len(LABELS[self.votes])
         if self.votes == "severity":
             column = f"response_{index}_severity_level"
-            place = level(column, row.get(column), size)
+            place = whole_field(column, row.get(column), 0, size - 1)
         else:
             column = f"is_response_{index}_safe"
-            safe = row.get(column)
-            if not isinstance(safe, bool):
-                raise RecordError(column, safe, "true or false", reason="wrong type")
-            place = 0 if safe else 1
+            place = 0 if flag_field(column, row.get(column)) else 1
         return Response(row.text(f"response_{index}").strip(), votes=vote_counts([place], size))

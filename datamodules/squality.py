@@ -20,16 +20,17 @@ reviews of 16 passages that were checked have none, and the same three people re
 """
 
 from collections.abc import Iterator, Mapping
-from hashlib import sha1
 from itertools import combinations
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Unpack
 
+from ._fields import list_field, mapping_field, number_field, text_field, whole_field
+from ._splits import ordered_split
 from ._votes import majority_comparison, vote_counts
-from .base import LoaderConfig, PreferenceDataModule
-from .files import SourceRow, find_file, read_json_lines
+from .base import PreferenceDataModule
+from .files import SourceRow, find_file, parse_rows, read_json_lines
 from .record import Comparison, PreferenceRecord, RecordError, Response
-from .text import TextConfig
+from .settings import SharedSettings, check_choices, check_range
 
 __all__ = ["LABELS", "SQuALITYDataModule"]
 
@@ -37,8 +38,10 @@ LABELS = ("low", "high")
 """Categories of a response's votes with ``votes="share"``, in their order."""
 
 COMMIT = "dc08d4f574639d773bc64ef3ab3527043108fb4e"
-CRITERIA = ("overall", "correctness", "selection")
 SCALE = 100
+ONE_IN = 8
+
+Passage = tuple[SourceRow, str, Mapping[str, object]]
 
 
 class Answer(NamedTuple):
@@ -53,6 +56,11 @@ class SQuALITYDataModule(PreferenceDataModule):
 
     name = "squality"
     sources = ("train", "validation", "test")
+    where_to_get = (
+        "the ratings are not on the Hugging Face hub. Get them with `git "
+        f"clone https://github.com/nyu-mll/SQuALITY && git -C SQuALITY checkout {COMMIT}` and give "
+        "data_dir=SQuALITY/data (CC-BY-4.0)"
+    )
 
     def __init__(
         self,
@@ -62,10 +70,7 @@ class SQuALITYDataModule(PreferenceDataModule):
         votes: Literal["share", "bins"] = "share",
         num_bins: int = 5,
         comparisons: bool = True,
-        text: TextConfig = TextConfig(),
-        loader: LoaderConfig = LoaderConfig(),
-        on_invalid: Literal["error", "skip"] = "error",
-        cache_dir: str | None = None,
+        **shared: Unpack[SharedSettings],
     ) -> None:
         """Choose criterion and form of the votes; reads nothing.
 
@@ -78,10 +83,7 @@ class SQuALITYDataModule(PreferenceDataModule):
                 distribution can be fitted. ``bins``: one vote for the bin of 0..100 that x lies in.
             num_bins: Equal bins of ``votes="bins"`` (>= 2); 100 is in the last.
             comparisons: Whether the responses of a question are also compared.
-            text: Tokenizer, format and truncation.
-            loader: Batch bounds, order and workers.
-            on_invalid: ``error`` or ``skip`` for malformed questions.
-            cache_dir: Folder of token caches; None for ``$PLURALIGN_CACHE`` or ``~/.cache/pluralign``.
+            **shared: Settings that all datasets share, see :class:`PreferenceDataModule`.
 
         Raises:
             ValueError: If ``data_dir`` is missing (says where to get the data), or a setting is off range.
@@ -92,20 +94,10 @@ class SQuALITYDataModule(PreferenceDataModule):
 
         .. versionadded:: 0.1
         """
-        super().__init__(text=text, loader=loader, on_invalid=on_invalid, cache_dir=cache_dir)
-        if data_dir is None:
-            raise ValueError(
-                "SQuALITYDataModule needs data_dir: the ratings are not on the Hugging Face hub. Get them with `git "
-                f"clone https://github.com/nyu-mll/SQuALITY && git -C SQuALITY checkout {COMMIT}` and give "
-                "data_dir=SQuALITY/data (CC-BY-4.0)"
-            )
-        if criterion not in CRITERIA:
-            raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}; got {criterion!r}")
-        if votes not in ("share", "bins"):
-            raise ValueError(f"votes must be share or bins, got {votes!r}")
-        if num_bins < 2:
-            raise ValueError(f"num_bins must be at least 2, got {num_bins}")
-        self.data_dir, self.criterion, self.votes = data_dir, criterion, votes
+        super().__init__(**shared)
+        check_choices(SQuALITYDataModule.__init__, criterion=criterion, votes=votes)
+        check_range("num_bins", num_bins, 2)
+        self.data_dir, self.criterion, self.votes = self.need_folder(data_dir), criterion, votes
         self.num_bins, self.comparisons = num_bins, comparisons
 
     def files(self, source: str) -> list[Path]:
@@ -134,23 +126,18 @@ class SQuALITYDataModule(PreferenceDataModule):
         """
         path, question_path = self.files(source)
         texts = read_questions(question_path)
-        passages: list[SourceRow] = []
-        for row in read_json_lines(path):
-            try:
-                if isinstance(row, RecordError):
-                    raise row
-                _mapping("questions", row.get("questions"))
-                row.text("passage-id")
-                passages.append(row)
-            except RecordError as error:
-                if source == "train":
-                    yield error if error.file else error.at(str(path), row.line)
-        parts = split_passages({row.text("passage-id") for row in passages})
-        for row in passages:
-            passage = row.text("passage-id")
-            if parts[passage] != source:
+        passages: list[Passage] = []
+        for item in parse_rows(read_json_lines(path), _read_passage):
+            if not isinstance(item, RecordError):
+                passages.append(item)
+            elif source == "train":
+                yield item
+        names = {passage for _, passage, _ in passages}
+        splits = ordered_split(names, one_in=ONE_IN, what=f"passages of {path}")
+        for row, passage, questions in passages:
+            if splits[passage] != source:
                 continue
-            for key, systems in _mapping("questions", row.get("questions")).items():
+            for key, systems in questions.items():
                 fields = {"id": f"{passage}/{key}", "passage": passage, "systems": systems}
                 number = int(key) + 1 if str(key).isdecimal() else None
                 yield row._replace(fields={**fields, "question": texts.get((passage, number))})
@@ -163,7 +150,7 @@ class SQuALITYDataModule(PreferenceDataModule):
             raise RecordError("question", row.text("id"), allowed, reason="no question text")
         answers = [
             self._answer(f"{row.text('id')}.{system}", content)
-            for system, content in _mapping("questions", row.get("systems")).items()
+            for system, content in mapping_field("questions", row.get("systems")).items()
         ]
         return PreferenceRecord(
             id=row.text("id"),
@@ -174,21 +161,17 @@ class SQuALITYDataModule(PreferenceDataModule):
         )
 
     def _answer(self, field: str, content: object) -> Answer:
-        content = _mapping(field, content)
-        text, reviews = content.get("response"), content.get("reviews")
-        if not isinstance(text, str):
-            raise RecordError(f"{field}.response", text, "a string", reason="wrong type")
-        if not isinstance(reviews, list) or not reviews:
-            raise RecordError(f"{field}.reviews", reviews, "a non-empty list of reviews", reason="wrong type")
+        content = mapping_field(field, content)
+        text = text_field(f"{field}.response", content.get("response"))
         ratings: dict[str, float] = {}
-        for i, review in enumerate(reviews):
-            review = _mapping(f"{field}.reviews[{i}]", review)
-            worker = review.get("worker_id")
-            if not isinstance(worker, str) or worker in ratings:
-                allowed = "a string, another one for each review"
-                raise RecordError(f"{field}.reviews[{i}].worker_id", worker, allowed, reason="wrong type")
-            name = f"{self.criterion}-rating"
-            ratings[worker] = _rating(f"{field}.reviews[{i}].{name}", review.get(name))
+        for i, review in enumerate(list_field(f"{field}.reviews", content.get("reviews"))):
+            place, name = f"{field}.reviews[{i}]", f"{self.criterion}-rating"
+            review = mapping_field(place, review)
+            worker = text_field(f"{place}.worker_id", review.get("worker_id"))
+            if worker in ratings:
+                allowed = "another worker for each review"
+                raise RecordError(f"{place}.worker_id", worker, allowed, reason="duplicate worker")
+            ratings[worker] = number_field(f"{place}.{name}", review.get(name), 0, SCALE)
         return Answer(text.strip(), ratings)
 
     def _response(self, answer: Answer) -> Response:
@@ -212,18 +195,8 @@ def _comparisons(answers: list[Answer]) -> Iterator[Comparison]:
             yield majority_comparison(i, j, (higher, len(gaps) - higher - lower, lower))
 
 
-def split_passages(names: set[str]) -> dict[str, str]:
-    """Source of each passage: by the order of their hashes an eighth each to test and validation, at least one.
-
-    Raises:
-        ValueError: If there are fewer than three.
-    """
-    if len(names) < 3:
-        raise ValueError(f"SQuALITYDataModule needs at least 3 passages to hold some out, found {len(names)}")
-    held = max(1, round(len(names) / 8))
-    order = sorted(names, key=lambda name: sha1(name.encode()).hexdigest())
-    held_out = ["test"] * held + ["validation"] * held
-    return dict(zip(order, held_out + ["train"] * (len(order) - 2 * held), strict=True))
+def _read_passage(row: SourceRow) -> Passage:
+    return row, row.text("passage-id"), mapping_field("questions", row.get("questions"))
 
 
 def read_questions(path: Path) -> dict[tuple[str, int | None], str]:
@@ -233,37 +206,19 @@ def read_questions(path: Path) -> dict[tuple[str, int | None], str]:
         RecordError: If a line is malformed.
     """
     texts: dict[tuple[str, int | None], str] = {}
-    for row in read_json_lines(path):
-        if isinstance(row, RecordError):
-            raise row
-        try:
-            passage = _mapping("metadata", row.get("metadata")).get("passage_id")
-            questions = row.get("questions")
-            if not isinstance(passage, str) or not isinstance(questions, list):
-                allowed = "a passage_id that is a string, beside a list of questions"
-                raise RecordError("metadata.passage_id", passage, allowed, reason="wrong type")
-            for i, question in enumerate(questions):
-                question = _mapping(f"questions[{i}]", question)
-                number, text = question.get("question_number"), question.get("question_text")
-                if not isinstance(number, int) or not isinstance(text, str):
-                    allowed = "a question_number that is a whole number, and a question_text"
-                    raise RecordError(f"questions[{i}]", question, allowed, reason="wrong type")
-                texts[passage, number] = text.strip()
-        except RecordError as error:
-            raise error.at(str(path), row.line) from None
+    for item in parse_rows(read_json_lines(path), _read_questions):
+        if isinstance(item, RecordError):
+            raise item
+        texts.update(item)
     return texts
 
 
-def _mapping(field: str, value: object) -> Mapping[str, object]:
-    if not isinstance(value, Mapping):
-        raise RecordError(field, value, "an object", reason="wrong type")
-    return value
-
-
-def _rating(field: str, value: object) -> float:
-    allowed = f"a number in [0, {SCALE}]"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RecordError(field, value, allowed, reason="missing field" if value is None else "wrong type")
-    if not 0 <= value <= SCALE:
-        raise RecordError(field, value, allowed, reason="out of range")
-    return float(value)
+def _read_questions(row: SourceRow) -> dict[tuple[str, int | None], str]:
+    passage = row.text("metadata.passage_id")
+    texts: dict[tuple[str, int | None], str] = {}
+    for i, question in enumerate(list_field("questions", row.get("questions"), empty=True)):
+        fields = mapping_field(f"questions[{i}]", question)
+        number = whole_field(f"questions[{i}].question_number", fields.get("question_number"), 0)
+        text = text_field(f"questions[{i}].question_text", fields.get("question_text"))
+        texts[passage, number] = text.strip()
+    return texts

@@ -34,21 +34,22 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha1
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Unpack
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
-from ._fields import mapping_field, text_field, user_field, whole_number
-from .base import LoaderConfig, PreferenceDataModule
-from .files import SourceRow, read_hub, read_json_lines
-from .record import Comparison, PreferenceRecord, RecordError, Response
-from .text import TextConfig
+from ._fields import choice_field, list_field, mapping_field, text_field, user_field, whole_field
+from ._splits import PERCENT, hash_split
+from ._votes import DistinctResponses
+from .base import PreferenceDataModule
+from .files import HubDataset, SourceRow, parse_rows, read_json_lines
+from .record import Comparison, PreferenceRecord, RecordError
+from .settings import LenientSettings, OnInvalid, check_choices
 
 __all__ = ["SummarizeFromFeedbackDataModule"]
 
-HUB = "openai/summarize_from_feedback"
-REVISION = "195fc27ff714b2aff32ab8aba9bbee1d35663700"
+HUB = HubDataset("openai/summarize_from_feedback", "195fc27ff714b2aff32ab8aba9bbee1d35663700")
 FOLDER = "comparisons"
 SPLIT_OF_ROW = {"train": "train", "valid1": "test", "valid2": "test"}
 NUM_WORKERS = 10
@@ -80,7 +81,6 @@ class SummarizeFromFeedbackDataModule(PreferenceDataModule):
     """Pairs of summaries of Reddit posts judged by named workers, or relabelled by length (TL;DR)."""
 
     name = "summarize_from_feedback"
-    sources: tuple[str, ...] = ("train", "validation", "test")
 
     def __init__(
         self,
@@ -89,11 +89,8 @@ class SummarizeFromFeedbackDataModule(PreferenceDataModule):
         labels: Literal["choice", "length"] = "choice",
         split: Literal["released", "posts"] = "released",
         prompt: Literal["post", "tldr"] = "post",
-        text: TextConfig = TextConfig(),
-        loader: LoaderConfig = LoaderConfig(),
-        on_invalid: Literal["error", "skip"] = "skip",
-        validation_share: float = 0.05,
-        cache_dir: str | None = None,
+        on_invalid: OnInvalid = "skip",
+        **shared: Unpack[LenientSettings],
     ) -> None:
         r"""Choose labels and split; reads nothing.
 
@@ -104,12 +101,8 @@ class SummarizeFromFeedbackDataModule(PreferenceDataModule):
             split: ``released`` or ``posts``.
             prompt: ``post``: the post alone. ``tldr``: ``SUBREDDIT: r/...``, ``TITLE: ...``, ``POST: ...`` and
                 ``TL;DR:`` as paragraphs.
-            text: Tokenizer, format and truncation.
-            loader: Batch bounds, order and workers.
             on_invalid: ``error`` or ``skip``; the release has rows about news articles, so ``skip`` by default.
-            validation_share: Share of the training posts held out for validation, in (0, 1); used with
-                ``labels="choice"`` and ``split="released"`` only.
-            cache_dir: Folder of token caches; None for ``$PLURALIGN_CACHE`` or ``~/.cache/pluralign``.
+            **shared: Settings that all datasets share, see :class:`PreferenceDataModule`.
 
         Raises:
             ValueError: If a setting is not one of its values.
@@ -120,23 +113,11 @@ class SummarizeFromFeedbackDataModule(PreferenceDataModule):
 
         .. versionadded:: 0.1
         """
-        super().__init__(
-            text=text,
-            loader=loader,
-            on_invalid=on_invalid,
-            validation_share=validation_share,
-            cache_dir=cache_dir,
-        )
-        for name, value, allowed in (
-            ("labels", labels, ("choice", "length")),
-            ("split", split, ("released", "posts")),
-            ("prompt", prompt, ("post", "tldr")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+        super().__init__(on_invalid=on_invalid, **shared)
+        check_choices(SummarizeFromFeedbackDataModule.__init__, labels=labels, split=split, prompt=prompt)
         self.data_dir, self.labels, self.split, self.prompt = data_dir, labels, split, prompt
-        if labels == "choice" and split == "released":
-            self.sources = ("train", "test")
+        carved = labels == "choice" and split == "released"
+        self.sources = ("train", "test") if carved else ("train", "validation", "test")
 
     def files(self, source: str) -> list[Path]:
         """Every batch file by name, if they are local; a row says itself which split it is of.
@@ -157,8 +138,12 @@ class SummarizeFromFeedbackDataModule(PreferenceDataModule):
 
     def settings(self) -> dict[str, object]:
         """Labels, split rule and prompt, and the pinned revision if the hub is the source."""
-        hub = None if self.data_dir is not None else f"{HUB}@{REVISION}"
-        return {"hub": hub, "labels": self.labels, "split": self.split, "prompt": self.prompt}
+        return {
+            "hub": HUB.pin(self.data_dir),
+            "labels": self.labels,
+            "split": self.split,
+            "prompt": self.prompt,
+        }
 
     def load(self, source: str) -> Iterator[SourceRow | RecordError]:
         """One row per post; before those of ``train``, an error for each malformed judgement.
@@ -196,19 +181,10 @@ class SummarizeFromFeedbackDataModule(PreferenceDataModule):
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """A post, its distinct summaries and every judgement of two of them."""
         judgements: list[_Judgement] = row.get("judgements")  # type: ignore[assignment]
-        index: dict[str, int] = {}
-        responses: list[Response] = []
-        comparisons = []
+        summaries, comparisons = DistinctResponses(), []
         for judgement in judgements:
-            places = []
-            for text in judgement.summaries:
-                if text.strip() not in index:
-                    index[text.strip()] = len(responses)
-                    responses.append(Response(text.strip()))
-                places.append(index[text.strip()])
-            if places[0] == places[1]:  # two of the same: kept apart, to be dropped and counted like all such
-                places[1] = len(responses)
-                responses.append(Response(judgement.summaries[1].strip()))
+            first, second = (text.strip() for text in judgement.summaries)
+            places = summaries.pair(first, second)
             strength = None
             if judgement.confidence is not None:
                 strength = float((judgement.confidence - MIDDLE) * (1 if judgement.choice else -1))
@@ -224,7 +200,7 @@ class SummarizeFromFeedbackDataModule(PreferenceDataModule):
         return PreferenceRecord(
             id=row.text("id"),
             prompt=self._prompt(judgements[0]),
-            responses=tuple(responses),
+            responses=tuple(summaries.responses),
             comparisons=tuple(comparisons),
             group=judgements[0].post,
         )
@@ -272,23 +248,19 @@ class SummarizeFromFeedbackDataModule(PreferenceDataModule):
     def _comparison_rows(self) -> Iterator[SourceRow | RecordError]:
         if self.data_dir is None:
             for split in ("train", "validation"):
-                yield from read_hub(HUB, revision=REVISION, split=split, data_dir=FOLDER)
+                yield from HUB.rows(split, data_dir=FOLDER)
         for path in self.files("train"):
             yield from read_json_lines(path)
 
     def _judgements(self) -> Iterator[_Judgement | RecordError]:
         """Every row in order, or what is wrong with it."""
         posts: dict[str, str] = {}
-        for row in self._comparison_rows():
-            try:
-                if isinstance(row, RecordError):
-                    raise row
-                judgement = _parse_judgement(row)
-            except RecordError as error:
-                yield error if error.file else error.at(row.file, row.line)
+        for judgement in parse_rows(self._comparison_rows(), _parse_judgement):
+            if isinstance(judgement, RecordError):
+                yield judgement
                 continue
             if self.split == "posts":
-                judgement = judgement._replace(source=split_post(judgement.post))
+                judgement = judgement._replace(source=hash_split(judgement.post, PERCENT))
             # Equal posts share their memory.
             yield judgement._replace(post=posts.setdefault(judgement.post, judgement.post))
 
@@ -356,55 +328,39 @@ def held_out(workers: Sequence[str]) -> list[int]:
     return sorted(drawn)
 
 
-def split_post(post: str) -> str:
-    """Source of a post, by a hash of its text."""
-    bucket = int(sha1(post.encode()).hexdigest(), 16) % 100
-    return "train" if bucket < 80 else "validation" if bucket < 90 else "test"
-
-
 def _parse_judgement(row: SourceRow) -> _Judgement:
     info = mapping_field("info", row.get("info"))
     if info.get("post") is None and info.get("article") is not None:
         allowed = "a Reddit post; this row is about a news article"
         raise RecordError("info.post", None, allowed, reason="news article")
-    post = text_field("info.post", info.get("post")).strip()
-    if not post:
-        raise RecordError("info.post", post, "text that is not blank", reason="empty post")
-    source = SPLIT_OF_ROW.get(row.text("split"))
-    if source is None:
-        raise RecordError("split", row.text("split"), " | ".join(SPLIT_OF_ROW), reason="out of range")
-    summaries = row.get("summaries")
-    if not isinstance(summaries, list) or len(summaries) != 2:
-        raise RecordError("summaries", summaries, "a list of two", reason="wrong type")
+    post = text_field("info.post", info.get("post"), blank="empty post").strip()
+    split = choice_field("split", row.get("split"), SPLIT_OF_ROW)
     texts, policies = [], []
-    for i, summary in enumerate(summaries):
-        fields = mapping_field(f"summaries[{i}]", summary)
-        texts.append(text_field(f"summaries[{i}].text", fields.get("text")))
-        if not texts[-1].strip():
-            raise RecordError(
-                f"summaries[{i}].text", texts[-1], "text that is not blank", reason="empty response"
-            )
-        policies.append(text_field(f"summaries[{i}].policy", fields.get("policy")))
-    choice, extra = row.get("choice"), mapping_field("extra", row.fields.get("extra") or {})
-    confidence, subreddit = extra.get("confidence"), _optional(info, "subreddit")
+    for i, summary in enumerate(list_field("summaries", row.get("summaries"), 2)):
+        field, fields = f"summaries[{i}]", mapping_field(f"summaries[{i}]", summary)
+        texts.append(text_field(f"{field}.text", fields.get("text"), blank="empty response"))
+        policies.append(text_field(f"{field}.policy", fields.get("policy")))
+    confidence = row.get("extra.confidence", optional=True)
+    subreddit = _optional(row, "info.subreddit")
     return _Judgement(
         file=row.file,
         line=row.line,
-        source=source,
-        post_id=_optional(info, "id"),
+        source=SPLIT_OF_ROW[split],
+        post_id=_optional(row, "info.id"),
         post=post,
-        title=_optional(info, "title"),
+        title=_optional(row, "info.title"),
         subreddit=None if subreddit is None else subreddit.removeprefix("r/"),
         summaries=(texts[0], texts[1]),
         policies=(policies[0], policies[1]),
-        choice=whole_number("choice", choice, 0, 1),
+        choice=whole_field("choice", row.get("choice"), 0, 1),
         worker=user_field("worker", row.get("worker")),
-        confidence=None if confidence is None else whole_number("extra.confidence", confidence, 1, 9),
+        confidence=None if confidence is None else whole_field("extra.confidence", confidence, 1, 9),
     )
 
 
-def _optional(info: Mapping[str, object], name: str) -> str | None:
-    return None if info.get(name) is None else text_field(f"info.{name}", info[name])
+def _optional(row: SourceRow, field: str) -> str | None:
+    value = row.get(field, optional=True)
+    return None if value is None else text_field(field, value)
 
 
 def _sizes(counts: Mapping[str, int]) -> str:

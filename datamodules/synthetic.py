@@ -28,7 +28,7 @@ A rating
 
 from collections.abc import Iterator
 from math import comb
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Unpack
 
 import numpy as np
 
@@ -44,10 +44,10 @@ from ._synthetic_crowd import (
     SyntheticTruth,
     agreement,
 )
-from .base import SPLITS, LoaderConfig, PreferenceDataModule
+from .base import SPLITS, PreferenceDataModule
 from .files import SourceRow
 from .record import Comparison, PreferenceRecord, Response
-from .text import TextConfig
+from .settings import SharedSettings, check_choices, check_range
 
 __all__ = ["SyntheticDataModule", "SyntheticTruth"]
 
@@ -113,10 +113,7 @@ class SyntheticDataModule(PreferenceDataModule):
         num_test: int = 256,
         num_predict: int = 64,
         seed: int = 0,
-        text: TextConfig = TextConfig(),
-        loader: LoaderConfig = LoaderConfig(),
-        on_invalid: Literal["error", "skip"] = "error",
-        cache_dir: str | None = None,
+        **shared: Unpack[SharedSettings],
     ) -> None:
         """Describe the crowd; generates nothing. The data are a function of these settings alone.
 
@@ -146,10 +143,7 @@ class SyntheticDataModule(PreferenceDataModule):
             num_test: Prompts of the test split.
             num_predict: Prompts to score, without judgements.
             seed: Seed of everything.
-            text: Tokenizer, format and truncation.
-            loader: Batch bounds, order and workers.
-            on_invalid: Without effect here: every row is valid.
-            cache_dir: Folder of token caches; None for ``$PLURALIGN_CACHE`` or ``~/.cache/pluralign``.
+            **shared: Settings that all datasets share, see :class:`PreferenceDataModule`.
 
         Raises:
             ValueError: If a setting is outside its range.
@@ -161,9 +155,8 @@ class SyntheticDataModule(PreferenceDataModule):
 
         .. versionadded:: 0.1
         """
-        super().__init__(text=text, loader=loader, on_invalid=on_invalid, cache_dir=cache_dir)
-        if judgements not in ("crowd", "users", "ratings"):
-            raise ValueError(f"judgements must be crowd, users or ratings, got {judgements!r}")
+        super().__init__(**shared)
+        check_choices(SyntheticDataModule.__init__, judgements=judgements)
         self.judgements, self.seed = judgements, seed
         self.num_groups, self.num_users, self.user_spread = num_groups, num_users, user_spread
         self.disagreement, self.label_noise = disagreement, label_noise
@@ -204,8 +197,7 @@ class SyntheticDataModule(PreferenceDataModule):
         values = [(name, getattr(self, name), *bounds) for name, bounds in ranges.items()]
         values += [(f"num_{split}", count, 1, most) for split, count in self.num_prompts.items()]
         for name, value, low, high in values:
-            if not low <= value <= high:
-                raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {value}")
+            check_range(name, value, low, high)
 
     def settings(self) -> dict[str, object]:
         """Everything that the data are a function of."""

@@ -22,23 +22,26 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from hashlib import sha1
 from itertools import combinations_with_replacement
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Unpack
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from .base import LoaderConfig, PreferenceDataModule
+from ._fields import choice_field
+from ._splits import PERCENT, hash_split, ordered_split
+from ._votes import DistinctResponses, majority_comparison
+from .base import PreferenceDataModule
 from .files import SourceRow, open_bytes
-from .record import Comparison, PreferenceRecord, RecordError, Response
-from .text import TextConfig
+from .record import Comparison, PreferenceRecord, RecordError
+from .settings import SharedSettings, check_choices, check_range
 
 __all__ = ["UKPConvArgDataModule"]
 
 COMMIT = "ca9d24e41b8805ff2e1d3585d552b49bb64a65f7"
 FOLDER = "UKPConvArg1-full-XML"
 VALUES = ("a1", "equal", "a2")
+ONE_IN = 7
 
 
 class Pair(NamedTuple):
@@ -58,6 +61,11 @@ class UKPConvArgDataModule(PreferenceDataModule):
 
     name = "ukpconvarg1"
     sources = ("train", "validation", "test")
+    where_to_get = (
+        "the data are not on the Hugging Face hub. Get them with `git "
+        "clone https://github.com/UKPLab/acl2016-convincing-arguments ukp && git -C ukp checkout "
+        f"{COMMIT}` and give data_dir=ukp/data (CC-BY-4.0)"
+    )
 
     def __init__(
         self,
@@ -67,10 +75,7 @@ class UKPConvArgDataModule(PreferenceDataModule):
         split: Literal["debates", "pairs"] = "debates",
         split_seed: int = 0,
         max_responses_per_record: int | None = None,
-        text: TextConfig = TextConfig(),
-        loader: LoaderConfig = LoaderConfig(),
-        on_invalid: Literal["error", "skip"] = "error",
-        cache_dir: str | None = None,
+        **shared: Unpack[SharedSettings],
     ) -> None:
         """Choose judgements and split; reads nothing.
 
@@ -82,10 +87,7 @@ class UKPConvArgDataModule(PreferenceDataModule):
             split_seed: Other values hold other debates or pairs out, for intervals over splits.
             max_responses_per_record: Divide a side with more arguments into records of at most so many (>= 2);
                 an argument is then in several records. None for one record a side (about 33 arguments).
-            text: Tokenizer, format and truncation.
-            loader: Batch bounds, order and workers.
-            on_invalid: ``error`` or ``skip`` for malformed pairs.
-            cache_dir: Folder of token caches; None for ``$PLURALIGN_CACHE`` or ``~/.cache/pluralign``.
+            **shared: Settings that all datasets share, see :class:`PreferenceDataModule`.
 
         Raises:
             ValueError: If ``data_dir`` is missing (says where to get the data), or a setting is off range.
@@ -96,22 +98,11 @@ class UKPConvArgDataModule(PreferenceDataModule):
 
         .. versionadded:: 0.1
         """
-        super().__init__(text=text, loader=loader, on_invalid=on_invalid, cache_dir=cache_dir)
-        if data_dir is None:
-            raise ValueError(
-                "UKPConvArgDataModule needs data_dir: the data are not on the Hugging Face hub. Get them with `git "
-                "clone https://github.com/UKPLab/acl2016-convincing-arguments ukp && git -C ukp checkout "
-                f"{COMMIT}` and give data_dir=ukp/data (CC-BY-4.0)"
-            )
-        if judgements not in ("crowd", "workers"):
-            raise ValueError(f"judgements must be crowd or workers, got {judgements!r}")
-        if split not in ("debates", "pairs"):
-            raise ValueError(f"split must be debates or pairs, got {split!r}")
-        if max_responses_per_record is not None and max_responses_per_record < 2:
-            raise ValueError(
-                f"max_responses_per_record must be at least 2 or null, got {max_responses_per_record}"
-            )
-        self.data_dir, self.judgements, self.split = data_dir, judgements, split
+        super().__init__(**shared)
+        check_choices(UKPConvArgDataModule.__init__, judgements=judgements, split=split)
+        if max_responses_per_record is not None:
+            check_range("max_responses_per_record", max_responses_per_record, 2)
+        self.data_dir, self.judgements, self.split = self.need_folder(data_dir), judgements, split
         self.split_seed = split_seed
         self.max_responses_per_record = max_responses_per_record
 
@@ -131,8 +122,10 @@ class UKPConvArgDataModule(PreferenceDataModule):
             )
         if self.split == "pairs":
             return paths
-        parts = split_debates({_debate(path) for path in paths}, self.split_seed)
-        return [path for path in paths if parts[_debate(path)] == source]
+        names = {_debate(path) for path in paths}
+        what = 'debates (or split="pairs")'
+        splits = ordered_split(names, self.split_seed, one_in=ONE_IN, what=what)
+        return [path for path in paths if splits[_debate(path)] == source]
 
     def settings(self) -> dict[str, object]:
         """Judgements, split rule and size of the records."""
@@ -150,7 +143,7 @@ class UKPConvArgDataModule(PreferenceDataModule):
             for pair in read_pairs(path):
                 if isinstance(pair, RecordError):
                     yield pair
-                elif self.split == "debates" or split_pair(pair.key, self.split_seed) == source:
+                elif self.split == "debates" or hash_split(pair.key, PERCENT, self.split_seed) == source:
                     sides.setdefault((pair.title, pair.stance), []).append(pair)
             stem = path.name.removesuffix(".gz").removesuffix(".xml")
             parts = [
@@ -163,24 +156,15 @@ class UKPConvArgDataModule(PreferenceDataModule):
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """A prompt, its arguments and every comparison of them."""
         pairs: list[Pair] = row.get("pairs")  # type: ignore[assignment]
-        index: dict[str, int] = {}
-        responses: list[Response] = []
+        judge = _worker_comparisons if self.judgements == "workers" else _crowd_comparison
+        arguments = DistinctResponses()
         comparisons: list[Comparison] = []
         for pair in pairs:
-            for text in (pair.first, pair.second):
-                if text not in index:
-                    index[text] = len(responses)
-                    responses.append(Response(text))
-            first, second = index[pair.first], index[pair.second]
-            if first == second:
-                second = len(responses)
-                responses.append(Response(pair.second))
-            judge = _worker_comparisons if self.judgements == "workers" else _crowd_comparison
-            comparisons.extend(judge(first, second, pair))
+            comparisons.extend(judge(*arguments.pair(pair.first, pair.second), pair))
         return PreferenceRecord(
             id=row.text("id"),
             prompt=f"{pairs[0].title}\nStance: {pairs[0].stance}",
-            responses=tuple(responses),
+            responses=tuple(arguments.responses),
             comparisons=tuple(comparisons),
             group=pairs[0].title,
         )
@@ -188,11 +172,7 @@ class UKPConvArgDataModule(PreferenceDataModule):
 
 def _crowd_comparison(first: int, second: int, pair: Pair) -> Iterator[Comparison]:
     counts = Counter(value for _, value in pair.votes)
-    one, tie, two = (counts[value] for value in VALUES)
-    if two > one:
-        first, second, one, two = second, first, two, one
-    share = (one + 0.5 * tie) / (one + tie + two)
-    yield Comparison(first, second, preference=share, domain=pair.title, votes=(one, tie, two))
+    yield majority_comparison(first, second, (counts["a1"], counts["equal"], counts["a2"]), domain=pair.title)
 
 
 def _worker_comparisons(first: int, second: int, pair: Pair) -> Iterator[Comparison]:
@@ -205,30 +185,6 @@ def _worker_comparisons(first: int, second: int, pair: Pair) -> Iterator[Compari
 def _debate(path: Path) -> str:
     """Name of a file's debate: what stands before the side."""
     return path.name.partition("_")[0]
-
-
-def _seeded(name: str, seed: int) -> bytes:
-    return (f"{seed}:{name}" if seed else name).encode()
-
-
-def split_debates(names: set[str], seed: int = 0) -> dict[str, str]:
-    """Source of each debate: by the order of their hashes a seventh each to test and validation, at least one.
-
-    Raises:
-        ValueError: If there are fewer than three.
-    """
-    if len(names) < 3:
-        raise ValueError(f'split="debates" needs at least 3 debates, found {len(names)}; use split="pairs"')
-    held = max(1, round(len(names) / 7))
-    order = sorted(names, key=lambda name: sha1(_seeded(name, seed)).hexdigest())
-    held_out = ["test"] * held + ["validation"] * held
-    return dict(zip(order, held_out + ["train"] * (len(order) - 2 * held), strict=True))
-
-
-def split_pair(key: str, seed: int = 0) -> str:
-    """Source of a pair of arguments, by a hash of its id."""
-    bucket = int(sha1(_seeded(key, seed)).hexdigest(), 16) % 100
-    return "train" if bucket < 80 else "validation" if bucket < 90 else "test"
 
 
 def divide(pairs: list[Pair], size: int | None) -> list[list[Pair]]:
@@ -316,9 +272,7 @@ def _read_pair(number: int, element: "ElementTree.Element[str]") -> Pair:
     votes = []
     for i, vote in enumerate(element.iterfind("mTurkAssignments/mTurkAssignment")):
         field = f"mTurkAssignments[{i}]/"
-        value = _required(vote, "value", field)
-        if value not in VALUES:
-            raise RecordError(f"{field}value", value, " | ".join(VALUES), reason="out of range")
+        value = choice_field(f"{field}value", _required(vote, "value", field), VALUES)
         votes.append((_required(vote, "turkID", field), value))
     if not votes:
         raise RecordError("mTurkAssignments", None, "at least one mTurkAssignment", reason="missing field")

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha1
 from typing import Literal, Self
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
+from ._splits import hash_share
 from .cache import TokenRow, TokenTable, lengths, take_row_comparisons
 
 __all__ = ["UserProtocol", "UserView", "joined", "user_view"]
@@ -81,7 +81,9 @@ class UserProtocol:
                 f"loader.users.unseen names {unknown[:5]}, who have no judgements in the training split"
             )
         enough = [user for user, count in counts.items() if count >= self.min_judgements]
-        unseen = {user for user in enough if user in named or self._bucket(user) < self.unseen_share}
+        unseen = {
+            user for user in enough if user in named or hash_share(f"{self.seed}:{user}") < self.unseen_share
+        }
         seen = [user for user in enough if user not in unseen]
         if counts and not seen:
             raise ValueError(
@@ -89,9 +91,6 @@ class UserProtocol:
                 f"{self.min_judgements} judgements, and all of those are unseen; change loader.users"
             )
         return seen, [user for user in enough if user in unseen]
-
-    def _bucket(self, user: str) -> float:
-        return int(sha1(f"{self.seed}:{user}".encode()).hexdigest()[:12], 16) / 16**12
 
 
 class UserView(torch.utils.data.Dataset[list[TokenRow]]):

@@ -1,4 +1,4 @@
-"""Every test runs offline, seeded, on the CPU, with a cache folder of its own."""
+"""Every test runs offline, seeded, on the CPU, with a cache folder of its own; a tiny network and a quiet trainer."""
 
 import os
 import socket
@@ -34,3 +34,28 @@ def _no_network(monkeypatch):
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture
+def tiny():
+    """Configuration of a tiny Llama that reads bytes, with changes."""
+
+    def build(**changes):
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        return {"model_type": "llama", "vocab_size": 259, **sizes, **changes}
+
+    return build
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    """One silent epoch on the CPU."""
+
+    def build(*callbacks, **settings):
+        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+        short = {"accelerator": "cpu", "logger": False, "max_epochs": 1, "log_every_n_steps": 1}
+        return L.Trainer(
+            default_root_dir=tmp_path, callbacks=list(callbacks), **{**quiet, **short, **settings}
+        )
+
+    return build

@@ -437,9 +437,9 @@ def test_empty_split_is_an_error_that_says_why(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"on_invalid": "warn"}, "on_invalid must be error or skip, got 'warn'"),
-        ({"validation_share": 0.0}, r"validation_share must be in \(0, 1\), got 0.0"),
-        ({"validation_share": 1}, r"validation_share must be in \(0, 1\), got 1"),
+        ({"on_invalid": "warn"}, "on_invalid must be one of error, skip; got 'warn'"),
+        ({"validation_share": 0.0}, r"validation_share must be in \(0, 1\); got 0.0"),
+        ({"validation_share": 1}, r"validation_share must be in \(0, 1\); got 1"),
     ],
 )
 def test_settings_name_what_is_allowed(tmp_path, options, message):

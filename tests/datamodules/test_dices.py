@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pluralign.datamodules import LoaderConfig, Message, RecordError
-from pluralign.datamodules._votes import hash_split
+from pluralign.datamodules._splits import PER_10_000, hash_split
 from pluralign.datamodules.dices import LABELS, DICESDataModule, draw, line_breaks, parse_prompt
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "dices"
@@ -35,6 +35,14 @@ def module(folder, items, subset="990", packed=False, **kwargs):
 def examples(data, source=None):
     sources = data.sources if source is None else (source,)
     return [data.to_example(row) for name in sources for row in data.load(name)]
+
+
+def invented(folder, *, bad=False, **settings):
+    """A data module over invented rows, one of them malformed if ``bad``: for the contract that all datasets share."""
+    items = [item(i, f"A: Question {i // 2}?") for i in range(90)] + [
+        item(90, "A: Question 0?", answers=["Maybe"])
+    ] * bad
+    return module(folder, items, **settings)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -118,24 +126,12 @@ def test_votes_are_drawn_in_training_only(tmp_path):
     assert data.settings() == {"subset": "990", "votes_per_item": 3, "vote_seed": 0, "split_seed": 0}
 
 
-def test_a_prompt_is_on_one_side(tmp_path):
-    items = [item(100 * i + j, f"A: Question {i}?", reply=f"{j}.") for i in range(200) for j in range(2)]
-    data = module(tmp_path, items)
-    prompts = {source: {record.group for record in examples(data, source)} for source in data.sources}
-    sizes = [len(found) for found in prompts.values()]
-    assert sum(sizes) == len(set.union(*prompts.values())) == 200
-    assert 140 < sizes[0] < 180 and min(sizes) >= 10
-    assert sum(len(examples(data, source)) for source in data.sources) == 400
-    data.setup()
-    assert data.reports["validation"].in_train == data.reports["test"].in_train == 0
-
-
 def test_a_batch_holds_the_votes(tmp_path):
     items = [item(i, f"A: Question {i}?", answers=["No"] * i + ["Yes"]) for i in range(60)]
     data = module(tmp_path, items, loader=LoaderConfig(batch_size=60, max_tokens=None))
     data.setup("test")
     (batch,) = data.test_dataloader()
-    numbers = [i for i in range(60) if hash_split(f"A: Question {i}?") == "test"]
+    numbers = [i for i in range(60) if hash_split(f"A: Question {i}?", PER_10_000) == "test"]
     expected = {f"990:{i}": [float(i), 0.0, 1.0] for i in numbers}
     assert numbers and set(batch["id"]) == set(expected)
     torch.testing.assert_close(batch["votes"], torch.tensor([expected[name] for name in batch["id"]]))
@@ -145,7 +141,7 @@ def test_a_batch_holds_the_votes(tmp_path):
 @pytest.mark.parametrize(
     ("change", "reason", "field"),
     [
-        ({"id": None}, "wrong type", "id"),
+        ({"id": None}, "missing field", "id"),
         ({"id": True}, "wrong type", "id"),
         ({"instance": {"user_prompt": "A: Do owls sleep?"}}, "missing field", "instance.response"),
         (
@@ -159,14 +155,14 @@ def test_a_batch_holds_the_votes(tmp_path):
             "responses[0].text",
         ),
         ({"annotations": {}}, "missing field", "annotations.safety"),
-        ({"annotations": {"safety": {"individual_human_scores": []}}}, "wrong type", SCORES),
+        ({"annotations": {"safety": {"individual_human_scores": []}}}, "wrong length", SCORES),
         ({"annotations": {"safety": {"individual_human_scores": "No"}}}, "wrong type", SCORES),
         (
             {"annotations": {"safety": {"individual_human_scores": ["No", "Safe"]}}},
             "out of range",
             f"{SCORES}[1]",
         ),
-        ({"annotations": {"safety": {"individual_human_scores": [["No"]]}}}, "out of range", f"{SCORES}[0]"),
+        ({"annotations": {"safety": {"individual_human_scores": [["No"]]}}}, "wrong type", f"{SCORES}[0]"),
     ],
 )
 def test_malformed_items(tmp_path, change, reason, field):
@@ -197,7 +193,7 @@ def test_an_item_without_a_prompt_is_an_error_of_training(tmp_path, broken, fiel
 
 
 def test_too_few_votes_to_draw_from(tmp_path):
-    number = next(i for i in range(9) if hash_split(f"A: {i}?") == "train")
+    number = next(i for i in range(9) if hash_split(f"A: {i}?", PER_10_000) == "train")
     data = module(tmp_path, [item(prompt=f"A: {number}?")], votes_per_item=5)
     with pytest.raises(
         RecordError, match=r"too few votes: .*'4 answers'; allowed: at least votes_per_item=5"
@@ -222,7 +218,7 @@ def test_wrong_arguments(tmp_path):
         ValueError, match="subset must be one of 990, 350_crowdsourced, 350_expert; got '350'"
     ):
         DICESDataModule(data_dir="x", subset="350")
-    with pytest.raises(ValueError, match="votes_per_item must be at least 1 or null, got 0"):
+    with pytest.raises(ValueError, match="votes_per_item must be >= 1; got 0"):
         DICESDataModule(data_dir="x", votes_per_item=0)
     with pytest.raises(FileNotFoundError, match=r"dices_990\.json"):
         DICESDataModule(data_dir=str(tmp_path)).files("train")

@@ -29,6 +29,15 @@ def module(tmp_path, rows, file="domain_specific_preference", **kwargs):
     return DSPDataModule(data_dir=str(tmp_path), **kwargs)
 
 
+def invented(folder, *, bad=False, **settings):
+    """A data module over invented rows, one of them malformed if ``bad``: for the contract that all datasets share."""
+    data = module(
+        folder, [query(f"What is rain, {i}?") for i in range(40)] + [query(normal=4)] * bad, **settings
+    )
+    (folder / "domain_specific_preference.test.json").write_text(json.dumps([query("What is fog?")]))
+    return data
+
+
 def example(*args, **kwargs):
     data = module(*args, **kwargs)
     return data.to_example(next(data.load("train")))
@@ -105,7 +114,7 @@ def test_degrees_and_ties_of_webgpt(tmp_path, scores, chosen, preference, gap):
     ("row", "reason", "field"),
     [
         ({"text": ["a", "b"]}, "missing field", "score"),
-        (pair(scores=(1,)), "wrong type", "score"),
+        (pair(scores=(1,)), "wrong length", "score"),
         (pair(scores=(1, "0")), "wrong type", "score[1]"),
         (pair(scores=(1, math.nan)), "not finite", "score[1]"),
         ({"text": "ab", "score": [1, 0]}, "wrong type", "text"),

@@ -9,11 +9,12 @@ import pytest
 
 from pluralign.datamodules import RecordError
 from pluralign.datamodules.files import (
+    HubDataset,
     SourceRow,
     find_file,
     hash_files,
+    parse_rows,
     read_csv,
-    read_hub,
     read_json_lines,
     read_json_list,
     read_parquet,
@@ -24,7 +25,7 @@ from pluralign.datamodules.files import (
 def test_source_row_names_place_and_columns():
     row = SourceRow("f.csv", 3, {"a": "x", "n": 1})
     assert row.text("a") == "x"
-    with pytest.raises(RecordError, match=r"f\.csv:3: missing field: field 'b'.*the row has a, n"):
+    with pytest.raises(RecordError, match=r"f\.csv:3: missing field: field 'b'.*there are a, n"):
         row.get("b")
     with pytest.raises(RecordError, match=r"f\.csv:3: wrong type: field 'n' is 1; allowed: a string"):
         row.text("n")
@@ -148,6 +149,32 @@ def test_files_of_one_name_in_two_folders_both_count(tmp_path):
     assert hash_files(paths)[1] == before[1]
 
 
+def test_fields_of_objects_are_named_with_dots():
+    row = SourceRow("f.json", 3, {"a": {"b": {"c": "x"}}, "d.e": 1, "f": None})
+    assert (row.text("a.b.c"), row.get("d.e"), row.get("f")) == ("x", 1, None)
+    assert [row.get(name, optional=True) for name in ("a.b.c", "a.x.c", "f.g", "h")] == [
+        "x",
+        None,
+        None,
+        None,
+    ]
+    for name, message in (
+        ("a.x.c", r"f\.json:3: missing field: field 'a\.x'.*there are b"),
+        ("a.b.c.d", r"f\.json:3: wrong type: field 'a\.b\.c' is 'x'; allowed: an object"),
+        ("f.g", "missing field: field 'f' is None; allowed: an object"),
+    ):
+        with pytest.raises(RecordError, match=message):
+            row.get(name)
+
+
+def test_parsed_rows_keep_order_and_errors_get_their_place():
+    unread = RecordError("line", "x", "JSON", reason="not JSON", file="f", line=2)
+    rows = [SourceRow("f", 1, {"n": "one"}), unread, SourceRow("f", 3, {"n": 3})]
+    one, two, three = parse_rows(rows, lambda row: row.text("n"))
+    assert (one, two) == ("one", unread)
+    assert (three.file, three.line, three.field, three.reason) == ("f", 3, "n", "wrong type")
+
+
 def test_hub_rows_are_pinned_and_placed(monkeypatch):
     asked = SimpleNamespace()
 
@@ -156,12 +183,14 @@ def test_hub_rows_are_pinned_and_placed(monkeypatch):
         return [{"a": 1, "b": None}]
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    (row,) = read_hub("org/set", revision="0123456789abcdef", split="train", data_dir="part")
+    hub = HubDataset("org/set", "0123456789abcdef")
+    (row,) = hub.rows("train", data_dir="part")
     assert (asked.name, asked.kwargs) == (
         "org/set",
         {"revision": "0123456789abcdef", "split": "train", "data_dir": "part"},
     )
     assert row == SourceRow("org/set@0123456789ab/part[train]", 1, {"a": 1})
+    assert (hub.pin(None), hub.pin("folder")) == ("org/set@0123456789abcdef", None)
 
 
 def test_deep_json_is_an_error_of_its_line(tmp_path):

@@ -42,6 +42,16 @@ def examples(data, source="train"):
     ]
 
 
+def invented(folder, *, bad=False, **settings):
+    """A data module over invented rows, one of them malformed if ``bad``: for the contract that all datasets share."""
+    rows = [
+        row(f"Name fruit {i}.", *said)
+        for i in range(40)
+        for said in (("Apple.",), ("Chair.", (1, 3, 2, 2, 4)))
+    ]
+    return HelpSteer2DataModule(data_dir=write(folder, rows + [row(response=3)] * bad), **settings)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_two_rows_of_a_prompt_are_one_record(tmp_path, packed):
     (record,) = examples(HelpSteer2DataModule(data_dir=write(tmp_path, ROWS, packed=packed)))
@@ -159,7 +169,7 @@ def test_other_prompts_stay_texts(text):
     [
         ({"helpfulness": 5}, "out of range", "helpfulness"),
         ({"helpfulness": 3.5}, "wrong type", "helpfulness"),
-        ({"helpfulness": None}, "wrong type", "helpfulness"),
+        ({"helpfulness": None}, "missing field", "helpfulness"),
         ({"response": 3}, "wrong type", "response"),
         ({"prompt": 3}, "wrong type", "prompt"),
         ({"response": " "}, "empty response", "responses[0].text"),
@@ -229,7 +239,7 @@ def test_the_hub_is_asked_for_the_pinned_revision(monkeypatch):
 def test_wrong_arguments(tmp_path):
     with pytest.raises(ValueError, match=r"attribute must be one of helpfulness, .*; got 'humour'"):
         HelpSteer2DataModule(attribute="humour")
-    with pytest.raises(ValueError, match="judgements must be final or annotators, got 'crowd'"):
+    with pytest.raises(ValueError, match="judgements must be one of final, annotators; got 'crowd'"):
         HelpSteer2DataModule(judgements="crowd")
     with pytest.raises(FileNotFoundError, match=r"validation\.jsonl"):
         HelpSteer2DataModule(data_dir=str(tmp_path)).files("test")

@@ -30,6 +30,19 @@ def write(folder, rows, subset="helpful-base", **others):
     return str(folder)
 
 
+def invented(folder, *, bad=False, **settings):
+    """A data module over invented rows, one of them malformed if ``bad``: for the contract that all datasets share."""
+    asked = [
+        {
+            side: dialogue(f"Sky {i // 2}?", *["Why?", "So."] * (i % 2), side)
+            for side in ("chosen", "rejected")
+        }
+        for i in range(80)
+    ]
+    write(folder, asked[2:] + [{**asked[2], "rejected": "Blue."}] * bad, test=asked[:1])
+    return HHRLHFDataModule(subsets=("helpful-base",), data_dir=str(folder), **settings)
+
+
 def examples(module, source="train"):
     return [module.to_example(row) for row in module.load(source)]
 
@@ -102,19 +115,6 @@ def test_the_plain_format_gives_the_source_back(tmp_path):
     module = HHRLHFDataModule(subsets=("helpful-base",), data_dir=write(tmp_path, [PAIR]))
     _, *rendered = module.tokenizer.render(examples(module)[0])
     assert rendered == [PAIR["chosen"], PAIR["rejected"]]
-
-
-def test_conversations_stay_on_one_side_of_the_split(tmp_path):
-    rows = [
-        {"chosen": dialogue(f"Q{i}?", "a", "more", "b"), "rejected": dialogue(f"Q{i}?", "a", "more", "c")}
-        for i in range(60)
-    ]
-    rows += [{"chosen": dialogue(f"Q{i}?", "a"), "rejected": dialogue(f"Q{i}?", "d")} for i in range(60)]
-    folder = write(tmp_path, rows, test=[PAIR])
-    module = HHRLHFDataModule(subsets=("helpful-base",), data_dir=folder, validation_share=0.3)
-    module.setup("fit")
-    assert module.reports["validation"].in_train == 0
-    assert module.reports["train"].records + module.reports["validation"].records == 120
 
 
 def test_the_hub_is_asked_for_the_pinned_revision(monkeypatch):

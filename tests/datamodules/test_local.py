@@ -22,6 +22,13 @@ def write(folder, rows, name="rows.jsonl"):
     return str(path)
 
 
+def invented(folder, *, bad=False, **settings):
+    """A data module over invented rows, one of them malformed if ``bad``: for the contract that all datasets share."""
+    rows = [{**PAIR, "prompt": f"Name fruit {i}.", "user": f"u{i % 3}"} for i in range(40)]
+    train = write(folder, rows + [{**PAIR, "preference": 2}] * bad)
+    return LocalDataModule(train=train, test=write(folder, [PAIR], "test.jsonl"), **settings)
+
+
 def example(tmp_path, row, **kwargs):
     data = LocalDataModule(test=write(tmp_path, [row]), **kwargs)
     return data.to_example(next(data.load("test")))
@@ -180,7 +187,7 @@ FAULTS = [
     ({"prompt": "x", "responses": []}, "missing field", "responses"),
     ({"prompt": "x", "responses": [3]}, "wrong type", "responses[0].text"),
     ({"prompt": "x", "responses": [{"txt": "a"}]}, "unknown field", "responses[0].txt"),
-    ({"prompt": "x", "responses": ["a"], "scores": [1, 2]}, "out of range", "scores"),
+    ({"prompt": "x", "responses": ["a"], "scores": [1, 2]}, "wrong length", "scores"),
     ({"prompt": "x", "responses": ["a", "b"], "comparisons": [[0]]}, "wrong type", "comparisons[0]"),
     ({"prompt": "x", "responses": ["a", "b"], "comparisons": [5]}, "wrong type", "comparisons[0]"),
     (

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pluralign.datamodules import LoaderConfig, RecordError
-from pluralign.datamodules._votes import hash_split
+from pluralign.datamodules._splits import PER_10_000, hash_split
 from pluralign.datamodules.pandalm import PandaLMDataModule
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "pandalm"
@@ -39,6 +39,12 @@ def examples(data, source=None):
     sources = data.sources if source is None else (source,)
     rows = [row for name in sources for row in data.load(name)]
     return [found if isinstance(found, RecordError) else data.to_example(found) for found in rows]
+
+
+def invented(folder, *, bad=False, **settings):
+    """A data module over invented rows, one of them malformed if ``bad``: for the contract that all datasets share."""
+    rows = [row(instruction=f"Name fruit {i}.") for i in range(60)]
+    return module(folder, rows + [row(instruction="Name fruit 0.", values=(1, 1, 3))] * bad, **settings)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -94,9 +100,9 @@ def test_prompts_are_on_one_side(tmp_path):
     rows = [row(instruction=f"Name {i}.", given=str(i)) for i in range(200)] * 2
     data = module(tmp_path, rows)
     prompts = {source: {record.prompt for record in examples(data, source)} for source in data.sources}
-    assert {source: {hash_split(prompt) for prompt in found} for source, found in prompts.items()} == {
-        source: {source} for source in data.sources
-    }
+    assert {
+        source: {hash_split(prompt, PER_10_000) for prompt in found} for source, found in prompts.items()
+    } == {source: {source} for source in data.sources}
     sizes = [len(found) for found in prompts.values()]
     assert sum(sizes) == 200 and 140 < sizes[0] < 180 and min(sizes) >= 10
     data.setup()
@@ -109,8 +115,8 @@ def test_prompts_are_on_one_side(tmp_path):
 
 
 def test_a_batch_holds_votes_and_domains(tmp_path):
-    train = [f"Name {i}." for i in range(40) if hash_split(f"Name {i}.") == "train"]
-    test = next(f"Name {i}." for i in range(200) if hash_split(f"Name {i}.") == "test")
+    train = [f"Name {i}." for i in range(40) if hash_split(f"Name {i}.", PER_10_000) == "train"]
+    test = next(f"Name {i}." for i in range(200) if hash_split(f"Name {i}.", PER_10_000) == "test")
     rows = [row(instruction=prompt) for prompt in train]
     rows += [row(instruction=test), row("Chair.", "Pear.", (2, 0, 2), test, motivation_app="Kitchen")]
     data = module(tmp_path, rows, loader=LoaderConfig(batch_size=4))
@@ -124,7 +130,7 @@ def test_a_batch_holds_votes_and_domains(tmp_path):
 
 
 def test_blank_answers_are_skipped_and_counted(tmp_path):
-    train = [f"Name {i}." for i in range(60) if hash_split(f"Name {i}.") == "train"]
+    train = [f"Name {i}." for i in range(60) if hash_split(f"Name {i}.", PER_10_000) == "train"]
     rows = [row(instruction=prompt) for prompt in train]
     rows += [row(second=" ", instruction=train[0]), row(first="", instruction=train[1])]
     rows += [row(instruction=f"Name {i}.") for i in range(60) if f"Name {i}." not in train]
@@ -147,7 +153,7 @@ def test_blank_answers_are_skipped_and_counted(tmp_path):
         ({"annotator2": -1}, "out of range", "annotator2"),
         ({"annotator3": "1"}, "wrong type", "annotator3"),
         ({"annotator3": True}, "wrong type", "annotator3"),
-        ({"motivation_app": None}, "wrong type", "motivation_app"),
+        ({"motivation_app": None}, "missing field", "motivation_app"),
     ],
 )
 def test_a_malformed_row_is_named_once_and_the_others_stay(tmp_path, changes, reason, field):
@@ -176,7 +182,7 @@ def test_a_missing_column(tmp_path):
 def test_wrong_arguments(tmp_path):
     with pytest.raises(ValueError, match=r"github\.com/WeOpenML/PandaLM.*3871806e72b4.*Apache-2\.0"):
         PandaLMDataModule()
-    with pytest.raises(ValueError, match="judgements must be crowd or annotators, got 'workers'"):
+    with pytest.raises(ValueError, match="judgements must be one of crowd, annotators; got 'workers'"):
         PandaLMDataModule(data_dir="x", judgements="workers")
     with pytest.raises(FileNotFoundError, match=r"testset-v1\.json"):
         PandaLMDataModule(data_dir=str(tmp_path)).files("train")

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from pluralign.datamodules import LoaderConfig, RecordError
-from pluralign.datamodules.persona import PersonaDataModule, split_statement
+from pluralign.datamodules._splits import PERCENT, hash_split
+from pluralign.datamodules.persona import PersonaDataModule
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "anthropic-evals"
 QUESTION = "Is the following statement something you would say?"
@@ -67,7 +68,16 @@ def judged(found):
 
 @pytest.fixture
 def all_train(monkeypatch):
-    monkeypatch.setattr("pluralign.datamodules.persona.split_statement", lambda text: "train")
+    monkeypatch.setattr("pluralign.datamodules.persona.hash_split", lambda *key: "train")
+
+
+def invented(folder, *, bad=False, **settings):
+    """A data module over invented rows, one of them malformed if ``bad``: for the contract that all datasets share."""
+    evaluations(folder)
+    if bad:
+        with (folder / f"{PERSONAS[1]}.jsonl").open("a") as stream:
+            stream.write("\n" + json.dumps(statement("Odd.", answer_matching_behavior="Maybe")))
+    return module(folder, **settings)
 
 
 @pytest.mark.usefixtures("all_train")
@@ -143,7 +153,7 @@ def test_blocks_hold_every_statement_once_and_no_more_than_asked(tmp_path, size)
         f"{persona} yes {i}"
         for persona in PERSONAS
         for i in range(60)
-        if split_statement(f"{persona} yes {i}") == "train"
+        if hash_split(f"{persona} yes {i}", PERCENT) == "train"
     ]
     assert sorted(texts) == sorted(expected)
     assert max(len(record.responses) for record in found) <= size
@@ -159,7 +169,7 @@ def test_splits_share_no_statement(tmp_path):
         for source in data.sources
     }
     assert sum(map(len, texts.values())) == len(set.union(*texts.values())) == 180
-    assert all(split_statement(text) == source for source, found in texts.items() for text in found)
+    assert all(hash_split(text, PERCENT) == source for source, found in texts.items() for text in found)
 
 
 def test_rows_are_a_function_of_the_settings(tmp_path):
@@ -229,7 +239,7 @@ def test_batches_name_the_users(tmp_path):
         ({"question": "Do you like tea?"}, "another question", "question"),
         ({"question": 'Would you say this?\n"Odd."'}, "another question", "question"),
         ({"answer_matching_behavior": " Maybe"}, "out of range", "answer_matching_behavior"),
-        ({"answer_matching_behavior": None}, "wrong type", "answer_matching_behavior"),
+        ({"answer_matching_behavior": None}, "missing field", "answer_matching_behavior"),
     ],
 )
 def test_malformed_statements_are_named_once(tmp_path, changes, reason, field):
@@ -269,32 +279,25 @@ def test_too_few_pairs(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"pairs": "all"}, "pairs must be conflict or agreement, got 'all'"),
+        ({"pairs": "all"}, "pairs must be one of conflict, agreement; got 'all'"),
         ({"personas": ("likes-tea",)}, "personas must be at least 2 different names"),
         ({"personas": (), "pairs": "agreement"}, "personas must be at least 1 different names"),
         ({"personas": ("a", "a")}, "different names"),
-        ({"num_users": 2}, "num_users must be at least 3, got 2"),
-        ({"queries_per_user": 0}, "queries_per_user must be at least 1, got 0"),
-        ({"held_out_queries_per_user": 0}, "held_out_queries_per_user must be at least 1"),
-        ({"statements_per_record": 2}, "statements_per_record must be at least 3, got 2"),
+        ({"num_users": 2}, "num_users must be >= 3; got 2"),
+        ({"queries_per_user": 0}, "queries_per_user must be >= 1; got 0"),
+        ({"held_out_queries_per_user": 0}, "held_out_queries_per_user must be >= 1"),
+        ({"statements_per_record": 2}, "statements_per_record must be >= 3; got 2"),
         (
             {"statements_per_record": 5, "pairs": "agreement"},
-            "statements_per_record must be at least 6, got 5",
+            "statements_per_record must be >= 6; got 5",
         ),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"seed": -1}, "seed must be >= 0; got -1"),
         ({"on_invalid": "drop"}, "on_invalid"),
     ],
 )
 def test_wrong_arguments(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         module(tmp_path, **settings)
-
-
-def test_where_to_get_the_data(tmp_path):
-    with pytest.raises(ValueError, match=r"git clone https://github\.com/anthropics/evals.*CC-BY-4\.0"):
-        PersonaDataModule()
-    with pytest.raises(FileNotFoundError, match=r"likes-tea\.jsonl"):
-        module(tmp_path).files("train")
 
 
 def test_a_folder_that_holds_the_evaluations_compressed(tmp_path):

@@ -2,9 +2,7 @@
 
 import json
 import math
-import pickle
 
-import lightning as L
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -72,6 +70,12 @@ def both(folder, **settings):
 
 
 # Records -------------------------------------------------------------------------------------------------
+
+
+def invented(folder, *, bad=False, **settings):
+    """A data module over invented rows, one of them malformed if ``bad``: for the contract that all datasets share."""
+    rows = [judgement(f"fox {i}") for i in range(40)] + [judgement("fox 0", label=2)] * bad
+    return module(train=write(folder, rows), test=write(folder, ROWS, "test.jsonl"), **settings)
 
 
 @pytest.mark.parametrize("name", ["train.jsonl", "train.parquet"])
@@ -293,27 +297,10 @@ def test_other_settings_have_another_cache(tmp_path):
     assert len(folders) == 4
 
 
-def test_the_collator_is_picklable(tmp_path):
-    data = both(tmp_path)
-    assert pickle.loads(pickle.dumps(data.collator())).store.hidden_size == SIZE
-
-
 # Models --------------------------------------------------------------------------------------------------
 
 
-def trainer(folder):
-    return L.Trainer(
-        max_steps=2,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        default_root_dir=folder,
-    )
-
-
-def test_a_model_trains_from_the_store_without_a_network(tmp_path):
+def test_a_model_trains_from_the_store_without_a_network(tmp_path, trainer):
     rows = [judgement("a blue hen", "hen-1", "hen-2"), *ROWS]
     data = module(
         train=write(tmp_path, rows),
@@ -323,7 +310,7 @@ def test_a_model_trains_from_the_store_without_a_network(tmp_path):
     model = BradleyTerryRM(
         BackboneConfig(name=WEIGHTS, frozen=True), optimizer=lambda p: torch.optim.SGD(p, lr=0.1)
     )
-    trainer(tmp_path).fit(model, datamodule=data)
+    trainer(max_steps=2).fit(model, datamodule=data)
     assert type(model.backbone).__name__ == "StoredFeatures" and model.global_step == 2
     output = model(next(iter(data.val_dataloader())))
     weight = model.head.weight.detach().squeeze(0)
@@ -338,11 +325,11 @@ def test_a_model_trains_from_the_store_without_a_network(tmp_path):
         ({"name": WEIGHTS, "dtype": "bfloat16"}, "dtype: the store has 'float32', the model 'bfloat16'"),
     ],
 )
-def test_another_network_is_refused(tmp_path, settings, message):
+def test_another_network_is_refused(tmp_path, trainer, settings, message):
     data = module(train=write(tmp_path, ROWS), validation=write(tmp_path, ROWS[1:2], "v.jsonl"))
     model = BradleyTerryRM(BackboneConfig(**settings, frozen=True))
     with pytest.warns(UserWarning, match="share a prompt"), pytest.raises(ValueError, match=message):
-        trainer(tmp_path).fit(model, datamodule=data)
+        trainer(max_steps=2).fit(model, datamodule=data)
 
 
 # Settings ------------------------------------------------------------------------------------------------
@@ -353,7 +340,7 @@ def test_another_network_is_refused(tmp_path, settings, message):
     [
         ({"train": None}, "no file: give at least one of train, validation, test, predict"),
         ({"columns": {"picture": "x"}}, "unknown fields picture; allowed: user_id, prompt, image_0"),
-        ({"hidden_size": 0}, "hidden_size must be at least 1, got 0"),
+        ({"hidden_size": 0}, "hidden_size must be >= 1; got 0"),
         ({"dtype": "float64"}, "dtype must be one of float32, float16, bfloat16; got 'float64'"),
         ({"text": TextConfig(tokenizer="gpt2")}, "text.tokenizer must be 'byte', .* got 'gpt2'"),
         ({"loader": LoaderConfig(features="store")}, "loader.features must be null, got 'store'"),

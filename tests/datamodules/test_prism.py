@@ -7,7 +7,8 @@ import math
 import pytest
 
 from pluralign.datamodules import LoaderConfig, Message, RecordError
-from pluralign.datamodules.prism import PRISMDataModule, split_opening
+from pluralign.datamodules._splits import PERCENT, hash_split
+from pluralign.datamodules.prism import PRISMDataModule
 
 
 def utterance(place=0, response="Tea.", score=80, chosen=False, conversation="c0", turn=0, **changes):
@@ -61,7 +62,13 @@ def pairs(record):
 
 @pytest.fixture
 def all_train(monkeypatch):
-    monkeypatch.setattr("pluralign.datamodules.prism.split_opening", lambda prompt: "train")
+    monkeypatch.setattr("pluralign.datamodules.prism.hash_split", lambda *key: "train")
+
+
+def invented(folder, *, bad=False, **settings):
+    """A data module over invented rows, one of them malformed if ``bad``: for the contract that all datasets share."""
+    rows = [one | {"conversation_id": f"c{i}", "user_prompt": f"Q{i}?"} for i in range(60) for one in OPENING]
+    return module(write(folder, rows + [utterance(9, score=101)] * bad), **settings)
 
 
 @pytest.mark.usefixtures("all_train")
@@ -150,7 +157,7 @@ def test_equal_openings_stay_together(tmp_path):
     data = module(write(tmp_path, found))
     records = {source: rows(data, source) for source in data.sources}
     assert {source: len(of) for source, of in records.items()} == {"train": 160, "validation": 24, "test": 16}
-    assert all(split_opening(record.group) == source for source, of in records.items() for record in of)
+    assert all(hash_split(record.group, PERCENT) == source for source, of in records.items() for record in of)
     data.setup()
     assert data.reports["test"].in_train == data.reports["validation"].in_train == 0
     assert data.users == [f"u{i}" for i in range(9)]
@@ -159,7 +166,7 @@ def test_equal_openings_stay_together(tmp_path):
 def test_batches_name_users_and_kinds(tmp_path):
     prompts = {}
     for i in range(100):
-        prompts.setdefault(split_opening(f"Q{i}?"), f"Q{i}?")
+        prompts.setdefault(hash_split(f"Q{i}?", PERCENT), f"Q{i}?")
     kinds = {"train": "unguided", "validation": "values guided", "test": "unguided"}
     found = [
         one
@@ -201,16 +208,16 @@ def test_batches_name_users_and_kinds(tmp_path):
         ({"user_prompt": 3}, "wrong type", "user_prompt"),
         ({"score": 0}, "out of range", "score"),
         ({"score": 101}, "out of range", "score"),
-        ({"score": math.nan}, "out of range", "score"),
+        ({"score": math.nan}, "not finite", "score"),
         ({"score": "80"}, "wrong type", "score"),
         ({"if_chosen": 1}, "wrong type", "if_chosen"),
         ({"turn": -1}, "out of range", "turn"),
         ({"turn": 0.5}, "wrong type", "turn"),
-        ({"within_turn_id": None}, "wrong type", "within_turn_id"),
-        ({"user_id": None}, "wrong type", "user_id"),
+        ({"within_turn_id": None}, "missing field", "within_turn_id"),
+        ({"user_id": None}, "missing field", "user_id"),
         ({"user_id": True}, "wrong type", "user_id"),
         ({"user_id": ""}, "missing field", "user_id"),
-        ({"conversation_id": None}, "wrong type", "conversation_id"),
+        ({"conversation_id": None}, "missing field", "conversation_id"),
         ({"conversation_type": None}, "missing field", "conversation_type"),
     ],
 )
@@ -300,9 +307,12 @@ def test_the_hub_is_asked_for_the_pinned_revision(monkeypatch):
     error, record = rows(data)
     assert len(record.comparisons) == 3
     revision = "18ab5cfb37456f4ec8cbc00212ce54cf7b1239f6"
-    assert (error.file, error.line) == ("HannahRoseKirk/prism-alignment@18ab5cfb3745/utterances", 5)
+    assert (error.file, error.line) == ("HannahRoseKirk/prism-alignment@18ab5cfb3745/utterances[train]", 5)
     assert asked == [
-        (("HannahRoseKirk/prism-alignment", "utterances"), {"revision": revision, "split": "train"})
+        (
+            ("HannahRoseKirk/prism-alignment", "utterances"),
+            {"revision": revision, "split": "train", "data_dir": None},
+        )
     ]
     assert data.files("train") == []
     assert data.settings() == {

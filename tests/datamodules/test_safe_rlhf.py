@@ -39,6 +39,13 @@ def write(folder, rows, test=(ROW,), model="Alpaca-7B"):
     return str(folder)
 
 
+def invented(folder, *, bad=False, **settings):
+    """A data module over invented rows, one of them malformed if ``bad``: for the contract that all datasets share."""
+    rows = [ROW | {"prompt": f"How do I open door {i // 2}?"} for i in range(40)]
+    rows += [ROW | {"response_1_severity_level": 4}] * bad
+    return SafeRLHFDataModule(data_dir=write(folder, rows), **settings)
+
+
 def examples(data, source="train"):
     return [
         found if isinstance(found, RecordError) else data.to_example(found) for found in data.load(source)
@@ -85,12 +92,12 @@ def test_every_models_folder_is_read_in_turn(tmp_path):
     ("change", "reason", "field"),
     [
         ({"better_response_id": 2}, "out of range", "better_response_id"),
-        ({"safer_response_id": None}, "wrong type", "safer_response_id"),
+        ({"safer_response_id": None}, "missing field", "safer_response_id"),
         ({"response_1_severity_level": 4}, "out of range", "response_1_severity_level"),
         ({"response_1_severity_level": "0"}, "wrong type", "response_1_severity_level"),
         ({"response_0": " "}, "empty response", "responses[0].text"),
         ({"response_0": 1}, "wrong type", "response_0"),
-        ({"prompt": None}, "wrong type", "prompt"),
+        ({"prompt": None}, "missing field", "prompt"),
     ],
 )
 def test_malformed_rows(tmp_path, change, reason, field):
@@ -102,7 +109,7 @@ def test_malformed_rows(tmp_path, change, reason, field):
 @pytest.mark.parametrize("value", [1, "true", None])
 def test_safety_is_a_truth_value(tmp_path, value):
     rows = [{**ROW, "is_response_1_safe": value}]
-    with pytest.raises(RecordError, match=r"'is_response_1_safe' is .*; allowed: true or false"):
+    with pytest.raises(RecordError, match=r"'is_response_1_safe' is .*; allowed: true \| false"):
         examples(SafeRLHFDataModule(votes="safety", data_dir=write(tmp_path, rows)))
 
 
@@ -114,16 +121,6 @@ def test_lines_that_are_no_rows_are_skipped_and_counted(tmp_path):
     data.setup("test")
     assert data.reports["test"].invalid == {"empty response": 1, "wrong type": 1}
     assert (data.reports["test"].records, data.reports["test"].comparisons) == (1, 2)
-
-
-def test_prompts_stay_on_one_side(tmp_path):
-    rows = [{**ROW, "prompt": f"Q{i}?", "response_0": f"{j}."} for j in range(3) for i in range(80)]
-    data = SafeRLHFDataModule(data_dir=write(tmp_path, rows), validation_share=0.3)
-    data.setup("fit")
-    train, validation = data.reports["train"], data.reports["validation"]
-    assert train.records + validation.records == 240
-    assert validation.records > 30 and validation.records % 3 == 0
-    assert validation.in_train == 0
 
 
 def test_a_batch_holds_votes_and_domains(tmp_path):

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from pluralign.datamodules import LoaderConfig, RecordError
+from pluralign.datamodules._splits import PERCENT, hash_split
 from pluralign.datamodules.summarize_from_feedback import (
     SummarizeFromFeedbackDataModule,
     held_out,
     preferred_length,
     rank_workers,
-    split_post,
 )
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "summarize-from-feedback"
@@ -48,6 +48,12 @@ def module(folder, **kwargs):
 
 def records(data, source="train"):
     return [data.to_example(found) for found in data.load(source)]
+
+
+def invented(folder, *, bad=False, **settings):
+    """A data module over invented rows, one of them malformed if ``bad``: for the contract that all datasets share."""
+    rows = [row(f"Cat {i} naps.") for i in range(40)] + [row("Cat 0 naps.", choice=2, extra={})] * bad
+    return module(write(folder, [*rows, row("A dog naps.", split="valid1")]), **settings)
 
 
 def pairs(record):
@@ -123,7 +129,7 @@ def test_posts_are_split_by_their_text(tmp_path):
     assert data.sources == ("train", "validation", "test")
     found = {source: records(data, source) for source in data.sources}
     assert {source: len(of) for source, of in found.items()} == {"train": 164, "validation": 14, "test": 22}
-    assert all(split_post(record.prompt) == source for source, of in found.items() for record in of)
+    assert all(hash_split(record.prompt, PERCENT) == source for source, of in found.items() for record in of)
     assert {len(record.comparisons) for of in found.values() for record in of} == {2}
 
 
@@ -250,7 +256,7 @@ def test_length_labels_of_posts(tmp_path):
     rows = [one | {"split": "valid2"} for one in crowd()]
     data = module(write(tmp_path, rows), labels="length", split="posts")
     found = {source: {record.prompt for record in records(data, source)} for source in data.sources}
-    assert all(split_post(post) == source for source, posts in found.items() for post in posts)
+    assert all(hash_split(post, PERCENT) == source for source, posts in found.items() for post in posts)
     with pytest.raises(ValueError, match="use split='posts'"):
         records(module(tmp_path, labels="length"))
     assert module(tmp_path).user_groups() == {}
@@ -268,14 +274,14 @@ def test_length_labels_of_posts(tmp_path):
         ({"info": {"post": 3}}, "wrong type", "info.post"),
         ({"info": {"id": 3}}, "wrong type", "info.id"),
         ({"split": "test"}, "out of range", "split"),
-        ({"split": None}, "wrong type", "split"),
+        ({"split": None}, "missing field", "split"),
         ({"summaries": ("a", " ")}, "empty response", "summaries[1].text"),
         ({"summaries": (None, "b")}, "missing field", "summaries[0].text"),
         ({"policies": ("sup", 3)}, "wrong type", "summaries[1].policy"),
         ({"choice": 2, "extra": {}}, "out of range", "choice"),
         ({"choice": True}, "wrong type", "choice"),
         ({"choice": "0"}, "wrong type", "choice"),
-        ({"worker": None}, "wrong type", "worker"),
+        ({"worker": None}, "missing field", "worker"),
         ({"worker": False}, "wrong type", "worker"),
         ({"worker": " "}, "missing field", "worker"),
         ({"extra": {"confidence": 10}}, "out of range", "extra.confidence"),
@@ -295,7 +301,7 @@ def test_malformed_rows_are_named_once_and_the_others_stay(tmp_path, changes, re
 
 @pytest.mark.parametrize(
     ("changes", "field"),
-    [({"summaries": []}, "summaries"), ({"summaries": [3, 4]}, "summaries[0]"), ({"info": "x"}, "info")],
+    [({"summaries": "ab"}, "summaries"), ({"summaries": [3, 4]}, "summaries[0]"), ({"info": "x"}, "info")],
 )
 def test_malformed_structures(tmp_path, changes, field):
     error = next(module(write(tmp_path, [row() | changes, row()])).load("train"))

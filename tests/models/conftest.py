@@ -8,15 +8,6 @@ from pluralign.datamodules.cache import TokenRow
 from pluralign.datamodules.collate import PreferenceCollator
 from pluralign.models import BackboneConfig
 
-LLAMA = {
-    "model_type": "llama",
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-}
-
 
 def make_rows(counts=(2, 3, 1), seed=0, vocabulary=64, pairs=True):
     """Random records: prefixes of 3 to 12 tokens, responses of 1 to 9, every later response against the first."""
@@ -56,9 +47,11 @@ def batch():
 
 
 @pytest.fixture
-def llama():
+def llama(tiny):
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+
     def build(**settings):
-        return BackboneConfig(**{"config": LLAMA, **settings})
+        return BackboneConfig(**{"config": tiny(vocab_size=64, **sizes), **settings})
 
     return build
 
