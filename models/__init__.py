@@ -6,7 +6,6 @@ from .base import RewardModule
 from .bradley_terry import BradleyTerryRM
 from .dprm import DPRM
 from .loading import BackboneConfig, LoRAConfig
-from .metrics import PreferenceMetrics
 from .pal import PAL
 
 __all__ = [
@@ -17,7 +16,6 @@ __all__ = [
     "BradleyTerryRM",
     "FewShotCurve",
     "LoRAConfig",
-    "PreferenceMetrics",
     "RewardHead",
     "RewardModule",
     "StoredFeatures",

@@ -14,10 +14,10 @@ from torch import Tensor, distributed, nn
 
 from pluralign import __version__
 from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
+from pluralign.metrics import PreferenceMetrics
 
 from .backbone import Backbone, StoredFeatures
 from .loading import BackboneConfig
-from .metrics import PreferenceMetrics
 
 __all__ = ["RewardModule", "default_optimizer"]
 
