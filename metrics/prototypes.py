@@ -82,7 +82,10 @@ class Extremes:
         assert self._values is not None  # there was a batch
         rows = zip(self._numbers.tolist(), self._values.tolist(), strict=True)
         return [
-            [Example(names[number][0], names[number][1], value) for number, value in zip(numbers, values, strict=True)]
+            [
+                Example(names[number][0], names[number][1], value)
+                for number, value in zip(numbers, values, strict=True)
+            ]
             for numbers, values in rows
         ]
 

@@ -269,7 +269,11 @@ def test_data_without_any_vote_are_warned_about(trainer, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("model", "drop", "message"),
     [
-        (LabelRM, ["votes"], r"LabelRM predicts labels of responses and needs 'votes' \(provided by .*LocalDataModule"),
+        (
+            LabelRM,
+            ["votes"],
+            r"LabelRM predicts labels of responses and needs 'votes' \(provided by .*LocalDataModule",
+        ),
         (
             ComparingRM,
             ["comparison_votes"],

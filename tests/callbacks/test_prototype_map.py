@@ -45,7 +45,6 @@ class OnFeatures(PAL):
             if self.num_prototypes == 2:
                 self.set_weights(self.users[:3], torch.tensor([[0.9, 0.1], [0.5, 0.5], [0.2, 0.8]]))
 
-
     def forward(self, batch):
         return with_basis(super().forward(batch))
 

@@ -143,9 +143,20 @@ def test_what_is_said_of_comparisons_has_a_file_of_its_own(trainer, module, tmp_
     outputs = trainer(RewardWriter(str(path))).predict(module(Comparing), Pairs())
     assert set(lines(path)[0]) == {"id", "response", "prototype_rewards", "depth"}
     written = lines(tmp_path / "rewards.comparisons.jsonl")
-    names = ["id", "comparison", "chosen", "rejected", "preference", "label_probs", "expected_reward", "reward_std"]
+    names = [
+        "id",
+        "comparison",
+        "chosen",
+        "rejected",
+        "preference",
+        "label_probs",
+        "expected_reward",
+        "reward_std",
+    ]
     assert [list(line) for line in written] == [[*names, "label_set_probs", "weights"]] * 8
-    assert [(line["id"], line["comparison"]) for line in written[:4]] == [("first.0", i) for i in (0, 1, 3, 4)]
+    assert [(line["id"], line["comparison"]) for line in written[:4]] == [
+        ("first.0", i) for i in (0, 1, 3, 4)
+    ]
     for number, output in enumerate(outputs):
         rows = written[4 * number :][:4]
         for name in ("chosen", "rejected", "preference"):
@@ -167,7 +178,9 @@ def test_without_comparisons_there_is_one_file(trainer, module, tmp_path):
 
 
 def test_a_value_of_the_wrong_item_is_refused(trainer, module, tmp_path):
-    with pytest.raises(ValueError, match=r"gap must have a row for each of 4 responses, got a shape of \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"gap must have a row for each of 4 responses, got a shape of \(3,\)"
+    ):
         trainer(RewardWriter(str(tmp_path / "rewards.jsonl"))).predict(module(Misplaced), Pairs())
 
 
