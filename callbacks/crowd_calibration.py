@@ -1,9 +1,8 @@
 """CrowdCalibration: how far predicted label distributions are from people's votes, as a table and a picture."""
 
-import json
+from collections.abc import Sequence
 from hashlib import blake2b
-from pathlib import Path
-from typing import Any
+from typing import Literal, Protocol, cast
 
 import lightning as L
 import torch
@@ -11,22 +10,25 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 from torch import Tensor
 
-from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
+from pluralign.datamodules.batch import Labels, PreferenceBatch, RewardOutput
 from pluralign.datamodules.columns import provided_by
+from pluralign.metrics import SMALLEST_PROBABILITY, CrowdTable, crowd_table
 
-from ._crowd_picture import draw_crowd_table
-from ._gather import gather_rows
-from ._label_metrics import SMALLEST_PROBABILITY, CrowdTable, crowd_table
+from .base import STAGES, Finding, Report, check_least, value_table
+from .pictures import draw_crowd_table
 
 __all__ = ["CrowdCalibration"]
 
-JUDGED_BY = {"label_probs": "votes", "comparison_label_probs": "comparison_votes"}
-"""A module's predictions, and the votes that judge them."""
+VOTES: dict[str, Literal["votes", "comparison_votes"]] = {
+    "responses": "votes",
+    "comparisons": "comparison_votes",
+}
+"""The votes that judge predictions, by what those are of."""
 
-STAGES = {"val": "validation", "test": "test"}
+JUDGED = {"responses": "label_probs", "comparisons": "comparison_label_probs"}
+"""What the file calls predictions, likewise."""
 
 TITLES = {
     "wasserstein_index": "Wasserstein distance (labels)",
@@ -40,11 +42,18 @@ TITLES = {
 }
 
 
-class CrowdCalibration(L.Callback):
+class LabelModule(Protocol):
+    """What is needed of a module of label distributions."""
+
+    labels: Sequence[str]
+    label_rewards: Sequence[float]
+
+
+class CrowdCalibration(Report[CrowdTable]):
     r"""Judge a module that predicts label distributions by the votes of the crowd.
 
-    An item is a response (``label_probs`` against ``votes``) or, for modules that compare, a comparison
-    (``comparison_label_probs`` against ``comparison_votes``). With predicted distribution :math:`p`, observed shares
+    An item is a response (``labels`` on responses against ``votes``) or, for modules that compare, a comparison
+    (``labels`` on comparisons against ``comparison_votes``). With predicted distribution :math:`p`, observed shares
     :math:`q` of :math:`n` votes and label rewards :math:`r`, means over items, each counting equally:
 
     * ``wasserstein_index``, ``wasserstein_reward``: transport cost with labels one step apart, or at their rewards.
@@ -104,253 +113,147 @@ class CrowdCalibration(L.Callback):
         Raises:
             ValueError: If a number is below what is allowed.
         """
-        for name, value, least in (
-            ("figure_every_n_validations", figure_every_n_validations, 0),
-            ("num_resamples", num_resamples, 100),
-            ("seed", seed, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        self.folder = folder
+        super().__init__(folder)
+        check_least(
+            figure_every_n_validations=(figure_every_n_validations, 0),
+            num_resamples=(num_resamples, 100),
+            seed=(seed, 0),
+        )
         self.figure_every_n_validations = figure_every_n_validations
         self.num_resamples, self.seed = num_resamples, seed
-        self.history: list[dict[str, float]] = []
-        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
         self._judged = ""
-        self._last: tuple[CrowdTable, Path, str] | None = None
-        self._drawn = True
-
-    # Hooks ---------------------------------------------------------------------------------------------
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Forget another run."""
-        self._last = None
-        if stage == "fit":
-            self.history = []
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin a new collection."""
-        self._parts = []
-
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin a new collection."""
-        self._parts = []
-
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,  # noqa: ANN401  Lightning's type; a RewardOutput
-        batch: PreferenceBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keep predictions and votes of one batch.
-
-        Raises:
-            ValueError: If module or data lack what is needed, or it does not fit together.
-        """
-        self._collect(pl_module, outputs, batch)
-
-    def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,  # noqa: ANN401  Lightning's type; a RewardOutput
-        batch: PreferenceBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keep predictions and votes of one batch.
-
-        Raises:
-            ValueError: If module or data lack what is needed, or it does not fit together.
-        """
-        self._collect(pl_module, outputs, batch)
-
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log and write the values, unless it was a sanity check."""
-        if trainer.sanity_checking:
-            return
-        every, alone = self.figure_every_n_validations, trainer.state.fn == TrainerFn.VALIDATING
-        draw = every > 0 and (alone or len(self.history) % every == 0)
-        if entry := self._finish(trainer, pl_module, "val", draw=draw):
-            self.history.append(entry)
-
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log and write the values."""
-        self._finish(trainer, pl_module, "test", draw=self.figure_every_n_validations > 0)
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print the table, unless a fit goes on."""
-        if trainer.state.fn == TrainerFn.VALIDATING:
-            self._print(trainer, self.history[-1:])
-
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print the table."""
-        self._print(trainer, [])
-
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw the last validation if that was not done, and print the table."""
-        if trainer.is_global_zero and self._last and not self._drawn and self.figure_every_n_validations:
-            self._draw()
-        self._print(trainer, self.history)
 
     # Collecting ----------------------------------------------------------------------------------------
 
-    def _collect(self, module: L.LightningModule, outputs: RewardOutput, batch: PreferenceBatch) -> None:
-        judged, probs, votes = self._pair(module, outputs, batch)
-        missing = sorted({"id", "response_prompt"} - set(batch))
-        if judged == "comparison_label_probs" and "comparisons" not in batch:
-            missing = ["comparisons", *missing]
-        if missing:
+    def collect(
+        self, module: L.LightningModule, output: RewardOutput, batch: PreferenceBatch
+    ) -> tuple[Tensor, ...]:
+        """Predictions, votes and prompts, by number.
+
+        Raises:
+            ValueError: If module or data lack what is needed, or it does not fit together.
+        """
+        labels, votes = self._pair(module, output, batch)
+        needed = {"id", "response_prompt"} | ({"comparisons"} if labels.on == "comparisons" else set())
+        if missing := sorted(needed - set(batch)):
             raise ValueError(
                 f"CrowdCalibration counts by prompt and needs {', '.join(missing)} in the batch, as every data module "
                 f"of this package gives; it has {sorted(batch)}"
             )
         prompt = batch["response_prompt"]
-        if judged == "comparison_label_probs":
+        if labels.on == "comparisons":
             prompt = prompt[batch["comparisons"][:, 0]]
-        names = torch.tensor([_number(name) for name in batch["id"]], dtype=torch.int64)
-        self._judged = judged
-        kept = (probs.detach().float(), votes.float(), names.to(prompt.device)[prompt])
-        self._parts.append(kept)
+        numbers = torch.tensor([_number(name) for name in batch["id"]], dtype=torch.int64)
+        self._judged = labels.on
+        return labels.probs.detach().float(), votes.float(), numbers.to(prompt.device)[prompt]
 
-    @staticmethod
     def _pair(
-        module: L.LightningModule, outputs: RewardOutput, batch: PreferenceBatch
-    ) -> tuple[str, Tensor, Tensor]:
-        """Name of the predictions, they themselves and their votes; checked."""
-        kind = type(module).__name__
-        if missing := [name for name in ("labels", "label_rewards") if not hasattr(module, name)]:
+        self, module: L.LightningModule, output: RewardOutput, batch: PreferenceBatch
+    ) -> tuple[Labels, Tensor]:
+        """Predictions and their votes; checked."""
+        kind, wanted = type(module).__name__, _label_module(module)
+        width = len(wanted.labels)
+        if len(wanted.label_rewards) != width:
             raise ValueError(
-                f"CrowdCalibration needs a module of label distributions with labels and label_rewards; {kind} has no "
-                f"{' and no '.join(missing)}"
+                f"{kind} must have one of label_rewards for each of its {width} labels, got {wanted.label_rewards}"
             )
-        width = len(module.labels)  # type: ignore[arg-type]
-        if len(module.label_rewards) != width:  # type: ignore[arg-type]
+        labels = output.get("labels")
+        if labels is None:
             raise ValueError(
-                f"{kind} must have one of label_rewards for each of its {width} labels, got {module.label_rewards}"
+                "CrowdCalibration needs labels, predicted distributions, from the module's validation_step and "
+                f"test_step, but {kind} gives {sorted(output)}"
             )
-        given = {
-            name: value
-            for name in JUDGED_BY
-            if isinstance(value := (outputs or {}).get(name), Tensor)  # a step may return nothing
-        }
-        if not given:
+        key = VOTES[labels.on]
+        votes = batch.get(key)
+        if votes is None:
             raise ValueError(
-                f"CrowdCalibration needs {' or '.join(JUDGED_BY)} from the module's validation_step and test_step, but "
-                f"{kind} gives {sorted(outputs or {})}"
+                f"CrowdCalibration misses the votes in this data: {kind} predicts labels of {labels.on} and needs "
+                f"{key!r} (provided by {provided_by(key)}); it has {sorted(batch)}"
             )
-        for judged, probs in given.items():
-            votes = batch.get(JUDGED_BY[judged])
-            if not isinstance(votes, Tensor):
-                continue
-            if probs.ndim != 2 or probs.shape != votes.shape or probs.shape[1] != width:
-                raise ValueError(
-                    f"{judged} of {kind} and {JUDGED_BY[judged]} of the batch must both be (items, {width}), "
-                    f"for the labels {module.labels}; got {tuple(probs.shape)} and {tuple(votes.shape)}"
-                )
-            return judged, probs, votes
-        wanted = "; ".join(
-            f"{name} of {kind} needs {JUDGED_BY[name]!r} (provided by {provided_by(JUDGED_BY[name])})"
-            for name in given
-        )
-        raise ValueError(f"CrowdCalibration misses the votes in this data: {wanted}; it has {sorted(batch)}")
+        if labels.probs.ndim != 2 or labels.probs.shape != votes.shape or votes.shape[1] != width:
+            raise ValueError(
+                f"labels of {kind} and {key} of the batch must both be ({labels.on}, {width}), for the labels "
+                f"{wanted.labels}; got {tuple(labels.probs.shape)} and {tuple(votes.shape)}"
+            )
+        return labels, votes
 
-    def _gathered(self, trainer: L.Trainer, module: L.LightningModule) -> list[Tensor]:
-        """Predictions, votes and prompts of all ranks, on the host."""
-        width = len(module.labels)  # type: ignore[arg-type]
-        empty = (torch.zeros(0, width), torch.zeros(0, width), torch.zeros(0, dtype=torch.int64))
-        start = tuple(part.to(module.device) for part in empty)
-        columns = [torch.cat(parts) for parts in zip(start, *self._parts, strict=True)]
-        self._parts = []
-        return [gather_rows(trainer, column) for column in columns]
+    def empty(self, module: L.LightningModule) -> tuple[Tensor, ...]:
+        """No items."""
+        rows = torch.zeros(0, len(_label_module(module).labels), device=module.device)
+        return rows, rows, torch.zeros(0, dtype=torch.int64, device=module.device)
 
-    # Reporting -----------------------------------------------------------------------------------------
+    # The whole -----------------------------------------------------------------------------------------
 
-    def _finish(
-        self, trainer: L.Trainer, module: L.LightningModule, stage: str, *, draw: bool
-    ) -> dict[str, float] | None:
-        """Judge what was collected; log, write and draw. None if there was nothing to judge."""
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / self.folder  # asks every rank
-        probs, votes, prompts = self._gathered(trainer, module)
+    def judge(
+        self, trainer: L.Trainer, module: L.LightningModule, stage: str, columns: list[Tensor]
+    ) -> CrowdTable | None:
+        """Compare predictions with votes."""
+        probs, votes, prompts = columns
+        wanted = _label_module(module)
         table = crowd_table(
             probs,
             votes,
             prompts,
-            labels=module.labels,  # type: ignore[arg-type]
-            label_rewards=module.label_rewards,  # type: ignore[arg-type]
-            both_orders=self._judged == "comparison_label_probs",
+            labels=wanted.labels,
+            label_rewards=wanted.label_rewards,
+            both_orders=self._judged == "comparisons",
             num_resamples=self.num_resamples,
             seed=self.seed,
         )
         if table is None:
             rank_zero_warn(f"CrowdCalibration: none of {len(probs)} items of this {STAGES[stage]} has votes")
-            return None
-        values = {name: value.value for name, value in table.values.items()}
-        logged = values | {"label_calibration_error": table.mean_calibration_error}
-        module.log_dict({f"{stage}/{name}": value for name, value in logged.items()}, sync_dist=True)
-        step = trainer.global_step
-        self._last = (table, folder / f"{stage}_step{step:06d}", f"{STAGES[stage]} at step {step:,}")
-        if trainer.is_global_zero:
-            self._write({"stage": stage, "step": step, "judged": self._judged})
-            if draw:
-                self._draw()
-        self._drawn = draw
-        errors = zip(table.labels, table.calibration_error, strict=True)
-        return {
-            "step": float(step),
-            **logged,
-            **{f"calibration_error/{label}": error for label, error in errors},
-        }
+        return table
 
-    def _write(self, head: dict[str, object]) -> None:
-        assert self._last is not None
-        table, path, _ = self._last
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def values(self, module: L.LightningModule, whole: CrowdTable) -> dict[str, float]:
+        """Distances, and the mean calibration error."""
+        distances = {name: value.value for name, value in whole.values.items()}
+        return distances | {"label_calibration_error": whole.mean_calibration_error}
+
+    def entry(self, whole: CrowdTable, values: dict[str, float]) -> dict[str, float]:
+        """The same, and the calibration error of every label."""
+        errors = zip(whole.labels, whole.calibration_error, strict=True)
+        return values | {f"calibration_error/{label}": error for label, error in errors}
+
+    # Reporting -----------------------------------------------------------------------------------------
+
+    def content(self, finding: Finding[CrowdTable]) -> dict[str, object]:
+        """Settings, and everything of the table."""
+        head = {"stage": finding.stage, "step": finding.step, "judged": JUDGED[self._judged]}
         settings = {
             "num_resamples": self.num_resamples,
             "seed": self.seed,
             "kl_probability_floor": SMALLEST_PROBABILITY,
         }
-        text = json.dumps(head | settings | table.as_json(), ensure_ascii=False, indent=1, allow_nan=False)
-        path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+        return head | settings | finding.whole.as_json()
 
-    def _draw(self) -> None:
-        assert self._last is not None
-        table, path, title = self._last
-        draw_crowd_table(table, path.with_suffix(".png"), f"{title}: {self._size(table)}")
-        self._drawn = True
+    def draws_now(self, trainer: L.Trainer, stage: str) -> bool:
+        """Whether the picture is due."""
+        every = self.figure_every_n_validations
+        always = stage == "test" or trainer.state.fn == TrainerFn.VALIDATING
+        return every > 0 and (always or len(self.history) % every == 0)
+
+    def draw(self, finding: Finding[CrowdTable]) -> bool:
+        """Reliability, mean distributions and rewards; nothing if no picture is wanted."""
+        if self.figure_every_n_validations == 0:
+            return False
+        title = f"{STAGES[finding.stage]} at step {finding.step:,}: {self._size(finding.whole)}"
+        draw_crowd_table(finding.whole, finding.path.with_suffix(".png"), title)
+        return True
 
     @staticmethod
     def _size(table: CrowdTable) -> str:
         items = "comparisons, in both orders," if table.both_orders else "responses"
         return f"{table.num_items:,} {items} of {table.num_prompts:,} prompts, {table.num_votes:,.0f} votes"
 
-    def _print(self, trainer: L.Trainer, history: list[dict[str, float]]) -> None:
-        if self._last is None or not trainer.is_global_zero:
-            return
-        table, path, title = self._last
-        first = history[0] if len(history) > 1 else None
-        shown = Table(
-            title=f"{title[0].upper()}{title[1:]}: {self._size(table)}",
-            caption="95 % intervals: bootstrap over prompts"
-            + (
-                f"; {table.num_without_votes:,} items without votes left out"
-                if table.num_without_votes
-                else ""
-            ),
-        )
-        shown.add_column("")
-        if first:
-            shown.add_column(f"step {first['step']:,.0f}", justify="right")
-        shown.add_column(f"step {history[-1]['step']:,.0f}" if first else "value", justify="right")
-        shown.add_column("95 % interval", justify="right")
+    def show(self, finding: Finding[CrowdTable], first: dict[str, float] | None, console: Console) -> None:
+        """Print distances and calibration errors."""
+        table = finding.whole
+        left_out = f"; {table.num_without_votes:,} items without votes left out"
         rows = [
             (TITLES[name], name, value.value, f"{value.low:.3f} to {value.high:.3f}")
             for name, value in table.values.items()
         ]
+        errors = zip(table.labels, table.calibration_error, table.calibration_error_floor, strict=True)
         rows += [
             (
                 f"calibration error of {escape(label)}",
@@ -358,17 +261,35 @@ class CrowdCalibration(L.Callback):
                 error,
                 f"by chance {chance:.3f}",
             )
-            for label, error, chance in zip(
-                table.labels, table.calibration_error, table.calibration_error_floor, strict=True
-            )
+            for label, error, chance in errors
         ]
-        for name, key, value, interval in rows:
-            before = [f"{first[key]:.3f}"] if first else []
-            shown.add_row(name, *before, f"{value:.3f}", interval)
-        console = Console()
-        console.print(shown)
-        kinds = "json" if not self._drawn else "json and .png"
-        console.print(f"crowd calibration: {path}.{kinds}", soft_wrap=True, highlight=False, markup=False)
+        console.print(
+            value_table(
+                f"{finding.title}: {self._size(table)}",
+                f"95 % intervals: bootstrap over prompts{left_out if table.num_without_votes else ''}",
+                rows,
+                first=first,
+                last=finding.entry,
+            )
+        )
+        kinds = "json and .png" if finding.drawn else "json"
+        console.print(
+            f"crowd calibration: {finding.path}.{kinds}", soft_wrap=True, highlight=False, markup=False
+        )
+
+
+def _label_module(module: L.LightningModule) -> LabelModule:
+    """The module, known to have labels.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    if missing := [name for name in ("labels", "label_rewards") if not hasattr(module, name)]:
+        raise ValueError(
+            "CrowdCalibration needs a module of label distributions with labels and label_rewards; "
+            f"{type(module).__name__} has no {' and no '.join(missing)}"
+        )
+    return cast(LabelModule, module)
 
 
 def _number(name: str) -> int:

@@ -6,7 +6,6 @@ from .base import BaseModule
 from .bradley_terry import BradleyTerryRM
 from .dprm import DPRM
 from .loading import BackboneConfig, LoRAConfig
-from .metrics import PreferenceMetrics
 from .pal import PAL
 from .reward import RewardModule
 
@@ -20,7 +19,6 @@ __all__ = [
     "BradleyTerryRM",
     "FewShotCurve",
     "LoRAConfig",
-    "PreferenceMetrics",
     "RewardHead",
     "RewardModule",
     "StoredFeatures",

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
 from pluralign.datamodules.columns import provided_by
+from pluralign.metrics import PreferenceMetrics
 
 from .base import BaseModule, ModuleSettings
 from .loading import BackboneConfig
-from .metrics import PreferenceMetrics
 
 __all__ = ["RewardModule"]
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("callbacks", "datamodules", "losses", "models")
+ROOMS = ("callbacks", "datamodules", "losses", "metrics", "models")
+WINGS = ("callbacks/pictures",)
 NOT_SHIPPED = ("benchmarks", "docs", "tests")
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 TEST_COMMAND = 'pip install -e ".[test]" && pytest'
@@ -63,7 +64,7 @@ def test_package_list_equals_the_folders_that_hold_python():
     folders = {path.parent for path in tree() if path.suffix == ".py" and path.parts[0] not in NOT_SHIPPED}
     names = {".".join(("pluralign", *folder.parts)) for folder in folders if folder != Path()}
     assert set(SETTINGS["tool"]["setuptools"]["packages"]) == {"pluralign", "pluralign.configs", *names}
-    assert names == {f"pluralign.{room}" for room in ROOMS}, "rooms are flat, and there is no other"
+    assert names == {f"pluralign.{folder.replace('/', '.')}" for folder in (*ROOMS, *WINGS)}, "and no other"
 
 
 def test_configs_holds_data_only():
@@ -109,8 +110,7 @@ class Contract:
     inside: tuple[str, ...] = ()
 
 
-BATCH = "pluralign.datamodules.batch"
-COLUMNS = "pluralign.datamodules.columns"
+BATCH, COLUMNS = "pluralign.datamodules.batch", "pluralign.datamodules.columns"
 HEAVY = (
     "lightning",
     "transformers",
@@ -134,14 +134,33 @@ CONTRACTS = {
         top=("torch", "lightning", "numpy"),
         inside=("transformers", "datasets", "tokenizers", "pyarrow", "jinja2"),
     ),
+    "metrics": Contract(
+        own=("pluralign.metrics", "pluralign.losses", BATCH, COLUMNS),
+        top=("torch", "torchmetrics"),
+        inside=("scipy",),
+    ),
     "models": Contract(
-        own=("pluralign.models", "pluralign.losses", BATCH, COLUMNS, "pluralign.__version__"),
+        own=(
+            "pluralign.models",
+            "pluralign.losses",
+            "pluralign.metrics",
+            BATCH,
+            COLUMNS,
+            "pluralign.__version__",
+        ),
         top=("torch", "lightning", "torchmetrics"),
         inside=("transformers", "peft", "bitsandbytes", "safetensors"),
     ),
     "callbacks": Contract(
-        own=("pluralign.callbacks", "pluralign.losses", "pluralign.models.base", BATCH, COLUMNS),
-        top=("torch", "lightning", "torchmetrics", "rich"),
+        own=(
+            "pluralign.callbacks",
+            "pluralign.losses",
+            "pluralign.metrics",
+            "pluralign.models.base",
+            BATCH,
+            COLUMNS,
+        ),
+        top=("torch", "lightning", "rich"),
         inside=("matplotlib",),
     ),
     "train.py": Contract(
@@ -262,6 +281,9 @@ def test_every_module_has_a_contract():
         ("callbacks/new.py", "from pluralign.datamodules import TextConfig", "it may import"),
         ("callbacks/new.py", "from pluralign.models.rows import pool", "it may import"),
         ("callbacks/new.py", "import matplotlib.figure", "where it is used"),
+        ("callbacks/pictures/new.py", "import matplotlib.figure", "where it is used"),
+        ("metrics/new.py", "from pluralign.models.base import RewardModule", "it may import"),
+        ("metrics/new.py", "import scipy.stats", "where it is used"),
         ("callbacks/new.py", "from pluralign.train import main", "nothing imports"),
         ("train.py", "import torch", "allowed: lightning"),
         ("__init__.py", "from .callbacks import Throughput", "it may import"),
@@ -325,7 +347,7 @@ def test_losses_need_torch_alone():
     assert loaded_by("import pluralign.losses", before="import torch") == {"pluralign"}
 
 
-@pytest.mark.parametrize("name", ["models", "datamodules", "callbacks", "train"])
+@pytest.mark.parametrize("name", ["models", "datamodules", "callbacks", "metrics", "train"])
 def test_heavy_libraries_wait_until_they_are_used(name):
     found = loaded_by(f"import pluralign.{name}", before="import lightning.pytorch.cli, torchmetrics")
     assert not found & (set(HEAVY) - {"rich"})
@@ -461,7 +483,10 @@ def test_a_wheel_from_a_clean_clone_holds_the_package_and_nothing_else(tmp_path)
         shipped = {name for name in archive.namelist() if ".dist-info/" not in name}
         metadata = {name.split("/", 1)[1] for name in archive.namelist() if ".dist-info/" in name}
     expected = {"__init__.py", "train.py", "py.typed"}
-    expected |= {path.relative_to(clone).as_posix() for room in ROOMS for path in (clone / room).glob("*.py")}
+    folders = (*ROOMS, *WINGS)
+    expected |= {
+        path.relative_to(clone).as_posix() for room in folders for path in (clone / room).glob("*.py")
+    }
     expected |= {path.relative_to(clone).as_posix() for path in (clone / "configs").glob("*.yaml")}
     assert shipped == {f"pluralign/{name}" for name in expected}
     assert {"entry_points.txt", "licenses/LICENSE"} <= metadata
@@ -473,7 +498,7 @@ import importlib.util, pathlib, sys
 import pluralign.train
 folder = pathlib.Path(sys.argv[1])
 assert pathlib.Path(pluralign.train.__file__).is_relative_to(folder), pluralign.train.__file__
-for name in ("models", "datamodules", "callbacks", "losses", "configs", "train", "tests"):
+for name in ("models", "datamodules", "callbacks", "losses", "metrics", "configs", "train", "tests"):
     assert importlib.util.find_spec(name) is None, name
     assert name not in sys.modules, name
 print(pluralign.__version__)

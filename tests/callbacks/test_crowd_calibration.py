@@ -5,14 +5,17 @@ import json
 import struct
 import warnings
 
-import lightning as L
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from pluralign.callbacks._label_metrics import crowd_table
-from pluralign.callbacks.crowd_calibration import CrowdCalibration
+from pluralign.callbacks import CrowdCalibration
+from pluralign.callbacks.pictures import draw_crowd_table
+from pluralign.datamodules.batch import Labels
+from pluralign.metrics import crowd_table
 from pluralign.models import BackboneConfig, BradleyTerryRM, RewardModule
+
+from .conftest import HandMade
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The '\\w+_dataloader' does not have many workers"),
@@ -36,7 +39,7 @@ class LabelRM(RewardModule):
     requires = frozenset()
     labels = ("[good]", "fine", "bad")
     label_rewards = (1.0, 0.0, -1.0)
-    given = ("label_probs",)
+    judged = "responses"
 
     def __init__(self):
         super().__init__(BackboneConfig(config={"model_type": "llama"}), optimizer=sgd)
@@ -46,19 +49,17 @@ class LabelRM(RewardModule):
 
     def forward(self, batch):
         probs = (batch["features"] * self.sharpness).softmax(-1)
-        everything = {"label_probs": probs, "comparison_label_probs": probs[batch["comparisons"][:, 0]]}
-        return {name: everything[name] for name in self.given}
+        if self.judged == "comparisons":
+            probs = probs[batch["comparisons"][:, 0]]
+        rewards = probs.new_tensor(self.label_rewards[:1] * 3)
+        return {"labels": Labels(probs, probs @ rewards, probs.std(-1), self.labels, self.judged)}
 
     def compute_loss(self, output, batch):
-        return next(iter(output.values())).square().sum()
+        return output["labels"].probs.square().sum()
 
 
 class ComparingRM(LabelRM):
-    given = ("comparison_label_probs",)
-
-
-class BothRM(LabelRM):
-    given = ("label_probs", "comparison_label_probs")
+    judged = "comparisons"
 
 
 class Nameless(BradleyTerryRM):
@@ -94,18 +95,9 @@ def make_batches(sizes=(3, 1, 2), seed=0, drop=()):
     return batches
 
 
-class Data(L.LightningDataModule):
-    """Batches made by hand, one rank after the other."""
-
+class Data(HandMade):
     def __init__(self, batches=None):
-        super().__init__()
-        self.batches = make_batches() if batches is None else batches
-
-    def loader(self):
-        own = self.batches[self.trainer.global_rank :: self.trainer.world_size]
-        return torch.utils.data.DataLoader(own, batch_size=None)
-
-    train_dataloader = val_dataloader = test_dataloader = loader
+        super().__init__(make_batches() if batches is None else batches)
 
 
 def expected(batches, *, comparisons=False, seed=0, num_resamples=1000):
@@ -157,7 +149,7 @@ def test_a_validation_is_judged_as_by_hand(trainer, tmp_path, comparisons):
     callback, data = CrowdCalibration(), Data()
     run = trainer(callback)
     run.validate((ComparingRM if comparisons else LabelRM)(), data, verbose=False)
-    wanted = expected(data.batches, comparisons=comparisons)
+    wanted = expected(data.hand_made, comparisons=comparisons)
     content = read(tmp_path)
     assert_same(content, json.loads(json.dumps(wanted.as_json())))
     assert wanted.num_without_votes >= (0 if comparisons else 3)
@@ -179,12 +171,6 @@ def test_a_record_in_two_batches_is_one_prompt(trainer, tmp_path):
     batches[1]["id"] = batches[0]["id"]
     trainer(CrowdCalibration()).validate(LabelRM(), Data(batches), verbose=False)
     assert read(tmp_path)["num_prompts"] == 2
-
-
-def test_votes_of_what_the_data_hold_are_taken(trainer, tmp_path):
-    for drop, judged in ((("votes",), "comparison_label_probs"), ((), "label_probs")):
-        trainer(CrowdCalibration()).validate(BothRM(), Data(make_batches(drop=drop)), verbose=False)
-        assert read(tmp_path)["judged"] == judged
 
 
 def picture_size(path):
@@ -239,7 +225,7 @@ def test_test_is_judged_too(trainer, tmp_path, capsys):
     run = trainer(callback)
     run.test(LabelRM(), data := Data(), verbose=False)
     content = read(tmp_path, "test_step000000")
-    assert_same(content, json.loads(json.dumps(expected(data.batches).as_json())))
+    assert_same(content, json.loads(json.dumps(expected(data.hand_made).as_json())))
     assert (content["stage"], content["seed"], content["num_resamples"]) == ("test", 4, 100)
     assert float(run.callback_metrics["test/kl"]) == pytest.approx(content["values"]["kl"]["value"])
     assert picture_size(tmp_path / "crowd_calibration" / "test_step000000.png") == (1020, 840)
@@ -283,11 +269,15 @@ def test_data_without_any_vote_are_warned_about(trainer, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("model", "drop", "message"),
     [
-        (LabelRM, ["votes"], r"label_probs of LabelRM needs 'votes' \(provided by .*LocalDataModule"),
+        (
+            LabelRM,
+            ["votes"],
+            r"LabelRM predicts labels of responses and needs 'votes' \(provided by .*LocalDataModule",
+        ),
         (
             ComparingRM,
             ["comparison_votes"],
-            r"of ComparingRM needs 'comparison_votes' \(provided by UKPConvArg",
+            r"ComparingRM predicts labels of comparisons and needs 'comparison_votes' \(provided by UKPConvArg",
         ),
         (LabelRM, ["id"], "counts by prompt and needs id in the batch"),
         (
@@ -315,7 +305,7 @@ def test_a_module_without_probabilities_is_refused(trainer, module, data):
         labels, label_rewards = LabelRM.labels, LabelRM.label_rewards
 
     message = (
-        r"needs label_probs or comparison_label_probs .* but Rewards gives \['chosen', 'rejected', 'reward'\]"
+        r"needs labels, predicted distributions, .* but Rewards gives \['chosen', 'rejected', 'reward'\]"
     )
     with pytest.raises(ValueError, match=message):
         trainer(CrowdCalibration()).validate(module(Rewards), data(), verbose=False)
@@ -326,7 +316,7 @@ def test_a_module_without_probabilities_is_refused(trainer, module, data):
 def test_votes_over_other_labels_are_refused(trainer):
     batches = make_batches()
     batches[0]["votes"] = torch.ones(6, 4)
-    with pytest.raises(ValueError, match=r"must both be \(items, 3\), .*; got \(6, 3\) and \(6, 4\)"):
+    with pytest.raises(ValueError, match=r"must both be \(responses, 3\), .*; got \(6, 3\) and \(6, 4\)"):
         trainer(CrowdCalibration()).validate(LabelRM(), Data(batches), verbose=False)
 
 
@@ -345,8 +335,6 @@ def test_settings_out_of_range_are_refused(settings, message):
 
 @pytest.mark.parametrize("number", [2, 5, 7, 10])
 def test_pictures_of_any_number_of_labels(tmp_path, number):
-    from pluralign.callbacks._crowd_picture import draw_crowd_table
-
     generator = torch.Generator().manual_seed(number)
     probs = torch.rand(40, number, generator=generator)
     votes = torch.randint(0, 3, (40, number), generator=generator)

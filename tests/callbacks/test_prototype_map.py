@@ -5,16 +5,17 @@ import struct
 import warnings
 from pathlib import Path
 
-import lightning as L
 import pytest
 import torch
 
 from pluralign.callbacks import PrototypeMap
-from pluralign.callbacks._prototype_picture import draw_prototype_table
-from pluralign.callbacks._prototype_sample import Example, Extremes, Sample
-from pluralign.callbacks._prototype_table import PrototypeTable, principal_plane, shortened
+from pluralign.callbacks.pictures import draw_prototype_table, shortened
 from pluralign.datamodules import LoaderConfig, PersonaDataModule
+from pluralign.datamodules.batch import Basis
+from pluralign.metrics import PrototypeTable
 from pluralign.models import PAL, BackboneConfig, BradleyTerryRM, StoredFeatures
+
+from .conftest import HandMade
 
 REAL = Path(__file__).parent.parent.parent.parent / "shared" / "data" / "anthropic-evals"
 
@@ -44,13 +45,17 @@ class OnFeatures(PAL):
             if self.num_prototypes == 2:
                 self.set_weights(self.users[:3], torch.tensor([[0.9, 0.1], [0.5, 0.5], [0.2, 0.8]]))
 
+    def forward(self, batch):
+        return with_basis(super().forward(batch))
+
 
 class Diverged(OnFeatures):
     """Its rewards are no numbers."""
 
     def validation_step(self, batch, batch_idx):
         output = super().validation_step(batch, batch_idx)
-        return {**output, "prototype_rewards": output["prototype_rewards"] * torch.nan}
+        basis = output["basis"]
+        return {**output, "basis": basis._replace(rewards=basis.rewards * torch.nan)}
 
 
 class Silent(OnFeatures):
@@ -58,6 +63,14 @@ class Silent(OnFeatures):
 
     def validation_step(self, batch, batch_idx):
         super().validation_step(batch, batch_idx)
+
+
+def with_basis(output):
+    rewards = output.pop("prototype_rewards", None)
+    if rewards is not None:
+        names = tuple(str(k) for k in range(rewards.shape[1]))
+        output["basis"] = Basis(rewards, names, "prototype_rewards", False)
+    return output
 
 
 def still(parameters):
@@ -85,28 +98,14 @@ def make_batches(sizes=(3, 1, 2), drop=()):
     return batches
 
 
-class Data(L.LightningDataModule):
-    """Batches made by hand, one rank after the other."""
-
+class Data(HandMade):
     def __init__(self, batches=None, users=("ada", "ben", "cyd")):
-        super().__init__()
-        self.batches, self.users = make_batches() if batches is None else batches, list(users)
-
-    def loader(self):
-        own = self.batches[self.trainer.global_rank :: self.trainer.world_size]
-        return torch.utils.data.DataLoader(own, batch_size=None)
-
-    train_dataloader = val_dataloader = test_dataloader = loader
+        super().__init__(make_batches() if batches is None else batches, users)
 
 
 class Grouped(Data):
-    def group_of_user(self):
+    def user_groups(self):
         return {"ada": "north", "ben": "north", "cyd": 7, "nobody": "south"}
-
-
-class Ungrouped(Data):
-    def group_of_user(self):
-        raise ValueError("these settings have no groups")
 
 
 def read(folder, name="val_step000000"):
@@ -147,82 +146,6 @@ def named(batches):
 # Parts ---------------------------------------------------------------------------------------------------
 
 
-def test_plane_of_a_cross():
-    points = torch.tensor([[3.0, 0, 0], [-3, 0, 0], [0, 0, 1], [0, 0, -1]]) + 7
-    plane, explained = principal_plane(points)
-    assert torch.allclose(plane, torch.tensor([[3.0, 0], [-3, 0], [0, 1], [0, -1]]).double(), atol=1e-12)
-    assert explained == pytest.approx((0.9, 0.1))
-
-
-def test_signs_do_not_depend_on_the_order_of_points():
-    points = torch.randn(30, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    plane, explained = principal_plane(points)
-    again, same = principal_plane(points.flip(0))
-    assert torch.allclose(plane, again.flip(0), atol=1e-10)
-    assert explained == pytest.approx(same)
-    values = torch.linalg.eigvalsh(points.T.cov())
-    assert explained == pytest.approx((float(values[-1] / values.sum()), float(values[-2] / values.sum())))
-
-
-def test_planes_of_too_little():
-    line, explained = principal_plane(torch.tensor([[1.0], [4.0], [1.0]]))
-    assert torch.allclose(line, torch.tensor([[-1.0, 0], [2, 0], [-1, 0]]).double())
-    assert explained == pytest.approx((1.0, 0.0))
-    for same in (torch.ones(3, 4), torch.ones(1, 4)):
-        plane, explained = principal_plane(same)
-        assert plane.tolist() == [[0.0, 0.0]] * len(same)
-        assert explained == (0.0, 0.0)
-
-
-def test_a_large_plane_is_that_of_the_exact_decomposition(monkeypatch):
-    generator = torch.Generator().manual_seed(2)
-    points = torch.randn(300, 3, generator=generator) @ torch.randn(3, 120, generator=generator)
-    points += 0.1 * torch.randn(300, 120, generator=generator)
-    exact = principal_plane(points)
-    monkeypatch.setattr("pluralign.callbacks._prototype_table.EXACT_SIZE", 100)
-    state = torch.get_rng_state()
-    large = principal_plane(points)
-    assert torch.equal(torch.get_rng_state(), state), "nobody's random numbers change"
-    assert torch.allclose(large[0], exact[0], atol=1e-6)
-    assert large[1] == pytest.approx(exact[1])
-    assert torch.equal(principal_plane(points)[0], large[0])
-
-
-def test_a_sample_keeps_rows_with_their_numbers_and_prefers_none():
-    counts = torch.zeros(12)
-    for seed in range(2000):
-        sample = Sample(4, seed)
-        for start, size in ((0, 1), (1, 5), (6, 0), (6, 6)):
-            rows = torch.arange(start, start + size).float().unsqueeze(1) * 10
-            sample.add(rows, list(range(start, start + size)))
-        assert sample.seen == 12
-        assert sample.rows.squeeze(1).tolist() == [10.0 * number for number in sample.numbers]
-        assert len(set(sample.numbers)) == 4
-        counts[sample.numbers] += 1
-    # Each is drawn with probability 1/3: standard deviation 21.
-    assert float((counts - 2000 / 3).abs().max()) < 80
-    whole = Sample(20, 0)
-    whole.add(torch.arange(12.0).unsqueeze(1), list(range(12)))
-    assert whole.numbers == list(range(12)), "in order if there is room for all"
-
-
-def test_extremes_of_parts_are_those_of_the_whole():
-    rewards = torch.tensor([[1.0, 5.0], [4.0, 5.0], [4.0, 0.0], [-1.0, 2.0], [4.0, 5.0]])
-    names = [(f"r{i}", i) for i in range(5)]
-    top, bottom = Extremes(2, largest=True), Extremes(2, largest=False)
-    for part in (torch.arange(1), torch.arange(1, 4), torch.arange(4, 5)):
-        top.add(rewards[part], part)
-        bottom.add(rewards[part], part)
-    assert top.examples(names) == [
-        [Example("r1", 1, 4.0), Example("r2", 2, 4.0)],
-        [Example("r0", 0, 5.0), Example("r1", 1, 5.0)],
-    ]
-    assert bottom.examples(names) == [
-        [Example("r3", 3, -1.0), Example("r0", 0, 1.0)],
-        [Example("r2", 2, 0.0), Example("r3", 3, 2.0)],
-    ]
-
-
 def test_long_texts_are_shortened_to_one_line():
     assert shortened("two\n  lines", 20) == "two lines"
     assert shortened("exactly ten and more", 10) == "exactly..."
@@ -236,10 +159,10 @@ def test_a_validation_is_mapped_as_by_hand(trainer, tmp_path, capsys):
     data, module = Data(), OnFeatures()
     trainer(PrototypeMap(num_examples=2)).validate(module, data, verbose=False)
     content = read(tmp_path)
-    features = torch.cat([batch["features"] for batch in data.batches])
+    features = torch.cat([batch["features"] for batch in data.hand_made])
     weights = torch.tensor([[0.9, 0.1], [0.5, 0.5], [0.2, 0.8]])
     assert_rotated(places(content), torch.cat([features, torch.eye(2), weights]))
-    names = named(data.batches)
+    names = named(data.hand_made)
     assert list(zip(content["items"]["id"], content["items"]["response"], strict=True)) == names
     assert (content["stage"], content["step"], content["ranks"], content["prompt"]) == ("val", 0, 1, None)
     assert (content["num_items"], content["num_responses"], content["num_users"]) == (12, 12, 3)
@@ -277,11 +200,11 @@ def test_rewards_within_prompts(trainer, tmp_path):
     trainer(PrototypeMap(num_examples=1, within_prompts=True)).validate(OnFeatures(), data, verbose=False)
     content = read(tmp_path)
     assert content["within_prompts"] is True
-    features = torch.cat([batch["features"] for batch in data.batches]).view(6, 2, 2)
+    features = torch.cat([batch["features"] for batch in data.hand_made]).view(6, 2, 2)
     for k, one in enumerate(content["prototypes"]):
         rewards = -(features - torch.eye(2)[k]).square().sum(-1)
         deviation = (rewards - rewards.mean(1, keepdim=True)).flatten()
-        names = named(data.batches)
+        names = named(data.hand_made)
         assert one["top"][0]["reward"] == pytest.approx(float(deviation.max()), abs=1e-5)
         assert (one["top"][0]["id"], one["top"][0]["response"]) == names[int(deviation.argmax())]
         assert (one["bottom"][0]["id"], one["bottom"][0]["response"]) == names[int(deviation.argmin())]
@@ -333,7 +256,7 @@ def test_what_is_drawn_is_bounded_and_counted(trainer, tmp_path, capsys):
     assert "2 of 3 users, 5 of 12 responses" in shown
     features = {
         name: row
-        for batch in Data().batches
+        for batch in Data().hand_made
         for name, row in zip(named([batch]), batch["features"], strict=True)
     }
     rows = [features[name] for name in zip(content["items"]["id"], content["items"]["response"], strict=True)]
@@ -346,7 +269,7 @@ def test_what_is_drawn_is_bounded_and_counted(trainer, tmp_path, capsys):
 def test_angles_are_drawn_on_the_circle(trainer, tmp_path):
     data = Data()
     trainer(PrototypeMap()).validate(OnFeatures(score="angle"), data, verbose=False)
-    features = torch.cat([batch["features"] for batch in data.batches])
+    features = torch.cat([batch["features"] for batch in data.hand_made])
     weights = torch.tensor([[0.9, 0.1], [0.5, 0.5], [0.2, 0.8]])
     both = torch.nn.functional.normalize(torch.cat([features, torch.eye(2), weights]), dim=-1)
     assert_rotated(places(read(tmp_path)), both)
@@ -357,7 +280,7 @@ def test_ideal_points_are_the_networks(trainer, tmp_path, mix):
     module, data = OnFeatures(mix=mix, projector="mlp1-tanh-dropout0"), Data()
     trainer(PrototypeMap()).validate(module, data, verbose=False)
     network = module.network
-    features = torch.cat([batch["features"] for batch in data.batches])
+    features = torch.cat([batch["features"] for batch in data.hand_made])
     with torch.no_grad():
         weights = torch.cat([torch.eye(2), module.weights_of(data.users)])
         if mix == "f(Pw)":
@@ -371,7 +294,7 @@ def test_one_prototype_needs_no_users(trainer, tmp_path, capsys):
     data = Data(make_batches(drop=("user_id",)), users=())
     trainer(PrototypeMap()).validate(OnFeatures(num_prototypes=1), data, verbose=False)
     content = read(tmp_path)
-    features = torch.cat([batch["features"] for batch in data.batches])
+    features = torch.cat([batch["features"] for batch in data.hand_made])
     assert_rotated(places(content), torch.cat([features, torch.eye(2)[:1]]))
     assert content["users"]["user"] == []
     (one,) = content["prototypes"]
@@ -387,7 +310,7 @@ def test_one_prototype_needs_no_users(trainer, tmp_path, capsys):
 def test_prototypes_of_a_prompt(trainer, tmp_path, prompt_id, number, place, capsys):
     module, data = OnFeatures(version="B", projector="linear"), Data()
     trainer(PrototypeMap(prompt_id=prompt_id)).validate(module, data, verbose=False)
-    content, batch = read(tmp_path), data.batches[number]
+    content, batch = read(tmp_path), data.hand_made[number]
     assert content["prompt"] == batch["id"][place]
     assert content["items"] == {
         "id": [batch["id"][place]] * 2,
@@ -399,7 +322,7 @@ def test_prototypes_of_a_prompt(trainer, tmp_path, prompt_id, number, place, cap
         items = module.network.project(batch["features"][2 * place : 2 * place + 2])
         prototypes = module.network.prompt_projectors(batch["prompt_features"])[place]
         ideal = module.weights_of(data.users) @ prototypes
-        rewards = torch.cat([module.basis_rewards(each) for each in data.batches])
+        rewards = torch.cat([module.basis_rewards(each) for each in data.hand_made])
     assert_rotated(places(content), torch.cat([items, prototypes, ideal]))
     assert content["within_prompts"] is True, "by default, since each prompt has prototypes of its own"
     pairs = rewards.view(6, 2, 2)
@@ -434,7 +357,7 @@ def test_a_prompt_is_for_version_b(trainer):
     [
         (PrototypeMap(), Grouped, ["north", "north", "7"]),
         (PrototypeMap(groups={"ada": "east", "cyd": "west"}), Grouped, ["east", None, "west"]),
-        (PrototypeMap(), Ungrouped, None),
+        (PrototypeMap(), Data, None),
     ],
 )
 def test_groups_come_from_the_argument_or_the_data(trainer, tmp_path, callback, data, groups):
@@ -513,7 +436,7 @@ def test_a_module_without_prototypes_is_refused(trainer, module, data):
 
 
 def test_a_module_whose_steps_say_nothing_is_refused(trainer):
-    message = r"PrototypeMap needs prototype_rewards .* as PAL gives them; Silent gives \[\]"
+    message = r"PrototypeMap needs a basis, .* as PAL gives it; Silent gives \[\]"
     with pytest.raises(ValueError, match=message):
         trainer(PrototypeMap()).validate(module := Silent(), Data(), verbose=False)
     assert not module.network._forward_hooks, "an error leaves nothing behind"
@@ -584,7 +507,7 @@ def test_pictures_of_any_size(tmp_path, num_prototypes, num_users, num_items, nu
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        draw_prototype_table(table, tmp_path / "picture.png")
+        draw_prototype_table(table, tmp_path / "picture.png", "a $ and $")
     assert picture_size(tmp_path / "picture.png") == (1560, 912)
 
 

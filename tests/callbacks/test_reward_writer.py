@@ -2,21 +2,78 @@
 
 import json
 
+import lightning as L
 import pytest
 import torch
 
 from pluralign.callbacks import RewardWriter
+from pluralign.datamodules.batch import Basis, Labels
 from pluralign.models import BradleyTerryRM
 
 
-class Labels(BradleyTerryRM):
-    """Gives label probabilities and a scalar besides."""
+class Labelled(BradleyTerryRM):
+    """Gives labels, a basis, and what no other method gives."""
+
+    on = "responses"
 
     def forward(self, batch):
         output = super().forward(batch)
         share = output["reward"].sigmoid()
-        output["label_probs"] = torch.stack([share, 1 - share], dim=1)
-        return {**output, "temperature": torch.tensor(2.0), "comparison": torch.zeros(len(share))}
+        if self.on == "comparisons":
+            share = share[batch["comparisons"][:, 0]]
+        probs, names = torch.stack([share, 1 - share], dim=1), ("yes", "no")
+        labels = Labels(probs, share, share.square(), names, self.on, sets=probs[:, :1], set_names=("any",))
+        rewards = output["reward"][:, None] * torch.tensor([1.0, 2.0, 3.0])
+        return {
+            **output,
+            "labels": labels,
+            "basis": Basis(rewards, ("a", "b", "c"), "prototype_rewards", True),
+            "of_responses": {"depth": output["reward"] + 1},
+            "of_comparisons": {"weights": batch["comparisons"].float()},
+        }
+
+
+class Comparing(Labelled):
+    on = "comparisons"
+
+    def forward(self, batch):
+        output = super().forward(batch)
+        del output["reward"]
+        return output | {"preference": output["labels"].probs[:, 0]}
+
+
+class Misplaced(BradleyTerryRM):
+    """Says of comparisons what it calls one of responses."""
+
+    def forward(self, batch):
+        return {**super().forward(batch), "of_responses": {"gap": torch.zeros(3)}}
+
+
+class Pairs(L.LightningDataModule):
+    """Two batches of tokens; responses and comparisons are equal in number, so that only names tell them apart."""
+
+    def __init__(self, comparisons=True):
+        super().__init__()
+        self.comparisons = comparisons
+
+    def predict_dataloader(self):
+        tokens = torch.arange(1, 13).view(4, 3)
+        batch = {
+            "input_ids": tokens,
+            "position_ids": torch.arange(3).expand(4, 3),
+            "segment_ids": torch.tensor([[0, 1, 1]]).expand(4, 3),
+            "row_lengths": [3] * 4,
+            "response_row": torch.arange(4),
+            "response_end": torch.full((4,), 2),
+            "response_prompt": torch.tensor([0, 0, 0, 1]),
+            "response_index": torch.tensor([2, 0, 1, 0]),
+            "comparisons": torch.tensor([[0, 1], [2, 1], [2, 0], [0, 1]]),
+            "comparison_index": torch.tensor([0, 1, 3, 4]),
+        }
+        if not self.comparisons:
+            del batch["comparisons"], batch["comparison_index"]
+        batches = [{"id": [f"{name}.0", f"{name}.1"], **batch} for name in ("first", "second")]
+        return torch.utils.data.DataLoader(batches, batch_size=None)
 
 
 class Breaks(BradleyTerryRM):
@@ -55,14 +112,76 @@ def test_the_file_holds_every_response_exactly(trainer, module, data, tmp_path):
     assert [child.name for child in path.parent.iterdir()] == ["rewards.jsonl"]
 
 
-def test_methods_may_give_more_per_response(trainer, module, data, tmp_path):
+def test_everything_of_a_response_is_written(trainer, module, tmp_path):
     path = tmp_path / "rewards.jsonl"
-    outputs = trainer(RewardWriter(str(path))).predict(module(Labels), data())
+    outputs = trainer(RewardWriter(str(path))).predict(module(Labelled), Pairs())
+    names = ["id", "response", "reward", "label_probs", "expected_reward", "reward_std", "label_set_probs"]
     written = lines(path)
-    assert set(written[0]) == {"id", "response", "reward", "label_probs"}
-    assert {(line["id"], line["response"]): line["label_probs"] for line in written} == table(
-        outputs, "label_probs"
-    )
+    assert [list(line) for line in written] == [[*names, "prototype_rewards", "depth"]] * 8
+    assert [(line["id"], line["response"]) for line in written[4:]] == [
+        ("second.0", 2),
+        ("second.0", 0),
+        ("second.0", 1),
+        ("second.1", 0),
+    ]
+    output = outputs[1]
+    labels = output["labels"]
+    for name, value in {
+        "reward": output["reward"],
+        "label_probs": labels.probs,
+        "expected_reward": labels.expected,
+        "reward_std": labels.std,
+        "label_set_probs": labels.sets,
+        "prototype_rewards": output["basis"].rewards,
+        "depth": output["of_responses"]["depth"],
+    }.items():
+        assert [line[name] for line in written[4:]] == value.tolist(), name
+
+
+def test_what_is_said_of_comparisons_has_a_file_of_its_own(trainer, module, tmp_path):
+    path = tmp_path / "rewards.jsonl"
+    outputs = trainer(RewardWriter(str(path))).predict(module(Comparing), Pairs())
+    assert set(lines(path)[0]) == {"id", "response", "prototype_rewards", "depth"}
+    written = lines(tmp_path / "rewards.comparisons.jsonl")
+    names = [
+        "id",
+        "comparison",
+        "chosen",
+        "rejected",
+        "preference",
+        "label_probs",
+        "expected_reward",
+        "reward_std",
+    ]
+    assert [list(line) for line in written] == [[*names, "label_set_probs", "weights"]] * 8
+    assert [(line["id"], line["comparison"]) for line in written[:4]] == [
+        ("first.0", i) for i in (0, 1, 3, 4)
+    ]
+    for number, output in enumerate(outputs):
+        rows = written[4 * number :][:4]
+        for name in ("chosen", "rejected", "preference"):
+            assert [line[name] for line in rows] == output[name].tolist()
+        assert [line["label_probs"] for line in rows] == output["labels"].probs.tolist()
+        assert [line["weights"] for line in rows] == output["of_comparisons"]["weights"].tolist()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_without_comparisons_there_is_one_file(trainer, module, tmp_path):
+    path, beside = tmp_path / "rewards.jsonl", tmp_path / "rewards.comparisons.jsonl"
+    trainer(RewardWriter(str(path))).predict(module(), Pairs())
+    assert set(lines(beside)[0]) == {"id", "comparison", "chosen", "rejected"}
+    path.unlink()
+    with pytest.raises(FileExistsError, match=r"rewards\.comparisons\.jsonl is there already"):
+        trainer(RewardWriter(str(path))).predict(module(), Pairs(comparisons=False))
+    trainer(RewardWriter(str(path), overwrite=True)).predict(module(), Pairs(comparisons=False))
+    assert len(lines(path)) == 8 and not beside.exists(), "those of another run would mislead"
+
+
+def test_a_value_of_the_wrong_item_is_refused(trainer, module, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"gap must have a row for each of 4 responses, got a shape of \(3,\)"
+    ):
+        trainer(RewardWriter(str(tmp_path / "rewards.jsonl"))).predict(module(Misplaced), Pairs())
 
 
 def test_a_file_that_is_there_is_kept_unless_told(trainer, module, data, tmp_path):

@@ -3,14 +3,14 @@
 import csv
 import json
 
-import lightning as L
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from pluralign.callbacks import UserMetrics
-from pluralign.callbacks.user_metrics import user_summary
 from pluralign.models import PAL, BackboneConfig, BradleyTerryRM, RewardModule
+
+from .conftest import HandMade
 
 pytestmark = [pytest.mark.filterwarnings("ignore:The '\\w+_dataloader' does not have many workers")]
 
@@ -84,30 +84,14 @@ BATCHES = [
 ]
 
 
-class Data(L.LightningDataModule):
-    """Batches made by hand, one rank after the other."""
-
+class Data(HandMade):
     def __init__(self, batches=BATCHES, users=NAMES):
-        super().__init__()
-        self.batches = batches
-        if users is not None:
-            self.users = users
-
-    def loader(self):
-        own = self.batches[self.trainer.global_rank :: self.trainer.world_size]
-        return torch.utils.data.DataLoader(own, batch_size=None)
-
-    train_dataloader = val_dataloader = test_dataloader = loader
+        super().__init__(batches, users)
 
 
 class Grouped(Data):
-    def group_of_user(self):
+    def user_groups(self):
         return GROUPS
-
-
-class Groupless(Data):
-    def group_of_user(self):
-        raise ValueError("labels='choice' has no groups")
 
 
 def read(folder, name="val_step000000"):
@@ -159,38 +143,21 @@ def test_a_validation_is_judged_as_by_hand(trainer, tmp_path, kind):
     assert entry["group/red"] == content["groups"]["red"]["value"]
 
 
-def test_intervals_resample_users():
-    user = torch.arange(100).repeat_interleave(torch.arange(100) % 3 + 1)
-    outcome = (user % 4 > 0).long()
-    groups = {str(i): "odd" if i % 2 else "even" for i in range(100)}
-    found = user_summary(
-        user, outcome, names=[str(i) for i in range(100)], group_of_user=groups, num_resamples=4000, seed=0
-    )
-    assert found.user_accuracy.value == 0.75
-    spread = 1.96 * (0.75 * 0.25 / 100) ** 0.5
-    assert found.user_accuracy.low == pytest.approx(0.75 - spread, abs=0.01)
-    assert found.user_accuracy.high == pytest.approx(0.75 + spread, abs=0.01)
-    assert found.accuracy.high - found.accuracy.low > 0.9 * 2 * spread, "of judgements, but over users"
-    assert found.groups["odd"] == (1.0, 1.0, 1.0)
-    spread = 1.96 * (0.5 * 0.5 / 50) ** 0.5
-    assert found.groups["even"].low == pytest.approx(0.5 - spread, abs=0.02)
-
-
 def test_groups_come_from_the_data(trainer, tmp_path, capsys):
     trainer(UserMetrics()).validate(GivenRM(), Grouped(), verbose=False)
     assert read(tmp_path)["worst_group"] == "[blue]"
     trainer(UserMetrics(groups={"ann": "x"})).validate(GivenRM(), Grouped(), verbose=False)
     content = read(tmp_path)
     assert (list(content["groups"]), content["num_without_group"]) == (["x"], 2)
-    for data in (Data(), Groupless()):
-        run = trainer(UserMetrics())
-        run.validate(GivenRM(), data, verbose=False)
-        assert (read(tmp_path)["groups"], read(tmp_path)["worst_group"]) == ({}, None)
-        assert "val/worst_group_accuracy" not in run.callback_metrics
+    run = trainer(UserMetrics())
+    run.validate(GivenRM(), Data(), verbose=False)
+    assert (read(tmp_path)["groups"], read(tmp_path)["worst_group"]) == ({}, None)
+    assert "val/worst_group_accuracy" not in run.callback_metrics
 
 
 def test_users_without_names_are_numbers(trainer, tmp_path):
-    trainer(UserMetrics(groups={"1": "one"})).validate(GivenRM(), Data(users=None), verbose=False)
+    loader = torch.utils.data.DataLoader(BATCHES, batch_size=None)
+    trainer(UserMetrics(groups={"1": "one"})).validate(GivenRM(), loader, verbose=False)
     content = read(tmp_path)
     assert list(content["of_user"]) == ["0", "1", "2"] and content["worst_group"] == "one"
 

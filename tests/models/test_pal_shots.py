@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from pluralign.models import PAL, BackboneConfig, PreferenceMetrics, StoredFeatures
+from pluralign.metrics import PreferenceMetrics
+from pluralign.models import PAL, BackboneConfig, StoredFeatures
 from pluralign.models import _pal_shots as few_shots
 from pluralign.models._pal_shots import few_shot_curve, user_accuracy
 

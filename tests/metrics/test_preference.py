@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pluralign.models import PreferenceMetrics
+from pluralign.metrics import PreferenceMetrics
 
 
 def measured(margins, shares, rewards=(0.0,)):

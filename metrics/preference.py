@@ -2,11 +2,62 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 from torchmetrics import Metric
 
 from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
 
-__all__ = ["PreferenceMetrics"]
+__all__ = ["TIE", "PreferenceMetrics", "log_loss", "outcomes", "within_prompts"]
+
+TIE = -1
+"""In place of right or wrong where the annotators called it a tie."""
+
+
+def log_loss(odds: Tensor, share: Tensor) -> Tensor:
+    r"""Log loss of predicted log-odds :math:`m` of winning, usually a reward gap, by the observed share :math:`s`.
+
+    .. math:: -s \log \sigma(m) - (1 - s) \log \sigma(-m)
+
+    The measure beside the loss :func:`pluralign.losses.bradley_terry_loss`: nothing is checked, smoothed or weighted.
+
+    Args:
+        odds: Log-odds that the first wins, (P,).
+        share: Share of annotators preferring the first, (P,) in [0, 1].
+
+    Returns:
+        (P,) in nats, >= 0.
+    """
+    return softplus(-odds) * share + softplus(odds) * (1 - share)
+
+
+def outcomes(side: Tensor, share: Tensor) -> Tensor:
+    """Whether predictions are on the majority's side; an undecided prediction is not.
+
+    Args:
+        side: Above 0 where the first is predicted to win, below 0 where the second is, (P,).
+        share: Share of annotators preferring the first, (P,) in [0, 1].
+
+    Returns:
+        1 where right, 0 where not, ``TIE`` where the share is a half, (P,) int64.
+    """
+    right = torch.where(share > 0.5, side > 0, side < 0)
+    return torch.where(share == 0.5, TIE, right.long())
+
+
+def within_prompts(values: Tensor, prompt: Tensor, num_prompts: int) -> Tensor:
+    """Deviations from the mean of each prompt: a constant per prompt cancels in every comparison.
+
+    Args:
+        values: (R, ...) float.
+        prompt: Prompt of each row, (R,) int64, below ``num_prompts``.
+        num_prompts: Number of prompts.
+
+    Returns:
+        (R, ...).
+    """
+    sums = values.new_zeros(num_prompts, *values.shape[1:]).index_add(0, prompt, values)
+    sizes = prompt.bincount(minlength=num_prompts).clamp_min(1).to(values.dtype)
+    return values - (sums / sizes.view(-1, *[1] * (values.ndim - 1)))[prompt]
 
 
 class PreferenceMetrics(Metric):
@@ -72,16 +123,13 @@ class PreferenceMetrics(Metric):
             side = output["preference"].double() - 0.5
         predicted = odds.sigmoid()
         rightly = torch.where(share > 0.5, side > 0, side < 0)
-        log_loss = torch.nn.functional.softplus(-odds) * share + torch.nn.functional.softplus(odds) * (
-            1 - share
-        )
         self.sums = self.sums + torch.stack(
             [
                 margin.new_tensor(float(margin.numel())),
                 decided.sum(),
                 (rightly & decided).sum(),
                 ((side == 0) & decided).sum(),
-                log_loss.sum(),
+                log_loss(odds, share).sum(),
                 (predicted - share).square().sum(),
                 (towards * decided).sum(),
                 self._longer_wins(batch, share > 0.5, decided),
@@ -89,8 +137,8 @@ class PreferenceMetrics(Metric):
         )
         confidence = torch.maximum(predicted, 1 - predicted)
         agreed = torch.where(predicted >= 0.5, share, 1 - share)
-        place = ((confidence - 0.5) * 2 * self.num_bins).long().clamp(0, self.num_bins - 1)
-        member = (place[:, None] == torch.arange(self.num_bins, device=place.device)).double()
+        bins = ((confidence - 0.5) * 2 * self.num_bins).long().clamp(0, self.num_bins - 1)
+        member = (bins[:, None] == torch.arange(self.num_bins, device=bins.device)).double()
         self.bins = self.bins + torch.stack([torch.ones_like(confidence), confidence, agreed]) @ member
 
     @staticmethod

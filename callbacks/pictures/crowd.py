@@ -6,14 +6,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ._label_metrics import NUM_BINS, CrowdTable, Estimate
+from pluralign.metrics import NUM_BINS, CrowdTable, Estimate
+
+from .style import BLUE, GREY, ORANGE, bare_axes, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
 
-# Okabe and Ito's colours, told apart with any kind of colour vision; the markers differ besides.
-OBSERVED, PREDICTED, GREY = "#0072B2", "#D55E00", "#8C8C8C"
+__all__ = ["draw_crowd_table"]
+
+OBSERVED, PREDICTED = BLUE, ORANGE
+"""The markers differ besides."""
 MOST_POINTS = 3000
 FEW_PROMPTS = 5
 """Prompts below which a bootstrap interval says nothing, so that none is drawn."""
@@ -36,7 +40,7 @@ def draw_crowd_table(table: CrowdTable, path: Path, title: str) -> None:
     rows = -(-number // columns)
     width = WIDTH * max(columns, 3.4)
     figure = Figure(figsize=(width, HEIGHT * rows + BELOW + 0.5), layout="constrained")
-    figure.suptitle(_plain(title), fontsize="medium", fontweight="bold")
+    figure.suptitle(plain(title), fontsize="medium", fontweight="bold")
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(HEIGHT * rows, BELOW))[:, 0]
     ratios = [ratio for _ in range(rows) for ratio in (3.2, 1)]
     axes = above.subplots(2 * rows, columns, squeeze=False, height_ratios=ratios)
@@ -89,10 +93,7 @@ def _draw_label(curve: "Axes", histogram: "Axes", table: CrowdTable, k: int, *, 
     for axes in (curve, histogram):
         axes.set_xlim(-0.02, 1.02)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
-        axes.grid(alpha=0.25, lw=0.6)
-        axes.set_axisbelow(True)
-        axes.tick_params(labelsize="x-small")
-        axes.spines[["top", "right"]].set_visible(False)
+        bare_axes(axes)
     curve.tick_params(labelbottom=False)
     curve.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
     histogram.locator_params(axis="y", nbins=2)
@@ -121,7 +122,7 @@ def _draw_distribution(axes: "Axes", table: CrowdTable) -> None:
     axes.set_ylabel("mean share", fontsize="small")
     axes.set_title("mean distribution", fontsize="small", fontweight="bold")
     axes.legend(loc="upper right", ncols=2, fontsize="small", frameon=False)
-    _plain_axes(axes)
+    bare_axes(axes)
     axes.grid(visible=False, axis="x")
 
 
@@ -142,7 +143,7 @@ def _draw_rewards(axes: "Axes", table: CrowdTable) -> None:
     axes.set_ylabel("observed", fontsize="small")
     some = f" ({len(rewards):,} of {total:,})" if total > MOST_POINTS else ""
     axes.set_title(f"expected reward{some}", fontsize="small", fontweight="bold")
-    _plain_axes(axes)
+    bare_axes(axes)
 
 
 def _with_interval(
@@ -194,17 +195,5 @@ def _legend(above: "SubFigure") -> None:
     above.legend(handles=marks, loc="outside upper center", ncols=4, fontsize="small", frameon=False)
 
 
-def _plain_axes(axes: "Axes") -> None:
-    axes.grid(alpha=0.25, lw=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize="x-small")
-    axes.spines[["top", "right"]].set_visible(False)
-
-
 def _label(name: str, width: int, lines: int) -> str:
-    return _plain("\n".join(textwrap.wrap(name, width, max_lines=lines, placeholder="...")))
-
-
-def _plain(text: str) -> str:
-    """Text as it is: a dollar would begin a formula."""
-    return text.replace("$", r"\$")
+    return plain("\n".join(textwrap.wrap(name, width, max_lines=lines, placeholder="...")))

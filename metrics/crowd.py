@@ -10,18 +10,21 @@ from torch import Tensor
 
 from pluralign.losses import categorical_wasserstein
 
+from .estimate import Estimate, bootstrap_sums, percentile_interval
+
+__all__ = [
+    "NUM_BINS",
+    "SMALLEST_PROBABILITY",
+    "Bin",
+    "CrowdTable",
+    "crowd_table",
+    "item_values",
+    "share_deviation",
+]
+
 NUM_BINS = 10
-CONFIDENCE = 0.95
 SMALLEST_PROBABILITY = 1e-6
-CHUNK = 4_000_000
-
-
-class Estimate(NamedTuple):
-    """A mean with the ends of its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
+"""Least predicted probability in the divergence, which stays finite by it."""
 
 
 class Bin(NamedTuple):
@@ -148,18 +151,13 @@ def crowd_table(
         number, _, observed = summed[..., sums.shape[1] :].unflatten(-1, (3, -1)).unbind(-2)
         return torch.cat([summed[..., : sums.shape[1]] / summed[..., :1], observed / number], -1)
 
-    found = means(everything.sum(0))
-    tails = torch.tensor([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], dtype=torch.float64)
     # A bin that a resample leaves empty is NaN there, and an empty one everywhere.
-    ends = torch.nanquantile(means(bootstrap_sums(everything, num_resamples, seed)), tails, dim=0)
-    estimates = [Estimate(*row) for row in torch.stack([found, *ends], 1).tolist()][1:]
+    ends = percentile_interval(means(bootstrap_sums(everything, num_resamples=num_resamples, seed=seed)))
+    estimates = [Estimate(*row) for row in torch.stack([means(everything.sum(0)), *ends], 1).tolist()][1:]
 
-    number, predicted, observed = binned.sum(0)
+    _, predicted, observed = binned.sum(0)
     gaps = binned[:, 1] - binned[:, 2]
     scatter = (gaps - gaps.mean(0)).square().sum(0).sqrt()
-    in_bins = [estimates[num_values + 2 * num_labels :][k * NUM_BINS :][:NUM_BINS] for k in range(num_labels)]
-    shares, centres = (number / len(p)).tolist(), (predicted / number).tolist()
-    prompts: list[list[int]] = (binned[:, 0] > 0).sum(0).tolist()
     return CrowdTable(
         labels=tuple(labels),
         label_rewards=tuple(label_rewards),
@@ -173,15 +171,23 @@ def crowd_table(
         calibration_error_floor=tuple((math.sqrt(2 / math.pi) * scatter.sum(-1) / len(p)).tolist()),
         predicted=tuple(estimates[num_values:][:num_labels]),
         observed=tuple(estimates[num_values + num_labels :][:num_labels]),
-        bins=tuple(
-            tuple(
-                Bin(b / NUM_BINS, shares[k][b], prompts[k][b], centres[k][b], in_bins[k][b])
-                for b in range(NUM_BINS)
-                if shares[k][b] > 0
-            )
-            for k in range(num_labels)
-        ),
+        bins=_reliability(binned, estimates[num_values + 2 * num_labels :], len(p)),
         rewards=torch.stack([p @ rewards, q @ rewards], 1),
+    )
+
+
+def _reliability(binned: Tensor, observed: Sequence[Estimate], num_items: int) -> tuple[tuple[Bin, ...], ...]:
+    """Non-empty bins of every label, from sums (prompts, 3, K, bins) and estimates of the K x bins observed shares."""
+    number, predicted, _ = binned.sum(0)
+    shares, centres = (number / num_items).tolist(), (predicted / number).tolist()
+    prompts: list[list[int]] = (binned[:, 0] > 0).sum(0).tolist()
+    return tuple(
+        tuple(
+            Bin(b / NUM_BINS, shares[k][b], prompts[k][b], centres[k][b], observed[k * NUM_BINS + b])
+            for b in range(NUM_BINS)
+            if shares[k][b] > 0
+        )
+        for k in range(len(number))
     )
 
 
@@ -253,35 +259,12 @@ def bin_sums(p: Tensor, q: Tensor, member: Tensor, num_prompts: int) -> Tensor:
         (``num_prompts``, 3, K, ``NUM_BINS``).
     """
     num_labels = p.shape[-1]
-    place = (p * NUM_BINS).long().clamp(0, NUM_BINS - 1)
-    cell = (member.unsqueeze(-1) * num_labels + torch.arange(num_labels)) * NUM_BINS + place
+    bins = (p * NUM_BINS).long().clamp(0, NUM_BINS - 1)
+    cell = (member.unsqueeze(-1) * num_labels + torch.arange(num_labels)) * NUM_BINS + bins
     sums = p.new_zeros(3, num_prompts * num_labels * NUM_BINS)
     for row, values in zip(sums, (torch.ones_like(p), p, q), strict=True):
         row.index_add_(0, cell.flatten(), values.flatten())
     return sums.view(3, num_prompts, num_labels, NUM_BINS).transpose(0, 1)
-
-
-def bootstrap_sums(sums: Tensor, num_resamples: int, seed: int) -> Tensor:
-    """Column sums over prompts drawn with replacement, as many as there are.
-
-    Args:
-        sums: One row per prompt, (P, F) float64.
-        num_resamples: Number of resamples.
-        seed: Seed; the global generator stays as it is.
-
-    Returns:
-        (``num_resamples``, F).
-    """
-    generator = torch.Generator().manual_seed(seed)
-    number, found = len(sums), []
-    step = max(1, CHUNK // number)
-    for start in range(0, num_resamples, step):
-        shape = (min(step, num_resamples - start), number)
-        drawn = torch.randint(number, shape, generator=generator)
-        times = torch.zeros(shape, dtype=sums.dtype)
-        times.scatter_add_(1, drawn, torch.ones((), dtype=sums.dtype).expand(shape))
-        found.append(times @ sums)
-    return torch.cat(found)
 
 
 def _check_distributions(probs: Tensor) -> None:

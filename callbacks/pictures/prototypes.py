@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ._prototype_table import PrototypeTable, principal_plane, shortened
+from pluralign.metrics import PrototypeTable, principal_plane
+
+from .style import BLUE, GREY, ORANGE, PALE, SERIES, bare_axes, plain, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,22 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_prototype_table"]
 
-# Okabe and Ito's colours without black, told apart with any kind of colour vision, then three of Tol's; from ten on
-# they repeat. Prototypes have their numbers besides.
-COLORS = (
-    "#E69F00",
-    "#0072B2",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#D55E00",
-    "#F0E442",
-    "#332288",
-    "#882255",
-    "#999933",
-)
-DARK = {"#0072B2", "#009E73", "#D55E00", "#332288", "#882255"}
-GREY, PALE = "#8C8C8C", "#BDBDBD"
+DARK = {BLUE, "#009E73", ORANGE, "#332288", "#882255"}
+"""Colours on which text is white."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 NO_GROUP = "no group"
 BELOW_TITLE = 6.4
@@ -46,19 +34,20 @@ MOST_NUMBERED = 24
 """Items of one prompt that get their numbers."""
 
 
-def draw_prototype_table(table: PrototypeTable, path: Path) -> None:
+def draw_prototype_table(table: PrototypeTable, path: Path, title: str) -> None:
     """Draw the map, and beside it the ideal points alone and the mean weights, where there are several prototypes.
 
     Args:
         table: What to draw.
         path: Image file to write.
+        title: Headline.
     """
     from matplotlib.figure import Figure
 
     several = table.num_prototypes > 1
     low = 0.6 + 0.24 * (1 + len(_largest_groups(table)))
     figure = Figure(figsize=(13.0 if several else 7.6, 7.6), layout="constrained")
-    figure.suptitle(_plain(table.title), fontsize="medium", fontweight="bold")
+    figure.suptitle(plain(title), fontsize="medium", fontweight="bold")
     plane, explained = table.plane
     items, prototypes, users = plane.split([len(table.items), table.num_prototypes, len(table.drawn)])
     if several:
@@ -180,10 +169,7 @@ def _finish(axes: "Axes", title: str, explained: tuple[float, float]) -> None:
     axes.set_ylabel(f"component 2 ({explained[1]:.0%})", fontsize="small")
     axes.margins(0.1)
     axes.set_aspect("equal", adjustable="datalim")  # distances are what the model is about
-    axes.grid(alpha=0.25, lw=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize="x-small")
-    axes.spines[["top", "right"]].set_visible(False)
+    bare_axes(axes)
 
 
 def _legend(figure: "Figure", table: PrototypeTable) -> None:
@@ -225,8 +211,8 @@ def _dot(number: int) -> tuple[float, float]:
 
 
 def color_of(prototype: int) -> str:
-    """Colour of a prototype."""
-    return COLORS[prototype % len(COLORS)]
+    """Colour of a prototype; from ten on they repeat, and prototypes have their numbers besides."""
+    return SERIES[prototype % len(SERIES)]
 
 
 def _count(number: int, noun: str) -> str:
@@ -234,9 +220,4 @@ def _count(number: int, noun: str) -> str:
 
 
 def _short(text: str, length: int) -> str:
-    return _plain(shortened(text, length))
-
-
-def _plain(text: str) -> str:
-    """Text as it is: a dollar would begin a formula."""
-    return text.replace("$", r"\$")
+    return plain(shortened(text, length))

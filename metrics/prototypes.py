@@ -1,19 +1,93 @@
-"""What PrototypeMap found: places, weights and favourites, and what follows from them."""
+"""Prototypes in the space of preferences: a plane to show them in, samples and extremes of what comes in batches."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._prototype_sample import Example
+__all__ = ["Example", "Extremes", "PrototypeTable", "Sample", "principal_plane"]
 
-__all__ = ["PrototypeTable", "principal_plane", "shortened"]
-
-STAGES = {"val": "validation", "test": "test"}
 EXACT_SIZE = 1024
 """Longest shorter side of a matrix whose decomposition is computed in full."""
+
+
+class Example(NamedTuple):
+    """A response that a prototype likes or dislikes."""
+
+    id: str
+    response: int
+    reward: float
+
+    @property
+    def name(self) -> tuple[str, int]:
+        """Record and place in it."""
+        return self.id, self.response
+
+
+class Sample:
+    """A random sample of bounded size of rows that come batch by batch, each of them equally likely."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        """Start empty, with room for ``size`` rows."""
+        self.size, self.seen = size, 0
+        self.numbers: list[int] = []
+        self.rows = torch.empty(0)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def add(self, rows: Tensor, numbers: Sequence[int]) -> None:
+        """Offer rows (n, D) under their numbers."""
+        taken: dict[int, int] = {}
+        draws = torch.rand(len(rows), generator=self._generator, dtype=torch.float64).tolist()
+        for row, draw in enumerate(draws):
+            slot = self.seen if self.seen < self.size else int(draw * (self.seen + 1))
+            self.seen += 1
+            if slot < self.size:
+                taken[slot] = row
+        if not taken:
+            return
+        if not self.numbers:
+            self.rows = rows[:0]
+        new = max(0, max(taken) + 1 - len(self.numbers))
+        self.rows = torch.cat([self.rows, rows.new_zeros(new, rows.shape[1])])
+        self.numbers += [-1] * new
+        self.rows[list(taken)] = rows[list(taken.values())].to(self.rows)
+        for slot, row in taken.items():
+            self.numbers[slot] = numbers[row]
+
+
+class Extremes:
+    """The responses of each prototype's largest or smallest rewards, from batch to batch; the first of equal ones."""
+
+    def __init__(self, count: int, *, largest: bool) -> None:
+        """Look for ``count`` responses of each prototype."""
+        self.count, self.largest = count, largest
+        self._values: Tensor | None = None
+        self._numbers = torch.empty(0, dtype=torch.int64)
+
+    def add(self, rewards: Tensor, numbers: Tensor) -> None:
+        """Look at rewards (R, K) of responses with these numbers, (R,)."""
+        values = rewards.detach().T
+        numbers = numbers.expand(len(values), -1)
+        if self._values is not None:
+            values = torch.cat([self._values, values], dim=1)
+            numbers = torch.cat([self._numbers, numbers], dim=1)
+        order = values.sort(dim=1, descending=self.largest, stable=True).indices[:, : self.count]
+        self._values, self._numbers = values.gather(1, order), numbers.gather(1, order)
+
+    def examples(self, names: Sequence[tuple[str, int]]) -> list[list[Example]]:
+        """Of each prototype, the most extreme first."""
+        assert self._values is not None  # there was a batch
+        rows = zip(self._numbers.tolist(), self._values.tolist(), strict=True)
+        return [
+            [
+                Example(names[number][0], names[number][1], value)
+                for number, value in zip(numbers, values, strict=True)
+            ]
+            for numbers, values in rows
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,20 +188,6 @@ class PrototypeTable:
         parts = (self.items, self.prototypes, self.ideal_points, torch.tensor(rewards))
         return all(bool(part.isfinite().all()) for part in parts)
 
-    @property
-    def title(self) -> str:
-        """What is shown, in a line."""
-        several = self.num_prototypes > 1
-        parts = [f"{self.num_prototypes:,} prototype{'s' if several else ''}"]
-        if several:
-            parts[0] += f" (effectively {self.effective:.2f})"
-            parts.append(f"{len(self.drawn):,} of {len(self.users):,} users")
-        prompt = "" if self.prompt is None else f" to the prompt {shortened(self.prompt, 40)}"
-        parts.append(f"{len(self.items):,} of {self.num_items:,} responses{prompt}")
-        seen = f"; only what rank 0 of {self.ranks} saw" if self.ranks > 1 else ""
-        stage = STAGES[self.stage]
-        return f"{stage[0].upper()}{stage[1:]} at step {self.step:,}: {', '.join(parts)}{seen}"
-
     def text(self, example: Example) -> str:
         """The response's text, or what names it."""
         return self.texts.get(example.name) or f"{example.id} response {example.response}"
@@ -210,9 +270,3 @@ def principal_plane(points: Tensor) -> tuple[Tensor, tuple[float, float]]:
     total = float(centred.square().sum())
     first, second = (plane.square().sum(0) / total).tolist() if total > 0 else (0.0, 0.0)
     return plane, (first, second)
-
-
-def shortened(text: str, length: int) -> str:
-    """Text in one line of at most so many characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= length else f"{line[: length - 3].rstrip()}..."

@@ -6,12 +6,8 @@ import math
 import pytest
 import torch
 
-from pluralign.callbacks._label_metrics import (
-    bootstrap_sums,
-    crowd_table,
-    item_values,
-    share_deviation,
-)
+from pluralign.metrics import crowd_table
+from pluralign.metrics.crowd import item_values, share_deviation
 
 LABELS = ("good", "fine", "bad")
 REWARDS = (1.0, 0.25, -2.0)
@@ -195,23 +191,6 @@ def test_single_votes_drawn_again_are_the_same():
     table = crowd_table(PROBS[:2], votes, torch.arange(2), **SETTINGS)
     assert table.values["total_variation_floor"].value == 0
     assert table.values["total_variation_expected"].value > 0.2
-
-
-def test_a_resample_draws_whole_prompts():
-    sums = torch.tensor([[1.0, 10.0], [2.0, 40.0], [4.0, 160.0]]).double()
-    found = bootstrap_sums(sums, 200, seed=5)
-    generator = torch.Generator().manual_seed(5)
-    for row, drawn in zip(
-        found.tolist(), torch.randint(3, (200, 3), generator=generator).tolist(), strict=True
-    ):
-        assert row == [sum(sums[i, column].item() for i in drawn) for column in range(2)]
-
-
-def test_resamples_do_not_depend_on_the_memory_they_take(monkeypatch):
-    sums = torch.rand(6, 2).double()
-    whole = bootstrap_sums(sums, 50, seed=5)
-    monkeypatch.setattr("pluralign.callbacks._label_metrics.CHUNK", 24)
-    assert torch.allclose(bootstrap_sums(sums, 50, seed=5), whole, atol=1e-12)
 
 
 def test_intervals_equal_a_loop_over_resamples():

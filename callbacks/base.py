@@ -1,0 +1,311 @@
+"""Report: what callbacks share that look at every batch of a validation or a test, and report on the whole."""
+
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
+
+__all__ = ["STAGES", "Finding", "Report", "check_least", "gather_rows", "value_table"]
+
+STAGES = {"val": "validation", "test": "test"}
+
+Whole = TypeVar("Whole")
+"""What a callback makes of all batches."""
+
+
+@dataclass
+class Finding(Generic[Whole]):
+    """What one validation or test found.
+
+    Attributes:
+        whole: What the callback made of all batches.
+        stage: ``val`` or ``test``.
+        step: Optimiser steps.
+        path: Where its files go, without their endings.
+        entry: Its numbers by name, with ``step``, as they stand in the history.
+        drawn: Whether there is a picture of it.
+    """
+
+    whole: Whole
+    stage: str
+    step: int
+    path: Path
+    entry: dict[str, float]
+    drawn: bool = False
+
+    @property
+    def title(self) -> str:
+        """Which one it is, as a headline begins."""
+        return f"{STAGES[self.stage].capitalize()} at step {self.step:,}"
+
+
+class Report(L.Callback, ABC, Generic[Whole]):
+    """Collects over batches and ranks, makes something of the whole, and reports it: every hook, once.
+
+    A callback says what to keep of a batch (:meth:`collect`), what to make of all that was kept (:meth:`judge`), which
+    numbers of it are logged (:meth:`values`) and remembered (:meth:`entry`), and how it is written (:meth:`content`),
+    drawn (:meth:`draw`) and printed (:meth:`show`).
+
+    Values are logged after every validation and test, files written then too; at the end of ``fit``, ``validate`` or
+    ``test`` the last one is printed. Sanity checks are ignored. Several loaders count as one.
+
+    Attributes:
+        history: Numbers of every validation since the fit began.
+    """
+
+    stages: ClassVar[tuple[str, ...]] = ("val", "test")
+    """Stages whose batches are looked at."""
+    verbs: ClassVar[tuple[str, ...]] = ("fit", "validate", "test")
+    """At whose end there is a report."""
+    written_at_once: ClassVar[bool] = True
+    """Whether every validation of a fit leaves a file, or only the last one."""
+    whole_sanity_check: ClassVar[bool] = False
+    """Whether a sanity check that sees all of the data counts as a validation."""
+
+    def __init__(self, folder: str) -> None:
+        """Name the folder.
+
+        Args:
+            folder: Folder in the trainer's log folder, or an absolute path.
+        """
+        self.folder = folder
+        self.history: list[dict[str, float]] = []
+        self._batches: list[tuple[Tensor, ...]] = []
+        self._last: Finding[Whole] | None = None
+
+    # What a callback writes ----------------------------------------------------------------------------
+
+    def begin(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Prepare for the batches of a validation, a test or a sanity check."""
+
+    @abstractmethod
+    def collect(
+        self, module: L.LightningModule, output: RewardOutput, batch: PreferenceBatch
+    ) -> tuple[Tensor, ...]:
+        """Rows to keep of a batch: columns of one length, on the module's device.
+
+        Raises:
+            ValueError: If module or data lack what is needed.
+        """
+
+    def empty(self, module: L.LightningModule) -> tuple[Tensor, ...]:
+        """The columns of no rows at all; empty if nothing is kept for all ranks."""
+        return ()
+
+    @abstractmethod
+    def judge(
+        self, trainer: L.Trainer, module: L.LightningModule, stage: str, columns: list[Tensor]
+    ) -> Whole | None:
+        """What to make of the rows of all batches and ranks, on the host; every rank asks. None if there is nothing."""
+
+    def values(self, module: L.LightningModule, whole: Whole) -> dict[str, float]:
+        """Numbers to log, by name without the stage."""
+        return {}
+
+    def entry(self, whole: Whole, values: dict[str, float]) -> dict[str, float]:
+        """Numbers for the history, besides the step; ``values`` are those that were logged."""
+        return values
+
+    def content(self, finding: Finding[Whole]) -> dict[str, object] | None:
+        """Plain values for the JSON file; None for no file."""
+        return None
+
+    def draws_now(self, trainer: L.Trainer, stage: str) -> bool:
+        """Whether the picture is drawn at once; otherwise when the report is printed."""
+        return False
+
+    def draw(self, finding: Finding[Whole]) -> bool:
+        """Draw the picture beside the file, if there is one to draw; whether it was done."""
+        return False
+
+    @abstractmethod
+    def show(self, finding: Finding[Whole], first: dict[str, float] | None, console: Console) -> None:
+        """Print the table and where the files are; ``first`` is the first of several validations of a fit."""
+
+    def path(self, trainer: L.Trainer, stage: str) -> Path:
+        """Where the files go, without their endings; every rank has to ask."""
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / self.folder
+        return folder / f"{stage}_step{trainer.global_step:06d}"
+
+    # Hooks ---------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Forget another run."""
+        self._last = None
+        if stage == "fit":
+            self.history = []
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin a new collection."""
+        self._begin(trainer, pl_module, "val")
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin a new collection."""
+        self._begin(trainer, pl_module, "test")
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,  # noqa: ANN401  Lightning's type; a RewardOutput
+        batch: PreferenceBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep what is needed of one batch."""
+        self._collect(pl_module, outputs, batch, "val")
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,  # noqa: ANN401  Lightning's type; a RewardOutput
+        batch: PreferenceBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep what is needed of one batch."""
+        self._collect(pl_module, outputs, batch, "test")
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Judge what was collected, unless it was a sanity check."""
+        counts = self.whole_sanity_check and trainer.num_sanity_val_batches == trainer.num_val_batches
+        if not trainer.sanity_checking or counts:
+            self._finish(trainer, pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Judge what was collected."""
+        self._finish(trainer, pl_module, "test")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Report, unless a fit goes on."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._report(trainer, "validate")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Report."""
+        self._report(trainer, "test")
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Report on the last validation."""
+        self._report(trainer, "fit")
+
+    # The way of the rows -------------------------------------------------------------------------------
+
+    def _begin(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        if stage in self.stages:
+            self._batches = []
+            self.begin(trainer, module)
+
+    def _collect(
+        self, module: L.LightningModule, output: RewardOutput | None, batch: PreferenceBatch, stage: str
+    ) -> None:
+        if stage in self.stages:
+            # A step may return nothing.
+            self._batches.append(self.collect(module, output or RewardOutput(), batch))
+
+    def _finish(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        if stage not in self.stages:
+            return
+        path = self.path(trainer, stage)
+        parts = zip(self.empty(module), *self._batches, strict=True)
+        columns = [gather_rows(trainer, torch.cat(column)) for column in parts]
+        self._batches, self._last = [], None
+        whole = self.judge(trainer, module, stage, columns)
+        if whole is None:
+            return
+        values, step = self.values(module, whole), trainer.global_step
+        if values:
+            module.log_dict({f"{stage}/{name}": value for name, value in values.items()}, sync_dist=True)
+        entry = {"step": float(step), **self.entry(whole, values)}
+        finding = self._last = Finding(whole, stage, step, path, entry)
+        if trainer.is_global_zero and self.written_at_once:
+            self._write(finding)
+        if trainer.is_global_zero and self.draws_now(trainer, stage):
+            finding.drawn = self.draw(finding)
+        if stage == "val":
+            self.history.append(entry)
+
+    def _write(self, finding: Finding[Whole]) -> None:
+        content = self.content(finding)
+        finding.path.parent.mkdir(parents=True, exist_ok=True)
+        if content is not None:
+            text = json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False)
+            finding.path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+
+    def _report(self, trainer: L.Trainer, verb: str) -> None:
+        finding = self._last
+        if finding is None or verb not in self.verbs or not trainer.is_global_zero:
+            return
+        if not self.written_at_once:
+            self._write(finding)
+        finding.drawn = finding.drawn or self.draw(finding)
+        several = verb == "fit" and len(self.history) > 1
+        self.show(finding, self.history[0] if several else None, Console())
+
+
+def gather_rows(trainer: L.Trainer, column: Tensor) -> Tensor:
+    """Concatenate a column over ranks, in their order, on the host.
+
+    Args:
+        trainer: Whose ranks; every one has to call.
+        column: This rank's rows, (n, ...), on its device; n may differ between ranks.
+    """
+    if trainer.world_size == 1:
+        return column.cpu()
+    size = torch.tensor([len(column)], device=column.device)
+    sizes: list[int] = trainer.strategy.all_gather(size).flatten().tolist()
+    padded = column.new_zeros(max(sizes), *column.shape[1:])
+    padded[: len(column)] = column
+    ranks = trainer.strategy.all_gather(padded).cpu()
+    return torch.cat([rank[:length] for rank, length in zip(ranks, sizes, strict=True)])
+
+
+def check_least(**settings: tuple[int, int]) -> None:
+    """Check numbers against the least that each may be.
+
+    Raises:
+        ValueError: Naming the first one that is below.
+    """
+    for name, (value, least) in settings.items():
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def value_table(
+    title: str,
+    caption: str,
+    rows: list[tuple[str, str, float, str]],
+    *,
+    first: dict[str, float] | None,
+    last: dict[str, float],
+) -> Table:
+    """A table of values beside those of the first validation.
+
+    Args:
+        title: Headline.
+        caption: What stands below.
+        rows: What is measured, its key in the entries, its value, and its interval.
+        first: Entry of the first validation; None if there is no other.
+        last: Entry of the shown one.
+    """
+    table = Table(title=title, caption=caption)
+    table.add_column("")
+    if first:
+        table.add_column(f"step {first['step']:,.0f}", justify="right")
+    table.add_column(f"step {last['step']:,.0f}" if first else "value", justify="right")
+    table.add_column("95 % interval", justify="right")
+    for name, key, value, interval in rows:
+        before = [f"{first[key]:.3f}" if key in first else "-"] if first else []
+        table.add_row(name, *before, f"{value:.3f}", interval)
+    return table

@@ -1,0 +1,8 @@
+"""Pictures: each draws what a callback found, and collects nothing itself."""
+
+from .crowd import draw_crowd_table
+from .prototypes import draw_prototype_table
+from .recovery import draw_recovery
+from .style import shortened
+
+__all__ = ["draw_crowd_table", "draw_prototype_table", "draw_recovery", "shortened"]
