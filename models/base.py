@@ -337,22 +337,24 @@ class BaseModule(L.LightningModule):
         self._check_names(state_dict, self.saved_keys(), f"the checkpoint does not fit {type(self).__name__}")
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
-    def _check_names(self, state_dict: Mapping[str, Tensor], needed: set[str], problem: str) -> None:
+    def _check_names(
+        self, state_dict: Mapping[str, Tensor], needed: set[str], problem: str, *, shapes: bool = False
+    ) -> None:
         present = self.state_dict()
         wrong = {
             "missing": sorted(needed - set(state_dict)),
             "unknown": sorted(set(state_dict) - set(present)),
-            "of another shape": sorted(
+        }
+        if shapes:
+            wrong["of another shape"] = sorted(
                 name
                 for name in set(state_dict) & set(present)
                 if not name.endswith("_extra_state") and state_dict[name].shape != present[name].shape
-            ),
-        }
+            )
         if any(wrong.values()):
             lists = (
                 f"{kind} {names[:5] or 'nothing'}{' ...' if len(names) > 5 else ''}"
                 for kind, names in wrong.items()
-                if names or kind != "of another shape"
             )
             raise RuntimeError(f"{problem}: {', '.join(lists)}")
 
@@ -373,6 +375,7 @@ class BaseModule(L.LightningModule):
             state,
             needed,
             f"init_from={self.init_from!r} does not fit {type(self).__name__} (init_may_differ could say so)",
+            shapes=True,
         )
         super().load_state_dict(state, strict=False)
         self.text_format = content.get("pluralign", {}).get("text_format")
