@@ -235,6 +235,20 @@ def test_what_it_refuses(fitted, capsys, tmp_path):
         main(["adapt", *base, "--data.text.prompt_format=Q: {text} A:"])
 
 
+def test_the_checkpoint_that_a_saved_configuration_names_is_another_one(fitted, capsys, tmp_path):
+    """A run that went on keeps the checkpoint that it started from."""
+    words, checkpoint = fitted
+    saved = tmp_path / "saved.yaml"
+    saved.write_text(
+        yaml.safe_dump(
+            yaml.safe_load(Path(words[1]).read_text()) | {"ckpt_path": "old.ckpt", "weights_only": True}
+        )
+    )
+    refused(capsys, ["--config", str(saved)], "the following arguments are required: --ckpt_path")
+    main(["adapt", "--ckpt_path", checkpoint, "--config", str(saved), "--shots=0", "--output=new.ckpt"])
+    assert json.loads(Path("new.json").read_text())["checkpoint"] == checkpoint
+
+
 @pytest.mark.parametrize("version", ["A", "B"])
 def test_stored_features(tmp_path, capsys, version):
     from transformers import LlamaConfig, LlamaModel
