@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .cache import PRESENT, SplitReport, TokenTable
-from .record import PreferenceRecord, RecordError
+from .cache import SplitReport, TokenTable
+from .columns import Column, Item, optional_columns
+from .record import Comparison, PreferenceRecord, RecordError, Response, record_key
 from .text import TokenizedRecord
 
 if TYPE_CHECKING:
@@ -29,12 +30,15 @@ def _schema() -> "pa.Schema":
     import pyarrow as pa
 
     integers = ("tokens", "lengths", "response_index", "comparisons", "comparison_index")
-    floats = ("preference", "margin", "weight", "strength", "score", "votes", "prior", "comparison_votes")
+    plain = [("id", pa.string()), ("record_key", pa.int64()), ("file", pa.string()), ("line", pa.int64())]
     return pa.schema(
-        [("id", pa.string()), ("file", pa.string()), ("line", pa.int64()), ("prompt_length", pa.int32())]
+        [*plain, ("prompt_length", pa.int32())]
         + [(name, pa.list_(pa.int32())) for name in integers]
-        + [(name, pa.list_(pa.float32())) for name in floats]
-        + [(name, pa.list_(pa.string())) for name in ("user", "domain")]
+        + [("preference", pa.list_(pa.float32()))]
+        + [
+            (entry.stored, pa.list_(pa.string() if entry.kind == "name" else pa.float32()))
+            for entry in optional_columns()
+        ]
     )
 
 
@@ -42,59 +46,61 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def _flat(values: Sequence[float | None], missing: float) -> list[float]:
-    """Values with ``missing`` in place of None, or nothing at all if every one is None."""
-    if all(value is None for value in values):
-        return []
-    return [missing if value is None else value for value in values]
+def _items(
+    record: PreferenceRecord, responses: Sequence[int], comparisons: Sequence[int]
+) -> dict[Item, list[PreferenceRecord] | list[Response] | list[Comparison]]:
+    """What a column may be of: the record, and its responses and comparisons at these places."""
+    return {
+        "record": [record],
+        "response": [record.responses[i] for i in responses],
+        "comparison": [record.comparisons[i] for i in comparisons],
+    }
 
 
-def _flat_votes(votes: Sequence[tuple[float, ...] | None]) -> list[float]:
-    sizes = {len(counts) for counts in votes if counts is not None}
-    if not sizes:
+def _flat(entry: Column, items: Sequence[object]) -> list[object]:
+    """A column's values, what is missing filled in; nothing at all if everything is."""
+    values = [entry.of(item) for item in items]
+    known = next((value for value in values if value is not None), None)
+    if known is None:
         return []
-    size = sizes.pop()
-    return [count for counts in votes for count in (counts if counts is not None else (0.0,) * size)]
+    if entry.kind == "name":
+        return values
+    if entry.kind != "counts":
+        return [entry.missing if value is None else value for value in values]
+    nothing = (entry.missing,) * len(known)
+    return [count for value in values for count in (nothing if value is None else value)]
 
 
 def _columns(record: PreferenceRecord, tokens: TokenizedRecord) -> dict[str, list[object]]:
     """Everything of a record but its tokens, for the kept responses and comparisons."""
     place = {response: i for i, response in enumerate(tokens.responses)}
-    responses = [record.responses[i] for i in tokens.responses]
     comparisons = [record.comparisons[i] for i in tokens.comparisons]
-    users, domains = [c.user for c in comparisons], [c.domain for c in comparisons]
-    columns: dict[str, Sequence[object]] = {
-        "response_index": tokens.responses,
+    items = _items(record, tokens.responses, tokens.comparisons)
+    return {
+        "response_index": list(tokens.responses),
         "comparisons": [place[side] for c in comparisons for side in (c.chosen, c.rejected)],
-        "comparison_index": tokens.comparisons,
+        "comparison_index": list(tokens.comparisons),
         "preference": [c.preference for c in comparisons],
-        "margin": _flat([c.margin for c in comparisons], 0.0),
-        "weight": _flat([c.weight for c in comparisons], 1.0),
-        "strength": _flat([c.strength for c in comparisons], float("nan")),
-        "comparison_votes": _flat_votes([c.votes for c in comparisons]),
-        "score": _flat([r.score for r in responses], float("nan")),
-        "votes": _flat_votes([r.votes for r in responses]),
-        "prior": _flat_votes([r.prior for r in responses]),
-        "user": users if any(user is not None for user in users) else [],
-        "domain": domains if any(domain is not None for domain in domains) else [],
+        **{entry.stored: _flat(entry, items[entry.item]) for entry in optional_columns()},
     }
-    return {name: list(values) for name, values in columns.items()}
 
 
 class _SplitWriter:
     """One split's Arrow stream, and the small arrays beside it."""
 
-    def __init__(self, folder: Path, split: str) -> None:
+    def __init__(self, folder: Path, split: str, source: str) -> None:
         import pyarrow as pa
 
-        self.folder, self.split = folder, split
+        self.folder, self.split, self.source = folder, split, source
         self.path = folder / f"{split}.arrow"
         self.schema = _schema()
         self.stream = pa.ipc.new_stream(str(self.path), self.schema)
         self.sizes = array("i")
         self.ids = array("Q")
+        self.keys = array("q")
         self.groups = array("Q")
-        self.names: dict[str, set[str]] = {"user": set(), "domain": set()}
+        self.names: dict[str, set[str]] = {entry.stored: set() for entry in optional_columns(kind="name")}
+        self.may_lack = {"comparisons", *(entry.stored for entry in optional_columns())}
         self.present: set[str] = set()
 
     def write(self, rows: Sequence[tuple[PreferenceRecord, TokenizedRecord, str, int]]) -> None:
@@ -103,7 +109,9 @@ class _SplitWriter:
         data: dict[str, list[object]] = {name: [] for name in self.schema.names}
         for record, tokens, file, line in rows:
             columns = _columns(record, tokens)
+            key = record_key(self.source if record.source is None else record.source, self.split, record.id)
             data["id"].append(record.id)
+            data["record_key"].append(key)
             data["file"].append(file)
             data["line"].append(line)
             data["prompt_length"].append(tokens.prompt_length)
@@ -111,13 +119,14 @@ class _SplitWriter:
             data["lengths"].append(tokens.lengths)
             for name, values in columns.items():
                 data[name].append(values)
-                if values and name in PRESENT:
+                if values and name in self.may_lack:
                     self.present.add(name)
             for name, names in self.names.items():
                 names.update(str(value) for value in columns[name] if value is not None)
             prefix, own = int(tokens.lengths[0]), tokens.lengths[1:]
             self.sizes.extend((len(own), prefix, int(own.sum()), int(own.max())))
             self.ids.append(_hash(record.id))
+            self.keys.append(key)
             self.groups.append(_hash(record.split_key))
         self.stream.write_batch(
             pa.record_batch([pa.array(data[f.name], f.type) for f in self.schema], schema=self.schema)
@@ -153,12 +162,13 @@ def _remove_left_overs(folder: Path) -> None:
 class CacheWriter:
     """Write a cache folder; use as a context manager, which completes or removes it."""
 
-    def __init__(self, folder: Path, splits: Sequence[str], *, on_invalid: str) -> None:
+    def __init__(self, folder: Path, splits: Sequence[str], *, source: str, on_invalid: str) -> None:
         """Open the streams under a temporary name.
 
         Args:
             folder: Where the cache will stand.
             splits: Names of the splits.
+            source: What records are of that do not say it themselves: the data module's name.
             on_invalid: ``error`` or ``skip``.
         """
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +177,7 @@ class CacheWriter:
         owner = f"{folder.name}.{socket.gethostname()}.{os.getpid()}."
         self.partial = Path(tempfile.mkdtemp(prefix=owner, suffix=".partial", dir=folder.parent))
         self.reports = {split: SplitReport() for split in splits}
-        self._splits = {split: _SplitWriter(self.partial, split) for split in splits}
+        self._splits = {split: _SplitWriter(self.partial, split, source) for split in splits}
         self._categories: dict[str, int] = {}
 
     def __enter__(self) -> Self:
@@ -212,25 +222,30 @@ class CacheWriter:
 
         Raises:
             RecordError: For an id that occurs twice, if ``on_invalid`` is ``error``.
+            ValueError: If two ids of a split have the same key.
         """
         for writer in self._splits.values():
             writer.close()
         for split, writer in self._splits.items():
             self._settle_duplicates(split, writer)
+            _check_keys(split, writer)
         train = self._splits.get("train")
         for split, writer in self._splits.items():
             if train is not None and writer is not train:
                 shared = np.isin(np.asarray(writer.groups, np.uint64), np.asarray(train.groups, np.uint64))
                 self.reports[split].in_train = int(shared.sum())
         first = train or next(iter(self._splits.values()))
-        others = set().union(*(writer.names["user"] for writer in self._splits.values()))
-        # Those of training come first: a method that keeps a table of users needs it for them alone.
-        users = sorted(first.names["user"]) + sorted(others - first.names["user"])
+        names = {}
+        for entry in optional_columns(kind="name"):
+            # Those of training come first: a method that keeps a table of users needs it for them alone.
+            names[entry.stored] = sorted(first.names[entry.stored])
+            if not entry.training_only:
+                others = set().union(*(writer.names[entry.stored] for writer in self._splits.values()))
+                names[entry.stored] += sorted(others - first.names[entry.stored])
         meta = {
             "format": dict(format_description),
             "reports": {split: vars(report) for split, report in self.reports.items()},
-            "users": users,
-            "domains": sorted(first.names["domain"]),
+            "names": names,
             "num_training_users": len(first.names["user"]),
             "present": sorted(set().union(*(writer.present for writer in self._splits.values()))),
             "categories": self._categories,
@@ -248,15 +263,12 @@ class CacheWriter:
     def _same_categories(
         self, split: str, record: PreferenceRecord, tokens: TokenizedRecord, file: str, line: int
     ) -> bool:
-        votes = {
-            "votes": [r.prior if r.votes is None else r.votes for r in record.responses],
-            "comparison_votes": [comparison.votes for comparison in record.comparisons],
-        }
-        sizes = {
-            name: next(len(count) for count in counts if count is not None)
-            for name, counts in votes.items()
-            if any(count is not None for count in counts)
-        }
+        sizes: dict[str, int] = {}
+        items = _items(record, range(len(record.responses)), range(len(record.comparisons)))
+        for entry in optional_columns(kind="counts"):
+            for counts in map(entry.of, items[entry.item]):
+                if counts is not None:
+                    sizes.setdefault(entry.votes, len(counts))
         for name, size in sizes.items():
             if size != self._categories.get(name, size):
                 allowed = f"{self._categories[name]} categories, as in the records before"
@@ -289,8 +301,20 @@ class CacheWriter:
         keep = np.setdiff1d(np.arange(len(writer.ids)), again)
         np.save(self.partial / f"{split}.keep.npy", keep)
         writer.groups = array("Q", np.asarray(writer.groups, np.uint64)[keep].tolist())
+        writer.keys = array("q", np.asarray(writer.keys, np.int64)[keep].tolist())
         removed = table.select(again)
         report = self.reports[split]
         report.records -= len(again)
         report.responses -= sum(map(len, removed["response_index"]))
         report.comparisons -= sum(map(len, removed["comparison_index"]))
+
+
+def _check_keys(split: str, writer: _SplitWriter) -> None:
+    """Refuse two records that side tables could not tell apart; their ids differ."""
+    keys = np.asarray(writer.keys, np.int64)
+    values, counts = np.unique(keys, return_counts=True)
+    if len(values) == len(keys):
+        return
+    table = TokenTable.read(writer.path).select_columns(["id", "record_key"])
+    names = sorted({row["id"] for row in table if row["record_key"] == values[counts.argmax()]})
+    raise ValueError(f"{split}: records {', '.join(map(repr, names))} have the same key: rename one of them")

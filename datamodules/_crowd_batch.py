@@ -25,6 +25,6 @@ def crowd_batch_target(votes: Tensor, config: CrowdConfig, prior: Tensor | None)
     prior = torch.zeros_like(votes) if prior is None else prior
     known = (prior > 0).any(-1)  # and not NaN
     judged = (votes.sum(-1) > 0) | (known & (config.prior_strength > 0))
-    target, strength = torch.full_like(votes, torch.nan), votes.new_zeros(len(votes))
-    target[judged], strength[judged] = crowd_target(votes[judged], config, prior[judged])
-    return target, strength
+    target, num_votes = torch.full_like(votes, torch.nan), votes.new_zeros(len(votes))
+    target[judged], num_votes[judged] = crowd_target(votes[judged], config, prior[judged])
+    return target, num_votes

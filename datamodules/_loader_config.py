@@ -1,12 +1,12 @@
 """How records become batches: the settings of every data module's loaders."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from .crowd import CrowdConfig
 from .users import UserProtocol
 
-__all__ = ["LoaderConfig"]
+__all__ = ["LoaderConfig", "changed"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class LoaderConfig:
         items: What is scored: the ``conversation``, prompt and response together, or the ``response`` alone, which is
             for methods that read the prompt apart.
         prompts: Whether batches of tokens hold every prompt as a row of its own, too.
+        joins: Side tables (:mod:`pluralign.datamodules.joins`): Parquet files of strengths, margins, weights or priors
+            by record key, which go before those of the data.
     """
 
     max_tokens: int | None = 8192
@@ -44,11 +46,13 @@ class LoaderConfig:
     users: UserProtocol = field(default_factory=UserProtocol)
     items: Literal["conversation", "response"] = "conversation"
     prompts: bool = False
+    joins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check ranges.
 
         Raises:
+            TypeError: If ``joins`` is a file and no list of files.
             ValueError: Naming the argument, its value and what is allowed.
         """
         if self.max_tokens is None and self.batch_size is None:
@@ -61,3 +65,32 @@ class LoaderConfig:
             raise ValueError(f"loader.layout must be auto, shared or separate, got {self.layout!r}")
         if self.items not in ("conversation", "response"):
             raise ValueError(f"loader.items must be conversation or response, got {self.items!r}")
+        if isinstance(self.joins, str):
+            raise TypeError(f"loader.joins must be a list of files, got {self.joins!r}")
+        object.__setattr__(self, "joins", tuple(self.joins))
+
+
+def changed(
+    loader: LoaderConfig,
+    *,
+    users: Literal["seen", "unseen", "all"] | None = None,
+    features: bool | None = None,
+    prompts: bool | None = None,
+    layout: Literal["shared", "separate"] | None = None,
+    max_tokens: int | None = None,
+) -> LoaderConfig:
+    """Settings with what is not None changed; arguments as ``PreferenceDataModule.batches`` has them.
+
+    Raises:
+        ValueError: If features are asked for and the settings name no store, or a value is out of range.
+    """
+    if features and loader.features is None:
+        raise ValueError("features=True needs loader.features: name the store that `pluralign embed` wrote")
+    return replace(
+        loader,
+        users=loader.users if users is None else replace(loader.users, show=users),
+        features=None if features is False else loader.features,
+        prompts=loader.prompts if prompts is None else prompts,
+        layout=loader.layout if layout is None else layout,
+        max_tokens=loader.max_tokens if max_tokens is None else max_tokens,
+    )

@@ -2,30 +2,30 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha1
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import numpy as np
-import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from ._cache_writer import CacheWriter
-from ._loader_config import LoaderConfig
+from ._loader_config import LoaderConfig, changed
+from ._loaders import LoaderRows, batch_loader
+from ._preparation import report_split, tokenise
+from ._texts import decoded_responses
+from ._vote_priors import VotePriors
 from .batch import PreferenceBatch
 from .cache import CacheReader, SplitReport, TokenTable, fingerprint
 from .collate import PreferenceCollator
-from .crowd import CrowdConfig, CrowdPriors, crowd_priors
 from .features import FeatureStore, FeatureTable
 from .files import SourceRow, hash_files
+from .joins import SideTable, load_joins, report_joins
 from .record import PreferenceRecord, RecordError
-from .sampler import FixedOrderBatchSampler, PreferenceDataLoader, TokenBudgetBatchSampler
-from .text import REFUSED, RecordTokenizer, TextConfig
-from .users import UserProtocol, UserTable
+from .sampler import PreferenceDataLoader
+from .text import RecordTokenizer, TextConfig
+from .users import UserProtocol, UserView, joined, user_view
 
 __all__ = ["LoaderConfig", "PreferenceDataModule"]
 
@@ -36,8 +36,6 @@ STAGES = {
     "test": ("test",),
     "predict": ("predict",),
 }
-CHUNK = 256
-"""Records tokenised at a time: enough to keep a fast tokenizer's threads busy, little enough for memory."""
 
 
 class PreferenceDataModule(L.LightningDataModule, ABC):
@@ -55,7 +53,8 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
         training_users: Judges that the loader of this training split shows, by ``loader.users``.
         domains: Domains of the training split; ``domain_id`` indexes it.
         reports: What became of the rows, by split; filled by ``setup``.
-        feature_store: Where features come from if ``loader.features`` names a store; opened by ``setup``.
+        names: What the names of a column are indices of, by its stored name: ``user`` and ``domain`` are the two
+            lists above, ``source`` and ``aspect`` those of records.
     """
 
     name: str  # pyright: ignore[reportIncompatibleVariableOverride]  Lightning leaves it unset
@@ -96,10 +95,12 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
         self.training_users: list[str] = []
         self.domains: list[str] = []
         self.reports: dict[str, SplitReport] = {}
-        self.feature_store: FeatureStore | None = None
-        self._loaded: dict[str, tuple[object, TokenTable | UserTable | FeatureTable]] = {}
+        self.names: dict[str, list[str]] = {}
+        self._store: FeatureStore | None = None
+        self._joins: tuple[tuple[str, ...], tuple[SideTable, ...]] = (), ()
+        self._loaded: dict[tuple[object, ...], LoaderRows] = {}
         self._divided: tuple[UserProtocol, tuple[list[str], list[str]]] | None = None
-        self._priors: dict[str, tuple[CrowdConfig, CrowdPriors]] = {}
+        self._priors: VotePriors | None = None
         self._tables: dict[str, TokenTable] = {}
         self._reader: CacheReader | None = None
         self._tokenizer: RecordTokenizer | None = None
@@ -159,58 +160,10 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
         folder = self.cache_folder()
         if (folder / "meta.json").is_file():
             return
-        with CacheWriter(folder, self.splits, on_invalid=self.on_invalid) as writer:
+        with CacheWriter(folder, self.splits, source=self.name, on_invalid=self.on_invalid) as writer:
             for source in self.sources:
-                self._tokenise(source, writer)
+                tokenise(self, source, writer)
             writer.finish(self.tokenizer.fingerprint())
-
-    def _tokenise(self, source: str, writer: CacheWriter) -> None:
-        rows = self.load(source)
-        while chunk := list(islice(rows, CHUNK)):
-            records: list[tuple[str, PreferenceRecord, SourceRow]] = []
-            for row in chunk:
-                try:
-                    if isinstance(row, RecordError):
-                        raise row
-                    record = self._record(row)
-                except RecordError as error:
-                    writer.reports[source].rows += 1
-                    writer.skip(source, error)
-                    continue
-                split = self.route(record, source)
-                writer.reports[split].rows += 1
-                records.append((split, record, row))
-            self._write(records, writer)
-
-    def _record(self, row: SourceRow) -> PreferenceRecord:
-        try:
-            return self.to_example(row)
-        except RecordError as error:
-            raise error if error.file else error.at(row.file, row.line) from None
-
-    def _write(self, records: list[tuple[str, PreferenceRecord, SourceRow]], writer: CacheWriter) -> None:
-        tokens = self.tokenizer([record for _, record, _ in records])
-        for split in self.splits:
-            rows = []
-            for (target, record, row), result in zip(records, tokens, strict=True):
-                if target != split:
-                    continue
-                if isinstance(result, RecordError):
-                    if self.text.truncation == "error" or result.reason == REFUSED:
-                        writer.skip(split, result.at(row.file, row.line))
-                    else:
-                        writer.reports[split].dropped[f"record: {result.reason}"] += 1
-                    continue
-                judged = any(
-                    record.responses[i].score is not None or record.responses[i].votes is not None
-                    for i in result.responses
-                )
-                if split != "predict" and not result.comparisons and not judged:
-                    writer.reports[split].dropped.update(result.dropped)
-                    writer.reports[split].dropped["record without a judgement"] += 1
-                    continue
-                rows.append((record, result, row.file, row.line))
-            writer.write(split, rows)
 
     def route(self, record: PreferenceRecord, source: str) -> str:
         """Split of a record: its source's, or validation for a hashed share of the training prompts."""
@@ -225,48 +178,46 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
         """Memory-map the splits of ``stage`` and report what became of their rows.
 
         Args:
-            stage: ``fit``, ``validate``, ``test``, ``predict``; None for every split.
+            stage: ``fit``, ``validate``, ``test``, ``predict``, which open the feature store and the side tables as
+                well; None for every split and its tokens alone.
 
         Raises:
-            ValueError: If nothing is left of a split.
+            FileNotFoundError: If there is no feature store or side table where ``loader`` names one.
+            ValueError: If nothing is left of a split, or nothing of it is in a side table.
         """
-        if self.loader.features is not None and self.feature_store is None:
-            store = FeatureStore(self.loader.features)
-            store.check_tokenizer(self.text_format())
-            self.feature_store = store
+        # What is missing or does not fit is said before anything is prepared.
+        joins = self._open_files() if stage else ()
         if self._reader is None:
             self.prepare_data()
             self._reader = CacheReader(self.cache_folder())
+            self._priors = VotePriors(self.name, self._reader)
+        opened: list[str] = []
         for split in STAGES[stage] if stage else self.splits:
             if split in self._tables or split not in self.splits:
                 continue  # a missing split is an error when its loader is asked for, not before
-            report = self.reports[split] = self._reader.reports[split]
-            rank_zero_info(f"{self.name} {split}: {report}")
-            for message in report.first_errors:
-                rank_zero_info(f"  skipped {message}")
-            if report.in_train:
-                rank_zero_warn(
-                    f"{self.name} {split}: {report.in_train} records share a prompt with the training split; "
-                    "their numbers say less about new prompts"
-                )
-            if not report.records:
-                raise ValueError(f"{self.name}: nothing is left of the {split} split: {report}")
+            self.reports[split] = self._reader.reports[split]
+            report_split(self.name, split, self.reports[split])
             self._tables[split] = self._reader.table(split)
+            opened.append(split)
+        report_joins(
+            self.name, joins, {split: self._tables[split] for split in opened}, self._reader.categories
+        )
         self._name_users()
 
     def _name_users(self) -> None:
         """Order of users and domains: as in a restored run, then as the data have them; unseen users last."""
         assert self._reader is not None  # the caller opened it
-        users, training = self._reader.users, self._reader.users[: self._reader.num_training_users]
+        names, number = dict(self._reader.names), self._reader.num_training_users
+        training = names["user"][:number]
         if self.loader.users.active:
             training, _ = self.divided_users()
-            users = _joined(training, users)
-        self.users, self.domains, self.num_training_users = users, self._reader.domains, len(training)
-        self.training_users = list(training)
+            names["user"] = joined(training, names["user"])
+        self.training_users, self.num_training_users = list(training), len(training)
         if self._restored is not None:
             self.num_training_users = self._restored["num_training_users"]
-            self.users = _joined(self._restored["users"], users)
-            self.domains = _joined(self._restored["domains"], self.domains)
+            before = _names_of(self._restored)
+            names = {column: joined(before.get(column, []), values) for column, values in names.items()}
+        self.names, self.users, self.domains = names, names["user"], names["domain"]
 
     def divided_users(self) -> tuple[list[str], list[str]]:
         """Seen and unseen users, as ``loader.users`` says.
@@ -280,7 +231,7 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
         protocol = self.loader.users
         if self._divided is None or self._divided[0] != protocol:
             counts = self._reader.judgements_of_users()
-            names = self._reader.users[: self._reader.num_training_users]
+            names = self._reader.names["user"][: self._reader.num_training_users]
             self._divided = protocol, protocol.divide({name: counts[name] for name in names})
         return self._divided[1]
 
@@ -297,45 +248,51 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
             raise RuntimeError(f"the {split} split is not open: call setup() for its stage first")
         return self._tables[split]
 
-    def layout(self) -> str:
-        """Layout of the rows: the setting, or the model's wish where that is ``auto``."""
-        if self.loader.layout != "auto":
-            return self.loader.layout
-        module = getattr(self.trainer, "lightning_module", None)
-        return getattr(module, "layout", None) or "shared"
+    def texts(self, split: str, responses: Sequence[tuple[str, int]]) -> list[tuple[str, str]]:
+        """Prompt and text of responses, as the network reads them; empty for a response that the split does not have.
 
-    def collator(self) -> PreferenceCollator:
-        """Function that turns rows into a batch; picklable."""
-        if self._reader is None:
-            raise RuntimeError("call setup() first: the collator needs the data's users, domains and columns")
-        return PreferenceCollator(
-            layout=self.layout(),
-            present=self._reader.present,
-            users=self.users,
-            domains=self.domains,
-            categories=self._reader.categories,
-            store=self.feature_store,
-            items=self.loader.items,
-            prompts=self.loader.prompts,
-            crowd=self.loader.crowd,
-            priors=self._all_priors(),
-        )
+        Args:
+            split: A split that ``setup`` opened.
+            responses: Record id and place in the record of each response.
+        """
+        return decoded_responses(self.table(split), self.tokenizer.tokenizer.decode, responses)
 
-    def _all_priors(self) -> dict[str, CrowdPriors]:
-        """Priors for every kind of votes; what is given for so many categories need not fit both kinds."""
-        assert self._reader is not None  # the caller looked
-        priors: dict[str, CrowdPriors] = {}
-        errors: dict[str, ValueError] = {}
-        for name in self._reader.categories:
-            try:
-                priors[name] = self.priors(name)
-            except ValueError as error:
-                errors[name] = error
-        for name, reason in errors.items():
-            if not priors:
-                raise reason
-            rank_zero_info(f"{self.name}: loader.crowd.prior is not for {name}: {reason}")
-        return priors
+    # What modules, callbacks and commands ask --------------------------------------------------------------
+
+    @property
+    def features(self) -> FeatureStore | None:
+        """The store that ``loader.features`` names, opened when first asked for; None without one.
+
+        Raises:
+            FileNotFoundError: If there is no store.
+            ValueError: If it is damaged, or of another tokenizer.
+        """
+        return self._open_features()
+
+    def _open_features(self) -> FeatureStore | None:
+        folder = self.loader.features
+        if folder is None:
+            return None
+        if self._store is None or self._store.folder != Path(folder):
+            store = FeatureStore(folder)
+            store.check_tokenizer(self.text_format())
+            self._store = store
+        return self._store
+
+    def _open_files(self) -> tuple[SideTable, ...]:
+        self._open_features()
+        return self.joins
+
+    @property
+    def joins(self) -> tuple[SideTable, ...]:
+        """The side tables that ``loader.joins`` names, read when first asked for."""
+        if self._joins[0] != self.loader.joins:
+            self._joins = self.loader.joins, load_joins(self.loader.joins)
+        return self._joins[1]
+
+    def user_groups(self) -> Mapping[str, str]:
+        """Group of each user, by name; users may lack one, and data without groups name none."""
+        return {}
 
     def mean_votes(self, name: str) -> list[float] | None:
         """Mean share of every category over the training split's judged items; None if it has no such votes.
@@ -343,133 +300,113 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
         Args:
             name: ``votes`` or ``comparison_votes``; of the latter, either response may be the first.
         """
-        if self._reader is None or name not in self._reader.categories:
-            return None
-        mean = self._reader.mean_votes(name)
-        return None if mean is None else [float(share) for share in mean]
+        return None if self._priors is None else self._priors.mean_votes(name)
 
     def check_judged(self, name: str) -> None:
-        """Make sure that every item of the open splits has votes or a prior.
-
-        Args:
-            name: ``votes`` or ``comparison_votes``.
+        """Make sure that every item of the open splits has votes (``votes`` or ``comparison_votes``) or a prior.
 
         Raises:
             ValueError: Naming split, record and item that has neither, and what to change; or if the data have no
                 such votes at all, or ``loader.crowd.prior`` does not fit them.
         """
-        if self._reader is None:
-            return
-        if name not in self._reader.categories:
-            raise ValueError(f"{self.name} has no {name}")
-        strength, priors = self.loader.crowd.prior_strength, self.priors(name)
-        if priors.shared is not None and strength > 0:
-            return
-        for split, table in self._tables.items():
-            if split == "predict":
-                continue
-            found = table.without_votes(
-                name,
-                self._reader.categories[name],
-                own_prior=strength > 0,
-                known=priors.rows if strength > 0 else (),
-            )
-            if found is not None:
-                record, item = found
-                raise ValueError(
-                    f"{self.name} {split}: item {item} of record {record!r} has no {name} and no prior, so there is "
-                    "nothing to learn from it: set loader.crowd.prior (uniform, mean, probabilities or a file) with "
-                    "loader.crowd.prior_strength > 0, or leave such items out of the data"
-                )
+        if self._priors is not None:
+            joined = next((table for table in self.joins if table.column == "prior"), None)
+            self._priors.check_judged(name, self.loader.crowd, self._tables, joined)
 
-    def priors(self, name: str) -> CrowdPriors:
-        """What is expected of the crowd before its votes, as ``loader.crowd.prior`` says.
+    # Batches -----------------------------------------------------------------------------------------------
+
+    def layout(self, settings: LoaderConfig | None = None) -> str:
+        """Layout of the rows: the setting, or the model's wish where that is ``auto``."""
+        settings = settings or self.loader
+        if settings.layout != "auto":
+            return settings.layout
+        module = getattr(self.trainer, "lightning_module", None)
+        return getattr(module, "layout", None) or "shared"
+
+    def collator(self, settings: LoaderConfig | None = None) -> PreferenceCollator:
+        """Function that turns rows into a batch, by the loader's settings or others; picklable."""
+        settings = settings or self.loader
+        if self._reader is None or self._priors is None:
+            raise RuntimeError("call setup() first: the collator needs the data's users, domains and columns")
+        return PreferenceCollator(
+            layout=self.layout(settings),
+            present=self._reader.present,
+            names=self.names,
+            categories=self._reader.categories,
+            store=None if settings.features is None else self.features,
+            items=settings.items,
+            prompts=settings.prompts,
+            crowd=settings.crowd,
+            priors=self._priors.of_all(settings.crowd),
+            joins=self.joins,
+        )
+
+    def rows(self, split: str, settings: LoaderConfig | None = None) -> LoaderRows:
+        """What a loader reads, by its settings or others: tokens, or the places of stored features."""
+        settings = settings or self.loader
+        key = split, settings.users, settings.items, settings.features
+        if key not in self._loaded:
+            table: TokenTable | UserView = self.table(split)
+            if settings.users.active and split != "predict":
+                table = user_view(self.name, split, self.table(split), settings.users, *self.divided_users())
+            store = None if settings.features is None else self.features
+            self._loaded[key] = (
+                table if store is None else FeatureTable(table, store, split, items=settings.items)
+            )
+        return self._loaded[key]
+
+    def batches(
+        self,
+        split: str,
+        *,
+        users: Literal["seen", "unseen", "all"] | None = None,
+        shuffle: bool = False,
+        features: bool | None = None,
+        prompts: bool | None = None,
+        layout: Literal["shared", "separate"] | None = None,
+        max_tokens: int | None = None,
+        rank: tuple[int, int] | None = None,
+    ) -> PreferenceDataLoader:
+        """Batches of a split, as often as one iterates; what is None is as the loader's settings have it.
 
         Args:
-            name: ``votes`` or ``comparison_votes``.
+            split: A split that ``setup`` opened.
+            users: Whose judgements they hold.
+            shuffle: Whether their order is random, by the loader's seed.
+            features: True for stored features, False for tokens.
+            prompts: Whether every prompt is a row of its own, too.
+            layout: Of the rows.
+            max_tokens: Bound on rows x padded length.
+            rank: This process and the number of processes; the trainer's if None.
 
         Raises:
-            ValueError: If the prior does not fit the votes, or is the mean of votes that training does not have.
+            ValueError: If the data have no such split, or no features where they are asked for.
+            RuntimeError: If ``setup`` has not opened the split.
         """
-        if self._reader is None:
-            raise RuntimeError("call setup() first: a prior may depend on the training split")
-        crowd = self.loader.crowd
-        if name not in self._priors or self._priors[name][0] != crowd:
-            mean = self._reader.mean_votes(name) if crowd.prior == "mean" else None
-            self._priors[name] = crowd, crowd_priors(crowd, self._reader.categories[name], mean=mean)
-        return self._priors[name][1]
-
-    def _rows(self, split: str) -> TokenTable | UserTable | FeatureTable:
-        """What a loader reads: tokens, or the places of stored features."""
-        protocol, items = self.loader.users, self.loader.items
-        if split in self._loaded and self._loaded[split][0] == (protocol, items):
-            return self._loaded[split][1]
-        table: TokenTable | UserTable = self.table(split)
-        if protocol.active and split != "predict":
-            seen, unseen = self.divided_users()
-            users = {"seen": seen, "unseen": unseen, "all": seen + unseen}[protocol.show]
-            table = UserTable(self.table(split), set(users), anonymous=protocol.show != "unseen")
-            if not len(table):
-                raise ValueError(
-                    f"{self.name} {split}: no judgement of {protocol.show} users is left; change loader.users"
-                )
-            rank_zero_info(
-                f"{self.name} {split}: {table.num_kept:,} of {table.num_judgements:,} judgements are of "
-                f"{protocol.show} users, in {len(table):,} of {len(self.table(split)):,} records"
-            )
-        loaded: TokenTable | UserTable | FeatureTable = table
-        if self.feature_store is not None:
-            loaded = FeatureTable(table, self.feature_store, split, items=items)
-        self._loaded[split] = (protocol, items), loaded
-        return loaded
-
-    def _loader(self, split: str, *, shuffle: bool) -> DataLoader[PreferenceBatch]:
-        table = self._rows(split)
-        trainer = self.trainer
-        shuffle = shuffle and not getattr(trainer, "overfit_batches", 0)
-        sampler = (TokenBudgetBatchSampler if shuffle else FixedOrderBatchSampler)(
-            np.asarray(table.sizes),
-            layout=self.layout(),
-            max_tokens=self.loader.max_tokens,
-            batch_size=self.loader.batch_size,
-            mega_batch=self.loader.mega_batch,
-            shuffle=shuffle,
-            seed=self.loader.seed,
-            num_replicas=trainer.world_size if trainer else 1,
-            rank=trainer.global_rank if trainer else 0,
+        settings = changed(
+            self.loader, users=users, features=features, prompts=prompts, layout=layout, max_tokens=max_tokens
         )
-        if sampler.num_oversized:
-            rank_zero_warn(
-                f"{self.name} {split}: {sampler.num_oversized:,} records have more than loader.max_tokens="
-                f"{self.loader.max_tokens} tokens (up to {int((sampler.rows * sampler.lengths).max()):,}) and form "
-                "batches of their own above that bound; shorten text.max_length, or raise max_tokens"
-            )
-        workers = self.loader.num_workers
-        return PreferenceDataLoader(
-            table,  # type: ignore[arg-type]  # rows; the collator makes batches of them
-            batch_size=None,
-            sampler=sampler,
-            collate_fn=self.collator(),
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+        if rank is None:
+            rank = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        title, rows, collate = f"{self.name} {split}", self.rows(split, settings), self.collator(settings)
+        return batch_loader(title, rows, collate, settings, shuffle=shuffle, rank=rank)
 
     def train_dataloader(self) -> DataLoader[PreferenceBatch]:
         """Batches of the training split, in seeded random order."""
-        return self._loader("train", shuffle=self.loader.shuffle)
+        overfit = getattr(self.trainer, "overfit_batches", 0)
+        return self.batches("train", shuffle=self.loader.shuffle and not overfit)
 
     def val_dataloader(self) -> DataLoader[PreferenceBatch]:
         """Batches of the validation split, in fixed order."""
-        return self._loader("validation", shuffle=False)
+        return self.batches("validation")
 
     def test_dataloader(self) -> DataLoader[PreferenceBatch]:
         """Batches of the test split, in fixed order."""
-        return self._loader("test", shuffle=False)
+        return self.batches("test")
 
     def predict_dataloader(self) -> DataLoader[PreferenceBatch]:
         """Batches of the rows to score, in fixed order."""
-        return self._loader("predict", shuffle=False)
+        return self.batches("predict")
 
     def text_format(self) -> dict[str, str | int | bool | None]:
         """The settled text format; stored with every checkpoint, so that later scoring uses the same."""
@@ -480,17 +417,20 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
             else {**description, "items": self.loader.items}
         )
 
-    def state_dict(self) -> dict[str, list[str] | int]:
-        """Users and domains, so that indices keep their meaning when a run goes on with other data."""
+    def state_dict(self) -> dict[str, Any]:
+        """Users, domains and other names, so that indices keep their meaning when a run goes on with other data."""
+        others = {name: list(values) for name, values in self.names.items() if name not in ("user", "domain")}
         return {
             "users": list(self.users),
             "domains": list(self.domains),
             "num_training_users": self.num_training_users,
+            "names": others,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take users and domains from a checkpoint."""
-        self.users, self.domains = list(state_dict["users"]), list(state_dict["domains"])
+        self.names = _names_of(state_dict)
+        self.users, self.domains = self.names["user"], self.names["domain"]
         # Version 0.1 knew training users only.
         self.num_training_users = state_dict.get("num_training_users", len(self.users))
         self._restored = self.state_dict()
@@ -498,6 +438,7 @@ class PreferenceDataModule(L.LightningDataModule, ABC):
             self._name_users()
 
 
-def _joined(first: list[str], others: list[str]) -> list[str]:
-    """The first names, then those of the others that are not among them."""
-    return list(dict.fromkeys([*first, *others]))
+def _names_of(state: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Names in a saved state; version 0.1 knew users and domains only."""
+    names = {**state.get("names", {}), "user": state["users"], "domain": state["domains"]}
+    return {column: list(values) for column, values in names.items()}

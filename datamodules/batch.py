@@ -38,6 +38,12 @@ class PreferenceBatch(TypedDict, total=False):
     """N record ids."""
     record_key: Tensor
     """(N,) int64: the record's id, split and source as a number, by which side tables are joined."""
+    source_id: Tensor
+    """(N,) int64: which part of a mixture, an index into the data module's ``names["source"]``; -1 unknown."""
+    aspect_id: Tensor
+    """(N,) int64: the preference asked for, an index into the data module's ``names["aspect"]``; -1 unknown."""
+    record_weight: Tensor
+    """(N,) float32 >= 0: weight of the whole record."""
     response_row: Tensor
     """(R,) int64, ascending: row of a response in ``input_ids``."""
     response_end: Tensor
@@ -60,7 +66,7 @@ class PreferenceBatch(TypedDict, total=False):
     """(P, C) float32 >= 0: annotator counts per category of a comparison."""
     comparison_target: Tensor
     """(P, C) float32: share of every category to learn, from votes and prior; NaN where there is neither."""
-    comparison_target_strength: Tensor
+    comparison_target_votes: Tensor
     """(P,) float32 >= 0: votes that ``comparison_target`` is worth, the prior's among them."""
     user_id: Tensor
     """(P,) int64: index into the data module's ``users``; -1 unknown."""
@@ -77,7 +83,7 @@ class PreferenceBatch(TypedDict, total=False):
     """(R, C) float32 >= 0: annotator counts per category of a response."""
     target: Tensor
     """(R, C) float32: share of every category to learn, from votes and prior; NaN where there is neither."""
-    target_strength: Tensor
+    target_votes: Tensor
     """(R,) float32 >= 0: votes that ``target`` is worth, the prior's among them."""
     score: Tensor
     """(R,) float32: a rating of the response, NaN if unknown."""

@@ -9,7 +9,7 @@ import copy
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .columns import Item, optional_columns
+from .joins import SideTable
 from .record import RecordError
 
 if TYPE_CHECKING:
@@ -32,22 +34,19 @@ __all__ = [
     "TokenTable",
     "fingerprint",
     "prompt_alone",
+    "take_row_comparisons",
+    "take_row_responses",
     "without_prompt",
 ]
 
-VERSION = 3
+VERSION = 4
 """Counts up when the files' content changes, so that old caches are made anew."""
-
-OPTIONAL = ("user", "domain", "margin", "weight", "strength", "score", "votes", "prior", "comparison_votes")
-"""Columns that a split may lack; a batch holds a key if any record of any split has it."""
-
-PRESENT = frozenset((*OPTIONAL, "comparisons"))
-"""What a data set is asked about, so that all of its batches have the same keys."""
 
 
 def fingerprint(description: Mapping[str, object]) -> str:
-    """Hash of everything that decides the tokens: 16 hexadecimal digits."""
-    text = json.dumps({"version": VERSION, **description}, sort_keys=True, default=str)
+    """Hash of everything that decides the tokens and the columns beside them: 16 hexadecimal digits."""
+    columns = [entry.stored for entry in optional_columns()]
+    text = json.dumps({"version": VERSION, "columns": columns, **description}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -103,6 +102,9 @@ class SplitReport:
         return "; ".join(parts)
 
 
+Columns = dict[str, NDArray[np.float32] | list[str | None]]
+
+
 class TokenRow(NamedTuple):
     """One record as the cache holds it; the arrays are views of what was read.
 
@@ -114,7 +116,8 @@ class TokenRow(NamedTuple):
         comparisons: Chosen and rejected among the kept responses, int32, (p, 2).
         comparison_index: Original places of the comparisons, int32, (p,).
         preference: float32, (p,).
-        columns: The optional columns the record has.
+        columns: The optional columns the record has, by their stored names; those of a record hold one value.
+        record_key: What :func:`record_key` says of the record.
         prompt_length: Leading tokens that are the prompt's own; at most the prefix.
         places: Rows of a feature store that hold the responses, int64, (k,); None without a store.
         prompt_place: Row of the feature store that holds the prompt; -1 for none.
@@ -127,7 +130,8 @@ class TokenRow(NamedTuple):
     comparisons: NDArray[np.int32]
     comparison_index: NDArray[np.int32]
     preference: NDArray[np.float32]
-    columns: dict[str, NDArray[np.float32] | list[str | None]]
+    columns: Columns
+    record_key: int = 0
     prompt_length: int = 0
     places: NDArray[np.int64] | None = None
     prompt_place: int = -1
@@ -182,8 +186,22 @@ class TokenTable(torch.utils.data.Dataset[list[TokenRow]]):
         """Read several records at once."""
         return _token_rows(self.dataset[rows])
 
+    def named_items(self, item: Item) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Record key of every record, response or comparison, and its place in its record; (items,) each."""
+        keys = self.column("record_key").to_numpy()
+        if item == "record":
+            return keys, np.zeros(len(keys), dtype=np.int64)
+        places = self.column(f"{item}_index")
+        return np.repeat(keys, lengths(places)), _flat(places).astype(np.int64)
+
     def without_votes(
-        self, name: str, categories: int, *, own_prior: bool, known: Collection[str] = ()
+        self,
+        name: str,
+        categories: int,
+        *,
+        own_prior: bool,
+        known: Collection[str] = (),
+        joined: SideTable | None = None,
     ) -> tuple[str, int] | None:
         """First item that nobody voted on, as record id and place in the record; None if there is none.
 
@@ -192,6 +210,7 @@ class TokenTable(torch.utils.data.Dataset[list[TokenRow]]):
             categories: Numbers per item.
             own_prior: Whether a prior that the record brings stands for votes.
             known: Ids of records whose items need no votes.
+            joined: Side table of priors, which stand for votes likewise.
         """
         of_responses = name == "votes"
         places = self.column("response_index" if of_responses else "comparison_index")
@@ -199,6 +218,8 @@ class TokenTable(torch.utils.data.Dataset[list[TokenRow]]):
         sums = _item_sums(self.column(name), items, categories)
         if of_responses and own_prior:
             sums = sums + _item_sums(self.column("prior"), items, categories)
+            if joined is not None:
+                sums = sums + (joined.find(*self.named_items("response")) >= 0)
         ends, ids = np.cumsum(items), self.column("id")
         for item in np.flatnonzero(sums == 0).tolist():
             row = int(np.searchsorted(ends, item, side="right"))
@@ -216,7 +237,8 @@ def _token_rows(table: Any) -> list[TokenRow]:  # noqa: ANN401  a pyarrow table,
     tokens = lists.get("tokens") or no_integers
     pairs, places = lists["comparisons"] or no_integers, lists["comparison_index"] or no_integers
     preferences = lists["preference"] or no_floats
-    optional = [(name, lists[name]) for name in OPTIONAL if lists[name]]
+    optional = [(entry.stored, lists[entry.stored]) for entry in optional_columns() if lists[entry.stored]]
+    plain = [table.column(name).to_pylist() for name in PLAIN]
     return [
         TokenRow(
             id=record_id,
@@ -227,11 +249,10 @@ def _token_rows(table: Any) -> list[TokenRow]:  # noqa: ANN401  a pyarrow table,
             comparison_index=places[i],
             preference=preferences[i],
             columns={name: values[i] for name, values in optional if len(values[i])},
+            record_key=key,
             prompt_length=prompt_length,
         )
-        for i, (record_id, prompt_length) in enumerate(
-            zip(table.column("id").to_pylist(), table.column("prompt_length").to_pylist(), strict=True)
-        )
+        for i, (record_id, key, prompt_length) in enumerate(zip(*plain, strict=True))
     ]
 
 
@@ -253,7 +274,8 @@ def _item_sums(column: "pa.ChunkedArray", items: NDArray[np.int64], width: int) 
     return sums
 
 
-PLAIN = ("id", "prompt_length")
+PLAIN = ("id", "record_key", "prompt_length")
+"""Columns of one value a record; all others are lists."""
 
 
 def _slices(column: "pa.ChunkedArray") -> list[Any]:
@@ -281,7 +303,43 @@ def prompt_alone(row: TokenRow) -> TokenRow:
     """The prompt as a record of its own whose one response is its last token; of an empty one, a token 0."""
     tokens = row.tokens[: row.prompt_length] if row.prompt_length else np.zeros(1, np.int32)
     lengths = np.asarray([len(tokens) - 1, 1], dtype=np.int32)
-    return row._replace(tokens=tokens, lengths=lengths, response_index=np.zeros(1, np.int32))
+    return row._replace(tokens=tokens, lengths=lengths, response_index=np.zeros(1, np.int32), columns={})
+
+
+def take_row_comparisons(row: TokenRow, keep: NDArray[np.bool_]) -> TokenRow:
+    """The record with some of its comparisons, (p,) of them kept or not."""
+    return row._replace(
+        comparisons=row.comparisons[keep],
+        comparison_index=row.comparison_index[keep],
+        preference=row.preference[keep],
+        columns=_take("comparison", row.columns, np.flatnonzero(keep), len(keep)),
+    )
+
+
+def take_row_responses(row: TokenRow, kept: Sequence[int]) -> TokenRow:
+    """The record with some of its responses, and without comparisons."""
+    ends = np.cumsum(row.lengths)
+    places = np.asarray(kept, dtype=np.int64)
+    row = take_row_comparisons(row, np.zeros(len(row.comparisons), dtype=bool))
+    return row._replace(
+        tokens=np.concatenate([row.tokens[: ends[0]], *(row.tokens[ends[i] : ends[i + 1]] for i in kept)]),
+        lengths=row.lengths[[0, *(i + 1 for i in kept)]],
+        response_index=row.response_index[places],
+        places=None if row.places is None else row.places[places],
+        columns=_take("response", row.columns, places, len(row.response_index)),
+    )
+
+
+def _take(item: Item, columns: Columns, places: NDArray[np.int64], number: int) -> Columns:
+    """Columns with the values at some of a record's ``number`` items of a kind."""
+    taken = dict(columns)
+    for entry in optional_columns(item):
+        values = columns.get(entry.stored)
+        if isinstance(values, list):
+            taken[entry.stored] = [values[place] for place in places.tolist()]
+        elif values is not None:
+            taken[entry.stored] = values.reshape(number, -1)[places].reshape(-1)
+    return taken
 
 
 class CacheReader:
@@ -296,8 +354,7 @@ class CacheReader:
         self.folder = folder
         meta = json.loads((folder / "meta.json").read_text())
         self.format: dict[str, object] = meta["format"]
-        self.users: list[str] = meta["users"]
-        self.domains: list[str] = meta["domains"]
+        self.names: dict[str, list[str]] = meta["names"]
         self.num_training_users: int = meta["num_training_users"]
         self.present: frozenset[str] = frozenset(meta["present"])
         self.categories: dict[str, int] = meta["categories"]

@@ -10,12 +10,21 @@ from torch import Tensor
 from ._crowd_batch import crowd_batch_target
 from .batch import PreferenceBatch
 from .cache import TokenRow, prompt_alone, without_prompt
+from .columns import Column, Item, optional_columns
 from .crowd import CrowdConfig, CrowdPriors
 from .features import FeatureStore
+from .joins import SideTable
 
 __all__ = ["PreferenceCollator"]
 
 Integers = NDArray[np.int64]
+Places = Sequence[NDArray[np.int32]] | NDArray[np.int32]
+
+TARGETS = {
+    "votes": ("target", "target_votes", "prior"),
+    "comparison_votes": ("comparison_target", "comparison_target_votes", "comparison_prior"),
+}
+"""Of each column of votes: what is learned, how many votes it is worth, and the column of the data's own priors."""
 
 
 class PreferenceCollator:
@@ -39,14 +48,14 @@ class PreferenceCollator:
         *,
         layout: str = "shared",
         present: Iterable[str] = (),
-        users: Sequence[str] = (),
-        domains: Sequence[str] = (),
+        names: Mapping[str, Sequence[str]] | None = None,
         categories: Mapping[str, int] | None = None,
         store: FeatureStore | None = None,
         items: str = "conversation",
         prompts: bool = False,
         crowd: CrowdConfig = CrowdConfig(),
         priors: Mapping[str, CrowdPriors] | None = None,
+        joins: Iterable[SideTable] = (),
     ) -> None:
         """Fix what every batch will hold, so that all batches have the same keys.
 
@@ -54,24 +63,26 @@ class PreferenceCollator:
             layout: ``shared`` or ``separate``.
             present: Optional columns that some record of the data has; ``comparisons`` among them gives a batch
                 of records without any the keys all the same, with no pairs in them.
-            users: Judges; a judge who is not among them gets -1.
-            domains: Domains; likewise.
+            names: What names are indices of, by stored column: a judge who is not among ``user`` gets -1.
             categories: Number of vote categories of ``votes`` and ``comparison_votes``.
             store: Where features come from; batches then hold them in place of tokens.
             items: ``conversation``, or ``response`` for tokens of the responses without their prompts.
             prompts: Whether batches of tokens hold the prompts as rows of their own, too.
             crowd: How votes become the distribution that is learned.
             priors: What is expected before the votes, for ``votes`` and ``comparison_votes``.
+            joins: Side tables, whose values go before those of the data.
 
         Raises:
             ValueError: If the layout is unknown.
         """
         if layout not in ("shared", "separate"):
             raise ValueError(f"layout must be shared or separate, got {layout!r}")
-        self.layout, self.present = layout, frozenset(present)
+        self.joins = {table.column: table for table in joins}
+        self.layout, self.present = layout, frozenset(present) | self.joins.keys()
         self.categories = dict(categories or {})
-        self.users = {name: i for i, name in enumerate(users)}
-        self.domains = {name: i for i, name in enumerate(domains)}
+        self.names = {
+            column: {name: i for i, name in enumerate(values)} for column, values in (names or {}).items()
+        }
         self.store, self.crowd, self.priors = store, crowd, dict(priors or {})
         self.items, self.prompts = items, prompts
 
@@ -93,27 +104,53 @@ class PreferenceCollator:
             if self.prompts:
                 batch["prompts"] = self._tokens([prompt_alone(row) for row in rows])
         batch["id"] = [row.id for row in rows]
+        batch["record_key"] = torch.tensor([row.record_key for row in rows], dtype=torch.int64)
         batch["response_prompt"] = torch.from_numpy(np.repeat(np.arange(len(rows)), counts))
         batch["response_length"] = _integers([row.lengths[1:] for row in rows])
         batch["response_index"] = _integers([row.response_index for row in rows])
+        self._add_columns(batch, rows, "record", np.zeros((len(rows), 1), np.int32))
+        self._add_columns(batch, rows, "response", [row.response_index for row in rows])
         if "comparisons" in self.present or any(len(row.comparisons) for row in rows):
             pairs = [row.comparisons.astype(np.int64) + start for row, start in zip(rows, first, strict=True)]
             batch["comparisons"] = torch.from_numpy(np.concatenate(pairs))
             batch["comparison_index"] = _integers([row.comparison_index for row in rows])
             batch["preference"] = torch.from_numpy(np.concatenate([row.preference for row in rows]))
-            self._judgements(batch, rows)
-        if "score" in self.present:
-            batch["score"] = _floats(rows, "score", counts, np.nan)
-        if "votes" in self.present:
-            batch["votes"] = _floats(rows, "votes", counts, 0.0, self.categories["votes"])
-            own = (
-                _floats(rows, "prior", counts, 0.0, self.categories["votes"])
-                if "prior" in self.present
-                else None
-            )
-            places = [(row.id, int(i)) for row in rows for i in row.response_index]
-            batch["target"], batch["target_strength"] = self._target("votes", batch["votes"], places, own)
+            self._add_columns(batch, rows, "comparison", [row.comparison_index for row in rows])
         return batch
+
+    def _add_columns(
+        self,
+        batch: PreferenceBatch,
+        rows: Sequence[TokenRow],
+        item: Item,
+        places: Places,
+    ) -> None:
+        """Add what the data have of every item at these places in its record; of votes, the target as well."""
+        values = {
+            entry.stored: self._values(entry, rows, places)
+            for entry in optional_columns(item)
+            if entry.stored in self.present
+        }
+        for entry in optional_columns(item):
+            if entry.stored in values and entry.in_batch:
+                batch[entry.name] = values[entry.stored]  # type: ignore[literal-required]
+        for votes, (target, weight, prior) in TARGETS.items():
+            if votes in values:
+                names = [(row.id, int(i)) for row, part in zip(rows, places, strict=True) for i in part]
+                batch[target], batch[weight] = self._target(votes, values[votes], names, values.get(prior))  # type: ignore[literal-required]
+
+    def _values(self, entry: Column, rows: Sequence[TokenRow], places: Places) -> Tensor:
+        """A column over all rows, ``missing`` where a record lacks it: (n,), or (n, C) of counts."""
+        parts = [row.columns.get(entry.stored) for row in rows]
+        counts = [len(part) for part in places]
+        if entry.kind == "name":
+            return _names(parts, counts, self.names.get(entry.stored, {}))
+        width = self.categories[entry.votes] if entry.kind == "counts" else 0
+        values = _floats(parts, counts, entry.missing, width)
+        if entry.stored in self.joins:
+            keys = np.repeat([row.record_key for row in rows], counts)
+            values = self.joins[entry.stored].join(values, keys, np.concatenate(places))
+        return values
 
     def _features(self, rows: Sequence[TokenRow], counts: Integers) -> PreferenceBatch:
         assert self.store is not None  # the caller looked
@@ -135,27 +172,6 @@ class PreferenceCollator:
             general = torch.zeros_like(own) if prior is None else prior.to(own)
             prior = torch.where(own.sum(-1, keepdim=True) > 0, own, general)
         return crowd_batch_target(votes, self.crowd, prior)
-
-    def _judgements(self, batch: PreferenceBatch, rows: Sequence[TokenRow]) -> None:
-        counts = np.asarray([len(row.comparisons) for row in rows])
-        if "margin" in self.present:
-            batch["margin"] = _floats(rows, "margin", counts, 0.0)
-        if "weight" in self.present:
-            batch["weight"] = _floats(rows, "weight", counts, 1.0)
-        if "strength" in self.present:
-            batch["strength"] = _floats(rows, "strength", counts, np.nan)
-        if "comparison_votes" in self.present:
-            batch["comparison_votes"] = _floats(
-                rows, "comparison_votes", counts, 0.0, self.categories["comparison_votes"]
-            )
-            places = [(row.id, int(i)) for row in rows for i in row.comparison_index]
-            batch["comparison_target"], batch["comparison_target_strength"] = self._target(
-                "comparison_votes", batch["comparison_votes"], places
-            )
-        if "user" in self.present:
-            batch["user_id"] = _names(rows, "user", counts, self.users)
-        if "domain" in self.present:
-            batch["domain_id"] = _names(rows, "domain", counts, self.domains)
 
     def _tokens(self, rows: Sequence[TokenRow]) -> PreferenceBatch:
         pieces = (
@@ -207,22 +223,30 @@ def _integers(parts: Sequence[NDArray[np.int32]]) -> Tensor:
     return torch.from_numpy(np.concatenate(parts).astype(np.int64))
 
 
-def _floats(rows: Sequence[TokenRow], name: str, counts: Integers, missing: float, width: int = 0) -> Tensor:
-    """A column over all rows, ``missing`` where a record lacks it; (n,) or (n, width)."""
-    parts = []
-    for row, count in zip(rows, counts.tolist(), strict=True):
-        values = row.columns.get(name)
-        parts.append(np.full(count * max(1, width), missing) if values is None else np.asarray(values))
-    flat = torch.from_numpy(np.concatenate(parts).astype(np.float32))
+def _floats(
+    parts: Sequence[NDArray[np.float32] | list[str | None] | None],
+    counts: Sequence[int],
+    missing: float | None,
+    width: int,
+) -> Tensor:
+    """Numbers of all rows, one after the other, ``missing`` where a row has none; (n,) or (n, width)."""
+    filled = [
+        np.full(count * max(1, width), missing) if part is None else np.asarray(part)
+        for part, count in zip(parts, counts, strict=True)
+    ]
+    flat = torch.from_numpy(np.concatenate(filled).astype(np.float32))
     return flat.reshape(-1, width) if width else flat
 
 
-def _names(rows: Sequence[TokenRow], name: str, counts: Integers, index: Mapping[str, int]) -> Tensor:
-    found: list[int] = []
-    for row, count in zip(rows, counts.tolist(), strict=True):
-        values = row.columns.get(name)
-        if values is None:
-            found += [-1] * count
-        else:  # a judge may well be called "None": an unknown one is told by its type
-            found += [-1 if value is None else index.get(str(value), -1) for value in values]
-    return torch.tensor(found, dtype=torch.int64)
+def _names(
+    parts: Sequence[NDArray[np.float32] | list[str | None] | None],
+    counts: Sequence[int],
+    index: Mapping[str, int],
+) -> Tensor:
+    """Indices of the names of all rows; -1 for unknown ones."""
+    indices: list[int] = []
+    for part, count in zip(parts, counts, strict=True):
+        # A judge may well be called "None": an unknown one is told by its type.
+        names = [None] * count if part is None else part
+        indices += [-1 if name is None else index.get(str(name), -1) for name in names]
+    return torch.tensor(indices, dtype=torch.int64)

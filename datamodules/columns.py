@@ -5,23 +5,35 @@ that misses a key, the fields of a local file and the documentation follow from 
 its source.
 """
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from .batch import PreferenceBatch
 
-__all__ = ["COLUMNS", "Column", "Item", "column", "provided_by", "take_comparisons", "take_responses"]
+__all__ = [
+    "COLUMNS",
+    "Column",
+    "Item",
+    "Kind",
+    "column",
+    "optional_columns",
+    "provided_by",
+    "take_comparisons",
+    "take_responses",
+]
 
 Item = Literal["record", "response", "comparison"]
 Kind = Literal["number", "integer", "name", "counts", "vector"]
 
+NAN = float("nan")
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One key of a batch.
+    """One column of the data.
 
     Attributes:
         name: Key in the batch.
@@ -31,8 +43,11 @@ class Column:
         missing: What stands for an item that lacks it; None where no item can.
         meaning: For the documentation: shape, type, range and unit.
         provided_by: Which data have it, for the message of a module that needs it; empty where all do.
-        field: Attribute of the record's item that it is read from, also its name in the token cache; None where the
-            collator makes it.
+        field: Attribute of the record, response or comparison that it is read from; None where the collator makes it.
+        low: Least number that a record may hold; counts are never negative.
+        categories: Column whose number of categories its counts have; None for one of its own.
+        in_batch: Whether batches hold it; what they do not is read by the collator alone.
+        training_only: Whether only names of the training split have an index, all others -1.
     """
 
     name: str
@@ -42,12 +57,35 @@ class Column:
     meaning: str
     provided_by: str = ""
     field: str | None = None
+    low: float = -math.inf
+    categories: str | None = None
+    in_batch: bool = True
+    training_only: bool = False
 
+    @property
+    def stored(self) -> str:
+        """Its name in the token cache and in a local file: the key, or for names what the key is an index of."""
+        return self.name.removesuffix("_id") if self.kind == "name" else self.name
 
-NAN = float("nan")
+    @property
+    def votes(self) -> str:
+        """Column of votes whose number of categories it has."""
+        return self.categories or self.name
+
+    def of(self, item: object) -> Any:  # noqa: ANN401  a record is checked against this table
+        """Value of a record, response or comparison; None if it has none."""
+        assert self.field is not None  # only columns of the data are asked for it
+        return getattr(item, self.field)
+
 
 COLUMNS: tuple[Column, ...] = (
-    Column("record_key", "record", "integer", None, "(N,) int64: the record's id as a number, for good", field="id"),
+    Column("record_key", "record", "integer", None, "(N,) int64: source, split and id of the record as a number"),
+    Column("source_id", "record", "name", -1, "(N,) int64: index into the data's ``names['source']``; -1 unknown",
+           "mixtures of data; a LocalDataModule whose rows have source", field="source"),
+    Column("aspect_id", "record", "name", -1, "(N,) int64: index into the data's ``names['aspect']``; -1 unknown",
+           "a LocalDataModule whose rows have aspect", field="aspect"),
+    Column("record_weight", "record", "number", 1.0, "(N,) float32 >= 0: weight of the whole record",
+           "a LocalDataModule whose rows have record_weight", field="weight", low=0.0),
     Column("response_row", "response", "integer", None, "(R,) int64, ascending: row in ``input_ids``"),
     Column("response_end", "response", "integer", None, "(R,) int64: column of the last real token (its EOS)"),
     Column("response_prompt", "response", "integer", None, "(R,) int64, ascending: index into ``id``"),
@@ -60,29 +98,29 @@ COLUMNS: tuple[Column, ...] = (
     Column("votes", "response", "counts", 0.0, "(R, C) float32 >= 0: annotator counts per category",
            "DICES, SQuALITY, HelpSteer2, SafeRLHF, PersonaVotes and Synthetic (judgements: ratings) data modules; a "
            "LocalDataModule whose rows have votes", field="votes"),
+    Column("prior", "response", "counts", 0.0, "(R, C) float32: what to expect before anyone voted; not in batches",
+           field="prior", categories="votes", in_batch=False),
     Column("target", "response", "counts", NAN, "(R, C) float32: share of every category to learn"),
-    Column("target_strength", "response", "number", 0.0, "(R,) float32 >= 0: votes that ``target`` is worth"),
+    Column("target_votes", "response", "number", 0.0, "(R,) float32 >= 0: votes that ``target`` is worth"),
     Column("comparisons", "comparison", "integer", None, "(P, 2) int64: indices into R, chosen then rejected",
            "every data module of pairs; a LocalDataModule whose rows have chosen and rejected"),
     Column("comparison_index", "comparison", "integer", None, "(P,) int64: place in the record"),
     Column("preference", "comparison", "number", None, "(P,) float32 in [0, 1]: share preferring the first",
            field="preference"),
     Column("margin", "comparison", "number", 0.0, "(P,) float32: required reward gap", field="margin"),
-    Column("weight", "comparison", "number", 1.0, "(P,) float32 >= 0: loss weight", field="weight"),
+    Column("weight", "comparison", "number", 1.0, "(P,) float32 >= 0: loss weight", field="weight", low=0.0),
     Column("strength", "comparison", "number", NAN, "(P,) float32: signed strength of the preference",
            field="strength"),
     Column("comparison_votes", "comparison", "counts", 0.0, "(P, C) float32 >= 0: annotator counts per category",
            "UKPConvArg, PandaLM, SQuALITY and Synthetic (judgements: crowd) data modules; a LocalDataModule whose "
            "comparisons have votes", field="votes"),
     Column("comparison_target", "comparison", "counts", NAN, "(P, C) float32: share of every category to learn"),
-    Column("comparison_target_strength", "comparison", "number", 0.0, "(P,) float32 >= 0: votes it is worth"),
+    Column("comparison_target_votes", "comparison", "number", 0.0, "(P,) float32 >= 0: votes it is worth"),
     Column("user_id", "comparison", "name", -1, "(P,) int64: index into the data's ``users``; -1 unknown",
            "data with judges, such as UKPConvArgDataModule with judgements: workers", field="user"),
     Column("domain_id", "comparison", "name", -1, "(P,) int64: index into the data's ``domains``; -1 unknown",
-           "data with domains, such as DSPDataModule", field="domain"),
+           "data with domains, such as DSPDataModule", field="domain", training_only=True),
 )  # fmt: skip
-
-_BY_NAME: Mapping[str, Column] = {entry.name: entry for entry in COLUMNS}
 
 
 def column(name: str) -> Column:
@@ -91,12 +129,28 @@ def column(name: str) -> Column:
     Raises:
         KeyError: If there is none.
     """
-    return _BY_NAME[name]
+    for entry in COLUMNS:
+        if entry.name == name:
+            return entry
+    raise KeyError(name)
+
+
+def optional_columns(item: Item | None = None, kind: Kind | None = None) -> list[Column]:
+    """Columns that the data may bring and the token cache holds under ``stored``; of one item or kind, or all."""
+    return [
+        entry
+        for entry in COLUMNS
+        if entry.field is not None
+        and entry.missing is not None
+        and item in (None, entry.item)
+        and kind in (None, entry.kind)
+    ]
 
 
 def provided_by(name: str) -> str:
     """Which data have a key, as a phrase."""
-    return (_BY_NAME[name].provided_by if name in _BY_NAME else "") or "no data module so far"
+    phrases = [entry.provided_by for entry in COLUMNS if entry.name == name]
+    return "".join(phrases) or "no data module so far"
 
 
 def take_comparisons(batch: PreferenceBatch, keep: Tensor) -> PreferenceBatch:

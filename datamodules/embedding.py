@@ -1,6 +1,6 @@
 """Fill a feature store: run what it lacks of a data module's texts through a frozen network, each text once."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .base import PreferenceDataModule
 from .batch import PreferenceBatch
-from .cache import TokenRow, prompt_alone, without_prompt
+from .cache import TokenRow, prompt_alone, take_row_responses, without_prompt
 from .collate import PreferenceCollator
 from .features import FeatureWriter, response_keys
 from .sampler import TokenBudgetBatchSampler
@@ -53,7 +53,7 @@ def embed_features(
                 rows = table[[plan.rows[i] for i in batch]]
                 keys = [key for i in batch for key in plan.keys[i]]
                 parts = [
-                    _only(_text(row, plan.prompt[i], data.loader.items), plan.kept[i])
+                    take_row_responses(_text(row, plan.prompt[i], data.loader.items), plan.kept[i])
                     for row, i in zip(rows, batch, strict=True)
                 ]
                 texts = collate(parts)
@@ -115,18 +115,3 @@ def _text(row: TokenRow, prompt: bool, items: str) -> TokenRow:
     if prompt:
         return prompt_alone(row)
     return row if items == "conversation" else without_prompt(row)
-
-
-def _only(row: TokenRow, kept: Sequence[int]) -> TokenRow:
-    """A record of some of the responses, without judgements."""
-    ends = np.cumsum(row.lengths)
-    own = [row.tokens[ends[i] : ends[i + 1]] for i in kept]
-    return row._replace(
-        tokens=np.concatenate([row.tokens[: ends[0]], *own]),
-        lengths=row.lengths[[0, *(i + 1 for i in kept)]],
-        response_index=row.response_index[list(kept)],
-        comparisons=row.comparisons[:0],
-        comparison_index=row.comparison_index[:0],
-        preference=row.preference[:0],
-        columns={},
-    )

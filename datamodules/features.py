@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .cache import TokenRow, TokenTable, prompt_alone, without_prompt
-from .users import UserTable
+from .users import UserView
 
 __all__ = [
     "FeatureDtype",
@@ -225,7 +225,7 @@ class FeatureTable(torch.utils.data.Dataset[list[TokenRow]]):
 
     def __init__(
         self,
-        table: TokenTable | UserTable,
+        table: TokenTable | UserView,
         store: FeatureStore,
         split: str,
         *,

@@ -1,12 +1,14 @@
 """Look at what a data module makes of its data: counts, lengths, sharing, padding, decoded examples."""
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from .base import PreferenceDataModule
 from .cache import TokenRow
+from .columns import optional_columns
 from .sampler import TokenBudgetBatchSampler
 
 __all__ = ["print_inspection"]
@@ -122,9 +124,9 @@ def _print_example(data: PreferenceDataModule, row: TokenRow, split: str, consol
         show(f"response {i}", start, stop)
     for i, (chosen, rejected) in enumerate(row.comparisons[:8].tolist()):
         parts = [
-            f"{name}={values[i]}"
-            for name in ("user", "domain", "margin")
-            if (values := row.columns.get(name)) is not None
+            f"{entry.stored}={_shown(row.columns[entry.stored], i, len(row.comparisons))}"
+            for entry in optional_columns("comparison")
+            if entry.stored in row.columns
         ]
         console.print(
             f"comparison: {chosen} over {rejected}, share {row.preference[i]:g} {' '.join(parts)}",
@@ -133,3 +135,10 @@ def _print_example(data: PreferenceDataModule, row: TokenRow, split: str, consol
         )
     if len(row.comparisons) > 8:
         console.print(f"... and {len(row.comparisons) - 8} more comparisons")
+
+
+def _shown(values: NDArray[np.float32] | list[str | None], place: int, number: int) -> str:
+    """One of ``number`` values of a column; of counts, all of an item's."""
+    if isinstance(values, list):
+        return str(values[place])
+    return ",".join(f"{value:g}" for value in values.reshape(number, -1)[place].tolist())

@@ -38,16 +38,24 @@ One response with a rating, with vote counts, or with neither (to be scored)::
     {"prompt": "Name a fruit.", "response": "Apple.", ["score": 4.5, "votes": [0, 1, 4]]}
 
 In CSV, numbers are read from text, and ``messages``, ``responses``, ``comparisons``, ``scores``, ``votes`` are JSON in
-a cell. ``id``, ``user`` and ``domain`` may be text or whole numbers. A row without id gets ``<file name>:<line>``.
+a cell. ``id``, ``user``, ``domain``, ``source`` and ``aspect`` may be text or whole numbers. Every shape may have
+``source`` (which part of a mixture), ``aspect`` (the preference asked for) and ``record_weight``.
+
+A row without id is named by its content, so that rows put in before it do not rename it: the first 16 hexadecimal digits
+of the SHA-1 of the fields above that it has, under our names, as JSON with sorted keys (a file's null or empty cell is
+no field). The n-th row of equal content, from the second on, gets ``:n`` behind that. Rows are never merged here.
 """
 
+import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from .base import SPLITS, LoaderConfig, PreferenceDataModule
+from .columns import Kind, optional_columns
 from .files import SourceRow, read_table
 from .hh_rlhf import TURN, parse_dialogue, split_dialogues
 from .record import Comparison, Message, PreferenceRecord, RecordError, Response, parse_messages
@@ -57,11 +65,30 @@ __all__ = ["LocalDataModule"]
 
 Prompt = str | tuple[Message, ...]
 
-NUMBERS = ("preference", "margin", "weight", "strength", "score")
-NAMES = ("id", "user", "domain")
-LISTS = ("messages", "responses", "comparisons", "scores", "votes")
+
+OF_RECORD = {entry.stored: entry.field for entry in optional_columns("record") if entry.field is not None}
+"""Attribute of a record for each field of a row."""
+KINDS_OF_RECORD = {entry.stored: entry.kind for entry in optional_columns("record")}
+JUDGED = {entry.field: entry.kind for entry in optional_columns("comparison") if entry.field is not None}
+"""Fields of a comparison, beside its sides and the share."""
+RATED = {
+    entry.field: entry.kind
+    for entry in optional_columns("response")
+    if entry.field is not None and entry.in_batch
+}
+"""Fields of a response, beside its text."""
+SEVERAL = {name: name if kind == "counts" else f"{name}s" for name, kind in RATED.items()}
+"""Field of a row that holds one such value for each of several responses."""
+COMPARISON = ("chosen", "rejected", "preference", *JUDGED)
+SHARED = ("weight", *(name for name, kind in JUDGED.items() if kind == "name"))
+"""Fields of a row of several responses that hold for comparisons which have none of their own."""
+
+KINDS: dict[str, Kind] = {**KINDS_OF_RECORD, **JUDGED, **RATED}
+NUMBERS = ("preference", *(name for name, kind in KINDS.items() if kind == "number"))
+NAMES = ("id", *(name for name, kind in KINDS.items() if kind == "name"))
+COUNTS = tuple(name for name, kind in KINDS.items() if kind == "counts")
+LISTS = tuple(dict.fromkeys(("messages", "responses", "comparisons", *SEVERAL.values(), *COUNTS)))
 FIELDS = ("prompt", "chosen", "rejected", "response", *NUMBERS, *NAMES, *LISTS)
-COMPARISON = ("chosen", "rejected", "preference", "user", "domain", "margin", "weight", "strength", "votes")
 
 
 class LocalDataModule(PreferenceDataModule):
@@ -143,46 +170,70 @@ class LocalDataModule(PreferenceDataModule):
         return [path]
 
     def settings(self) -> dict[str, object]:
-        """The column mapping, and the file names, which are part of the ids."""
+        """The column mapping, and the file names, whose endings say how they are read."""
         return {"columns": self.columns, "names": {split: path.name for split, path in self.paths.items()}}
 
     def load(self, source: str) -> Iterator[SourceRow | RecordError]:
-        """Rows of the split's file.
+        """Rows of the split's file; those without an id get one by their content.
 
         Raises:
             ValueError: If a column that ``columns`` names occurs in no row of the (first) split.
         """
         missing = set(self.columns.values()) if source == self.sources[0] else set()
         seen: dict[str, None] = {}
+        equal: Counter[str] = Counter()
         for row in read_table(self.files(source)[0]):
             if missing and isinstance(row, SourceRow):
                 missing -= row.fields.keys()
                 seen.update(dict.fromkeys(row.fields))
-            yield row
+            yield row if isinstance(row, RecordError) else self._named(row, equal)
         if missing:
             raise ValueError(
                 f"columns names {', '.join(sorted(missing))}, which no row of {self.paths[source]} has; it has "
                 f"{', '.join(seen) or 'no columns'}"
             )
 
+    def _named(self, row: SourceRow, equal: Counter[str]) -> SourceRow:
+        """A row with an id; ``equal`` counts the rows of each content so far."""
+        column = self.columns.get("id", "id")
+        if row.fields.get(column) not in (None, ""):
+            return row
+        name = self._content_name(row)
+        equal[name] += 1
+        suffix = f":{equal[name]}" if equal[name] > 1 else ""
+        return row._replace(fields={**row.fields, column: f"{name}{suffix}"})
+
+    def _content_name(self, row: SourceRow) -> str:
+        columns = {field: self.columns.get(field, field) for field in FIELDS if field != "id"}
+        content = {
+            field: row.fields[column]
+            for field, column in columns.items()
+            if row.fields.get(column) is not None
+        }
+        text = json.dumps(content, sort_keys=True, default=str)
+        return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:16]
+
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """A record, by the shape of the row."""
         fields = self._fields(row)
-        name = _name("id", fields.get("id")) or f"{Path(row.file).name}:{row.line}"
+        name = _name("id", fields.get("id")) or self._content_name(row)
         if "responses" in fields:
             prompt, responses, comparisons = _ranked(fields)
         elif "chosen" in fields or "rejected" in fields:
             prompt, responses, comparisons = _pair(fields)
         elif "response" in fields:
             prompt = _prompt(fields)
-            votes = _votes("votes", fields.get("votes"))
             response = _response("response", fields["response"], prompt)
-            responses, comparisons = [Response(response, fields.get("score"), votes)], []  # type: ignore[arg-type]
+            responses, comparisons = [Response(response, **_columns("", RATED, fields))], []
         else:
-            allowed = f"chosen and rejected, or responses, or response; the row has {', '.join(row.fields) or 'none'}"
+            has = ", ".join(name for name in row.fields if name != self.columns.get("id", "id")) or "none"
+            allowed = f"chosen and rejected, or responses, or response; the row has {has}"
             raise RecordError("chosen", None, allowed, reason="missing field")
+        of_record = {
+            OF_RECORD[field]: value for field, value in _columns("", KINDS_OF_RECORD, fields).items()
+        }
         return PreferenceRecord(
-            id=name, prompt=prompt, responses=tuple(responses), comparisons=tuple(comparisons)
+            id=name, prompt=prompt, responses=tuple(responses), comparisons=tuple(comparisons), **of_record
         )
 
     def _fields(self, row: SourceRow) -> dict[str, object]:
@@ -227,8 +278,18 @@ def _list(field: str, value: object) -> Sequence[object]:
     return value
 
 
-def _votes(field: str, value: object) -> tuple[float, ...] | None:
-    return None if value is None else tuple(_list(field, value))  # type: ignore[arg-type]
+def _columns(field: str, kinds: Mapping[str, Kind], fields: Mapping[str, object]) -> dict[str, Any]:
+    """Values of columns that a row, response or comparison has; a record checks the numbers itself."""
+    values: dict[str, Any] = {}
+    for name, kind in kinds.items():
+        value = fields.get(name)
+        if value is None:
+            continue
+        if kind == "name":
+            values[name] = _name(f"{field}{name}", value)
+        else:
+            values[name] = tuple(_list(f"{field}{name}", value)) if kind == "counts" else value
+    return values
 
 
 def _prompt(fields: Mapping[str, object]) -> Prompt:
@@ -254,10 +315,8 @@ def _response(field: str, value: object, prompt: Prompt) -> str:
 
 def _comparison(field: str, fields: Mapping[str, object]) -> Callable[[int, int], Comparison]:
     """Everything of a comparison but its sides; values are checked by the record."""
-    plain = {name: fields[name] for name in NUMBERS[:4] if fields.get(name) is not None}
-    names = {name: _name(f"{field}{name}", fields.get(name)) for name in ("user", "domain")}
-    votes = _votes(f"{field}votes", fields.get("votes"))
-    return lambda i, j: Comparison(i, j, votes=votes, **names, **plain)  # type: ignore[arg-type]
+    values = _columns(field, {"preference": "number", **JUDGED}, fields)
+    return lambda i, j: Comparison(i, j, **values)
 
 
 def _pair(fields: Mapping[str, object]) -> tuple[Prompt, list[Response], list[Comparison]]:
@@ -291,23 +350,23 @@ def _implicit(chosen: object, rejected: object) -> tuple[Prompt, str, str]:
 def _ranked(fields: Mapping[str, object]) -> tuple[Prompt, list[Response], list[Comparison]]:
     prompt = _prompt(fields)
     values = _list("responses", fields["responses"])
-    columns = {}
-    for name in ("scores", "votes"):
-        column = columns[name] = _list(name, fields[name]) if name in fields else [None] * len(values)
-        if len(column) != len(values):
+    several = {}
+    for name, field in SEVERAL.items():
+        entries = several[name] = _list(field, fields[field]) if field in fields else [None] * len(values)
+        if len(entries) != len(values):
             raise RecordError(
-                name, column, f"one for each of the {len(values)} responses", reason="out of range"
+                field, entries, f"one for each of the {len(values)} responses", reason="out of range"
             )
     responses = []
-    for i, (value, score, votes) in enumerate(zip(values, columns["scores"], columns["votes"], strict=True)):
-        own: Mapping[str, object] = value if isinstance(value, Mapping) else {"text": value}
-        for name in own.keys() - {"text", "score", "votes"}:
-            raise RecordError(
-                f"responses[{i}].{name}", own[name], "text, score, votes", reason="unknown field"
-            )
-        counts = _votes(f"responses[{i}].votes", own.get("votes", votes))
-        responses.append(Response(own.get("text"), own.get("score", score), counts))  # type: ignore[arg-type]
-    shared = {name: fields[name] for name in ("user", "domain", "weight") if name in fields}
+    for i, value in enumerate(values):
+        response: Mapping[str, object] = value if isinstance(value, Mapping) else {"text": value}
+        for name in response.keys() - {"text", *RATED}:
+            allowed = ", ".join(("text", *RATED))
+            raise RecordError(f"responses[{i}].{name}", response[name], allowed, reason="unknown field")
+        rated = {name: response.get(name, entries[i]) for name, entries in several.items()}
+        text: Any = response.get("text")  # the record checks it
+        responses.append(Response(text, **_columns(f"responses[{i}].", RATED, rated)))
+    shared = {name: fields[name] for name in SHARED if name in fields}
     comparisons = []
     for i, entry in enumerate(_list("comparisons", fields.get("comparisons", []))):
         field = f"comparisons[{i}]"

@@ -108,7 +108,7 @@ class PersonaDataModule(PreferenceDataModule):
 
         Example:
             >>> data = PersonaDataModule(data_dir="evals", personas=("interest-in-art", "interest-in-math"), num_users=3)
-            >>> list(data.group_of_user())
+            >>> list(data.user_groups())
             ['interest-in-art:0000', 'interest-in-math:0000', 'interest-in-art:0001']
 
         .. versionadded:: 0.1
@@ -166,7 +166,7 @@ class PersonaDataModule(PreferenceDataModule):
             "seed": self.seed,
         }
 
-    def group_of_user(self) -> dict[str, str]:
+    def user_groups(self) -> dict[str, str]:
         """Persona of every user, by the user's name, such as ``interest-in-art:0007``."""
         groups = {}
         for user in range(self.num_users):
@@ -265,7 +265,7 @@ class PersonaDataModule(PreferenceDataModule):
             for persona, name in enumerate(self.personas)
         }
         queries: list[list[tuple[int, int, str]]] = [[] for _ in blocks]
-        for user, (name, persona) in enumerate(self.group_of_user().items()):
+        for user, (name, persona) in enumerate(self.user_groups().items()):
             pairs = possible[persona]
             if len(pairs) < count:
                 setting = "queries_per_user" if source == "train" else "held_out_queries_per_user"

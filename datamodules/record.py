@@ -27,8 +27,11 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha1
 
-__all__ = ["Comparison", "Message", "PreferenceRecord", "RecordError", "Response"]
+from .columns import Column, optional_columns
+
+__all__ = ["Comparison", "Message", "PreferenceRecord", "RecordError", "Response", "record_key"]
 
 ROLES = ("system", "user", "assistant")
 
@@ -162,6 +165,9 @@ class PreferenceRecord:
         comparisons: Judgements between two of them; may be empty.
         group: Rows with the same group stay on one side of a random split; None means the prompt, or the
             responses where the prompt is blank.
+        source: Which part of a mixture it is of, without a NUL; None for the data module's name.
+        aspect: The preference asked for, such as ``harmless``; None if that is not said.
+        weight: Weight of the whole record, >= 0; None means 1.
     """
 
     id: str
@@ -169,6 +175,9 @@ class PreferenceRecord:
     responses: tuple[Response, ...]
     comparisons: tuple[Comparison, ...] = ()
     group: str | None = None
+    source: str | None = None
+    aspect: str | None = None
+    weight: float | None = None
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -180,12 +189,17 @@ class PreferenceRecord:
             raise RecordError("id", self.id, "a non-empty string", reason="missing field")
         _check_prompt(self.prompt)
         _optional_text("group", self.group)
+        _check_columns("", [self], optional_columns("record"))
+        if self.source is not None and "\0" in self.source:
+            raise RecordError("source", self.source, "a name without a NUL", reason="out of range")
         if not self.responses:
             raise RecordError("responses", self.responses, "at least one response", reason="missing field")
         for i, response in enumerate(self.responses):
             _check_response(f"responses[{i}]", response)
         for i, comparison in enumerate(self.comparisons):
             _check_comparison(f"comparisons[{i}]", comparison, len(self.responses))
+        _check_columns("responses[{}].", self.responses, optional_columns("response"))
+        _check_columns("comparisons[{}].", self.comparisons, optional_columns("comparison"))
         _check_lengths(
             "responses",
             [counts for response in self.responses for counts in (response.votes, response.prior)],
@@ -224,10 +238,6 @@ def _check_response(field: str, response: object) -> None:
         raise RecordError(field, response, "a Response", reason="wrong type")
     if not _text(f"{field}.text", response.text).strip():
         raise RecordError(f"{field}.text", response.text, "text that is not blank", reason="empty response")
-    if response.score is not None:
-        _number(f"{field}.score", response.score)
-    if response.votes is not None:
-        _counts(f"{field}.votes", response.votes)
     if response.prior is not None and abs(sum(_counts(f"{field}.prior", response.prior)) - 1) > 1e-3:
         allowed = "shares that sum to 1 (within 0.001)"
         raise RecordError(f"{field}.prior", response.prior, allowed, reason="out of range")
@@ -247,14 +257,41 @@ def _check_comparison(field: str, comparison: object, num_responses: int) -> Non
         allowed = "another response than chosen"
         raise RecordError(f"{field}.rejected", comparison.rejected, allowed, reason="out of range")
     _number(f"{field}.preference", comparison.preference, 0.0, 1.0)
-    _optional_text(f"{field}.user", comparison.user)
-    _optional_text(f"{field}.domain", comparison.domain)
-    for name, low in (("margin", -math.inf), ("weight", 0.0), ("strength", -math.inf)):
-        value = getattr(comparison, name)
-        if value is not None:
-            _number(f"{field}.{name}", value, low)
-    if comparison.votes is not None:
-        _counts(f"{field}.votes", comparison.votes)
+
+
+def _check_columns(field: str, items: Sequence[object], columns: Sequence[Column]) -> None:
+    """Values that an item may lack, as the table of columns has them; ``{}`` in ``field`` is the item's number."""
+    for i, item in enumerate(items):
+        for entry in columns:
+            value = entry.of(item)
+            if value is None:
+                continue
+            name = f"{field.format(i)}{entry.field}"
+            if entry.kind == "name":
+                _text(name, value)
+            elif entry.kind == "counts":
+                _counts(name, value)
+            else:
+                _number(name, value, entry.low)
+
+
+def record_key(source: str, split: str, name: str) -> int:
+    """Number that names a record for good, by which side tables are joined.
+
+    It is the first eight bytes of the SHA-1 of ``source NUL split NUL id`` in UTF-8, as a signed big-endian integer;
+    neither source nor split can hold a NUL, so that different triples never give the same bytes.
+
+    Args:
+        source: The record's source, or else the name of the data module.
+        split: Split that the record is in.
+        name: The record's id.
+
+    Example:
+        >>> record_key("hh_rlhf", "train", "7")
+        -3140952165823202031
+    """
+    digest = sha1(f"{source}\0{split}\0{name}".encode(), usedforsecurity=False).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
 
 
 def _check_lengths(field: str, votes: Sequence[tuple[float, ...] | None]) -> None:

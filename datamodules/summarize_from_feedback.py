@@ -229,14 +229,14 @@ class SummarizeFromFeedbackDataModule(PreferenceDataModule):
             group=judgements[0].post,
         )
 
-    def group_of_user(self) -> dict[str, str]:
+    def user_groups(self) -> dict[str, str]:
         """Group of each worker with ``labels="length"``, by rank; ``minority`` prefers shorter, ``majority`` longer.
 
         Raises:
-            ValueError: With ``labels="choice"``, which has no groups, or if there are too few workers.
+            ValueError: If there are too few workers.
         """
         if self.labels != "length":
-            raise ValueError(f"labels={self.labels!r} has no groups; labels='length' has")
+            return {}
         return self._relabel([item for item in self._judgements() if not isinstance(item, RecordError)])[1]
 
     def verify_sizes(self, sizes: Mapping[str, int] = PUBLISHED_SIZES) -> None:

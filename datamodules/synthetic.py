@@ -314,7 +314,7 @@ class SyntheticDataModule(PreferenceDataModule):
             crowd=crowd,
         )
 
-    def group_of_user(self) -> dict[str, str]:
+    def user_groups(self) -> dict[str, str]:
         """Group of every user, by name."""
         groups = Crowd(self).group_of_user.tolist()
         return {name: f"group{group}" for name, group in zip(self._user_names(), groups, strict=True)}

@@ -1,18 +1,19 @@
 """Whose judgements a run sees: seen users train and validate, unseen ones wait until they are adapted to."""
 
 import copy
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha1
 from typing import Literal, Self
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
-from .cache import TokenRow, TokenTable, lengths
+from .cache import TokenRow, TokenTable, lengths, take_row_comparisons
 
-__all__ = ["UserProtocol", "UserTable"]
+__all__ = ["UserProtocol", "UserView", "joined", "user_view"]
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class UserProtocol:
         return int(sha1(f"{self.seed}:{user}".encode()).hexdigest()[:12], 16) / 16**12
 
 
-class UserTable(torch.utils.data.Dataset[list[TokenRow]]):
+class UserView(torch.utils.data.Dataset[list[TokenRow]]):
     """Records of a split with the judgements of some users; records of which none is left are not read.
 
     Attributes:
@@ -154,26 +155,43 @@ class UserTable(torch.utils.data.Dataset[list[TokenRow]]):
     def _filtered(self, row: TokenRow, place: int) -> TokenRow:
         if self._whole[place]:
             return row
-        mask = self._mask[self._starts[place] : self._ends[place]]
-        columns = {
-            name: value if name in OF_RESPONSES else _select(value, mask)
-            for name, value in row.columns.items()
-        }
-        return row._replace(
-            comparisons=row.comparisons[mask],
-            comparison_index=row.comparison_index[mask],
-            preference=row.preference[mask],
-            columns=columns,
+        return take_row_comparisons(row, self._mask[self._starts[place] : self._ends[place]])
+
+
+def joined(first: Sequence[str], others: Sequence[str]) -> list[str]:
+    """The first names, then those of the others that are not among them."""
+    return list(dict.fromkeys([*first, *others]))
+
+
+def user_view(
+    name: str,
+    split: str,
+    table: TokenTable,
+    protocol: UserProtocol,
+    seen: Sequence[str],
+    unseen: Sequence[str],
+) -> UserView:
+    """The judgements of a split that a protocol shows.
+
+    Args:
+        name: Of the data, for messages.
+        split: Name of the split, likewise.
+        table: Its records.
+        protocol: Whose judgements are shown.
+        seen: Seen users.
+        unseen: Unseen users.
+
+    Raises:
+        ValueError: If none is left.
+    """
+    users = {"seen": seen, "unseen": unseen, "all": [*seen, *unseen]}[protocol.show]
+    view = UserView(table, set(users), anonymous=protocol.show != "unseen")
+    if not len(view):
+        raise ValueError(
+            f"{name} {split}: no judgement of {protocol.show} users is left; change loader.users"
         )
-
-
-OF_RESPONSES = frozenset({"score", "votes", "prior"})
-"""Columns that hold values of responses; all others are of comparisons."""
-
-
-def _select(
-    value: NDArray[np.float32] | list[str | None], mask: NDArray[np.bool_]
-) -> NDArray[np.float32] | list[str | None]:
-    if isinstance(value, list):
-        return [entry for entry, keep in zip(value, mask.tolist(), strict=True) if keep]
-    return value.reshape(len(mask), -1)[mask].reshape(-1)
+    rank_zero_info(
+        f"{name} {split}: {view.num_kept:,} of {view.num_judgements:,} judgements are of "
+        f"{protocol.show} users, in {len(view):,} of {len(table):,} records"
+    )
+    return view

@@ -122,7 +122,7 @@ class RewardModule(L.LightningModule, ABC):
 
     def _check_store(self) -> int | None:
         """Size of the stored features that the trainer's data come with, if they do; raises if they do not fit."""
-        store = getattr(getattr(self._trainer, "datamodule", None), "feature_store", None)
+        store = getattr(getattr(self._trainer, "datamodule", None), "features", None)
         if store is None:
             return None
         store.check_backbone(self.backbone_config.description())

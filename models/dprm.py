@@ -344,7 +344,7 @@ class DPRM(RewardModule):
         """
         prefix = "" if self.judged == "responses" else "comparison_"
         if f"{prefix}target" in batch:
-            return batch[f"{prefix}target"], batch[f"{prefix}target_strength"]  # type: ignore[literal-required]
+            return batch[f"{prefix}target"], batch[f"{prefix}target_votes"]  # type: ignore[literal-required]
         votes: Tensor = batch[self.votes_key].float()  # type: ignore[literal-required]
         strength = votes.sum(-1)
         return votes / strength.unsqueeze(-1), strength

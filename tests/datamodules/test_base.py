@@ -582,7 +582,7 @@ def targets(loader):
         (batch["id"][0], i): ([round(x, 6) for x in share], strength)
         for batch in loader
         for i, (share, strength) in enumerate(
-            zip(batch["target"].tolist(), batch["target_strength"].tolist(), strict=True)
+            zip(batch["target"].tolist(), batch["target_votes"].tolist(), strict=True)
         )
     }
 
@@ -666,7 +666,7 @@ def test_a_prior_for_one_kind_of_votes_leaves_the_other_alone(tmp_path):
     data, found = batch((0.0, 1.0, 0.0))
     assert found["target"].tolist() == [[0.25, 0.5, 0.25], [0.5, 0.5, 0.0]]
     assert found["comparison_target"].tolist() == [[0.75, 0.25]]
-    assert found["comparison_target_strength"].tolist() == [4]
+    assert found["comparison_target_votes"].tolist() == [4]
     data.check_judged("votes")
     with pytest.raises(ValueError, match="prior must have 2 probabilities, got 3"):
         data.check_judged("comparison_votes")

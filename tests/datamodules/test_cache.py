@@ -38,7 +38,7 @@ def entries(*records, file="rows.jsonl"):
 
 def write(folder, on_invalid="error", **splits):
     """Write splits of records; each list of a split is a chunk of its own."""
-    with CacheWriter(folder, list(splits), on_invalid=on_invalid) as writer:
+    with CacheWriter(folder, list(splits), source="data", on_invalid=on_invalid) as writer:
         for split, chunks in splits.items():
             for chunk in chunks if chunks and isinstance(chunks[0], list) else [chunks]:
                 writer.write(split, entries(*chunk))
@@ -83,7 +83,7 @@ def test_rows_come_back_as_they_were_written(tmp_path):
     assert bare.columns == late.columns == {}
     assert late.comparisons.shape == (0, 2) and late.preference.shape == (0,)
     assert reader.present == {*expected, "user", "domain", "comparisons"}
-    assert (reader.users, reader.domains) == (["ann"], ["law"])
+    assert (reader.names["user"], reader.names["domain"]) == (["ann"], ["law"])
     assert reader.categories == {"votes": 2, "comparison_votes": 3}
     assert reader.format == TOKENIZE.fingerprint()
 
@@ -98,7 +98,7 @@ def test_dropped_parts_keep_their_original_places(tmp_path):
     )
     item = record("r", texts=texts, comparisons=comparisons)
     (tokens,) = tokenize([item])
-    with CacheWriter(tmp_path / "c", ["train"], on_invalid="error") as writer:
+    with CacheWriter(tmp_path / "c", ["train"], source="data", on_invalid="error") as writer:
         writer.write("train", [(item, tokens, "f", 1)])
         writer.finish({})
     reader = CacheReader(tmp_path / "c")
@@ -109,7 +109,7 @@ def test_dropped_parts_keep_their_original_places(tmp_path):
     assert row.columns["user"] == ["kept", "more"]
     np.testing.assert_array_equal(row.columns["score"], np.float32([1, np.nan]))
     assert row.columns["votes"].tolist() == [1, 0]
-    assert reader.users == ["kept", "more"]
+    assert reader.names["user"] == ["kept", "more"]
     report = reader.reports["train"]
     assert (report.records, report.responses, report.comparisons) == (1, 2, 2)
     assert report.dropped == {"response longer than max_length": 1, "comparison of a dropped response": 1}
@@ -268,7 +268,9 @@ def test_judges_are_those_of_the_training_split(tmp_path):
         train=[judged("1", "zoe", "b"), judged("2", "ann", None)],
         test=[judged("3", "eve", "c")],
     )
-    assert (reader.users, reader.domains) == (["ann", "zoe", "eve"], ["b"]), "other users last"
+    assert (reader.names["user"], reader.names["domain"]) == (["ann", "zoe", "eve"], ["b"]), (
+        "other users last"
+    )
     assert reader.num_training_users == 2
     assert reader.judgements_of_users() == {"zoe": 1, "ann": 1}
 
@@ -359,7 +361,7 @@ def test_items_are_named_by_their_place_in_the_record(tmp_path):
         "r", texts=(Response("0123456789"), Response("a", votes=(1, 2)), Response("b")), comparisons=()
     )
     (tokens,) = tokenize([item])
-    with CacheWriter(tmp_path / "c", ["train"], on_invalid="error") as writer:
+    with CacheWriter(tmp_path / "c", ["train"], source="data", on_invalid="error") as writer:
         writer.write("train", [(item, tokens, "f", 1)])
         writer.finish({})
     table = CacheReader(tmp_path / "c").table("train")
@@ -394,7 +396,7 @@ def test_reading_in_order_is_reading_one_by_one(tmp_path_factory, records, repea
 def test_interrupted_writing_leaves_nothing(tmp_path):
     with (
         pytest.raises(KeyboardInterrupt),
-        CacheWriter(tmp_path / "c", ["train"], on_invalid="skip") as writer,
+        CacheWriter(tmp_path / "c", ["train"], source="data", on_invalid="skip") as writer,
     ):
         writer.write("train", entries(record("a")))
         raise KeyboardInterrupt
@@ -403,8 +405,8 @@ def test_interrupted_writing_leaves_nothing(tmp_path):
 
 def test_two_writers_of_one_cache(tmp_path):
     with (
-        CacheWriter(tmp_path / "c", ["train"], on_invalid="error") as one,
-        CacheWriter(tmp_path / "c", ["train"], on_invalid="error") as two,
+        CacheWriter(tmp_path / "c", ["train"], source="data", on_invalid="error") as one,
+        CacheWriter(tmp_path / "c", ["train"], source="data", on_invalid="error") as two,
     ):
         one.write("train", entries(record("a")))
         two.write("train", entries(record("a")))
@@ -434,7 +436,7 @@ def test_an_empty_split_can_be_written(tmp_path):
 
 def test_report_says_everything_and_survives(tmp_path):
     error = RecordError("prompt", 3, "a string", reason="wrong type", file="f", line=2)
-    with CacheWriter(tmp_path / "c", ["train"], on_invalid="skip") as writer:
+    with CacheWriter(tmp_path / "c", ["train"], source="data", on_invalid="skip") as writer:
         writer.write("train", entries(record("a")))
         writer.reports["train"].rows = 2000
         writer.reports["train"].cut_prompts, writer.reports["train"].cut_tokens = 1, 12
@@ -481,5 +483,5 @@ def test_left_overs_of_killed_processes_are_removed_and_others_kept(tmp_path):
              f"data-0123.elsewhere.{dead.pid}.z.partial": True, f"other-1.{host}.{dead.pid}.x.partial": True}  # fmt: skip
     for name in names:
         (tmp_path / name).mkdir()
-    with CacheWriter(folder, ("train",), on_invalid="error"):
+    with CacheWriter(folder, ("train",), source="data", on_invalid="error"):
         assert {name: (tmp_path / name).is_dir() for name in names} == names

@@ -13,6 +13,8 @@ from pluralign.datamodules.collate import PreferenceCollator
 from pluralign.datamodules.crowd import CrowdConfig, CrowdPriors
 from pluralign.models.rows import separate_rows
 
+KEYS = {"first": -3, "second": 2**62}
+
 
 def row(name, prefix, *own, comparisons=(), index=None, pairs_index=None, preference=None, **columns):
     return TokenRow(
@@ -27,6 +29,7 @@ def row(name, prefix, *own, comparisons=(), index=None, pairs_index=None, prefer
         preference=np.asarray(
             [1.0] * len(comparisons) if preference is None else preference, dtype=np.float32
         ),
+        record_key=KEYS.get(name, 0),
         columns={
             key: value if key in ("user", "domain") else np.asarray(value, dtype=np.float32)
             for key, value in columns.items()
@@ -52,6 +55,7 @@ def check(batch, expected):
 
 TABLES = {
     "id": ["first", "second"],
+    "record_key": torch.tensor([-3, 2**62]),
     "response_prompt": torch.tensor([0, 0, 1]),
     "response_index": torch.tensor([0, 1, 0]),
     "response_length": torch.tensor([3, 2, 2]),
@@ -111,8 +115,7 @@ def test_prompt_of_no_tokens():
 ALL = ("user", "domain", "margin", "weight", "strength", "score", "votes", "comparison_votes", "comparisons")
 SETTINGS = {
     "present": ALL,
-    "users": ["ann", "bob", "None"],
-    "domains": ["law", "art"],
+    "names": {"user": ["ann", "bob", "None"], "domain": ["law", "art"]},
     "categories": {"votes": 2, "comparison_votes": 3},
 }
 FULL = row(
@@ -305,9 +308,9 @@ def test_exact_targets():
         {name: batch[name] for name in batch if "target" in name},
         {
             "target": torch.tensor([[0.75, 0.25], [0.25, 0.75], [nan, nan], [nan, nan]]),
-            "target_strength": torch.tensor([4.0, 2, 0, 0]),
+            "target_votes": torch.tensor([4.0, 2, 0, 0]),
             "comparison_target": torch.tensor([[0.25, 0.75], [nan, nan]]),
-            "comparison_target_strength": torch.tensor([4.0, 0]),
+            "comparison_target_votes": torch.tensor([4.0, 0]),
         },
     )
     uniform = CrowdPriors(shared=torch.tensor([0.5, 0.5]))
@@ -317,15 +320,15 @@ def test_exact_targets():
         {name: batch[name] for name in batch if "target" in name},
         {
             "target": torch.tensor([[4 / 6, 2 / 6], [0.25, 0.75], [0.5, 0.5], [0.5, 0.5]]),
-            "target_strength": torch.tensor([6.0, 2, 2, 2]),
+            "target_votes": torch.tensor([6.0, 2, 2, 2]),
             "comparison_target": torch.tensor([[2 / 6, 4 / 6], [0.5, 0.5]]),
-            "comparison_target_strength": torch.tensor([6.0, 2]),
+            "comparison_target_votes": torch.tensor([6.0, 2]),
         },
     )
     none = PreferenceCollator(**settings, priors=priors)(
         [SECOND._replace(response_index=SECOND.response_index[:0])]
     )
-    assert none["comparison_target"].shape == (0, 2) and none["comparison_target_strength"].shape == (0,)
+    assert none["comparison_target"].shape == (0, 2) and none["comparison_target_votes"].shape == (0,)
 
 
 def test_file_priors_are_of_original_places():
@@ -341,7 +344,7 @@ def test_file_priors_are_of_original_places():
     torch.testing.assert_close(batch["target"], torch.tensor([[1 / 3, 2 / 3]]))
     unknown = row("u", [1], [3, 2])
     batch = PreferenceCollator(**settings, priors=priors)([second, unknown])
-    assert batch["target"][1].isnan().all() and batch["target_strength"].tolist() == [3, 0]
+    assert batch["target"][1].isnan().all() and batch["target_votes"].tolist() == [3, 0]
     with pytest.raises(ValueError, match="1 of 1 responses have no prior"):
         PreferenceCollator(**settings, priors=priors)(
             [unknown._replace(columns={"votes": np.float32([1, 0])})]

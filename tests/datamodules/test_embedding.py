@@ -221,7 +221,7 @@ def test_a_killed_run_loses_its_last_shard_at_most(module, tmp_path, monkeypatch
 def test_half_precision(module, tmp_path, dtype):
     data = module()
     embed(data, tmp_path / "s", lambda batch: Network()(batch).sign(), dtype=dtype)
-    data.feature_store = FeatureStore(tmp_path / "s")
+    data.loader = replace(data.loader, features=str(tmp_path / "s"))
     for batch in data.train_dataloader():
         assert batch["features"].dtype == getattr(torch, dtype) and batch["features"].eq(1).all()
 

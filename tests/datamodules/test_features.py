@@ -347,9 +347,9 @@ def data(tmp_path):
     return module
 
 
-def stored(folder, table, *, leave_out=(), prompts=True):
+def stored(folder, table, *, leave_out=(), prompts=True, text_format=FORMAT):
     """Every response's vector is its own tokens' sum and length and the prompt's length."""
-    out = writer(folder, prompts=prompts, text_format={**FORMAT})
+    out = writer(folder, prompts=prompts, text_format={**text_format})
     for entry in table.rows():
         ends = np.cumsum(entry.lengths)
         sums = [entry.tokens[: ends[0]].sum() + entry.tokens[a:b].sum() for a, b in pairwise(ends)]
@@ -402,10 +402,9 @@ def test_missing_responses_and_prompts_are_counted(data, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 def test_loaders_read_features(data, tmp_path, workers):
-    store = stored(tmp_path / "s", data.table("train"))
+    store = stored(tmp_path / "s", data.table("train"), text_format=data.text_format())
     expected = {entry.id: entry for entry in data.table("train").rows()}
-    data.loader = type(data.loader)(max_tokens=9, num_workers=workers)
-    data.feature_store = store
+    data.loader = type(data.loader)(max_tokens=9, num_workers=workers, features=str(store.folder))
     loader = data.train_dataloader()
     if workers:
         loader.multiprocessing_context = "spawn"
@@ -414,7 +413,7 @@ def test_loaders_read_features(data, tmp_path, workers):
         assert "input_ids" not in batch and len(batch["features"]) <= 9
         assert set(batch) == {
             "features", "prompt_features", "response_row", "response_prompt", "response_index", "response_length",
-            "id", "comparisons", "comparison_index", "preference",
+            "id", "record_key", "comparisons", "comparison_index", "preference",
         }  # fmt: skip
         lengths = np.concatenate([expected[name].lengths[1:] for name in batch["id"]])
         assert batch["features"][:, 1].tolist() == batch["response_length"].tolist() == lengths.tolist()
@@ -427,7 +426,8 @@ def test_loaders_read_features(data, tmp_path, workers):
 
 
 def test_a_store_without_prompts_gives_batches_without(data, tmp_path):
-    data.feature_store = stored(tmp_path / "s", data.table("train"), prompts=False)
+    stored(tmp_path / "s", data.table("train"), prompts=False, text_format=data.text_format())
+    data.loader = replace(data.loader, features=str(tmp_path / "s"))
     assert "prompt_features" not in next(iter(data.train_dataloader()))
 
 

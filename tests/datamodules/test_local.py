@@ -29,7 +29,7 @@ def example(tmp_path, row, **kwargs):
 
 def test_a_pair_with_a_prompt(tmp_path):
     record = example(tmp_path, PAIR)
-    assert (record.id, record.prompt) == ("rows.jsonl:1", "Name a fruit.")
+    assert (record.id, record.prompt) == ("89ddc182ac37f52e", "Name a fruit.")
     assert record.responses == (Response("Apple."), Response("Chair."))
     assert record.comparisons == (Comparison(0, 1),)
 
@@ -47,6 +47,28 @@ def test_everything_a_pair_may_have(tmp_path):
 def test_ids_users_and_domains_may_be_whole_numbers(tmp_path, given, name):
     record = example(tmp_path, {**PAIR, "id": given, "user": given, "domain": given})
     assert (record.id, record.comparisons[0].user, record.comparisons[0].domain) == (name, name, name)
+
+
+def names(tmp_path, rows, name="rows.jsonl", **kwargs):
+    data = LocalDataModule(test=write(tmp_path, rows, name), **kwargs)
+    return [data.to_example(row).id for row in data.load("test")]
+
+
+def test_ids_follow_content(tmp_path):
+    other = {**PAIR, "rejected": "Table."}
+    first, second = names(tmp_path, [PAIR, other])
+    assert first != second and len(first) == len(second) == 16
+    inserted = [{**PAIR, "prompt": "New"}, {**PAIR, "id": 5}, PAIR, other]
+    assert names(tmp_path, inserted)[1:] == ["5", first, second], "rows before a row do not rename it"
+    assert names(tmp_path, [PAIR, other, PAIR, PAIR]) == [first, second, f"{first}:2", f"{first}:3"]
+    assert names(tmp_path, [PAIR], name="renamed.jsonl") == [first]
+    shuffled = {**dict(reversed(PAIR.items())), "user": None, "note": "passed over", "id": ""}
+    assert names(tmp_path, [shuffled]) == [first], "neither order, nulls nor further columns matter"
+    mapped = {"question": PAIR["prompt"], "chosen": "Apple.", "rejected": "Chair."}
+    assert names(tmp_path, [mapped], columns={"prompt": "question"}) == [first]
+    numbered = [{**mapped, "number": 9}, mapped]
+    assert names(tmp_path, numbered, columns={"prompt": "question", "id": "number"}) == ["9", first]
+    assert names(tmp_path, [{**PAIR, "user": "ann"}]) != [first]
 
 
 @pytest.mark.parametrize("value", [1.5, True, ["ann"]])
@@ -196,7 +218,7 @@ def test_csv_cells_become_numbers_and_lists(tmp_path):
         writer.writerow(["Q", "", "", "", "", "", '["a", "b"]', "[[1, 0]]"])
     data = LocalDataModule(test=str(path))
     pair, ranked = map(data.to_example, data.load("test"))
-    assert (pair.id, pair.prompt) == ("rows.csv:2", "007")
+    assert (pair.id, pair.prompt) == ("3662dd83f93f30e4", "007")
     assert pair.responses == (Response("12"), Response("[1] b"))
     assert pair.comparisons == (Comparison(0, 1, 0.75, user="5", votes=(3, 0, 1)),)
     assert ranked.comparisons == (Comparison(1, 0),)

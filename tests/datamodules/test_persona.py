@@ -111,7 +111,7 @@ def test_users_prefer_what_their_persona_says(tmp_path, source):
         assert preferred.startswith(f"{mine} yes")
         assert " yes " in other and not other.startswith(mine)
     counts = Counter(user for user, _, _ in found)
-    assert counts == dict.fromkeys(module(tmp_path).group_of_user(), 8 if source == "train" else 3)
+    assert counts == dict.fromkeys(module(tmp_path).user_groups(), 8 if source == "train" else 3)
     assert len(set(found)) == len(found), "a user judges a pair once"
 
 
@@ -176,12 +176,12 @@ def test_rows_are_a_function_of_the_settings(tmp_path):
 def test_a_users_queries_stay_when_others_are_added(tmp_path):
     folder = evaluations(tmp_path)
     few, many = (judged(records(module(folder, num_users=number))) for number in (6, 12))
-    users = set(module(folder, num_users=6).group_of_user())
+    users = set(module(folder, num_users=6).user_groups())
     assert sorted(one for one in many if one[0] in users) == sorted(few)
 
 
-def test_group_of_user(tmp_path):
-    assert module(tmp_path, num_users=4).group_of_user() == {
+def test_user_groups(tmp_path):
+    assert module(tmp_path, num_users=4).user_groups() == {
         "likes-tea:0000": "likes-tea",
         "likes-rain:0000": "likes-rain",
         "likes-naps:0000": "likes-naps",
@@ -207,7 +207,7 @@ def test_batches_name_the_users(tmp_path):
         write(tmp_path, [statement(f"{persona} yes {i}") for i in range(60)], persona)
     data = module(tmp_path, loader=LoaderConfig(max_tokens=None, batch_size=100, shuffle=False))
     data.setup()
-    assert data.users == sorted(data.group_of_user())
+    assert data.users == sorted(data.user_groups())
     assert data.reports["validation"].in_train == data.reports["test"].in_train == 0
     (batch,) = data.val_dataloader()
     assert torch.bincount(batch["user_id"]).tolist() == [3] * 6
@@ -323,6 +323,6 @@ def test_real_files(pairs, counts):
         found = records(data, source)
         assert (len(found), sum(len(record.responses) for record in found)) == counts[source]
         assert Counter(user for user, _, _ in judged(found)) == dict.fromkeys(
-            data.group_of_user(), 100 if source == "train" else 20
+            data.user_groups(), 100 if source == "train" else 20
         )
         assert {record.prompt for record in found} == {QUESTION}

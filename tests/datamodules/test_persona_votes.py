@@ -243,7 +243,7 @@ def test_a_batch_holds_the_posterior(tmp_path):
         range(3), key=lambda i: (batch["id"][batch["response_prompt"][i]], batch["response_index"][i])
     )
     assert_close(batch["target"][order], torch.tensor([MEAN, [0, 0, 1, 0, 0, 0], PRIOR]))
-    assert batch["target_strength"][order].tolist() == [20, 1, 10]
+    assert batch["target_votes"][order].tolist() == [20, 1, 10]
     assert batch["votes"][order].sum(1).tolist() == [10, 1, 0]
 
 

@@ -195,7 +195,7 @@ def test_batches_hold_the_vectors_of_their_names(tmp_path):
 
 def test_every_vector_is_stored_once(tmp_path):
     data = both(tmp_path)
-    assert len(data.feature_store) == len(VECTORS)
+    assert len(data.features) == len(VECTORS)
     assert data.reports["train"].comparisons == data.reports["test"].comparisons == 4
     store = FeatureStore(data.store_folder())
     assert (store.hidden_size, store.dtype, store.has_prompts) == (SIZE, "float16", True)
@@ -262,7 +262,7 @@ def test_an_interrupted_store_is_made_anew(tmp_path, monkeypatch):
     assert (data.cache_folder() / "meta.json").is_file() and not data.store_folder().exists()
     assert not list(data.cache_folder().glob("*.partial"))
     data.setup("test")
-    assert len(data.feature_store) == len(VECTORS)
+    assert len(data.features) == len(VECTORS)
 
 
 def test_a_store_that_lost_its_description_is_made_anew(tmp_path):
@@ -272,7 +272,7 @@ def test_a_store_that_lost_its_description_is_made_anew(tmp_path):
     (data.store_folder() / "meta.json").unlink()
     again = module(test=path)
     again.setup("test")
-    assert len(again.feature_store) == len(VECTORS)
+    assert len(again.features) == len(VECTORS)
 
 
 def test_a_second_run_reads_nothing(tmp_path, monkeypatch):
@@ -281,7 +281,7 @@ def test_a_second_run_reads_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(PickAPicDataModule, "load", lambda *_: pytest.fail("the rows were read again"))
     data = module(test=path)
     data.setup("test")
-    assert data.table("test").rows and len(data.feature_store) == len(VECTORS)
+    assert data.table("test").rows and len(data.features) == len(VECTORS)
 
 
 def test_other_settings_have_another_cache(tmp_path):

@@ -212,7 +212,7 @@ def test_length_labels(tmp_path):
     found = {source: records(data, source) for source in data.sources}
     counts = {source: sum(len(record.comparisons) for record in of) for source, of in found.items()}
     assert counts == {"train": 139, "validation": 16, "test": 30}
-    groups = data.group_of_user()
+    groups = data.user_groups()
     assert list(groups.values()) == ["majority"] * 3 + ["minority"] * 3 + ["majority"] * 4
     for record in (record for of in found.values() for record in of):
         for comparison in record.comparisons:
@@ -253,8 +253,7 @@ def test_length_labels_of_posts(tmp_path):
     assert all(split_post(post) == source for source, posts in found.items() for post in posts)
     with pytest.raises(ValueError, match="use split='posts'"):
         records(module(tmp_path, labels="length"))
-    with pytest.raises(ValueError, match="labels='choice' has no groups"):
-        module(tmp_path).group_of_user()
+    assert module(tmp_path).user_groups() == {}
 
 
 # Errors -----------------------------------------------------------------------------------------------
@@ -384,8 +383,8 @@ def test_real_files():
 def test_real_files_by_length():
     data = module(REAL, split="posts", labels="length")
     data.verify_sizes({"train": 211, "validation": 30, "test": 6})
-    assert Counter(data.group_of_user().values()) == {"majority": 7, "minority": 3}
-    groups = data.group_of_user()
+    assert Counter(data.user_groups().values()) == {"majority": 7, "minority": 3}
+    groups = data.user_groups()
     for record in records(data):
         for comparison in record.comparisons:
             preferred, other = (

@@ -288,7 +288,7 @@ def test_batches_of_ratings_hold_votes_and_their_shares():
     assert "comparisons" not in batch
     assert batch["votes"].shape == (len(batch["response_row"]), 5)
     np.testing.assert_array_equal(batch["target"], batch["votes"] / 4)
-    assert set(batch["target_strength"].tolist()) == {4.0}
+    assert set(batch["target_votes"].tolist()) == {4.0}
     shares = [np.array(r.votes) / 4 for record in examples(data) for r in record.responses]
     np.testing.assert_allclose(data.mean_votes("votes"), np.mean(shares, 0))
     assert data.mean_votes("comparison_votes") is None
@@ -296,6 +296,6 @@ def test_batches_of_ratings_hold_votes_and_their_shares():
 
 def test_groups_have_names_and_users_keep_theirs():
     data = crowd(num_groups=3, num_users=7)
-    groups, truth = data.group_of_user(), data.truth("test")
+    groups, truth = data.user_groups(), data.truth("test")
     assert list(groups) == list(truth.users)
     assert [groups[name] for name in truth.users] == [f"group{g}" for g in truth.group_of_user.tolist()]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pluralign.datamodules import LoaderConfig, LocalDataModule, TextConfig
-from pluralign.datamodules.users import UserProtocol, UserTable
+from pluralign.datamodules.users import UserProtocol, UserView
 
 TEXT = TextConfig(prompt_format="{text}|", response_format="{text}")
 MANY = {f"user {i}": 1 + i % 5 for i in range(2000)}
@@ -290,7 +290,7 @@ def test_another_protocol_after_setup_is_followed(module):
 
 def test_a_table_reads_in_any_order_and_pickles(module):
     tokens = module().table("train")
-    table = UserTable(tokens, {"ann"}, anonymous=False)
+    table = UserView(tokens, {"ann"}, anonymous=False)
     assert (len(table), table.num_kept, table.num_judgements) == (2, 3, 9)
     assert np.array_equal(table.sizes, tokens.sizes[[0, 4]])
     assert [row.id for row in table.rows()] == ["r0", "r4"]
@@ -351,7 +351,7 @@ def test_a_checkpoint_of_version_0_1_knew_training_users_only(module):
 def test_naming_a_hundred_thousand_users_takes_no_time(module):
     data = module(unseen=("bob",))
     names = sorted(f"user {i}" for i in range(100_000))
-    data._reader.users, data._reader.num_training_users = names, 100_000
+    data._reader.names["user"], data._reader.num_training_users = names, 100_000
     data._restored = {"users": names[::-2], "domains": [], "num_training_users": 7}
     data.loader = replace(data.loader, users=UserProtocol(unseen_share=0.2))
     start = time.perf_counter()

@@ -415,7 +415,7 @@ def test_targets_of_the_data_go_before_the_votes(model, judged):
     module = model(**of(3, loss="cross_entropy"))
     data = judged(module)
     target = torch.rand(10, 3).softmax(-1)
-    with_prior = {**data, "target": target, "target_strength": torch.full((10,), 7.0)}
+    with_prior = {**data, "target": target, "target_votes": torch.full((10,), 7.0)}
     output = module(data)
     expected = -(target * output["label_probs"].log()).sum(-1).mean()
     torch.testing.assert_close(module.compute_loss(output, with_prior), expected)

@@ -114,7 +114,7 @@ def test_stored_states_are_those_of_the_tokens(folders, tmp_path, network, pooli
         for data in (tokens, features):
             data.setup("fit")
         for with_tokens in tokens.train_dataloader():
-            rows = features._rows("train")
+            rows = features.rows("train")
             places = {row.id: i for i, row in enumerate(rows[list(range(len(rows)))])}
             with_features = features.collator()(rows[[places[name] for name in with_tokens["id"]]])
             with torch.no_grad():
@@ -307,8 +307,8 @@ def test_collated_features_are_owned(folders, tmp_path):
     embed(tmp_path / "s", config(folders / "llama"))
     data = synthetic(features=str(tmp_path / "s"))
     data.setup("fit")
-    rows = data._rows("train")
-    batch = PreferenceCollator(store=data.feature_store)(rows[[0, 3]])
+    rows = data.rows("train")
+    batch = PreferenceCollator(store=data.features)(rows[[0, 3]])
     batch["features"].add_(1)
     assert not torch.equal(
         batch["features"], PreferenceCollator(store=FeatureStore(tmp_path / "s"))(rows[[0, 3]])["features"]

@@ -1,0 +1,277 @@
+"""Side tables: values for records, responses or comparisons that are joined when batches are made.
+
+Strengths, margins, weights or priors that somebody computes after the data were tokenised need no new token cache: they
+are a file beside it. An entry names its item by the record's key (:func:`pluralign.datamodules.record.record_key`, the
+``record_key`` of every batch) and the item's place in its record (``response_index`` or ``comparison_index``; 0 for the
+record itself). The order of the entries means nothing.
+
+The file is Parquet with three columns: ``record_key`` (int64), ``index`` (int64), and the values under the name of
+their column, numbers or equally long lists of numbers, so that any program can write one.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from .columns import Column, Item, optional_columns
+
+__all__ = ["SideTable", "joinable_columns", "load_joins", "report_joins"]
+
+Keys = NDArray[np.int64]
+TOLERANCE = 1e-3
+"""How far the sum of a given distribution may be from 1."""
+
+
+def joinable_columns() -> dict[str, Item]:
+    """Columns that a side table may hold, with what they are of: numbers, and what the collator alone reads.
+
+    Votes are not among them: how many categories they have is settled when the data are read.
+    """
+    return {
+        entry.stored: entry.item
+        for entry in optional_columns()
+        if entry.kind == "number" or not entry.in_batch
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class SideTable:
+    """Values of one column by record key and place in the record.
+
+    Attributes:
+        column: Name in the table of columns, one of :func:`joinable_columns`.
+        record_key: Keys of the entries' records, (n,) int64.
+        index: Places of the entries' items in their records, (n,) int64, >= 0.
+        values: (n,) of a number, (n, C) of a column of C categories; float32, finite.
+        path: File it was loaded from, for messages.
+    """
+
+    column: str
+    record_key: Keys
+    index: Keys
+    values: NDArray[np.float32]
+    path: str = ""
+    _records: Keys = field(init=False, repr=False)
+    _entries: Keys = field(init=False, repr=False)
+    _order: Keys = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check and sort.
+
+        Raises:
+            ValueError: If there is no such column, shapes do not fit, a value is not finite, an index is negative or an
+                item has two entries; names the file.
+        """
+        where = f"side table {self.path or self.column}"
+        if self.column not in joinable_columns():
+            allowed = ", ".join(joinable_columns())
+            raise ValueError(f"{where}: column must be one of {allowed}; got {self.column!r}")
+        keys, index = np.asarray(self.record_key, np.int64), np.asarray(self.index, np.int64)
+        values = np.asarray(self.values, np.float32)
+        dimensions = 1 if self.kind == "number" else 2
+        if (
+            keys.ndim != 1
+            or index.shape != keys.shape
+            or values.ndim != dimensions
+            or len(values) != len(keys)
+        ):
+            raise ValueError(
+                f"{where}: record_key and index must be (n,) and {self.column} {'(n,)' if dimensions == 1 else '(n, C)'}, got "
+                f"{keys.shape}, {index.shape} and {values.shape}"
+            )
+        if not np.isfinite(values).all():
+            raise ValueError(f"{where}: values must be finite; leave an entry out where its value is unknown")
+        low = 0.0 if dimensions == 2 else self.entry.low
+        if len(values) and float(values.min()) < low:
+            raise ValueError(f"{where}: {self.column} must be >= {low:g}, got {float(values.min()):g}")
+        if dimensions == 2 and bool((np.abs(values.sum(1) - 1) > TOLERANCE).any()):
+            raise ValueError(f"{where}: every list must sum to 1 (within {TOLERANCE:g})")
+        if len(index) and int(index.min()) < 0:
+            raise ValueError(f"{where}: index must be >= 0, got {int(index.min())}")
+        # An entry's number is the rank of its record, then its place: one sorted column to search.
+        records, rank = np.unique(keys, return_inverse=True)
+        entries = rank * self._stride(index) + index
+        order = np.argsort(entries, kind="stable")
+        entries = entries[order]
+        if again := np.flatnonzero(entries[1:] == entries[:-1]).tolist():
+            first = order[again[0]]
+            raise ValueError(
+                f"{where}: {len(again):,} entries are of an item that has one already (first: record_key "
+                f"{keys[first]}, index {index[first]})"
+            )
+        named = {"record_key": keys, "index": index, "values": values}
+        for name, value in {**named, "_records": records, "_entries": entries, "_order": order}.items():
+            object.__setattr__(self, name, value)
+
+    def __len__(self) -> int:
+        """Number of entries."""
+        return len(self.record_key)
+
+    @property
+    def item(self) -> Item:
+        """What the values are of."""
+        return joinable_columns()[self.column]
+
+    @property
+    def kind(self) -> str:
+        """``number`` or ``counts``."""
+        return self.entry.kind
+
+    @property
+    def entry(self) -> Column:
+        """Its column."""
+        return next(entry for entry in optional_columns() if entry.stored == self.column)
+
+    @staticmethod
+    def _stride(index: Keys) -> int:
+        return int(index.max(initial=0)) + 1
+
+    def find(self, record_key: ArrayLike, index: ArrayLike) -> Keys:
+        """Entries of items, (m,); -1 where an item has none.
+
+        Args:
+            record_key: Keys of the items' records, (m,).
+            index: Their places in them, (m,).
+        """
+        keys, places = np.asarray(record_key, np.int64), np.asarray(index, np.int64)
+        if not len(self):
+            return np.full(len(keys), -1, dtype=np.int64)
+        stride = self._stride(self.index)
+        rank = np.minimum(np.searchsorted(self._records, keys), len(self._records) - 1)
+        number = rank * stride + places
+        entry = np.minimum(np.searchsorted(self._entries, number), len(self._entries) - 1)
+        same = (self._records[rank] == keys) & (places < stride) & (self._entries[entry] == number)
+        return np.where(same, self._order[entry], -1)
+
+    def join(self, values: Tensor, record_key: ArrayLike, index: ArrayLike) -> Tensor:
+        """Values of items with those of the entries in their places.
+
+        Args:
+            values: What the data have, (m,) or (m, C).
+            record_key: Keys of the items' records, (m,).
+            index: Their places in them, (m,).
+
+        Returns:
+            A new tensor of that shape.
+
+        Raises:
+            ValueError: If the table is of another number of categories.
+        """
+        if values.shape[1:] != self.values.shape[1:]:
+            raise ValueError(
+                f"side table {self.path or self.column}: {self.column} has {self.values.shape[1]} categories, the data "
+                f"have {values.shape[1]}"
+            )
+        entries = torch.from_numpy(self.find(record_key, index))
+        has = entries >= 0
+        joined = values.clone()
+        joined[has] = torch.from_numpy(self.values)[entries[has]]
+        return joined
+
+    def save(self, path: str | Path) -> None:
+        """Write it as Parquet."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        values = self.values if self.kind == "number" else list(self.values)
+        columns = {"record_key": self.record_key, "index": self.index, self.column: values}
+        parquet.write_table(pa.table(columns), str(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "SideTable":
+        """Read a Parquet file.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            ValueError: If its columns are not those of a side table, or what ``SideTable`` raises.
+        """
+        from pyarrow import parquet
+
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"loader.joins names {str(path)!r}, which is no file")
+        table: Any = parquet.read_table(str(path))
+        names = [name for name in table.column_names if name not in ("record_key", "index")]
+        if len(names) != 1 or len(table.column_names) != 3:
+            raise ValueError(
+                f"side table {path}: has columns {', '.join(table.column_names)}; needs record_key, index and one of "
+                f"{', '.join(joinable_columns())}"
+            )
+        keys, index = (table.column(name).to_numpy() for name in ("record_key", "index"))
+        if not keys.dtype.kind == index.dtype.kind == "i":
+            raise ValueError(
+                f"side table {path}: record_key and index must be int64, got {keys.dtype}, {index.dtype}"
+            )
+        try:
+            values = np.asarray(table.column(names[0]).to_pylist(), np.float32)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"side table {path}: a value is no number, or lists differ in length ({error})"
+            ) from error
+        return cls(names[0], keys, index, values, path=str(path))
+
+
+def load_joins(paths: Iterable[str]) -> tuple[SideTable, ...]:
+    """Side tables of files.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If one is no side table, or two are of the same column.
+    """
+    tables: dict[str, SideTable] = {}
+    for path in paths:
+        table = SideTable.load(path)
+        if table.column in tables:
+            raise ValueError(f"loader.joins: {tables[table.column].path} and {path} both hold {table.column}")
+        tables[table.column] = table
+    return tuple(tables.values())
+
+
+class Items(Protocol):
+    """What is asked of a split's records."""
+
+    def named_items(self, item: Item) -> tuple[Keys, Keys]:
+        """Record key of every item, and its place in its record."""
+
+
+def report_joins(
+    name: str, tables: Iterable[SideTable], splits: Mapping[str, Items], categories: Mapping[str, int]
+) -> None:
+    """Say how many entries of every side table belong to an item of each split.
+
+    Args:
+        name: Of the data, for messages.
+        tables: The side tables.
+        splits: Records of the splits that are opened together.
+        categories: Number of categories of the data's votes.
+
+    Raises:
+        ValueError: If the data have no votes for priors, or no entry belongs to any of the splits; rows to be scored
+            need none.
+    """
+    for table in tables:
+        votes = table.entry.votes
+        if table.kind == "counts" and categories.get(votes) != table.values.shape[1]:
+            raise ValueError(
+                f"{name}: {table.path} holds {table.column} of {table.values.shape[1]} categories, {votes} of the data have "
+                f"{categories.get(votes, 0)}"
+            )
+        matched = {}
+        for split, records in splits.items():
+            entries = table.find(*records.named_items(table.item))
+            matched[split] = int((entries >= 0).sum())
+            rank_zero_info(
+                f"{name} {split}: {matched[split]:,} of {len(table):,} entries of {table.path} are joined as {table.column}, "
+                f"to {len(entries):,} {table.item}s"
+            )
+        if matched.keys() - {"predict"} and not any(matched.values()):
+            raise ValueError(
+                f"{name}: no entry of {table.path} belongs to the {' or '.join(matched)} split: its record_key and index "
+                "must be those of the batches, by the same source, split and ids"
+            )
