@@ -172,7 +172,7 @@ def _load(cli: PluralignCLI[AdaptOptions], model: PAL, unseen: Sequence[str]) ->
 def _measure(model: PAL, data: PreferenceDataModule, options: AdaptOptions) -> _Measured:
     """Measure with few judgements, then fit unseen users to all of theirs, keep their weights, and measure again."""
     names, peers = data.users, not options.no_peers
-    settings: dict[str, Any] = {"seed": options.seed, "group_of_user": _groups(data)}
+    settings: dict[str, Any] = {"seed": options.seed, "group_of_user": data.user_groups() or None}
     support = placed_judgements(model, _batches(data, "train", "unseen"), names)
     query = placed_judgements(model, _batches(data, "test", "unseen"), names)
     curve = few_shot_curve(
@@ -195,20 +195,8 @@ def _measure(model: PAL, data: PreferenceDataModule, options: AdaptOptions) -> _
 def _batches(
     data: PreferenceDataModule, split: Literal["train", "test"], users: Literal["seen", "unseen"]
 ) -> Iterable[PreferenceBatch]:
-    protocol = dataclasses.replace(data.loader.users, show=users)
-    data.loader = dataclasses.replace(data.loader, users=protocol, shuffle=False)
-    loader = data.train_dataloader() if split == "train" else data.test_dataloader()
-    return track(loader, f"{users} users, {split}", transient=True, disable=not sys.stdout.isatty())
-
-
-def _groups(data: PreferenceDataModule) -> dict[str, str] | None:
-    """Group of each user, if the data have groups."""
-    tell = getattr(data, "group_of_user", None)
-    try:
-        return None if tell is None else dict(tell())
-    except ValueError as error:
-        print(f"no groups: {error}")
-        return None
+    batches = data.batches(split, users=users)
+    return track(batches, f"{users} users, {split}", transient=True, disable=not sys.stdout.isatty())
 
 
 def _write(

@@ -52,7 +52,6 @@ class PluralignCLI(LightningCLI, Generic[OptionsT]):
     Attributes:
         options: The verb's own options.
         config: Every option.
-        store: Folder of the feature store that the configuration names, if it does.
     """
 
     options: OptionsT
@@ -67,7 +66,6 @@ class PluralignCLI(LightningCLI, Generic[OptionsT]):
         description: str | None,
         options: type[OptionsT],
         method: Literal["fit", "validate", "test", "predict"] | None = None,
-        tokens: bool = False,
     ) -> None:
         """Read the words and make model, data and trainer of them.
 
@@ -77,12 +75,11 @@ class PluralignCLI(LightningCLI, Generic[OptionsT]):
             description: What it does, for ``--help``.
             options: What it takes besides what ``fit`` takes.
             method: The trainer's method whose arguments are options, too.
-            tokens: Whether the data are to give tokens, whatever feature store the configuration names.
 
         Raises:
             SystemExit: With status 2 if an option is wrong, 0 after ``--help`` and ``--print_config``.
         """
-        self.verb, self.method, self.options_class, self.tokens = verb, method, options, tokens
+        self.verb, self.method, self.options_class = verb, method, options
         super().__init__(
             RewardModule,
             PreferenceDataModule,
@@ -150,10 +147,6 @@ class PluralignCLI(LightningCLI, Generic[OptionsT]):
             self.fail(str(error))
         if self.config.get("weights_only") is None:
             self.config.weights_only = True
-        loader = self.config.data.get("init_args.loader")
-        self.store: str | None = loader and loader.get("features")
-        if loader and self.tokens:
-            loader.features = None
 
     # What a verb does with it --------------------------------------------------------------------------
 

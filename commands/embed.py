@@ -29,9 +29,9 @@ def embed(words: Sequence[str]) -> None:
 
     Nothing is embedded twice, and a run that was stopped goes on where it was.
     """
-    cli = PluralignCLI("embed", words, description=embed.__doc__, options=EmbedOptions, tokens=True)
+    cli = PluralignCLI("embed", words, description=embed.__doc__, options=EmbedOptions)
     options = cli.options
-    folder = options.output or cli.store
+    folder = options.output or cli.datamodule.loader.features
     if folder is None:
         cli.fail("name the folder: --output, or loader.features in the configuration")
     embedder = Embedder(

@@ -11,5 +11,6 @@ __all__ = ["inspect"]
 
 def inspect(words: Sequence[str]) -> None:
     """Print decoded examples, counts, lengths and drops of the data that the options name."""
-    cli = PluralignCLI("data inspect", words, description=inspect.__doc__, options=NoOptions, tokens=True)
-    print_inspection(cli.datamodule)
+    print_inspection(
+        PluralignCLI("data inspect", words, description=inspect.__doc__, options=NoOptions).datamodule
+    )
