@@ -1,14 +1,12 @@
 """The update of ``persona_votes.py``: stored posteriors and new votes become new posteriors, or nothing changes."""
 
-import argparse
 import gzip
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,7 +21,7 @@ from .files import SourceRow, read_json_lines
 from .record import RecordError
 from .settings import check_choices, check_range
 
-__all__ = ["UpdateReport", "main_update", "update_posteriors"]
+__all__ = ["UpdateReport", "update_posteriors"]
 
 CHUNK = 256
 """Records whose targets are computed at a time."""
@@ -379,57 +377,3 @@ def _replace(source: Path, target: Path, update: _Update) -> None:
 def _state(path: Path) -> tuple[int, int, int]:
     found = path.stat()
     return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def main_update(words: Sequence[str]) -> None:
-    """Run ``pluralign data update``: :func:`update_posteriors` with options, and a small table of what changed.
-
-    Args:
-        words: Words after ``data update``.
-
-    Raises:
-        SystemExit: With a message, if anything is wrong; then nothing was written.
-    """
-    parser = argparse.ArgumentParser(
-        prog="pluralign data update",
-        description="Add new votes to stored persona votes and recompute every target. Either all of it happens or "
-        "nothing.",
-    )
-    parser.add_argument(
-        "posterior_file", help="records of prompt, responses, prior, votes, target (JSON Lines)"
-    )
-    parser.add_argument(
-        "votes_file", help="new votes: id or prompt, response, persona, label, time? (JSON Lines)"
-    )
-    parser.add_argument("--output", help="where to write; default: in place of posterior_file")
-    parser.add_argument("--num-labels", type=int, default=6, help="number of labels (%(default)s)")
-    parser.add_argument(
-        "--prior-strength", type=float, default=10.0, help="votes that a prior is worth (%(default)s)"
-    )
-    parser.add_argument(
-        "--prior-floor", type=float, default=1e-3, help="least probability in a prior (%(default)s)"
-    )
-    parser.add_argument(
-        "--smoothing", type=float, default=0.0, help="mass that a certain target gives away (%(default)s)"
-    )
-    parser.add_argument(
-        "--vote-correlation", type=float, default=0.0, help="correlation of votes on a response (%(default)s)"
-    )
-    parser.add_argument(
-        "--max-votes", type=float, help="most that the votes on a response count; default: no limit"
-    )
-    parser.add_argument(
-        "--forgetting", type=float, default=1.0, help="share of weight kept at each time step (%(default)s)"
-    )
-    parser.add_argument(
-        "--on-duplicate",
-        choices=("error", "skip"),
-        default="error",
-        help="a vote of a persona on a response at a time for which one is stored (%(default)s)",
-    )
-    options = vars(parser.parse_args(words))
-    try:
-        report = update_posteriors(options.pop("posterior_file"), options.pop("votes_file"), **options)
-    except (ValueError, OSError, RuntimeError) as error:
-        raise SystemExit(f"pluralign data update: error: {error}") from error
-    sys.stdout.write(f"{report}\n")

@@ -35,14 +35,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Unpack
 
-from ._persona_update import UpdateReport, main_update, update_posteriors
+from ._persona_update import UpdateReport, update_posteriors
 from ._persona_votes import PersonaRow, weighted_votes
 from .base import PreferenceDataModule
 from .files import SourceRow, find_file, read_json_lines
 from .record import PreferenceRecord, RecordError, Response
 from .settings import SharedSettings, check_range
 
-__all__ = ["PersonaVotesDataModule", "UpdateReport", "main_update", "update_posteriors"]
+__all__ = ["PersonaVotesDataModule", "UpdateReport", "update_posteriors"]
 
 SOURCES = ("train", "validation", "test")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("callbacks", "datamodules", "losses", "metrics", "models")
+ROOMS = ("callbacks", "commands", "datamodules", "inference", "losses", "metrics", "models")
 WINGS = ("callbacks/pictures",)
 NOT_SHIPPED = ("benchmarks", "docs", "tests")
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -163,9 +163,20 @@ CONTRACTS = {
         top=("torch", "lightning", "rich"),
         inside=("matplotlib",),
     ),
-    "train.py": Contract(
-        own=tuple(f"pluralign.{room}" for room in ROOMS), top=("lightning",), inside=("rich",)
+    "inference": Contract(
+        own=(
+            "pluralign.inference",
+            "pluralign.models",
+            "pluralign.datamodules",
+            "pluralign.metrics",
+            "pluralign.losses",
+            "pluralign.callbacks.pictures",
+        ),
+        top=("torch", "lightning", "numpy"),
+        inside=("safetensors", "transformers"),
     ),
+    "commands": Contract(own=("pluralign",), top=("torch", "lightning", "rich")),
+    "train.py": Contract(own=("pluralign.commands",), top=()),
     "__init__.py": Contract(own=("pluralign.models", "pluralign.datamodules"), top=()),
     "tests": Contract(own=("pluralign",), top=("*",)),
     "benchmarks": Contract(own=("pluralign",), top=("*",)),
@@ -233,7 +244,8 @@ def violations(code, path):
         elif first in TOP_LEVEL_NAMES:
             yield f"{where}, which would load it a second time: write pluralign.{first}"
         elif first == "pluralign":
-            if within(name, ("pluralign.train",)) and path.parts[0] not in NOT_SHIPPED:
+            command_line = within(name, ("pluralign.train", "pluralign.commands"))
+            if command_line and path.parts[0] not in (*NOT_SHIPPED, "commands", "train.py"):
                 yield f"{where}: nothing imports the command line"
             elif not within(name, rules.own):
                 yield f"{where}: it may import {', '.join(rules.own) or 'nothing'} of pluralign"
@@ -285,7 +297,12 @@ def test_every_module_has_a_contract():
         ("metrics/new.py", "from pluralign.models.base import RewardModule", "it may import"),
         ("metrics/new.py", "import scipy.stats", "where it is used"),
         ("callbacks/new.py", "from pluralign.train import main", "nothing imports"),
-        ("train.py", "import torch", "allowed: lightning"),
+        ("inference/new.py", "from pluralign.commands.cli import option", "nothing imports"),
+        ("inference/new.py", "from pluralign.callbacks import Throughput", "it may import"),
+        ("datamodules/new.py", "def f():\n    from pluralign.commands import embed", "nothing imports"),
+        ("commands/new.py", "from pluralign.commands.cli import option", "relative"),
+        ("train.py", "import torch", "allowed: nothing"),
+        ("train.py", "from pluralign.models import PAL", "it may import"),
         ("__init__.py", "from .callbacks import Throughput", "it may import"),
     ],
 )
@@ -305,6 +322,11 @@ def test_the_contract_test_sees(path, code, wanted):
         ),
         ("datamodules/new.py", "from .base import B\nclass C:\n    def f(self):\n        import datasets"),
         ("callbacks/new.py", "from pluralign.models.base import RewardModule"),
+        (
+            "inference/new.py",
+            "from pluralign.models import PAL\nfrom pluralign.callbacks.pictures import style",
+        ),
+        ("commands/new.py", "from pluralign.callbacks import Throughput\nfrom .cli import option"),
     ],
 )
 def test_the_contract_test_lets_pass(path, code):
@@ -347,7 +369,13 @@ def test_losses_need_torch_alone():
     assert loaded_by("import pluralign.losses", before="import torch") == {"pluralign"}
 
 
-@pytest.mark.parametrize("name", ["models", "datamodules", "callbacks", "metrics", "train"])
+def test_the_list_of_verbs_needs_nothing():
+    assert loaded_by("import pluralign.train") == {"pluralign"}
+
+
+@pytest.mark.parametrize(
+    "name", ["models", "datamodules", "callbacks", "inference", "metrics", "commands.cli"]
+)
 def test_heavy_libraries_wait_until_they_are_used(name):
     found = loaded_by(f"import pluralign.{name}", before="import lightning.pytorch.cli, torchmetrics")
     assert not found & (set(HEAVY) - {"rich"})
@@ -498,7 +526,8 @@ import importlib.util, pathlib, sys
 import pluralign.train
 folder = pathlib.Path(sys.argv[1])
 assert pathlib.Path(pluralign.train.__file__).is_relative_to(folder), pluralign.train.__file__
-for name in ("models", "datamodules", "callbacks", "losses", "metrics", "configs", "train", "tests"):
+names = "models datamodules callbacks losses metrics commands inference configs train tests"
+for name in names.split():
     assert importlib.util.find_spec(name) is None, name
     assert name not in sys.modules, name
 print(pluralign.__version__)

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from pluralign.datamodules import _persona_update
 from pluralign.datamodules.crowd import CrowdConfig, crowd_posterior, crowd_target, dirichlet_update
-from pluralign.datamodules.persona_votes import PersonaVotesDataModule, main_update, update_posteriors
+from pluralign.datamodules.persona_votes import PersonaVotesDataModule, update_posteriors
 from pluralign.datamodules.record import Message, RecordError, Response
 
 PRIOR = [0.3, 0.4, 0.2, 0.05, 0.03, 0.02]
@@ -556,26 +556,6 @@ def test_wrong_settings_of_an_update(tmp_path):
             update_posteriors(path, votes, **options)
     with pytest.raises(FileNotFoundError, match="votes_file='nowhere' is not a file"):
         update_posteriors(path, "nowhere")
-
-
-def test_the_command(tmp_path, capsys):
-    path, votes = stored(tmp_path), new(tmp_path, TEN)
-    main_update([str(path), str(votes), "--prior-strength", "10"])
-    assert capsys.readouterr().out.splitlines() == [
-        "records                     2",
-        "records voted on            1",
-        "votes added                 10",
-        "duplicates skipped          0 (0 with another label)",
-        "targets                     2 (0 new, 1 missing)",
-        "mean total variation moved  0.1000",
-        "largest                     0.2000",
-    ]
-    with pytest.raises(SystemExit, match=r"pluralign data update: error: .*new\.jsonl:1: duplicate vote"):
-        main_update([str(path), str(votes)])
-    main_update([str(path), str(votes), "--on-duplicate", "skip", "--output", str(tmp_path / "out.jsonl")])
-    assert "duplicates skipped          10 (0 with another label)" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="error: votes_file='nowhere' is not a file"):
-        main_update([str(path), "nowhere"])
 
 
 @pytest.mark.skipif(not DICES.is_file(), reason="the shared DICES sample is not beside this checkout")

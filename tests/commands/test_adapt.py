@@ -179,7 +179,7 @@ def test_groups_of_the_data_are_told_apart(fitted, capsys, monkeypatch):
     ]
     first, *others = unseen_users()
     groups = {first: "[a]", **dict.fromkeys(others, "b"), "user00": "b", "user01": "[a]"}
-    monkeypatch.setattr(SyntheticDataModule, "group_of_user", lambda self: groups, raising=False)
+    monkeypatch.setattr(SyntheticDataModule, "user_groups", lambda self: groups)
     main(base)
     report = json.loads(Path("new.json").read_text())
     (point,) = report["points"]
@@ -190,13 +190,9 @@ def test_groups_of_the_data_are_told_apart(fitted, capsys, monkeypatch):
     worst = min(of_group, key=of_group.get)
     assert "worst group" in printed and f"{of_group[worst]:.3f} {worst}" in printed
 
-    def none(self):
-        raise ValueError("these settings have no groups")
-
-    monkeypatch.setattr(SyntheticDataModule, "group_of_user", none)
+    monkeypatch.setattr(SyntheticDataModule, "user_groups", lambda self: {})
     main(base)
-    printed = capsys.readouterr().out
-    assert "no groups: these settings have no groups" in printed and "worst group" not in printed
+    assert "worst group" not in capsys.readouterr().out
 
 
 def test_what_it_refuses(fitted, capsys, tmp_path):
@@ -233,6 +229,20 @@ def test_what_it_refuses(fitted, capsys, tmp_path):
     refused(capsys, [*words, "--ckpt_path", wrong], "is no checkpoint of PAL: it holds no users")
     with pytest.raises(ValueError, match="prompt_format: trained with"):
         main(["adapt", *base, "--data.text.prompt_format=Q: {text} A:"])
+
+
+def test_the_checkpoint_that_a_saved_configuration_names_is_another_one(fitted, capsys, tmp_path):
+    """A run that went on keeps the checkpoint that it started from."""
+    words, checkpoint = fitted
+    saved = tmp_path / "saved.yaml"
+    saved.write_text(
+        yaml.safe_dump(
+            yaml.safe_load(Path(words[1]).read_text()) | {"ckpt_path": "old.ckpt", "weights_only": True}
+        )
+    )
+    refused(capsys, ["--config", str(saved)], "the following arguments are required: --ckpt_path")
+    main(["adapt", "--ckpt_path", checkpoint, "--config", str(saved), "--shots=0", "--output=new.ckpt"])
+    assert json.loads(Path("new.json").read_text())["checkpoint"] == checkpoint
 
 
 @pytest.mark.parametrize("version", ["A", "B"])

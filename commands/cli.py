@@ -1,0 +1,189 @@
+"""The parser of every verb that takes a model and data: the options of Lightning's command line and the verb's own."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import Field, dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any, ClassVar, Generic, Literal, NoReturn, Protocol, TypeVar, get_type_hints
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+import pluralign.callbacks
+import pluralign.datamodules
+import pluralign.models  # noqa: F401  naming a class without its module needs its module imported
+from pluralign.callbacks import Throughput
+from pluralign.datamodules import PreferenceDataModule
+from pluralign.models import RewardModule
+
+__all__ = ["NoOptions", "PluralignCLI", "option"]
+
+GIVEN_BY_TRAINER = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
+"""Arguments of the trainer's methods that are no options."""
+
+
+class Options(Protocol):
+    """A frozen dataclass of a verb's own options, each made by :func:`option`; it checks itself."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """A verb has no options of its own."""
+
+
+def option(help: str, default: str | float | None) -> Any:  # noqa: ANN401  as dataclasses.field
+    """A field that is an option of the command line; a flag if it is a bool.
+
+    Args:
+        help: What it is, in a line.
+        default: Its value where it is not given.
+    """
+    return field(default=default, metadata={"help": help})
+
+
+class PluralignCLI(LightningCLI, Generic[OptionsT]):
+    """LightningCLI for one verb: short class names, the backbone's tokenizer passed on to the data, own options.
+
+    Attributes:
+        options: The verb's own options.
+        config: Every option.
+    """
+
+    options: OptionsT
+    model: RewardModule
+    datamodule: PreferenceDataModule
+
+    def __init__(
+        self,
+        verb: str,
+        words: Sequence[str],
+        *,
+        description: str | None,
+        options: type[OptionsT],
+        method: Literal["fit", "validate", "test", "predict"] | None = None,
+    ) -> None:
+        """Read the words and make model, data and trainer of them.
+
+        Args:
+            verb: As it was called.
+            words: Words after the verb.
+            description: What it does, for ``--help``.
+            options: What it takes besides what ``fit`` takes.
+            method: The trainer's method whose arguments are options, too.
+
+        Raises:
+            SystemExit: With status 2 if an option is wrong, 0 after ``--help`` and ``--print_config``.
+        """
+        self.verb, self.method, self.options_class = verb, method, options
+        super().__init__(
+            RewardModule,
+            PreferenceDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=SaveConfigCallback,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            trainer_defaults={
+                "log_every_n_steps": 10,
+                "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "runs"}},
+            },
+            parser_class=_Parser,
+            parser_kwargs={
+                "prog": f"pluralign {verb}",
+                "usage": "%(prog)s [--config FILE] [options]",
+                "description": description,
+                "allow_abbrev": False,
+            },
+            args=list(words),
+            run=False,  # it would build a parser for each of Lightning's verbs
+        )
+
+    # Options -------------------------------------------------------------------------------------------
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the verb's own options before those it shares with ``fit``."""
+        hints = get_type_hints(self.options_class)
+        group = parser.add_argument_group(f"Options of {self.verb}") if hints else parser
+        for each in fields(self.options_class):
+            hint, help = hints[each.name], each.metadata["help"]
+            kind: dict[str, Any] = {"action": "store_true"} if hint is bool else {"type": hint}
+            group.add_argument(f"--{each.name}", default=each.default, help=help, **kind)
+        super().add_default_arguments_to_parser(parser)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Link what would otherwise be written twice, and add the callback everyone wants."""
+        backbone = "model.init_args.backbone"
+        parser.link_arguments(
+            (f"{backbone}.name", f"{backbone}.tokenizer"),
+            "data.init_args.text.tokenizer",
+            compute_fn=_tokenizer,
+        )
+        for shared in ("revision", "trust_remote_code"):
+            parser.link_arguments(f"{backbone}.{shared}", f"data.init_args.text.{shared}")
+        parser.add_lightning_class_args(Throughput, "throughput")
+        if self.method is not None:
+            self.method_options = parser.add_method_arguments(Trainer, self.method, skip=GIVEN_BY_TRAINER)
+            return
+        for name in ("ckpt_path", "weights_only"):
+            if name not in {each.name for each in fields(self.options_class)}:
+                parser.add_argument(f"--{name}", default=None, help="of a saved run; without effect here")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Sequence[str] | None) -> None:  # type: ignore[override]
+        """Parse words only; the base class warns whenever a program calls it with words of its own."""
+        self.config = parser.parse_args(args)
+
+    def before_instantiate_classes(self) -> None:
+        """Check the verb's own options, and load checkpoints as plain values unless the user says otherwise."""
+        values = {each.name: self.config[each.name] for each in fields(self.options_class)}
+        try:
+            self.options = self.options_class(**values)
+        except ValueError as error:
+            self.fail(str(error))
+        if self.config.get("weights_only") is None:
+            self.config.weights_only = True
+
+    # What a verb does with it --------------------------------------------------------------------------
+
+    def run_method(self) -> None:
+        """Run the trainer's method on model and data."""
+        assert self.method is not None  # the caller named it
+        settings = {name: self.config_init[name] for name in self.method_options}
+        getattr(self.trainer, self.method)(self.model, datamodule=self.datamodule, **settings)
+
+    def connect(self) -> None:
+        """Make trainer, model and data known to each other, as a run would, for what is no run."""
+        self.trainer.strategy.connect(self.model)
+        self.trainer.datamodule = self.datamodule  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+        self.datamodule.trainer = self.model.trainer = self.trainer
+
+    def fail(self, message: str) -> NoReturn:
+        """Stop with status 2 and a message about the options."""
+        self.parser.error(message)
+
+
+def _tokenizer(name: str | None, tokenizer: str | None) -> str:
+    """Tokenizer of a backbone: its own choice, else the one of its weights, else the built-in one."""
+    return tokenizer or name or "byte"
+
+
+class _Parser(LightningArgumentParser):
+    """A parser that names the nearest option when it does not know one; jsonargparse makes those of classes alike."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Stop with a message about the options."""
+        unknown: list[str] = []
+        if match := re.match(r"unrecognized arguments: (.*)", message):
+            unknown = [word.partition("=")[0] for word in match[1].split()]
+        elif match := re.match(r"(?:Group '(.*)' does not accept o|O)ption '([\w.]+)'", message):
+            unknown = ["--" + ".".join(filter(None, match.groups()))]
+        if "did you mean" not in message:  # an error passes here once for every class around it
+            for word in unknown:
+                for near in get_close_matches(word, self._option_string_actions, n=1):
+                    message += f"; did you mean {near}?"
+        super().error(message, ex)
