@@ -20,16 +20,16 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import redirect_stdout, suppress
+from functools import partial
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from unittest import mock
 
 import docstring_parser
 import lightning as L
-import yaml
 
 import pluralign.callbacks
 import pluralign.datamodules
@@ -41,8 +41,9 @@ from pluralign.datamodules.columns import COLUMNS
 VERBS = getattr(pluralign.train, "VERBS", {})
 ROOT = Path(__file__).resolve().parents[1]
 MARKS = re.compile(r"(<!-- generated: (?P<name>[^\n]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
+SHARED = (
+    "It takes the options of `pluralign fit`, so that the same configuration serves; all are in `--help`."
+)
 LEFT_OUT = ("Attributes:", "Example:")
 """Sections of a docstring that a page goes without."""
 
@@ -157,75 +158,56 @@ def plain(value: object) -> bool:
     )
 
 
-def settings(function: Callable[..., Any], shared: Mapping[str, inspect.Parameter]) -> str:
-    """Table of a constructor's arguments, but for those that it shares with others at the same default."""
-    described = {
-        entry.arg_name: entry.description or ""
-        for entry in docstring_parser.parse(inspect.cleandoc(function.__doc__ or "")).params
-    }
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
-    assert isinstance(definition, ast.FunctionDef)
-    written = {argument.arg: argument for argument in [*definition.args.args, *definition.args.kwonlyargs]}
-    defaults = dict(
-        zip(
-            (argument.arg for argument in definition.args.kwonlyargs),
-            definition.args.kw_defaults,
-            strict=True,
-        )
+def settings(thing: type, shared: Mapping[str, inspect.Parameter]) -> str:
+    """Table of a class's settings, as its constructor has them, but for those shared with others at the same default."""
+    constructor = vars(thing).get("__init__")
+    if constructor is None:
+        return ""
+    described = docstring_parser.parse(inspect.cleandoc(constructor.__doc__ or "")).params
+    meanings = {entry.arg_name: entry.description or "" for entry in described}
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(constructor))).body
+    assert isinstance(definition, ast.FunctionDef)  # what a constructor is
+    named, keywords = definition.args.args, definition.args.kwonlyargs
+    values = [*definition.args.defaults, *definition.args.kw_defaults]
+    written = dict(
+        zip((argument.arg for argument in reversed([*named, *keywords])), reversed(values), strict=False)
     )
     rows = []
-    for name, parameter in inspect.signature(function).parameters.items():
-        same = name in shared and parameter.default == shared[name].default
-        if name == "self" or same or parameter.kind is inspect.Parameter.VAR_KEYWORD:
+    for argument in [*named[1:], *keywords]:
+        default = inspect.signature(constructor).parameters[argument.arg].default
+        if argument.arg in shared and default == shared[argument.arg].default:
             continue
-        hint, default = written[name].annotation, defaults.get(name)
-        shown = "" if default is None else ast.unparse(default)
-        if isinstance(default, ast.Name) and plain(parameter.default):
-            shown = repr(parameter.default)
+        value = written.get(argument.arg)
+        shown = "" if value is None else ast.unparse(value)
+        if isinstance(value, ast.Name) and plain(default):  # a constant: its value says more than its name
+            shown = repr(default)
+        hint = "" if argument.annotation is None else f"`{ast.unparse(argument.annotation)}`"
         rows.append(
-            (
-                f"`{name}`",
-                "" if hint is None else f"`{ast.unparse(hint)}`",
-                shown and f"`{shown}`",
-                inline(described.get(name, "")),
-            )
+            (f"`{argument.arg}`", hint, shown and f"`{shown}`", inline(meanings.get(argument.arg, "")))
         )
     return table(("setting", "type", "default", "meaning"), rows) if rows else ""
 
 
 def recipes(name: str, page: Path) -> str:
     """The configurations that name a class."""
-    named = [
-        path
-        for path in sorted((ROOT / "configs").glob("*.yaml"))
-        if name
-        in {part.get("class_path") for part in _parts(yaml.safe_load(path.read_text(encoding="utf-8")))}
-    ]
+    wanted = re.compile(rf"class_path: {name}$", re.MULTILINE)
+    paths = sorted((ROOT / "configs").glob("*.yaml"))
+    named = [path for path in paths if wanted.search(path.read_text(encoding="utf-8"))]
     links = (f"[{path.name}]({os.path.relpath(path, ROOT / page.parent)})" for path in named)
     return f"Recipes: {', '.join(links)}." if named else ""
 
 
-def _parts(settings: object) -> Iterator[dict[str, Any]]:
-    if isinstance(settings, dict):
-        yield settings
-        for value in settings.values():
-            yield from _parts(value)
-    elif isinstance(settings, list):
-        for value in settings:
-            yield from _parts(value)
-
-
 def class_entry(thing: type, folder: str, shared: Mapping[str, inspect.Parameter], about: str = "") -> Entry:
-    """A class: where it is, what it is, which recipes use it, its own settings."""
+    """A class: where it is, what it is (with all but the first line of ``about``), its recipes, its own settings."""
     name, page = thing.__name__, Path("docs", folder, f"{stem(thing)}.md")
     source = Path(inspect.getfile(thing)).resolve().relative_to(ROOT)
     rest = inspect.cleandoc(vars(thing).get("__doc__") or "").partition("\n")[2]
     parts = [
         f"{first_line(thing)} ([{source.as_posix()}]({os.path.relpath(ROOT / source, ROOT / page.parent)})).",
         markdown(rest),
-        about,
+        markdown(about.partition("\n")[2]),
         recipes(name, page),
-        settings(thing.__init__, shared),  # type: ignore[misc]  its arguments are what is asked for
+        settings(thing, shared),
     ]
     return Entry(name, first_line(thing), page, "\n\n".join(part for part in parts if part))
 
@@ -242,33 +224,31 @@ def printed_help(name: str) -> str:
     return stream.getvalue()
 
 
+def options(lines: Iterable[str]) -> str:
+    """Table of the options of a help's lines."""
+    rows = []
+    for line in lines:
+        option, _, meaning = line.strip().partition("  ")
+        end = re.search(r" ?\((?:(required), )?(?:type: .*?)?(?:, )?(?:default: (.*))?\)$", meaning)
+        required, default = (end[1], end[2]) if end else (None, None)
+        text = meaning.strip() if end is None else meaning[: end.start()].strip()
+        if not option.startswith("-h"):
+            rows.append((f"`{option.split()[0]}`", required or (default and f"`{default}`") or "", text))
+    return table(("option", "default", "meaning"), rows) if rows else ""
+
+
 def command_entry(name: str, summary: str) -> Entry:
     """A verb: what its help says, and the options that are its own."""
     usage, description, *groups = printed_help(name).strip().split("\n\n")
     wrapped = (re.sub(r"\n {4,}", "  ", group).splitlines() for group in groups)
     by_title = {title: lines for title, *lines in wrapped}
-    own = by_title.get(f"Options of {name}:")
-    shares = any("--config" in line for lines in by_title.values() for line in lines)
-    lines = own or ([] if shares else [line for lines in by_title.values() for line in lines])
-    rows = []
-    for line in lines:
-        option, _, meaning = line.strip().partition("  ")
-        parts = re.fullmatch(
-            r"(.*?)(?: \((?:(required), )?(?:type: .*?)?(?:, )?(?:default: (.*))?\))?", meaning.strip()
-        )
-        assert parts is not None  # the first group matches anything
-        if not option.startswith("-h"):
-            rows.append(
-                (f"`{option.split()[0]}`", parts[2] or (f"`{parts[3]}`" if parts[3] else ""), parts[1])
-            )
-    also = (
-        "It takes the options of `pluralign fit`, so that the same configuration serves; all are in `--help`."
-    )
+    every = [line for lines in by_title.values() for line in lines]
+    shares = any("--config" in line for line in every)
     parts = [
         f"```\n{' '.join(usage.removeprefix('usage: ').split())}\n```",
-        description,
-        table(("option", "default", "meaning"), rows) if rows else "",
-        also if shares and name != "fit" else "",
+        inline(description),
+        options(by_title.get(f"Options of {name}:", [] if shares else every)),
+        SHARED if shares and name != "fit" else "",
     ]
     page = Path("docs", "commands", f"{name.replace(' ', '_')}.md")
     return Entry(f"pluralign {name}", inline(summary), page, "\n\n".join(part for part in parts if part))
@@ -277,20 +257,14 @@ def command_entry(name: str, summary: str) -> Entry:
 def entries() -> dict[str, list[Entry]]:
     """Everything that has a page, by the name of its table."""
     base = inspect.signature(PreferenceDataModule.__init__).parameters
-    data_sets = concrete(pluralign.datamodules, L.LightningDataModule).values()
     return {
         "methods": [
             class_entry(thing, "methods", {})
             for thing in concrete(pluralign.models, L.LightningModule).values()
         ],
         "data modules": [
-            class_entry(
-                thing,
-                "data_sets",
-                base,
-                markdown((sys.modules[thing.__module__].__doc__ or "").partition("\n")[2]),
-            )
-            for thing in data_sets
+            class_entry(thing, "data_sets", base, sys.modules[thing.__module__].__doc__ or "")
+            for thing in concrete(pluralign.datamodules, L.LightningDataModule).values()
         ],
         "callbacks": [
             class_entry(thing, "callbacks", {})
@@ -320,54 +294,62 @@ def columns() -> str:
     )
 
 
+def linked(rows: Iterable[Entry], kind: str, page: Path) -> str:
+    """Table of entries, with links to their pages from a page (relative to the root)."""
+    links = ((f"[`{row.name}`]({os.path.relpath(row.page, page.parent)})", row.summary) for row in rows)
+    return table((kind, "what it is"), links)
+
+
 def sections(of_tables: Mapping[str, list[Entry]]) -> dict[str, Callable[[Path], str]]:
     """Text of each generated part, by name, for the page (relative to the root) on which it stands."""
 
-    def linked(title: str, rows: list[Entry]) -> Callable[[Path], str]:
-        def text(page: Path) -> str:
-            links = (
-                (f"[`{row.name}`]({os.path.relpath(row.page, page.parent)})", row.summary) for row in rows
-            )
-            return table((title, "what it is"), links)
+    def anywhere(text: str) -> Callable[[Path], str]:
+        return lambda page: text
 
-        return text
-
-    parts: dict[str, Callable[[Path], str]] = {
-        name: linked(name.removesuffix("s"), rows) for name, rows in of_tables.items()
+    return {
+        **{name: partial(linked, rows, name.removesuffix("s")) for name, rows in of_tables.items()},
+        "columns": anywhere(columns()),
+        "shared settings": anywhere(settings(PreferenceDataModule, {})),
+        **{row.name: anywhere(row.text) for rows in of_tables.values() for row in rows},
     }
-    parts["columns"] = lambda page: columns()
-    parts["shared settings"] = lambda page: settings(PreferenceDataModule.__init__, {})
-    for rows in of_tables.values():
-        parts.update({row.name: lambda page, text=row.text: text for row in rows})  # type: ignore[misc]
-    return parts
+
+
+def filled(page: Path, text: str, parts: Mapping[str, Callable[[Path], str]]) -> str:
+    """A page's text with its generated parts as they should be.
+
+    Raises:
+        ValueError: If a mark names nothing.
+    """
+
+    def part(mark: re.Match[str]) -> str:
+        if mark["name"] not in parts:
+            raise ValueError(
+                f"{page.as_posix()}: nothing is called {mark['name']!r}; there are {', '.join(parts)}"
+            )
+        return f"{mark[1]}{parts[mark['name']](page)}\n{mark[3]}"
+
+    return MARKS.sub(part, text)
 
 
 def generated() -> dict[Path, str]:
-    """Text of every page that has a generated part, by its path relative to the root.
+    """Text of every page as it should be, by its path relative to the root.
 
     Raises:
         ValueError: If a mark names nothing, or a page lacks its own part.
     """
     of_tables = entries()
     parts = sections(of_tables)
-    own = {row.page: row.name for rows in of_tables.values() for row in rows}
+    names = {row.page: row.name for rows in of_tables.values() for row in rows}
     written = {path.relative_to(ROOT) for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]}
     pages = {}
-    for page in sorted(written | set(own)):
-        name = own.get(page)
-        empty = f"# {name}\n\n<!-- generated: {name} -->\n<!-- end -->\n"
-        text = (ROOT / page).read_text(encoding="utf-8") if page in written else empty
-        names = [mark["name"] for mark in MARKS.finditer(text)]
-        if unknown := [mark for mark in names if mark not in parts]:
-            raise ValueError(
-                f"{page.as_posix()}: nothing is called {unknown[0]!r}; there are {', '.join(parts)}"
-            )
-        if name is not None and name not in names:
-            raise ValueError(f"{page.as_posix()}: lacks <!-- generated: {name} --> and <!-- end -->")
-        if names:
-            pages[page] = MARKS.sub(
-                lambda mark, page=page: f"{mark[1]}{parts[mark['name']](page)}\n{mark[3]}", text
-            )  # type: ignore[misc]
+    for page in sorted(written | set(names)):
+        own = f"<!-- generated: {names[page]} -->\n" if page in names else ""
+        text = f"# {names.get(page)}\n\n{own}<!-- end -->\n"
+        if page in written:
+            text = (ROOT / page).read_text(encoding="utf-8")
+        if own not in text:
+            raise ValueError(f"{page.as_posix()}: lacks {own.strip()} and <!-- end -->")
+        pages[page] = filled(page, text, parts)
     return pages
 
 
@@ -384,15 +366,15 @@ def main() -> None:
     """Write or compare."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page differs")
-    options = parser.parse_args()
+    check = parser.parse_args().check
     pages = generated()
     different = differing(pages)
     for page in different:
-        print(f"{page.as_posix()} {'differs: run python docs/generate.py' if options.check else 'written'}")
-        if not options.check:
+        print(f"{page.as_posix()} {'differs: run python docs/generate.py' if check else 'written'}")
+        if not check:
             (ROOT / page).parent.mkdir(parents=True, exist_ok=True)
             (ROOT / page).write_text(pages[page], encoding="utf-8")
-    sys.exit(1 if options.check and different else 0)
+    sys.exit(1 if check and different else 0)
 
 
 if __name__ == "__main__":
