@@ -145,9 +145,9 @@ def test_loss_of_one_batch_is_the_written_out_formula(llama, batch):
 DATA_SET = {
     "datamodules/datasets/fruit.py": '''"""FruitDataModule: which of two answers to a question about fruit is better.
 
-* Source: invented here, to try CONTRIBUTING.
+* Source: https://example.org/fruit, which is nowhere. Not on the Hugging Face hub.
 * Licence: CC0-1.0.
-* Revision: none, the data are nowhere.
+* Revision: commit 0123456789ab.
 * Columns read: ``question``, ``answers`` (two), ``better`` (0 or 1; -1 if they are equally good), ``rater``.
 * Split rule: ``train`` and ``test`` as released; validation is carved out of ``train`` by a hash of the question.
 
@@ -181,7 +181,10 @@ class FruitDataModule(PreferenceDataModule):
 
     name = "fruit"
     sources = ("train", "test")
-    where_to_get = "the data were never published"
+    where_to_get = (
+        "the data are not on the Hugging Face hub. Get them with `git clone https://example.org/fruit && git -C fruit "
+        "checkout 0123456789ab` and give data_dir=fruit (CC0-1.0)"
+    )
 
     def __init__(self, *, data_dir: str | None = None, **shared: Unpack[SharedSettings]) -> None:
         """Name the folder; reads nothing.
@@ -201,8 +204,12 @@ class FruitDataModule(PreferenceDataModule):
         return [find_file(Path(self.data_dir), f"{source}.jsonl")]
 
     def load(self, source: str) -> Iterator[SourceRow | RecordError]:
-        """Rows of the source."""
-        return read_json_lines(self.files(source)[0])
+        """Rows of the source, each with an id."""
+        for row in read_json_lines(self.files(source)[0]):
+            if isinstance(row, RecordError):
+                yield row
+            else:
+                yield row._replace(fields={**row.fields, "id": f"{source}:{row.line}"})
 
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """A question, two answers, and which one the rater prefers."""
@@ -213,7 +220,7 @@ class FruitDataModule(PreferenceDataModule):
             chosen, 1 - chosen, preference=0.5 if better < 0 else 1.0, user=row.text("rater")
         )
         return PreferenceRecord(
-            id=f"{row.file}:{row.line}",
+            id=row.text("id"),
             prompt=row.text("question"),
             responses=tuple(
                 Response(text_field(f"answers[{i}]", answer, blank="empty response"))
@@ -243,26 +250,25 @@ import json
 from pluralign import FruitDataModule
 
 
-def rows(count, source):
-    return [
-        {"question": f"{source}: fruit {i}?", "answers": ["Apple.", "Chair."], "better": i % 3 - 1, "rater": f"rater{i % 2}"}
-        for i in range(count)
-    ]
+def row(source, i):
+    answers = ["Apple.", f"Chair {i}."]
+    return {"question": f"{source}: fruit {i}?", "answers": answers, "better": i % 3 - 1, "rater": f"rater{i % 2}"}
 
 
-def write(folder):
-    for source, count in (("train", 60), ("test", 6)):
-        lines = map(json.dumps, rows(count, source))
-        (folder / f"{source}.jsonl").write_text("\\n".join(lines), encoding="utf-8")
+def invented(folder, *, bad=False, **settings):
+    """A data module over invented rows, one of them malformed if ``bad``: for the contract that all data sets share."""
+    train = [row("train", i) for i in range(60)] + [{**row("train", 60), "better": 2}] * bad
+    for source, rows in (("train", train), ("test", [row("test", i) for i in range(6)])):
+        (folder / f"{source}.jsonl").write_text("\\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return FruitDataModule(data_dir=str(folder), **settings)
 
 
 def test_a_row_is_one_comparison_and_a_tie_is_half(tmp_path):
-    write(tmp_path)
-    data = FruitDataModule(data_dir=str(tmp_path))
+    data = invented(tmp_path)
     records = [data.to_example(row) for row in data.load("test")]
     judgements = [(one.chosen, one.rejected, one.preference, one.user) for (one,) in (r.comparisons for r in records)]
     assert judgements[:3] == [(0, 1, 0.5, "rater0"), (0, 1, 1.0, "rater1"), (1, 0, 1.0, "rater0")]
-    assert [response.text for response in records[0].responses] == ["Apple.", "Chair."]
+    assert [response.text for response in records[0].responses] == ["Apple.", "Chair 0."]
 ''',
 }
 
@@ -374,6 +380,8 @@ def test_types_are_clean_and_the_shared_tests_pass(scratch):
     words = ("-p", "no:cacheprovider", "-q", "-n", "0")
     tests = [*(name for name in [*METHOD, *DATA_SET] if name.startswith("tests/") and name.endswith(".py"))]
     scratch.run("-m", "pytest", *words, *tests)
+    (contract,) = (scratch.root / "tests/datamodules").rglob("test_contract.py")
+    scratch.run("-m", "pytest", *words, str(contract), "-k", "Fruit")
     scratch.run("-m", "pytest", *words, "tests/test_train.py", "-k", "thurstone or every_module")
     scratch.run(
         "-m", "pytest", *words, "tests/test_packaging.py", "-k", "thurstone or fruit or contract or public"
@@ -397,7 +405,7 @@ def test_the_command_line_and_the_front_door_find_both(scratch):
     data.mkdir()
     code = "import importlib.util as u, pathlib; s = u.spec_from_file_location('t', {!r}); m = u.module_from_spec(s); "
     code = code.format(str(scratch.root / "tests/datamodules/datasets/test_fruit.py"))
-    scratch.run("-c", f"{code}s.loader.exec_module(m); m.write(pathlib.Path('fruit'))", inside=False)
+    scratch.run("-c", f"{code}s.loader.exec_module(m); m.invented(pathlib.Path('fruit'))", inside=False)
     recipe = ("--config", str(scratch.root / "configs/thurstone_fruit.yaml"), "--data.data_dir=fruit")
     printed = scratch.pluralign("data", "inspect", *recipe, "--model.backbone.tokenizer=byte")
-    assert "fruit" in printed and "Chair." in printed
+    assert "fruit" in printed and "Chair" in printed
