@@ -401,11 +401,12 @@ def test_the_command_line_and_the_front_door_find_both(scratch):
     lines = [json.loads(line) for line in (scratch.outside / "rewards.jsonl").read_text().splitlines()]
     assert len(lines) == 24 and all(line["reward_variance"] > 0 for line in lines)
 
-    data = scratch.outside / "fruit"
-    data.mkdir()
-    code = "import importlib.util as u, pathlib; s = u.spec_from_file_location('t', {!r}); m = u.module_from_spec(s); "
-    code = code.format(str(scratch.root / "tests/datamodules/datasets/test_fruit.py"))
-    scratch.run("-c", f"{code}s.loader.exec_module(m); m.invented(pathlib.Path('fruit'))", inside=False)
+    row = {"question": "Which fruit?", "answers": ["Apple.", "Chair."], "better": 0, "rater": "ann"}
+    for source in ("train", "test"):
+        rows = [{**row, "question": f"Which fruit, {source} {i}?"} for i in range(60)]
+        path = scratch.outside / "fruit" / f"{source}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     recipe = ("--config", str(scratch.root / "configs/thurstone_fruit.yaml"), "--data.data_dir=fruit")
     printed = scratch.pluralign("data", "inspect", *recipe, "--model.backbone.tokenizer=byte")
-    assert "fruit" in printed and "Chair" in printed
+    assert "Chair." in printed and "validation" in printed
