@@ -5,7 +5,6 @@ import doctest
 import importlib
 import importlib.util
 import os
-import re
 import subprocess
 import sys
 import tomllib
@@ -412,29 +411,8 @@ def test_examples_in_docstrings(name, tmp_path, monkeypatch):
     assert result.failed == 0
 
 
-def table_rows():
-    """The rows of README's tables of methods and data modules, by class name."""
-    from pluralign import datamodules, models
-
-    kinds = ((models, models.RewardModule), (datamodules, datamodules.PreferenceDataModule))
-    rows = {}
-    for module, base in kinds:
-        for name in module.__all__:
-            thing = getattr(module, name)
-            if isinstance(thing, type) and issubclass(thing, base) and thing is not base:
-                rows[name] = f"| `{name}` | {(thing.__doc__ or '').strip().splitlines()[0].rstrip('.')} |"
-    return rows
-
-
 def readme():
     return (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def test_readme_lists_every_method_and_data_module():
-    lines, rows = set(readme().splitlines()), table_rows()
-    assert [row for row in rows.values() if row not in lines] == []
-    listed = {match[1] for line in lines if (match := re.match(r"\| `(\w+(?:DataModule|RM))` \|", line))}
-    assert listed <= set(rows)
 
 
 def test_readme_and_ci_name_the_same_test_command():

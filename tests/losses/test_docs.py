@@ -17,7 +17,7 @@ def test_docstrings(module):
 
 
 def test_choosing_a_loss():
-    page = ROOT / "docs" / "losses.md"
+    page = ROOT / "docs" / "concepts" / "losses.md"
     found = doctest.testfile(str(page), module_relative=False)
     assert found.failed == 0
     assert found.attempted > 10
