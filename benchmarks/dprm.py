@@ -39,9 +39,9 @@ from pluralign.datamodules import (
     TextConfig,
     UKPConvArgDataModule,
 )
+from pluralign.datamodules.batches import FeatureWriter
 from pluralign.datamodules.crowd import dirichlet_update
-from pluralign.datamodules.embedding import embed_features
-from pluralign.datamodules.features import FeatureWriter
+from pluralign.inference.filling import embed_features
 from pluralign.models import DPRM, Backbone, BackboneConfig
 
 DEFAULT = Path(__file__).parent.parent.parent / "shared" / "data"

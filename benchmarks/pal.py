@@ -42,11 +42,10 @@ from pluralign.datamodules import (
     TextConfig,
     UKPConvArgDataModule,
 )
-from pluralign.datamodules.embedding import embed_features
-from pluralign.datamodules.features import FeatureWriter
-from pluralign.datamodules.users import UserProtocol
+from pluralign.datamodules.batches import FeatureWriter, UserProtocol
+from pluralign.inference.filling import embed_features
 from pluralign.models import PAL, Backbone, BackboneConfig, StoredFeatures, few_shot_curve, user_accuracy
-from pluralign.models._pal_adapt import fit_mixture_weights
+from pluralign.models.pal import fit_mixture_weights
 
 DEFAULT = Path(__file__).parent.parent.parent / "shared" / "data"
 SEEDS = (0, 1, 2, 3, 4)

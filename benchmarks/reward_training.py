@@ -47,9 +47,8 @@ from pluralign.datamodules import (
     PreferenceDataModule,
     TextConfig,
 )
-from pluralign.datamodules.cache import TokenRow
-from pluralign.datamodules.sampler import PreferenceDataLoader, TokenBudgetBatchSampler
-from pluralign.datamodules.text import byte_tokenizer
+from pluralign.datamodules.batches import PreferenceDataLoader, TokenBudgetBatchSampler
+from pluralign.datamodules.tokens import TokenRow, byte_tokenizer
 from pluralign.models import BackboneConfig, BradleyTerryRM
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

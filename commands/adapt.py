@@ -17,7 +17,7 @@ from rich.table import Table
 
 from pluralign.datamodules import PreferenceBatch, PreferenceDataModule
 from pluralign.models import PAL
-from pluralign.models._pal_shots import (
+from pluralign.models.pal import (
     FewShotCurve,
     UserAccuracy,
     check_settings,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from rich.progress import Progress, TaskID
 
-from pluralign.datamodules.features import FeatureDtype
+from pluralign.datamodules.batches import FeatureDtype
 from pluralign.inference import Embedder
 
 from .cli import PluralignCLI, option

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from pluralign.datamodules.inspection import print_inspection
-
 from .cli import NoOptions, PluralignCLI
+from .inspection import print_inspection
 
 __all__ = ["inspect"]
 

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from pluralign.datamodules.persona_votes import update_posteriors
+from pluralign.datamodules.datasets import update_posteriors
 
 __all__ = ["update"]
 

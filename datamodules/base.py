@@ -10,24 +10,37 @@ from typing import Any, ClassVar, Literal
 import lightning as L
 from torch.utils.data import DataLoader
 
-from ._cache_writer import CacheWriter
-from ._loader_config import LoaderConfig, changed
-from ._loaders import LoaderRows, batch_loader
-from ._preparation import report_split, tokenise
-from ._splits import hash_split
-from ._texts import decoded_responses
-from ._vote_priors import VotePriors
 from .batch import PreferenceBatch
-from .cache import CacheReader, SplitReport, TokenTable, fingerprint
-from .collate import PreferenceCollator
-from .features import FeatureStore, FeatureTable
-from .files import SourceRow, hash_files
+from .batches import (
+    FeatureStore,
+    FeatureTable,
+    LoaderConfig,
+    LoaderRows,
+    PreferenceCollator,
+    PreferenceDataLoader,
+    UserProtocol,
+    UserView,
+    batch_loader,
+    changed,
+    joined,
+    user_view,
+)
+from .crowd import VotePriors
 from .joins import SideTable, load_joins, report_joins
-from .record import PreferenceRecord, RecordError
-from .sampler import PreferenceDataLoader
+from .records import PreferenceRecord, RecordError, SourceRow, hash_files, hash_split
 from .settings import OnInvalid, check_choices, check_range
-from .text import RecordTokenizer, TextConfig
-from .users import UserProtocol, UserView, joined, user_view
+from .tokens import (
+    CacheReader,
+    CacheWriter,
+    RecordTokenizer,
+    SplitReport,
+    TextConfig,
+    TokenTable,
+    decoded_responses,
+    fingerprint,
+    report_split,
+    tokenise,
+)
 
 __all__ = ["LoaderConfig", "PreferenceDataModule"]
 

@@ -1,7 +1,7 @@
 """Side tables: values for records, responses or comparisons that are joined when batches are made.
 
 Strengths, margins, weights or priors that somebody computes after the data were tokenised need no new token cache: they
-are a file beside it. An entry names its item by the record's key (:func:`pluralign.datamodules.record.record_key`, the
+are a file beside it. An entry names its item by the record's key (:func:`pluralign.datamodules.records.record.record_key`, the
 ``record_key`` of every batch) and the item's place in its record (``response_index`` or ``comparison_index``; 0 for the
 record itself). The order of the entries means nothing.
 

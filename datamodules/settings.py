@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Collection, Iterable
 from typing import Literal, TypedDict, get_args, get_type_hints
 
-from ._loader_config import LoaderConfig
-from .text import TextConfig
+from .batches import LoaderConfig
+from .tokens import TextConfig
 
 __all__ = ["LenientSettings", "OnInvalid", "SharedSettings", "check_choices", "check_range", "check_subset"]
 

@@ -8,9 +8,10 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from pluralign.datamodules import PreferenceBatch, PreferenceDataModule
-from pluralign.datamodules.embedding import embed_features
-from pluralign.datamodules.features import FeatureDtype, FeatureWriter
+from pluralign.datamodules.batches import FeatureDtype, FeatureWriter
 from pluralign.models import Backbone, RewardModule
+
+from .filling import embed_features
 
 __all__ = ["Embedder"]
 

@@ -20,11 +20,7 @@ from .ideal import (
     norm_bound_loss,
     token_window_mean,
 )
-from .imitation import (
-    ImitationLoss,
-    imitation_loss,
-    token_nll,
-)
+from .imitation import ImitationLoss, imitation_loss, token_nll
 from .pairwise import (
     BradleyTerryLoss,
     DavidsonLoss,
@@ -43,16 +39,8 @@ from .pairwise import (
     reward_centering_loss,
     smoothed_hinge_loss,
 )
-from .relative import (
-    RebelLoss,
-    mixture_log_prob,
-    rebel_loss,
-    relative_reward,
-)
-from .separation import (
-    SeparationObjective,
-    separation_objective,
-)
+from .relative import RebelLoss, mixture_log_prob, rebel_loss, relative_reward
+from .separation import SeparationObjective, separation_objective
 from .transport import (
     BetaWassersteinLoss,
     BetaWassersteinToShareLoss,

@@ -3,14 +3,7 @@
 import torch
 from torch import Tensor
 
-from ._common import (
-    Reduction,
-    as_compute,
-    check_distribution,
-    check_number,
-    check_same_shape,
-    reduce_loss,
-)
+from ._common import Reduction, as_compute, check_distribution, check_number, check_same_shape, reduce_loss
 from ._cost import Cost, cost_matrix
 
 _PLAIN_STEPS = 10

@@ -3,14 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ._common import (
-    Reduction,
-    as_compute,
-    check_number,
-    check_same_shape,
-    reduce_loss,
-    unit_vector,
-)
+from ._common import Reduction, as_compute, check_number, check_same_shape, reduce_loss, unit_vector
 from ._swav import SwAVLoss, check_views, sinkhorn_assignment, swav_loss
 from .pairwise import bradley_terry_loss
 

@@ -9,14 +9,7 @@ from ._beta import (
     beta_wasserstein,
     beta_wasserstein_to_share,
 )
-from ._common import (
-    Reduction,
-    as_compute,
-    check_distribution,
-    check_number,
-    check_same_shape,
-    reduce_loss,
-)
+from ._common import Reduction, as_compute, check_distribution, check_number, check_same_shape, reduce_loss
 from ._cost import Cost, cost_matrix, keep_bits, kept, positions_on_line
 from ._incomplete_beta import regularized_incomplete_beta
 from ._potentials import best_potentials, exact_transport, transport_potentials

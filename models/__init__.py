@@ -1,12 +1,10 @@
 """One LightningModule per method, over one shared core."""
 
-from ._pal_shots import FewShotCurve, UserAccuracy, few_shot_curve, user_accuracy
-from .backbone import Backbone, BackboneOutput, RewardHead, StoredFeatures
+from .backbone import Backbone, BackboneConfig, BackboneOutput, LoRAConfig, RewardHead, StoredFeatures
 from .base import BaseModule
 from .bradley_terry import BradleyTerryRM
 from .dprm import DPRM
-from .loading import BackboneConfig, LoRAConfig
-from .pal import PAL
+from .pal import PAL, FewShotCurve, UserAccuracy, few_shot_curve, user_accuracy
 from .reward import RewardModule
 
 __all__ = [

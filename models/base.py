@@ -16,8 +16,7 @@ from pluralign import __version__
 from pluralign.datamodules.batch import DataSource, PreferenceBatch, TextFormat
 
 from ._data_source import AdaptedData
-from .backbone import Backbone, StoredFeatures
-from .loading import BackboneConfig, added_keys
+from .backbone import Backbone, BackboneConfig, StoredFeatures, added_keys
 
 __all__ = ["NOT_SAVED", "BaseModule", "ModuleSettings", "data_of", "default_optimizer"]
 

@@ -10,9 +10,8 @@ from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
 from pluralign.losses import bradley_terry_loss, reward_centering_loss
 
 from ._settings import check_range
-from .backbone import RewardHead
+from .backbone import BackboneConfig, RewardHead
 from .base import NOT_SAVED, default_optimizer
-from .loading import BackboneConfig
 from .reward import RewardModule
 
 __all__ = ["BradleyTerryRM"]

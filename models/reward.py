@@ -11,8 +11,8 @@ from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
 from pluralign.datamodules.columns import provided_by
 from pluralign.metrics import PreferenceMetrics
 
+from .backbone import BackboneConfig
 from .base import BaseModule, ModuleSettings
-from .loading import BackboneConfig
 
 __all__ = ["RewardModule"]
 

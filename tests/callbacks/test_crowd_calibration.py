@@ -14,8 +14,7 @@ from pluralign.callbacks.pictures import draw_crowd_table
 from pluralign.datamodules.batch import Labels
 from pluralign.metrics import crowd_table
 from pluralign.models import BackboneConfig, BradleyTerryRM, RewardModule
-
-from .conftest import HandMade
+from pluralign.tests.callbacks.conftest import HandMade
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The '\\w+_dataloader' does not have many workers"),

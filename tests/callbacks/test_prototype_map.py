@@ -14,8 +14,7 @@ from pluralign.datamodules import LoaderConfig, PersonaDataModule
 from pluralign.datamodules.batch import Basis
 from pluralign.metrics import PrototypeTable
 from pluralign.models import PAL, BackboneConfig, BradleyTerryRM, StoredFeatures
-
-from .conftest import HandMade
+from pluralign.tests.callbacks.conftest import HandMade
 
 REAL = Path(__file__).parent.parent.parent.parent / "shared" / "data" / "anthropic-evals"
 

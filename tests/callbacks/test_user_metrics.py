@@ -9,8 +9,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from pluralign.callbacks import UserMetrics
 from pluralign.models import PAL, BackboneConfig, BradleyTerryRM, RewardModule
-
-from .conftest import HandMade
+from pluralign.tests.callbacks.conftest import HandMade
 
 pytestmark = [pytest.mark.filterwarnings("ignore:The '\\w+_dataloader' does not have many workers")]
 

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from pluralign.datamodules import LoaderConfig, SyntheticDataModule
-from pluralign.datamodules.users import UserProtocol
+from pluralign.datamodules.batches.users import UserProtocol
 from pluralign.models import PAL
 from pluralign.train import main
 

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from pluralign.datamodules import FeatureStore
-from pluralign.datamodules.features import FeatureWriter
+from pluralign.datamodules.batches.features import FeatureWriter
 from pluralign.train import main
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -14,14 +14,20 @@ import pytest
 import torch
 from rich.console import Console
 
-from pluralign.datamodules._cache_writer import CacheWriter
+from pluralign.commands.inspection import print_inspection
 from pluralign.datamodules.base import LoaderConfig, PreferenceDataModule
 from pluralign.datamodules.crowd import CrowdConfig
-from pluralign.datamodules.files import SourceRow, read_json_lines
-from pluralign.datamodules.inspection import print_inspection
-from pluralign.datamodules.local import LocalDataModule
-from pluralign.datamodules.record import Comparison, PreferenceRecord, RecordError, Response
-from pluralign.datamodules.text import RecordTokenizer, TextConfig
+from pluralign.datamodules.datasets.local import LocalDataModule
+from pluralign.datamodules.records import (
+    Comparison,
+    PreferenceRecord,
+    RecordError,
+    Response,
+    SourceRow,
+    read_json_lines,
+)
+from pluralign.datamodules.tokens.cache_writer import CacheWriter
+from pluralign.datamodules.tokens.text import RecordTokenizer, TextConfig
 
 TEXT = TextConfig(prompt_format="{text}|", response_format="{text}")
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from pluralign.commands.inspection import print_inspection
 from pluralign.datamodules import (
     LoaderConfig,
     LocalDataModule,
@@ -16,10 +17,9 @@ from pluralign.datamodules import (
     TextConfig,
 )
 from pluralign.datamodules.batch import DataSource
-from pluralign.datamodules.embedding import embed_features
-from pluralign.datamodules.features import FeatureStore, FeatureWriter
-from pluralign.datamodules.inspection import print_inspection
-from pluralign.datamodules.users import UserProtocol
+from pluralign.datamodules.batches.features import FeatureStore, FeatureWriter
+from pluralign.datamodules.batches.users import UserProtocol
+from pluralign.inference.filling import embed_features
 
 TEXT = TextConfig(prompt_format="{text}|", response_format="{text}")
 

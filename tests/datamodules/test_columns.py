@@ -16,8 +16,7 @@ from pluralign.datamodules import (
     TextConfig,
     columns,
 )
-from pluralign.datamodules import _cache_writer as cache_writer
-from pluralign.datamodules.cache import take_row_responses
+from pluralign.datamodules.batches.users import UserProtocol
 from pluralign.datamodules.columns import (
     COLUMNS,
     Column,
@@ -27,8 +26,9 @@ from pluralign.datamodules.columns import (
     take_comparisons,
     take_responses,
 )
-from pluralign.datamodules.record import record_key
-from pluralign.datamodules.users import UserProtocol
+from pluralign.datamodules.records import record_key
+from pluralign.datamodules.tokens import cache_writer
+from pluralign.datamodules.tokens.cache import take_row_responses
 
 TEXT = TextConfig(prompt_format="{text}|", response_format="{text}")
 

@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from pluralign.datamodules import CrowdConfig, LoaderConfig, LocalDataModule, TextConfig
 from pluralign.datamodules.joins import SideTable, joinable_columns, load_joins
-from pluralign.datamodules.record import record_key
+from pluralign.datamodules.records import record_key
 
 TEXT = TextConfig(prompt_format="{text}|", response_format="{text}")
 COLUMN = {"margin": 0.0, "weight": 1.0, "strength": float("nan"), "score": float("nan"), "record_weight": 1.0}

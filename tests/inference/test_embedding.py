@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pluralign.datamodules import FeatureStore, SyntheticDataModule
-from pluralign.datamodules.features import response_keys
+from pluralign.datamodules.batches.features import response_keys
 from pluralign.inference import Embedder
 from pluralign.models import BradleyTerryRM
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pluralign.datamodules.cache import TokenRow
-from pluralign.datamodules.collate import PreferenceCollator
+from pluralign.datamodules.batches.collate import PreferenceCollator
+from pluralign.datamodules.tokens.cache import TokenRow
 from pluralign.models import BackboneConfig
 
 

@@ -10,9 +10,9 @@ import torch
 
 from pluralign.datamodules import SyntheticDataModule
 from pluralign.datamodules.base import LoaderConfig
-from pluralign.datamodules.collate import PreferenceCollator
-from pluralign.datamodules.embedding import embed_features
-from pluralign.datamodules.features import FeatureStore, FeatureWriter
+from pluralign.datamodules.batches.collate import PreferenceCollator
+from pluralign.datamodules.batches.features import FeatureStore, FeatureWriter
+from pluralign.inference.filling import embed_features
 from pluralign.models import Backbone, BackboneConfig, BradleyTerryRM, RewardHead, StoredFeatures
 
 LLAMA = {
@@ -180,7 +180,7 @@ def test_scores_do_not_depend_on_the_batch(folders, tmp_path, network):
 def test_fit_from_features_loads_no_network(folders, tmp_path, dtype, monkeypatch):
     own = config(folders / "llama")
     embed(tmp_path / "s", own, dtype=dtype)
-    monkeypatch.setattr("pluralign.models.backbone.load_model", None)
+    monkeypatch.setattr("pluralign.models.backbone.network.load_model", None)
     module = BradleyTerryRM(own, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1))
     trainer().fit(module, synthetic(features=str(tmp_path / "s")))
     assert isinstance(module.backbone, StoredFeatures)

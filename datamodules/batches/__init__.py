@@ -1,0 +1,28 @@
+"""Tokens become a batch: settings, whose judgements, stored features, order, collator."""
+
+from .collate import PreferenceCollator
+from .config import LoaderConfig, changed
+from .features import FeatureDtype, FeatureStore, FeatureTable, FeatureWriter, prompt_key, response_keys
+from .loaders import LoaderRows, batch_loader
+from .sampler import PreferenceDataLoader, TokenBudgetBatchSampler
+from .users import UserProtocol, UserView, joined, user_view
+
+__all__ = [
+    "FeatureDtype",
+    "FeatureStore",
+    "FeatureTable",
+    "FeatureWriter",
+    "LoaderConfig",
+    "LoaderRows",
+    "PreferenceCollator",
+    "PreferenceDataLoader",
+    "TokenBudgetBatchSampler",
+    "UserProtocol",
+    "UserView",
+    "batch_loader",
+    "changed",
+    "joined",
+    "prompt_key",
+    "response_keys",
+    "user_view",
+]

@@ -1,0 +1,64 @@
+"""Rows, a sampler and a collator become a loader."""
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+
+from ..tokens import TokenTable
+from .collate import PreferenceCollator
+from .config import LoaderConfig
+from .features import FeatureTable
+from .sampler import FixedOrderBatchSampler, PreferenceDataLoader, TokenBudgetBatchSampler
+from .users import UserView
+
+__all__ = ["LoaderRows", "batch_loader"]
+
+LoaderRows = TokenTable | UserView | FeatureTable
+"""What a loader reads: records of a split, whole or of some users, with tokens or with the places of features."""
+
+
+def batch_loader(
+    title: str,
+    rows: LoaderRows,
+    collate: PreferenceCollator,
+    settings: LoaderConfig,
+    *,
+    shuffle: bool,
+    rank: tuple[int, int],
+) -> PreferenceDataLoader:
+    """Batches of records within the bounds that settings give.
+
+    Args:
+        title: Data and split, for messages.
+        rows: The records.
+        collate: Makes a batch of some of them.
+        settings: Bounds, seed and workers.
+        shuffle: Whether the order is random.
+        rank: This process and the number of processes.
+    """
+    sampler = (TokenBudgetBatchSampler if shuffle else FixedOrderBatchSampler)(
+        np.asarray(rows.sizes),
+        layout=collate.layout,
+        max_tokens=settings.max_tokens,
+        batch_size=settings.batch_size,
+        mega_batch=settings.mega_batch,
+        shuffle=shuffle,
+        seed=settings.seed,
+        num_replicas=rank[1],
+        rank=rank[0],
+    )
+    if sampler.num_oversized:
+        rank_zero_warn(
+            f"{title}: {sampler.num_oversized:,} records have more than loader.max_tokens="
+            f"{settings.max_tokens} tokens (up to {int((sampler.rows * sampler.lengths).max()):,}) and form "
+            "batches of their own above that bound; shorten text.max_length, or raise max_tokens"
+        )
+    return PreferenceDataLoader(
+        rows,  # type: ignore[arg-type]  # rows; the collator makes batches of them
+        batch_size=None,
+        sampler=sampler,
+        collate_fn=collate,
+        num_workers=settings.num_workers,
+        persistent_workers=settings.num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )

@@ -1,0 +1,242 @@
+"""Which prompts form a batch: bounded by tokens, bucketed by length, random at large, whole, resumable.
+
+Records are shuffled, cut into mega-batches, sorted by length within each and packed greedily, so that rows
+of a batch have similar lengths while the order stays random at large. A prompt's group is never divided.
+Every epoch has the same number of batches on every rank, whatever the shuffle: what Lightning and learning
+rate schedules rely on.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
+
+from ..batch import PreferenceBatch
+
+__all__ = ["FixedOrderBatchSampler", "PreferenceDataLoader", "TokenBudgetBatchSampler"]
+
+Batches = list[NDArray[np.int64]]
+ATTEMPTS = 4
+
+
+class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
+    """Yield lists of record indices, one list a batch, for this rank.
+
+    It is a :class:`~torch.utils.data.DistributedSampler` so that Lightning leaves it in place and calls
+    ``set_epoch``; give it to a loader as ``sampler`` with ``batch_size=None``.
+    """
+
+    def __init__(
+        self,
+        sizes: NDArray[np.int32],
+        *,
+        layout: str = "shared",
+        max_tokens: int | None = None,
+        batch_size: int | None = None,
+        mega_batch: int = 64,
+        shuffle: bool = True,
+        seed: int = 0,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        """Plan the first epoch.
+
+        Args:
+            sizes: (n, 4) per record: responses, prefix length, sum and maximum of the responses' own lengths.
+            layout: ``shared`` or ``separate`` rows; decides what a record costs.
+            max_tokens: Bound on rows x padded length of a batch. A record that alone exceeds it forms a
+                batch of its own; ``num_oversized`` counts them.
+            batch_size: Bound on records per batch.
+            mega_batch: Batches' worth of records sorted together; at most a quarter of the data.
+            shuffle: Random order, anew each epoch; otherwise all records sorted by length.
+            seed: Seed of the order; equal on all ranks.
+            num_replicas: Number of ranks.
+            rank: This rank.
+
+        Raises:
+            ValueError: If neither bound is given, the layout is unknown, or there are fewer records than ranks.
+        """
+        super().__init__(sizes, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
+        if max_tokens is None and batch_size is None:
+            raise ValueError("give max_tokens, batch_size or both")
+        if layout not in ("shared", "separate"):
+            raise ValueError(f"layout must be shared or separate, got {layout!r}")
+        if shuffle and len(sizes) < num_replicas:
+            raise ValueError(f"{len(sizes)} records cannot be divided among {num_replicas} ranks")
+        responses, prefix, own_sum, own_max = np.asarray(sizes, dtype=np.int64).T
+        self.rows = np.ones_like(responses) if layout == "shared" else responses
+        self.lengths = prefix + (own_sum if layout == "shared" else own_max)
+        self.max_tokens, self.max_records = max_tokens, batch_size
+        cost = self.rows * self.lengths
+        self.num_oversized = int((cost > max_tokens).sum()) if max_tokens is not None else 0
+        per_batch = batch_size or len(sizes)
+        if max_tokens is not None and len(sizes):
+            per_batch = min(per_batch, max(1, int(max_tokens / cost.mean())))
+        # Four mega-batches at least: sorting all of a small data set would make every epoch's batches the same.
+        mega_batch = min(mega_batch, max(1, len(sizes) // (4 * max(1, per_batch))))
+        self.mega_size = mega_batch * per_batch if shuffle else max(1, len(sizes))
+        self._position = 0
+        self._start = 0
+        self._count = self._batch_count()
+
+    def _batch_count(self) -> int:
+        """Batches an epoch has over all ranks: the first epoch's, with slack for other shuffles."""
+        count = len(self._compose(0, 0))
+        mega_batches = -(-len(self.lengths) // self.mega_size)
+        if mega_batches > 1 and self._tokens_bind():
+            count += int(np.ceil(np.sqrt(mega_batches)))
+        count = min(count, len(self.lengths))  # more batches than records would only repeat some
+        return -(-count // self.num_replicas) * self.num_replicas
+
+    def _tokens_bind(self) -> bool:
+        """Whether the token budget can end a batch before its number of records does: then counts vary."""
+        if self.max_tokens is None or self.max_records is None:
+            return self.max_tokens is not None
+        return self.max_records * int(self.rows.max()) * int(self.lengths.max()) > self.max_tokens
+
+    def _compose(self, epoch: int, attempt: int) -> Batches:
+        """Batches of all ranks, neighbours of similar length, before any is divided."""
+        size = len(self.lengths)
+        order = (
+            np.random.default_rng([self.seed, epoch, attempt]).permutation(size)
+            if self.shuffle
+            else np.arange(size)
+        )
+        batches: Batches = []
+        for start in range(0, size, self.mega_size):
+            mega = order[start : start + self.mega_size]
+            batches += self._pack(mega[np.argsort(-self.lengths[mega], kind="stable")])
+        return batches
+
+    def _pack(self, records: NDArray[np.int64]) -> Batches:
+        """Greedy batches of records sorted from long to short: the first one sets the padded length."""
+        rows = np.concatenate([[0], np.cumsum(self.rows[records])])
+        batches, start = [], 0
+        while start < len(records):
+            stop = len(records) if self.max_records is None else min(len(records), start + self.max_records)
+            if self.max_tokens is not None:
+                room = rows[start] + self.max_tokens // max(1, int(self.lengths[records[start]]))
+                stop = min(stop, int(np.searchsorted(rows, room, side="right")) - 1)
+            stop = max(stop, start + 1)
+            batches.append(records[start:stop])
+            start = stop
+        return batches
+
+    def plan(self, epoch: int) -> Batches:
+        """Every rank's batches of an epoch, in order: rank r takes r, r + ranks, r + 2 ranks, ..."""
+        composed = self._compose(epoch, 0)
+        for attempt in range(1, ATTEMPTS):
+            if len(composed) <= self._count:
+                break
+            composed = self._compose(epoch, attempt)
+        if len(composed) > self._count:
+            composed = self._compose(0, 0)  # fits by construction; its order is still shuffled below
+        batches = self._divide(composed)
+        if self.shuffle:
+            # Ranks of one step get neighbours in length, so that none waits long for another.
+            steps = np.random.default_rng([self.seed, epoch, ATTEMPTS]).permutation(
+                len(batches) // self.num_replicas
+            )
+            batches = [
+                batches[step * self.num_replicas + r]
+                for step in steps.tolist()
+                for r in range(self.num_replicas)
+            ]
+        return batches
+
+    def _divide(self, batches: Batches) -> Batches:
+        """Halve the batches with most records until the number is right; repeat some where none can be halved."""
+        while len(batches) < self._count:
+            missing = self._count - len(batches)
+            sizes = np.asarray([len(batch) for batch in batches])
+            largest = {int(i) for i in np.argsort(-sizes, kind="stable")[:missing] if sizes[i] > 1}
+            if not largest:
+                # Every batch is one record. Training repeats a few; evaluation must count each record once.
+                return batches + batches[:missing] if self.shuffle else batches
+            halves = [
+                np.array_split(batch, 2) if i in largest else [batch] for i, batch in enumerate(batches)
+            ]
+            batches = [part for parts in halves for part in parts]
+        return batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """This rank's batches of the current epoch, from where a restored state left off."""
+        mine = self.plan(self.epoch)[self.rank :: self.num_replicas]
+        start, self._start = self._start, 0
+        for batch in mine[start:]:
+            yield batch.tolist()
+
+    def __len__(self) -> int:
+        """Batches of an epoch on this rank."""
+        if self.shuffle:
+            return self._count // self.num_replicas
+        return len(range(self.rank, len(self.plan(0)), self.num_replicas))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch. Another one than before starts at its first batch, whatever a state restored."""
+        if epoch != self.epoch:
+            self._start = self._position = 0
+        super().set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch, batches of it that this rank has handed out, and what their order follows from."""
+        return {"epoch": self.epoch, "position": self._position, **self._order()}
+
+    def _order(self) -> dict[str, int]:
+        return {
+            "seed": self.seed,
+            "ranks": self.num_replicas,
+            "batches": self._count,
+            "records": len(self.lengths),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Continue after the batches that a saved state had handed out.
+
+        Raises:
+            ValueError: If the batches are not those of the saved state, so that no position in it means anything.
+        """
+        changed = {
+            name: (state_dict[name], now) for name, now in self._order().items() if state_dict[name] != now
+        }
+        if changed:
+            detail = ", ".join(f"{name} was {before}, is {now}" for name, (before, now) in changed.items())
+            raise ValueError(
+                f"a run cannot go on in the middle of an epoch with other batches ({detail}): restore data, loader and "
+                "number of ranks, or start a new run from the model's weights"
+            )
+        self.epoch = state_dict["epoch"]
+        self._start = self._position = state_dict["position"]
+
+
+class FixedOrderBatchSampler(TokenBudgetBatchSampler, SequentialSampler):  # type: ignore[misc]  # yields lists
+    """The same batches in the same order every epoch.
+
+    It is a :class:`~torch.utils.data.SequentialSampler` by name only: Lightning replaces every other one under
+    ``overfit_batches``, and what it puts there yields single records.
+    """
+
+
+class PreferenceDataLoader(DataLoader[PreferenceBatch]):
+    """Loader whose state is what its consumer has seen, not what its workers have fetched ahead."""
+
+    sampler: TokenBudgetBatchSampler  # pyright: ignore[reportIncompatibleVariableOverride]  what it is given
+
+    def __iter__(self) -> Iterator[PreferenceBatch]:  # type: ignore[override]
+        """Batches of the current epoch; each one counts when it is handed out."""
+        sampler = self.sampler
+        sampler._position = sampler._start
+        for batch in super().__iter__():
+            sampler._position += 1
+            yield batch
+        sampler._position = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the sampler."""
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the sampler."""
+        self.sampler.load_state_dict(state_dict)

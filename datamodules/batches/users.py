@@ -1,0 +1,196 @@
+"""Whose judgements a run sees: seen users train and validate, unseen ones wait until they are adapted to."""
+
+import copy
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
+
+from ..records import hash_share
+from ..tokens import TokenRow, TokenTable, lengths, take_row_comparisons
+
+__all__ = ["UserProtocol", "UserView", "joined", "user_view"]
+
+
+@dataclass(frozen=True)
+class UserProtocol:
+    """Which users are seen, which are unseen, and whose judgements the loaders show.
+
+    Who is seen is told by the training split alone: users without a judgement there are neither seen nor unseen, and
+    are left out of every split as soon as users are divided at all. A user is unseen in every split. To evaluate
+    unseen users, train with ``show: seen``; their own judgements of the training split are what they are adapted
+    with, those of the test split what they are tested on, and nothing is ever chosen by the latter
+    (``pluralign adapt`` does all of it).
+
+    Attributes:
+        unseen_share: Share of the users of the training split who are unseen, by a hash of their names, in [0, 1).
+        unseen: Names of unseen users, besides those.
+        min_judgements: Users with fewer judgements in the training split are left out of every split, >= 0.
+        seed: Other values choose other unseen users.
+        show: ``seen``, ``unseen`` or ``all`` of these. Judgements without a user count as seen; scores and votes of
+            responses stay with their record.
+    """
+
+    unseen_share: float = 0.0
+    unseen: tuple[str, ...] = ()
+    min_judgements: int = 0
+    seed: int = 0
+    show: Literal["seen", "unseen", "all"] = "seen"
+
+    def __post_init__(self) -> None:
+        """Check ranges.
+
+        Raises:
+            TypeError: If ``unseen`` is a name and no list of names.
+            ValueError: Naming the argument, its value and what is allowed.
+        """
+        if isinstance(self.unseen, str):
+            raise TypeError(f"loader.users.unseen must be a list of names, got {self.unseen!r}")
+        object.__setattr__(self, "unseen", tuple(self.unseen))
+        if not 0 <= self.unseen_share < 1:
+            raise ValueError(f"loader.users.unseen_share must be in [0, 1), got {self.unseen_share}")
+        if self.min_judgements < 0:
+            raise ValueError(f"loader.users.min_judgements must be >= 0, got {self.min_judgements}")
+        if self.show not in ("seen", "unseen", "all"):
+            raise ValueError(f"loader.users.show must be seen, unseen or all, got {self.show!r}")
+
+    @property
+    def active(self) -> bool:
+        """Whether any judgement may be left out."""
+        return bool(self.unseen_share or self.unseen or self.min_judgements or self.show == "unseen")
+
+    def divide(self, counts: Mapping[str, int]) -> tuple[list[str], list[str]]:
+        """Seen and unseen users.
+
+        Args:
+            counts: Judgements of every user in the training split.
+
+        Returns:
+            Both in the order of ``counts``; users with too few judgements are in neither.
+
+        Raises:
+            ValueError: If ``unseen`` names someone who does not occur, or nobody is seen.
+        """
+        named = set(self.unseen)
+        if unknown := sorted(named - counts.keys(), key=str):
+            raise ValueError(
+                f"loader.users.unseen names {unknown[:5]}, who have no judgements in the training split"
+            )
+        enough = [user for user, count in counts.items() if count >= self.min_judgements]
+        unseen = {
+            user for user in enough if user in named or hash_share(f"{self.seed}:{user}") < self.unseen_share
+        }
+        seen = [user for user in enough if user not in unseen]
+        if counts and not seen:
+            raise ValueError(
+                f"no user is left to train on: of {len(counts):,} users {len(enough):,} have at least "
+                f"{self.min_judgements} judgements, and all of those are unseen; change loader.users"
+            )
+        return seen, [user for user in enough if user in unseen]
+
+
+class UserView(torch.utils.data.Dataset[list[TokenRow]]):
+    """Records of a split with the judgements of some users; records of which none is left are not read.
+
+    Attributes:
+        sizes: As those of :class:`TokenTable`, of the records that are read.
+        num_kept: Judgements that stay.
+        num_judgements: Judgements of the split.
+    """
+
+    def __init__(self, table: TokenTable, users: Collection[str], *, anonymous: bool) -> None:
+        """Find the judgements.
+
+        Args:
+            table: The records.
+            users: Whose judgements stay.
+            anonymous: Whether judgements without a user stay, and records without any comparison.
+        """
+        self.table = table
+        counts = lengths(table.column("comparison_index"))
+        column = table.column("user")
+        names = [name for chunk in column.chunks for name in chunk.flatten().to_pylist()]
+        # Records that name no user at all have an empty list.
+        self._mask = np.full(int(counts.sum()), anonymous)
+        self._mask[np.repeat(lengths(column) > 0, counts)] = [
+            anonymous if name is None else name in users for name in names
+        ]
+        self._ends = np.cumsum(counts)
+        self._starts = self._ends - counts
+        before = np.concatenate([[0], np.cumsum(self._mask)])
+        kept = before[self._ends] - before[self._starts]
+        self.num_kept, self.num_judgements = int(before[-1]), len(self._mask)
+        self._whole = kept == counts
+        self._rows = np.flatnonzero((kept > 0) | ((counts == 0) & anonymous))
+        self.sizes: NDArray[np.int32] = np.asarray(table.sizes)[self._rows]
+
+    def __len__(self) -> int:
+        """Number of records."""
+        return len(self._rows)
+
+    def without_tokens(self) -> Self:
+        """The same records, whose tokens are not read."""
+        other = copy.copy(self)
+        other.table = self.table.without_tokens()
+        return other
+
+    def rows(self) -> Iterator[TokenRow]:
+        """Every record in order."""
+        kept = np.zeros(len(self.table), dtype=bool)
+        kept[self._rows] = True
+        for place, (row, keep) in enumerate(zip(self.table.rows(), kept.tolist(), strict=True)):
+            if keep:
+                yield self._filtered(row, place)
+
+    def __getitem__(self, rows: list[int]) -> list[TokenRow]:
+        """Read several records at once."""
+        places = self._rows[rows].tolist()
+        return [self._filtered(row, place) for row, place in zip(self.table[places], places, strict=True)]
+
+    def _filtered(self, row: TokenRow, place: int) -> TokenRow:
+        if self._whole[place]:
+            return row
+        return take_row_comparisons(row, self._mask[self._starts[place] : self._ends[place]])
+
+
+def joined(first: Sequence[str], others: Sequence[str]) -> list[str]:
+    """The first names, then those of the others that are not among them."""
+    return list(dict.fromkeys([*first, *others]))
+
+
+def user_view(
+    name: str,
+    split: str,
+    table: TokenTable,
+    protocol: UserProtocol,
+    seen: Sequence[str],
+    unseen: Sequence[str],
+) -> UserView:
+    """The judgements of a split that a protocol shows.
+
+    Args:
+        name: Of the data, for messages.
+        split: Name of the split, likewise.
+        table: Its records.
+        protocol: Whose judgements are shown.
+        seen: Seen users.
+        unseen: Unseen users.
+
+    Raises:
+        ValueError: If none is left.
+    """
+    users = {"seen": seen, "unseen": unseen, "all": [*seen, *unseen]}[protocol.show]
+    view = UserView(table, set(users), anonymous=protocol.show != "unseen")
+    if not len(view):
+        raise ValueError(
+            f"{name} {split}: no judgement of {protocol.show} users is left; change loader.users"
+        )
+    rank_zero_info(
+        f"{name} {split}: {view.num_kept:,} of {view.num_judgements:,} judgements are of "
+        f"{protocol.show} users, in {len(view):,} of {len(table):,} records"
+    )
+    return view

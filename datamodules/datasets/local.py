@@ -1,0 +1,369 @@
+r"""LocalDataModule: preference data of your own, from JSON Lines, JSON, CSV or Parquet files.
+
+* Source, licence, revision: yours.
+* Split rule: one file a split; without a ``validation`` file a share of ``train`` is held out by a hash of the
+  prompt.
+* Columns read: those of the row's shape, which is told by the columns it has. JSON null, an empty CSV cell and
+  a Parquet null are like a missing column; further columns are passed over.
+
+A pair, with or without a prompt; everything in brackets may be left out, here and below::
+
+    {"prompt": "Name a fruit.", "chosen": "Apple.", "rejected": "Chair.",
+     ["id": "q1", "preference": 0.8, "user": "ann", "domain": "food", "margin": 0.5, "weight": 2,
+      "strength": 1, "votes": [4, 0, 1]]}
+
+Conversations (``prompt``, or ``messages``, or both sides may be lists of messages). Without a prompt the leading
+messages that both sides share are the prompt, and what follows is the response::
+
+    {"prompt": [{"role": "user", "content": "Name a fruit."}],
+     "chosen": [{"role": "assistant", "content": "Apple."}], "rejected": "Chair."}
+    {"chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}],
+     "rejected": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Go away."}]}
+
+Two texts without a prompt. Dialogues in the form of HH-RLHF are taken apart into turns; otherwise the longest
+common beginning that ends at a space is the prompt::
+
+    {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi\n\nAssistant: Go away."}
+
+Several responses (a comparison is an object, or ``[i, j]``, or ``[i, j, share]``, i preferred to j; ``user``,
+``domain``, ``weight`` of the row hold for comparisons that have none of their own; a response may be an object with
+``text``, ``score``, ``votes``)::
+
+    {"prompt": "Name a fruit.", "responses": ["Apple.", "Pear.", "Chair."],
+     "comparisons": [[0, 2], [1, 2, 0.9], {"chosen": 0, "rejected": 1, "preference": 0.5, "user": "ann"}],
+     ["scores": [4.5, 4, 1], "votes": [[0, 5], [1, 4], [5, 0]]]}
+
+One response with a rating, with vote counts, or with neither (to be scored)::
+
+    {"prompt": "Name a fruit.", "response": "Apple.", ["score": 4.5, "votes": [0, 1, 4]]}
+
+In CSV, numbers are read from text, and ``messages``, ``responses``, ``comparisons``, ``scores``, ``votes`` are JSON in
+a cell. ``id``, ``user``, ``domain``, ``source`` and ``aspect`` may be text or whole numbers. Every shape may have
+``source`` (which part of a mixture), ``aspect`` (the preference asked for) and ``record_weight``.
+
+A row without id is named by its content, so that rows put in before it do not rename it: the first 16 hexadecimal digits
+of the SHA-1 of the fields above that it has, under our names, as JSON with sorted keys (a file's null or empty cell is
+no field). The n-th row of equal content, from the second on, gets ``:n`` behind that. Rows are never merged here.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Unpack
+
+from ..base import SPLITS, PreferenceDataModule
+from ..columns import Kind, optional_columns
+from ..records import (
+    Comparison,
+    Message,
+    PreferenceRecord,
+    RecordError,
+    Response,
+    SourceRow,
+    list_field,
+    name_field,
+    parse_messages,
+    read_table,
+)
+from ..settings import SharedSettings
+from .hh_rlhf import TURN, parse_dialogue, split_dialogues
+
+__all__ = ["LocalDataModule"]
+
+Prompt = str | tuple[Message, ...]
+
+
+OF_RECORD = {entry.stored: entry.field for entry in optional_columns("record") if entry.field is not None}
+"""Attribute of a record for each field of a row."""
+KINDS_OF_RECORD = {entry.stored: entry.kind for entry in optional_columns("record")}
+JUDGED = {entry.field: entry.kind for entry in optional_columns("comparison") if entry.field is not None}
+"""Fields of a comparison, beside its sides and the share."""
+RATED = {
+    entry.field: entry.kind
+    for entry in optional_columns("response")
+    if entry.field is not None and entry.in_batch
+}
+"""Fields of a response, beside its text."""
+SEVERAL = {name: name if kind == "counts" else f"{name}s" for name, kind in RATED.items()}
+"""Field of a row that holds one such value for each of several responses."""
+COMPARISON = ("chosen", "rejected", "preference", *JUDGED)
+SHARED = ("weight", *(name for name, kind in JUDGED.items() if kind == "name"))
+"""Fields of a row of several responses that hold for comparisons which have none of their own."""
+
+KINDS: dict[str, Kind] = {**KINDS_OF_RECORD, **JUDGED, **RATED}
+NUMBERS = ("preference", *(name for name, kind in KINDS.items() if kind == "number"))
+NAMES = ("id", *(name for name, kind in KINDS.items() if kind == "name"))
+COUNTS = tuple(name for name, kind in KINDS.items() if kind == "counts")
+LISTS = tuple(dict.fromkeys(("messages", "responses", "comparisons", *SEVERAL.values(), *COUNTS)))
+FIELDS = ("prompt", "chosen", "rejected", "response", *NUMBERS, *NAMES, *LISTS)
+
+
+class LocalDataModule(PreferenceDataModule):
+    """Your own pairs, ranked responses or ratings, from JSON Lines, JSON, CSV or Parquet files."""
+
+    name = "local"
+
+    def __init__(
+        self,
+        *,
+        train: str | None = None,
+        validation: str | None = None,
+        test: str | None = None,
+        predict: str | None = None,
+        columns: dict[str, str] | None = None,
+        **shared: Unpack[SharedSettings],
+    ) -> None:
+        """Name the files; reads nothing. What a row may look like is in the module's description.
+
+        Args:
+            train: File of the training split: ``.jsonl``, ``.json`` (one list), ``.csv`` (each also ``.gz``) or
+                ``.parquet``.
+            validation: File of the validation split; without one a share of ``train`` is held out.
+            test: File of the test split.
+            predict: File of rows to score; they need no judgement.
+            columns: Your column for each of our fields, where the names differ, such as
+                ``{"prompt": "question", "user": "annotator"}``.
+            **shared: Settings that all datasets share, see :class:`PreferenceDataModule`.
+
+        Raises:
+            ValueError: If there is no file at all, or ``columns`` names a field that does not exist.
+
+        Example:
+            >>> LocalDataModule(train="pairs.jsonl", columns={"prompt": "question"}).splits
+            ('train', 'validation')
+
+        .. versionadded:: 0.1
+        """
+        super().__init__(**shared)
+        paths = {"train": train, "validation": validation, "test": test, "predict": predict}
+        self.paths = {split: Path(path) for split, path in paths.items() if path is not None}
+        if not self.paths:
+            raise ValueError(f"LocalDataModule has no file: give at least one of {', '.join(SPLITS)}")
+        self.sources = tuple(self.paths)
+        self.columns = dict(columns or {})
+        if unknown := sorted(set(self.columns) - set(FIELDS)):
+            raise ValueError(
+                f"columns maps unknown fields {', '.join(unknown)}; allowed: {', '.join(FIELDS)}"
+            )
+
+    def files(self, source: str) -> list[Path]:
+        """The split's file.
+
+        Raises:
+            FileNotFoundError: Naming the argument, the path and what is there.
+        """
+        path = self.paths[source]
+        if not path.is_file():
+            there = sorted(other.name for other in path.parent.iterdir()) if path.parent.is_dir() else []
+            raise FileNotFoundError(
+                f"{source}={str(path)!r} is not a file (looked for {path.absolute()}; that folder "
+                f"{'has ' + ', '.join(there[:20]) if there else 'is empty or missing'}): change {source} to the path "
+                "of a .jsonl, .json, .csv or .parquet file"
+            )
+        return [path]
+
+    def settings(self) -> dict[str, object]:
+        """The column mapping, and the file names, whose endings say how they are read."""
+        return {"columns": self.columns, "names": {split: path.name for split, path in self.paths.items()}}
+
+    def load(self, source: str) -> Iterator[SourceRow | RecordError]:
+        """Rows of the split's file; those without an id get one by their content.
+
+        Raises:
+            ValueError: If a column that ``columns`` names occurs in no row of the (first) split.
+        """
+        missing = set(self.columns.values()) if source == self.sources[0] else set()
+        seen: dict[str, None] = {}
+        equal: Counter[str] = Counter()
+        for row in read_table(self.files(source)[0]):
+            if missing and isinstance(row, SourceRow):
+                missing -= row.fields.keys()
+                seen.update(dict.fromkeys(row.fields))
+            yield row if isinstance(row, RecordError) else self._named(row, equal)
+        if missing:
+            raise ValueError(
+                f"columns names {', '.join(sorted(missing))}, which no row of {self.paths[source]} has; it has "
+                f"{', '.join(seen) or 'no columns'}"
+            )
+
+    def _named(self, row: SourceRow, equal: Counter[str]) -> SourceRow:
+        """A row with an id; ``equal`` counts the rows of each content so far."""
+        column = self.columns.get("id", "id")
+        if row.fields.get(column) not in (None, ""):
+            return row
+        name = self._content_name(row)
+        equal[name] += 1
+        suffix = f":{equal[name]}" if equal[name] > 1 else ""
+        return row._replace(fields={**row.fields, column: f"{name}{suffix}"})
+
+    def _content_name(self, row: SourceRow) -> str:
+        columns = {field: self.columns.get(field, field) for field in FIELDS if field != "id"}
+        content = {
+            field: row.fields[column]
+            for field, column in columns.items()
+            if row.fields.get(column) is not None
+        }
+        text = json.dumps(content, sort_keys=True, default=str)
+        return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:16]
+
+    def to_example(self, row: SourceRow) -> PreferenceRecord:
+        """A record, by the shape of the row."""
+        fields = self._fields(row)
+        name = _name("id", fields.get("id")) or self._content_name(row)
+        if "responses" in fields:
+            prompt, responses, comparisons = _ranked(fields)
+        elif "chosen" in fields or "rejected" in fields:
+            prompt, responses, comparisons = _pair(fields)
+        elif "response" in fields:
+            prompt = _prompt(fields)
+            response = _response("response", fields["response"], prompt)
+            responses, comparisons = [Response(response, **_columns("", RATED, fields))], []
+        else:
+            has = ", ".join(name for name in row.fields if name != self.columns.get("id", "id")) or "none"
+            allowed = f"chosen and rejected, or responses, or response; the row has {has}"
+            raise RecordError("chosen", None, allowed, reason="missing field")
+        of_record = {
+            OF_RECORD[field]: value for field, value in _columns("", KINDS_OF_RECORD, fields).items()
+        }
+        return PreferenceRecord(
+            id=name, prompt=prompt, responses=tuple(responses), comparisons=tuple(comparisons), **of_record
+        )
+
+    def _fields(self, row: SourceRow) -> dict[str, object]:
+        """The row under our names, without nulls; the cells of a CSV row as what they stand for."""
+        fields = {}
+        is_csv = row.file.removesuffix(".gz").endswith(".csv")
+        for field in FIELDS:
+            value = row.fields.get(self.columns.get(field, field))
+            if value is not None:
+                fields[field] = _cell(field, value) if is_csv else value
+        return fields
+
+
+def _cell(field: str, value: object) -> object:
+    if field in NUMBERS:
+        try:
+            return float(str(value))
+        except ValueError:
+            raise RecordError(field, value, "a number", reason="wrong type") from None
+    if field in LISTS:
+        try:
+            return json.loads(str(value))
+        except json.JSONDecodeError as error:
+            raise RecordError(field, value, f"JSON in a cell ({error.msg})", reason="wrong type") from None
+    return value
+
+
+def _name(field: str, value: object) -> str | None:
+    """An id, user or domain: text, or a whole number (as a float too: Parquet has those beside nulls)."""
+    if value is None:
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return name_field(field, value)
+
+
+def _columns(field: str, kinds: Mapping[str, Kind], fields: Mapping[str, object]) -> dict[str, Any]:
+    """Values of columns that a row, response or comparison has; a record checks the numbers itself."""
+    values: dict[str, Any] = {}
+    for name, kind in kinds.items():
+        value = fields.get(name)
+        if value is None:
+            continue
+        if kind == "name":
+            values[name] = _name(f"{field}{name}", value)
+        else:
+            values[name] = (
+                tuple(list_field(f"{field}{name}", value, empty=True)) if kind == "counts" else value
+            )
+    return values
+
+
+def _prompt(fields: Mapping[str, object]) -> Prompt:
+    """An explicit prompt: text or messages."""
+    for field in ("prompt", "messages"):
+        if field in fields:
+            value = fields[field]
+            return value if isinstance(value, str) else parse_messages(field, value)
+    raise RecordError("prompt", None, "text or messages, in prompt or messages", reason="missing field")
+
+
+def _response(field: str, value: object, prompt: Prompt) -> str:
+    """Text of a response to a known prompt; a list of messages may repeat the prompt."""
+    if isinstance(value, str):
+        return value
+    messages = parse_messages(field, value)
+    if isinstance(prompt, tuple) and messages[: len(prompt)] == prompt:
+        messages = messages[len(prompt) :]
+    if len(messages) != 1 or messages[0].role != "assistant":
+        raise RecordError(field, value, "one message of the assistant after the prompt", reason="wrong type")
+    return messages[0].content
+
+
+def _comparison(field: str, fields: Mapping[str, object]) -> Callable[[int, int], Comparison]:
+    """Everything of a comparison but its sides; values are checked by the record."""
+    values = _columns(field, {"preference": "number", **JUDGED}, fields)
+    return lambda i, j: Comparison(i, j, **values)
+
+
+def _pair(fields: Mapping[str, object]) -> tuple[Prompt, list[Response], list[Comparison]]:
+    for field in ("chosen", "rejected"):
+        if field not in fields:
+            raise RecordError(field, None, "text or messages", reason="missing field")
+    chosen, rejected = fields["chosen"], fields["rejected"]
+    if "prompt" in fields or "messages" in fields:
+        prompt = _prompt(fields)
+        first, second = _response("chosen", chosen, prompt), _response("rejected", rejected, prompt)
+    else:
+        prompt, first, second = _implicit(chosen, rejected)
+    return prompt, [Response(first), Response(second)], [_comparison("", fields)(0, 1)]
+
+
+def _implicit(chosen: object, rejected: object) -> tuple[Prompt, str, str]:
+    """Prompt and responses of two sides that hold both."""
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        if all(TURN.match(side.strip()) for side in (chosen, rejected)):
+            return split_dialogues(parse_dialogue("chosen", chosen), parse_dialogue("rejected", rejected))
+        pairs = zip(chosen, rejected, strict=False)
+        shared = chosen[: sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))]
+        prompt = shared[: 1 + max(shared.rfind(space) for space in " \n\t")]
+        if chosen == rejected:  # no prompt can be told from it, and the pair will be dropped
+            prompt = ""
+        return prompt.rstrip(), chosen[len(prompt) :], rejected[len(prompt) :]
+    sides = parse_messages("chosen", chosen), parse_messages("rejected", rejected)
+    return split_dialogues(*sides)
+
+
+def _ranked(fields: Mapping[str, object]) -> tuple[Prompt, list[Response], list[Comparison]]:
+    prompt = _prompt(fields)
+    values = list_field("responses", fields["responses"], empty=True)
+    several = {
+        name: list_field(field, fields[field], len(values)) if field in fields else [None] * len(values)
+        for name, field in SEVERAL.items()
+    }
+    responses = []
+    for i, value in enumerate(values):
+        response: Mapping[str, object] = value if isinstance(value, Mapping) else {"text": value}
+        for name in response.keys() - {"text", *RATED}:
+            allowed = ", ".join(("text", *RATED))
+            raise RecordError(f"responses[{i}].{name}", response[name], allowed, reason="unknown field")
+        rated = {name: response.get(name, entries[i]) for name, entries in several.items()}
+        text: Any = response.get("text")  # the record checks it
+        responses.append(Response(text, **_columns(f"responses[{i}].", RATED, rated)))
+    shared = {name: fields[name] for name in SHARED if name in fields}
+    comparisons = []
+    for i, entry in enumerate(list_field("comparisons", fields.get("comparisons", []), empty=True)):
+        field = f"comparisons[{i}]"
+        if not isinstance(entry, Mapping):
+            parts = list_field(field, entry)
+            if len(parts) not in (2, 3):
+                raise RecordError(field, entry, "[i, j], [i, j, share] or an object", reason="wrong type")
+            entry = dict(zip(COMPARISON, parts, strict=False))
+        for name in entry.keys() - set(COMPARISON):
+            raise RecordError(f"{field}.{name}", entry[name], ", ".join(COMPARISON), reason="unknown field")
+        sides = [entry.get(name) for name in ("chosen", "rejected")]
+        comparisons.append(_comparison(f"{field}.", {**shared, **entry})(*sides))  # type: ignore[arg-type]
+    return prompt, responses, comparisons

@@ -1,0 +1,145 @@
+r"""PersonaVotesDataModule: labels that a crowd of personas gave to responses, and a prior of what people would say.
+
+* Source, licence, revision: yours. The form follows what Li et al., *Aligning Crowd Feedback via Distributional
+  Preference Reward Modeling*, 2024, https://arxiv.org/abs/2402.09764, describe: a prior distribution over six labels for
+  each response, and personas who pick one label each. Their data were not released; the fields are our inference, not
+  the paper's.
+* Split rule: one file a split; without a ``validation`` file a share of ``train`` is held out by a hash of the prompt.
+  All responses to a prompt, in whichever rows, are on one side.
+* Columns read: those below; ``id``, ``prior``, ``target`` and ``time`` may be missing. Further columns are passed over.
+
+A line is one prompt (with K = 3 labels for brevity)::
+
+    {"id": "q1", "prompt": "Name a fruit.", "responses": ["Apple.", "Chair."],
+     "prior": [[0.8, 0.1, 0.1], [0.1, 0.2, 0.7]],
+     "votes": [[{"persona": "teacher", "label": 0, "time": 1}, {"persona": "artist", "label": 1, "time": 2}], []],
+     "target": [[0.75, 0.166, 0.084], [0.1, 0.2, 0.7]]}
+
+``prompt`` is text or a list of messages; a row without ``id`` gets ``<file name>:<line>``. ``prior`` holds a
+distribution per response (null for none), or one for all. ``votes`` holds the votes on each response: a label is a
+whole number in 0..K-1, a time a number or a date such as ``2024-05-30``. The six labels of the paper, in the order of
+its table: helpful, neutral, not helpful and harmless; then the same and harmful.
+
+``target`` is what :func:`update_posteriors` stored: it is checked here but not used. A batch's target is computed from
+prior and votes with ``loader.crowd``, so settings can change without touching the file. A response with neither votes
+nor a prior is a response without a judgement.
+
+With ``forgetting`` below 1 the crowd may change its mind: a vote counts ``forgetting ** age``, where age is the number
+of different later times among the votes on the same response. Votes counted so are those of the sequential update with
+forgetting. The prior keeps its weight in a batch, as an anchor, since batches hold distributions and counts alone.
+:func:`update_posteriors` follows the sequential rule to the letter and forgets the prior as well, by
+``forgetting ** (number of times)``. Without forgetting, or without a prior, both give the same.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Unpack
+
+from ...base import PreferenceDataModule
+from ...records import PreferenceRecord, RecordError, Response, SourceRow, find_file, read_json_lines
+from ...settings import SharedSettings, check_range
+from .rows import PersonaRow, weighted_votes
+
+__all__ = ["PersonaVotesDataModule"]
+
+SOURCES = ("train", "validation", "test")
+
+
+class PersonaVotesDataModule(PreferenceDataModule):
+    """Labels that personas gave to responses, with a prior (your own files, as DPRM has them)."""
+
+    name = "persona_votes"
+
+    def __init__(
+        self,
+        *,
+        data_dir: str | None = None,
+        train: str | None = None,
+        validation: str | None = None,
+        test: str | None = None,
+        num_labels: int = 6,
+        forgetting: float = 1.0,
+        **shared: Unpack[SharedSettings],
+    ) -> None:
+        """Name a folder or files; looks which of them are there, but reads nothing.
+
+        Args:
+            data_dir: Folder with ``train.jsonl``, ``validation.jsonl``, ``test.jsonl`` (also ``.gz``), or some of them.
+            train: File of the training split, ``.jsonl`` (also ``.gz``), in place of ``data_dir``.
+            validation: File of the validation split; without one a share of ``train`` is held out.
+            test: File of the test split.
+            num_labels: Number of labels K, >= 2.
+            forgetting: Share of its weight that a vote keeps at each later time step of its response, in (0, 1].
+                Below 1 every vote needs a time.
+            **shared: Settings that all datasets share, see :class:`PreferenceDataModule`.
+
+        Raises:
+            ValueError: If there is neither a folder nor a file, or both; or a setting is outside its range.
+            FileNotFoundError: If the folder has none of the three files.
+
+        Example:
+            >>> PersonaVotesDataModule(train="votes.jsonl").splits
+            ('train', 'validation')
+
+        .. versionadded:: 0.1
+        """
+        super().__init__(**shared)
+        check_range("num_labels", num_labels, 2)
+        check_range("forgetting", forgetting, 0, 1, ends="(]")
+        given = {"train": train, "validation": validation, "test": test}
+        self.paths = {source: Path(path) for source, path in given.items() if path is not None}
+        if (data_dir is None) == (not self.paths):
+            raise ValueError(
+                f"PersonaVotesDataModule needs either data_dir or at least one of {', '.join(SOURCES)}; got "
+                f"{'both' if self.paths else 'neither'}"
+            )
+        if data_dir is not None:
+            self.paths = _split_files(Path(data_dir))
+        self.sources = tuple(self.paths)
+        self.num_labels, self.forgetting = num_labels, forgetting
+
+    def files(self, source: str) -> list[Path]:
+        """The split's file.
+
+        Raises:
+            FileNotFoundError: Naming the argument and the path.
+        """
+        path = self.paths[source]
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{source}={str(path)!r} is not a file (looked for {path.absolute()}): change {source} to the path of a "
+                ".jsonl file"
+            )
+        return [path]
+
+    def settings(self) -> dict[str, object]:
+        """Number of labels, forgetting, and the file names, which are part of the ids."""
+        names = {source: path.name for source, path in self.paths.items()}
+        return {"num_labels": self.num_labels, "forgetting": self.forgetting, "names": names}
+
+    def load(self, source: str) -> Iterator[SourceRow | RecordError]:
+        """Rows of the split's file."""
+        return read_json_lines(self.files(source)[0])
+
+    def to_example(self, row: SourceRow) -> PreferenceRecord:
+        """A prompt and its responses with vote counts and priors."""
+        found = PersonaRow.read(row, self.num_labels)
+        responses = []
+        for i, (text, prior, votes) in enumerate(
+            zip(found.responses, found.priors, found.votes, strict=True)
+        ):
+            counts, _ = weighted_votes(f"votes[{i}]", votes, self.num_labels, self.forgetting)
+            judged = votes or prior is not None
+            responses.append(Response(text, votes=counts if judged else None, prior=prior))
+        return PreferenceRecord(id=found.name, prompt=found.prompt, responses=tuple(responses))
+
+
+def _split_files(folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for source in SOURCES:
+        for name in (f"{source}.jsonl", f"{source}.jsonl.gz"):
+            if (folder / name).is_file():
+                found.setdefault(source, folder / name)
+    if not found:
+        find_file(folder, *(f"{source}.jsonl" for source in SOURCES))  # says what is there
+    return found

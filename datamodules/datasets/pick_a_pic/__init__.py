@@ -1,0 +1,5 @@
+"""Pick-a-Pic and Pick-a-Filter."""
+
+from .module import PickAPicDataModule
+
+__all__ = ["PickAPicDataModule"]

@@ -1,0 +1,5 @@
+"""A crowd whose truth is known."""
+
+from .module import SyntheticDataModule
+
+__all__ = ["SyntheticDataModule"]

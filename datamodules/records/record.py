@@ -1,0 +1,328 @@
+"""One dataset row becomes a :class:`PreferenceRecord`; whatever is wrong with it is said here.
+
+A record is a prompt, k >= 1 responses and the judgements on them: comparisons between two responses (with
+the share of annotators, the judge, the domain, ...), and per response a rating or vote counts. Validation
+happens on construction and raises :class:`RecordError`, to which the reader adds file and line.
+
+Defined behaviour:
+
+================================  ==========================================================================
+input                             what happens
+================================  ==========================================================================
+tie                               ``preference=0.5``; trains, and is left out of accuracy
+identical responses               kept; their comparisons are dropped and counted when tokenised
+empty or blank response           error ``empty response``
+empty prompt                      allowed: the response is scored on its own
+missing field, wrong type         error ``missing field`` / ``wrong type``
+NaN or infinite number            error ``not finite`` (leave the field out if the value is unknown)
+share, weight, votes off range    error ``out of range``
+index that points at no response  error ``out of range``
+no judgement and no rating        allowed here (scoring needs none); a training split drops and counts it
+duplicate record id               error ``duplicate id``, found when the split is read
+bytes that are not UTF-8          error ``not UTF-8``, found when the line is read
+================================  ==========================================================================
+"""
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha1
+
+from ..columns import Column, optional_columns
+
+__all__ = ["Comparison", "Message", "PreferenceRecord", "RecordError", "Response", "record_key"]
+
+ROLES = ("system", "user", "assistant")
+
+
+class RecordError(ValueError):
+    """A row that cannot become a record: names file, line, field, value and what is allowed."""
+
+    def __init__(
+        self, field: str, value: object, allowed: str, *, reason: str, file: str = "", line: int = 0
+    ) -> None:
+        """Keep the parts, so that a skip can be counted by reason and a reader can add the place.
+
+        Args:
+            field: Name of the field, with indices, such as ``comparisons[2].preference``.
+            value: What was found.
+            allowed: What would have been accepted, as a phrase.
+            reason: Short category under which skipped rows are counted.
+            file: Where the row came from.
+            line: Line of the row, or its 1-based number where a file has no lines; 0 if unknown.
+        """
+        self.field, self.value, self.allowed, self.reason = field, value, allowed, reason
+        self.file, self.line = file, line
+        shown = repr(value)
+        shown = shown if len(shown) <= 120 else f"{shown[:117]}..."
+        place = f"{file}:{line}: " if file else ""
+        super().__init__(f"{place}{reason}: field {field!r} is {shown}; allowed: {allowed}")
+
+    def at(self, file: str, line: int) -> "RecordError":
+        """Return the same error with the place it came from."""
+        return RecordError(self.field, self.value, self.allowed, reason=self.reason, file=file, line=line)
+
+
+def _text(field: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise RecordError(field, value, "a string", reason="wrong type")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise RecordError(field, value, "text that encodes as UTF-8", reason="not UTF-8") from None
+    return value
+
+
+def _number(field: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RecordError(field, value, "a number", reason="wrong type")
+    if not abs(value) <= sys.float_info.max:  # NaN, infinite, or a whole number too large for a float
+        raise RecordError(
+            field, value, "a finite number; leave the field out if unknown", reason="not finite"
+        )
+    if not low <= value <= high:
+        bounds = f"a number in [{low:g}, {high:g}]" if math.isfinite(high) else f"a number >= {low:g}"
+        raise RecordError(field, value, bounds, reason="out of range")
+    return float(value)
+
+
+def _counts(field: str, value: object) -> tuple[float, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+        raise RecordError(field, value, "a non-empty list of counts, one per category", reason="wrong type")
+    return tuple(_number(f"{field}[{i}]", count, 0.0) for i, count in enumerate(value))
+
+
+def _optional_text(field: str, value: object) -> str | None:
+    return None if value is None else _text(field, value)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation.
+
+    Attributes:
+        role: ``system``, ``user`` or ``assistant``.
+        content: What was said.
+    """
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One answer to the prompt.
+
+    Attributes:
+        text: The answer; not blank.
+        score: A rating, any finite number; None if unknown.
+        votes: Annotator counts per category, >= 0; None if unknown.
+        prior: What to expect of the crowd before anyone voted: a distribution over the categories; None if unknown.
+    """
+
+    text: str
+    score: float | None = None
+    votes: tuple[float, ...] | None = None
+    prior: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One judgement between two responses.
+
+    Attributes:
+        chosen: Index of the first response.
+        rejected: Index of the second response; differs from ``chosen``.
+        preference: Share of annotators preferring the first, in [0, 1]; 0.5 is a tie.
+        user: Who judged; None for a crowd or an unknown judge.
+        domain: In which domain; None if there are none.
+        margin: Required reward gap; None if unknown.
+        weight: Loss weight, >= 0; None means 1.
+        strength: Signed vote strength; None if unknown.
+        votes: Annotator counts per category, >= 0; None if unknown.
+    """
+
+    chosen: int
+    rejected: int
+    preference: float = 1.0
+    user: str | None = None
+    domain: str | None = None
+    margin: float | None = None
+    weight: float | None = None
+    strength: float | None = None
+    votes: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceRecord:
+    """A prompt with its responses and every judgement on them.
+
+    Attributes:
+        id: Stable and unique within the dataset.
+        prompt: Text, or the conversation up to the responses (its last turn is not the assistant's).
+        responses: k >= 1 answers.
+        comparisons: Judgements between two of them; may be empty.
+        group: Rows with the same group stay on one side of a random split; None means the prompt, or the
+            responses where the prompt is blank.
+        source: Which part of a mixture it is of, without a NUL; None for the data module's name.
+        aspect: The preference asked for, such as ``harmless``; None if that is not said.
+        weight: Weight of the whole record, >= 0; None means 1.
+    """
+
+    id: str
+    prompt: str | tuple[Message, ...]
+    responses: tuple[Response, ...]
+    comparisons: tuple[Comparison, ...] = ()
+    group: str | None = None
+    source: str | None = None
+    aspect: str | None = None
+    weight: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            RecordError: Naming field, value and what is allowed.
+        """
+        if not _text("id", self.id):
+            raise RecordError("id", self.id, "a non-empty string", reason="missing field")
+        _check_prompt(self.prompt)
+        _optional_text("group", self.group)
+        _check_columns("", [self], optional_columns("record"))
+        if self.source is not None and "\0" in self.source:
+            raise RecordError("source", self.source, "a name without a NUL", reason="out of range")
+        if not self.responses:
+            raise RecordError("responses", self.responses, "at least one response", reason="missing field")
+        for i, response in enumerate(self.responses):
+            _check_response(f"responses[{i}]", response)
+        for i, comparison in enumerate(self.comparisons):
+            _check_comparison(f"comparisons[{i}]", comparison, len(self.responses))
+        _check_columns("responses[{}].", self.responses, optional_columns("response"))
+        _check_columns("comparisons[{}].", self.comparisons, optional_columns("comparison"))
+        _check_lengths(
+            "responses",
+            [counts for response in self.responses for counts in (response.votes, response.prior)],
+        )
+        _check_lengths("comparisons", [comparison.votes for comparison in self.comparisons])
+
+    @property
+    def split_key(self) -> str:
+        """What decides the side of a random split: the group, else the prompt, else the responses."""
+        if self.group is not None:
+            return self.group
+        if isinstance(self.prompt, str):
+            return self.prompt.strip() or "\n".join(sorted(response.text for response in self.responses))
+        return "\n".join(f"{message.role}: {message.content.strip()}" for message in self.prompt)
+
+
+def _check_prompt(prompt: object) -> None:
+    if isinstance(prompt, str):
+        _text("prompt", prompt)
+        return
+    if not isinstance(prompt, tuple) or not prompt:
+        raise RecordError("prompt", prompt, "text, or a non-empty list of messages", reason="wrong type")
+    for i, message in enumerate(prompt):
+        if not isinstance(message, Message):
+            raise RecordError(f"prompt[{i}]", message, "a message with role and content", reason="wrong type")
+        if message.role not in ROLES:
+            raise RecordError(f"prompt[{i}].role", message.role, " | ".join(ROLES), reason="out of range")
+        _text(f"prompt[{i}].content", message.content)
+    if prompt[-1].role == "assistant":
+        allowed = "a last turn of user or system; the assistant's turn is the response"
+        raise RecordError(f"prompt[{len(prompt) - 1}].role", "assistant", allowed, reason="out of range")
+
+
+def _check_response(field: str, response: object) -> None:
+    if not isinstance(response, Response):
+        raise RecordError(field, response, "a Response", reason="wrong type")
+    if not _text(f"{field}.text", response.text).strip():
+        raise RecordError(f"{field}.text", response.text, "text that is not blank", reason="empty response")
+    if response.prior is not None and abs(sum(_counts(f"{field}.prior", response.prior)) - 1) > 1e-3:
+        allowed = "shares that sum to 1 (within 0.001)"
+        raise RecordError(f"{field}.prior", response.prior, allowed, reason="out of range")
+
+
+def _check_comparison(field: str, comparison: object, num_responses: int) -> None:
+    if not isinstance(comparison, Comparison):
+        raise RecordError(field, comparison, "a Comparison", reason="wrong type")
+    for name in ("chosen", "rejected"):
+        index = getattr(comparison, name)
+        if isinstance(index, bool) or not isinstance(index, int):
+            raise RecordError(f"{field}.{name}", index, "an index", reason="wrong type")
+        if not 0 <= index < num_responses:
+            allowed = f"an index in 0..{num_responses - 1}"
+            raise RecordError(f"{field}.{name}", index, allowed, reason="out of range")
+    if comparison.chosen == comparison.rejected:
+        allowed = "another response than chosen"
+        raise RecordError(f"{field}.rejected", comparison.rejected, allowed, reason="out of range")
+    _number(f"{field}.preference", comparison.preference, 0.0, 1.0)
+
+
+def _check_columns(field: str, items: Sequence[object], columns: Sequence[Column]) -> None:
+    """Values that an item may lack, as the table of columns has them; ``{}`` in ``field`` is the item's number."""
+    for i, item in enumerate(items):
+        for entry in columns:
+            value = entry.of(item)
+            if value is None:
+                continue
+            name = f"{field.format(i)}{entry.field}"
+            if entry.kind == "name":
+                _text(name, value)
+            elif entry.kind == "counts":
+                _counts(name, value)
+            else:
+                _number(name, value, entry.low)
+
+
+def record_key(source: str, split: str, name: str) -> int:
+    """Number that names a record for good, by which side tables are joined.
+
+    It is the first eight bytes of the SHA-1 of ``source NUL split NUL id`` in UTF-8, as a signed big-endian integer;
+    neither source nor split can hold a NUL, so that different triples never give the same bytes.
+
+    Args:
+        source: The record's source, or else the name of the data module.
+        split: Split that the record is in.
+        name: The record's id.
+
+    Example:
+        >>> record_key("hh_rlhf", "train", "7")
+        -3140952165823202031
+    """
+    digest = sha1(f"{source}\0{split}\0{name}".encode(), usedforsecurity=False).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
+
+
+def _check_lengths(field: str, votes: Sequence[tuple[float, ...] | None]) -> None:
+    lengths = {len(counts) for counts in votes if counts is not None}
+    if len(lengths) > 1:
+        allowed = "equally many categories throughout"
+        raise RecordError(f"{field}[*].votes", sorted(lengths), allowed, reason="out of range")
+
+
+def parse_messages(field: str, value: object) -> tuple[Message, ...]:
+    """Read a conversation from JSON: a list of objects with ``role`` and ``content``.
+
+    Args:
+        field: Name to use in an error.
+        value: The decoded JSON.
+
+    Raises:
+        RecordError: If it is not such a list.
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise RecordError(field, value, "a list of {role, content}", reason="wrong type")
+    messages = []
+    for i, turn in enumerate(value):
+        if not isinstance(turn, Mapping):
+            raise RecordError(f"{field}[{i}]", turn, "an object with role and content", reason="wrong type")
+        for key in ("role", "content"):
+            if key not in turn:
+                raise RecordError(f"{field}[{i}].{key}", None, "a string", reason="missing field")
+        messages.append(
+            Message(
+                _text(f"{field}[{i}].role", turn["role"]), _text(f"{field}[{i}].content", turn["content"])
+            )
+        )
+    return tuple(messages)

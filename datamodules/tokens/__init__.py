@@ -1,0 +1,40 @@
+"""A record becomes tokens: text formats, the cache and its preparation."""
+
+from .cache import (
+    CacheReader,
+    SplitReport,
+    TokenRow,
+    TokenTable,
+    fingerprint,
+    lengths,
+    prompt_alone,
+    take_row_comparisons,
+    take_row_responses,
+    without_prompt,
+)
+from .cache_writer import CacheWriter, remove_left_overs
+from .decoded import decoded_responses
+from .preparation import report_split, tokenise
+from .text import BYTE, RecordTokenizer, TextConfig, byte_tokenizer
+
+__all__ = [
+    "BYTE",
+    "CacheReader",
+    "CacheWriter",
+    "RecordTokenizer",
+    "SplitReport",
+    "TextConfig",
+    "TokenRow",
+    "TokenTable",
+    "byte_tokenizer",
+    "decoded_responses",
+    "fingerprint",
+    "lengths",
+    "prompt_alone",
+    "remove_left_overs",
+    "report_split",
+    "take_row_comparisons",
+    "take_row_responses",
+    "tokenise",
+    "without_prompt",
+]

@@ -1,0 +1,320 @@
+"""The writing half of the token cache: streams, columns, duplicates, and the rename that completes a folder."""
+
+import glob
+import hashlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+from array import array
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..columns import Column, Item, optional_columns
+from ..records import Comparison, PreferenceRecord, RecordError, Response, record_key
+from .cache import SplitReport, TokenTable
+from .text import TokenizedRecord
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["CacheWriter"]
+
+
+def _schema() -> "pa.Schema":
+    import pyarrow as pa
+
+    integers = ("tokens", "lengths", "response_index", "comparisons", "comparison_index")
+    plain = [("id", pa.string()), ("record_key", pa.int64()), ("file", pa.string()), ("line", pa.int64())]
+    return pa.schema(
+        [*plain, ("prompt_length", pa.int32())]
+        + [(name, pa.list_(pa.int32())) for name in integers]
+        + [("preference", pa.list_(pa.float32()))]
+        + [
+            (entry.stored, pa.list_(pa.string() if entry.kind == "name" else pa.float32()))
+            for entry in optional_columns()
+        ]
+    )
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _items(
+    record: PreferenceRecord, responses: Sequence[int], comparisons: Sequence[int]
+) -> dict[Item, list[PreferenceRecord] | list[Response] | list[Comparison]]:
+    """What a column may be of: the record, and its responses and comparisons at these places."""
+    return {
+        "record": [record],
+        "response": [record.responses[i] for i in responses],
+        "comparison": [record.comparisons[i] for i in comparisons],
+    }
+
+
+def _flat(entry: Column, items: Sequence[object]) -> list[object]:
+    """A column's values, what is missing filled in; nothing at all if everything is."""
+    values = [entry.of(item) for item in items]
+    known = next((value for value in values if value is not None), None)
+    if known is None:
+        return []
+    if entry.kind == "name":
+        return values
+    if entry.kind != "counts":
+        return [entry.missing if value is None else value for value in values]
+    nothing = (entry.missing,) * len(known)
+    return [count for value in values for count in (nothing if value is None else value)]
+
+
+def _columns(record: PreferenceRecord, tokens: TokenizedRecord) -> dict[str, list[object]]:
+    """Everything of a record but its tokens, for the kept responses and comparisons."""
+    place = {response: i for i, response in enumerate(tokens.responses)}
+    comparisons = [record.comparisons[i] for i in tokens.comparisons]
+    items = _items(record, tokens.responses, tokens.comparisons)
+    return {
+        "response_index": list(tokens.responses),
+        "comparisons": [place[side] for c in comparisons for side in (c.chosen, c.rejected)],
+        "comparison_index": list(tokens.comparisons),
+        "preference": [c.preference for c in comparisons],
+        **{entry.stored: _flat(entry, items[entry.item]) for entry in optional_columns()},
+    }
+
+
+class _SplitWriter:
+    """One split's Arrow stream, and the small arrays beside it."""
+
+    def __init__(self, folder: Path, split: str, source: str) -> None:
+        import pyarrow as pa
+
+        self.folder, self.split, self.source = folder, split, source
+        self.path = folder / f"{split}.arrow"
+        self.schema = _schema()
+        self.stream = pa.ipc.new_stream(str(self.path), self.schema)
+        self.sizes = array("i")
+        self.ids = array("Q")
+        self.keys = array("q")
+        self.groups = array("Q")
+        self.names: dict[str, set[str]] = {entry.stored: set() for entry in optional_columns(kind="name")}
+        self.may_lack = {"comparisons", *(entry.stored for entry in optional_columns())}
+        self.present: set[str] = set()
+
+    def write(self, rows: Sequence[tuple[PreferenceRecord, TokenizedRecord, str, int]]) -> None:
+        import pyarrow as pa
+
+        data: dict[str, list[object]] = {name: [] for name in self.schema.names}
+        for record, tokens, file, line in rows:
+            columns = _columns(record, tokens)
+            key = record_key(self.source if record.source is None else record.source, self.split, record.id)
+            data["id"].append(record.id)
+            data["record_key"].append(key)
+            data["file"].append(file)
+            data["line"].append(line)
+            data["prompt_length"].append(tokens.prompt_length)
+            data["tokens"].append(tokens.tokens)
+            data["lengths"].append(tokens.lengths)
+            for name, values in columns.items():
+                data[name].append(values)
+                if values and name in self.may_lack:
+                    self.present.add(name)
+            for name, names in self.names.items():
+                names.update(str(value) for value in columns[name] if value is not None)
+            prefix, own = int(tokens.lengths[0]), tokens.lengths[1:]
+            self.sizes.extend((len(own), prefix, int(own.sum()), int(own.max())))
+            self.ids.append(_hash(record.id))
+            self.keys.append(key)
+            self.groups.append(_hash(record.split_key))
+        self.stream.write_batch(
+            pa.record_batch([pa.array(data[f.name], f.type) for f in self.schema], schema=self.schema)
+        )
+
+    def close(self) -> None:
+        self.stream.close()
+        np.save(
+            self.folder / f"{self.split}.sizes.npy", np.asarray(self.sizes, dtype=np.int32).reshape(-1, 4)
+        )
+
+    def duplicates(self) -> NDArray[np.int64]:
+        """Rows whose id occurred before, ascending."""
+        ids = np.asarray(self.ids, dtype=np.uint64)
+        _, first = np.unique(ids, return_index=True)
+        again = np.ones(len(ids), dtype=bool)
+        again[first] = False
+        return np.flatnonzero(again)
+
+
+def remove_left_overs(folder: Path) -> None:
+    """Remove what processes of this machine left unfinished when they were killed."""
+    prefix = f"{folder.name}.{socket.gethostname()}."
+    for path in folder.parent.glob(f"{glob.escape(prefix)}*.partial"):
+        try:
+            os.kill(int(path.name.removeprefix(prefix).split(".")[0]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(path, ignore_errors=True)
+        except (PermissionError, ValueError):
+            continue  # alive under another user, or not ours
+
+
+class CacheWriter:
+    """Write a cache folder; use as a context manager, which completes or removes it."""
+
+    def __init__(self, folder: Path, splits: Sequence[str], *, source: str, on_invalid: str) -> None:
+        """Open the streams under a temporary name.
+
+        Args:
+            folder: Where the cache will stand.
+            splits: Names of the splits.
+            source: What records are of that do not say it themselves: the data module's name.
+            on_invalid: ``error`` or ``skip``.
+        """
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        self.folder, self.on_invalid = folder, on_invalid
+        remove_left_overs(folder)
+        owner = f"{folder.name}.{socket.gethostname()}.{os.getpid()}."
+        self.partial = Path(tempfile.mkdtemp(prefix=owner, suffix=".partial", dir=folder.parent))
+        self.reports = {split: SplitReport() for split in splits}
+        self._splits = {split: _SplitWriter(self.partial, split, source) for split in splits}
+        self._categories: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Remove what is unfinished."""
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+    def skip(self, split: str, error: RecordError) -> None:
+        """Count an invalid row, or stop if the user did not choose to skip.
+
+        Raises:
+            RecordError: If ``on_invalid`` is ``error``.
+        """
+        if self.on_invalid == "error":
+            raise error
+        self.reports[split].skip(error)
+
+    def write(self, split: str, rows: Sequence[tuple[PreferenceRecord, TokenizedRecord, str, int]]) -> None:
+        """Append records with their tokens and places.
+
+        Raises:
+            RecordError: If votes have another number of categories than those before, unless skipped.
+        """
+        rows = [row for row in rows if self._same_categories(split, *row)]
+        if not rows:
+            return
+        report = self.reports[split]
+        for _, tokens, _, _ in rows:
+            report.records += 1
+            report.responses += len(tokens.responses)
+            report.comparisons += len(tokens.comparisons)
+            report.cut_prompts += tokens.cut > 0
+            report.cut_tokens += tokens.cut
+            report.dropped.update(tokens.dropped)
+        self._splits[split].write(rows)
+
+    def finish(self, format_description: Mapping[str, object]) -> None:
+        """Check what only the whole shows, write ``meta.json`` and put the folder in place.
+
+        Raises:
+            RecordError: For an id that occurs twice, if ``on_invalid`` is ``error``.
+            ValueError: If two ids of a split have the same key.
+        """
+        for writer in self._splits.values():
+            writer.close()
+        for split, writer in self._splits.items():
+            self._settle_duplicates(split, writer)
+            _check_keys(split, writer)
+        train = self._splits.get("train")
+        for split, writer in self._splits.items():
+            if train is not None and writer is not train:
+                shared = np.isin(np.asarray(writer.groups, np.uint64), np.asarray(train.groups, np.uint64))
+                self.reports[split].in_train = int(shared.sum())
+        first = train or next(iter(self._splits.values()))
+        names = {}
+        for entry in optional_columns(kind="name"):
+            # Those of training come first: a method that keeps a table of users needs it for them alone.
+            names[entry.stored] = sorted(first.names[entry.stored])
+            if not entry.training_only:
+                others = set().union(*(writer.names[entry.stored] for writer in self._splits.values()))
+                names[entry.stored] += sorted(others - first.names[entry.stored])
+        meta = {
+            "format": dict(format_description),
+            "reports": {split: vars(report) for split, report in self.reports.items()},
+            "names": names,
+            "num_training_users": len(first.names["user"]),
+            "present": sorted(set().union(*(writer.present for writer in self._splits.values()))),
+            "categories": self._categories,
+        }
+        (self.partial / "meta.json").write_text(json.dumps(meta))
+        try:
+            os.replace(self.partial, self.folder)
+        except OSError:
+            if (self.folder / "meta.json").is_file():
+                return  # another process finished the same cache first; its content is the same by its fingerprint
+            # What stands there is no complete cache: someone deleted parts of it.
+            shutil.rmtree(self.folder, ignore_errors=True)
+            os.replace(self.partial, self.folder)
+
+    def _same_categories(
+        self, split: str, record: PreferenceRecord, tokens: TokenizedRecord, file: str, line: int
+    ) -> bool:
+        sizes: dict[str, int] = {}
+        items = _items(record, range(len(record.responses)), range(len(record.comparisons)))
+        for entry in optional_columns(kind="counts"):
+            for counts in map(entry.of, items[entry.item]):
+                if counts is not None:
+                    sizes.setdefault(entry.votes, len(counts))
+        for name, size in sizes.items():
+            if size != self._categories.get(name, size):
+                allowed = f"{self._categories[name]} categories, as in the records before"
+                self.skip(
+                    split, RecordError(name, size, allowed, reason="out of range", file=file, line=line)
+                )
+                return False
+        self._categories.update(sizes)  # only a record that is kept decides
+        return True
+
+    def _settle_duplicates(self, split: str, writer: _SplitWriter) -> None:
+        again = writer.duplicates()
+        if not len(again):
+            return
+        table = TokenTable.read(writer.path)
+        for row in again.tolist():
+            place = table[row : row + 1]
+            allowed = "an id that occurs once in its split"
+            self.skip(
+                split,
+                RecordError(
+                    "id",
+                    place["id"][0],
+                    allowed,
+                    reason="duplicate id",
+                    file=place["file"][0],
+                    line=place["line"][0],
+                ),
+            )
+        keep = np.setdiff1d(np.arange(len(writer.ids)), again)
+        np.save(self.partial / f"{split}.keep.npy", keep)
+        writer.groups = array("Q", np.asarray(writer.groups, np.uint64)[keep].tolist())
+        writer.keys = array("q", np.asarray(writer.keys, np.int64)[keep].tolist())
+        removed = table.select(again)
+        report = self.reports[split]
+        report.records -= len(again)
+        report.responses -= sum(map(len, removed["response_index"]))
+        report.comparisons -= sum(map(len, removed["comparison_index"]))
+
+
+def _check_keys(split: str, writer: _SplitWriter) -> None:
+    """Refuse two records that side tables could not tell apart; their ids differ."""
+    keys = np.asarray(writer.keys, np.int64)
+    values, counts = np.unique(keys, return_counts=True)
+    if len(values) == len(keys):
+        return
+    table = TokenTable.read(writer.path).select_columns(["id", "record_key"])
+    names = sorted({row["id"] for row in table if row["record_key"] == values[counts.argmax()]})
+    raise ValueError(f"{split}: records {', '.join(map(repr, names))} have the same key: rename one of them")

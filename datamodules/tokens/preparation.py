@@ -1,0 +1,120 @@
+"""Rows become records, records become tokens, tokens become the cache."""
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Protocol
+
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from ..records import PreferenceRecord, RecordError, SourceRow
+from .cache import SplitReport
+from .cache_writer import CacheWriter
+from .text import REFUSED, RecordTokenizer, TextConfig, TokenizedRecord
+
+__all__ = ["RecordSource", "report_split", "tokenise"]
+
+CHUNK = 256
+"""Records tokenised at a time: enough to keep a fast tokenizer's threads busy, little enough for memory."""
+
+Routed = tuple[str, PreferenceRecord, SourceRow]
+
+
+class RecordSource(Protocol):
+    """What is needed of a data module."""
+
+    text: TextConfig
+
+    @property
+    def tokenizer(self) -> RecordTokenizer:
+        """The tokenizer with its settled format."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits that the data have."""
+
+    def load(self, source: str) -> Iterator[SourceRow | RecordError]:
+        """Rows of a source."""
+
+    def to_example(self, row: SourceRow) -> PreferenceRecord:
+        """A row as a record."""
+
+    def route(self, record: PreferenceRecord, source: str) -> str:
+        """Split of a record."""
+
+
+def tokenise(data: RecordSource, source: str, writer: CacheWriter) -> None:
+    """Read, validate and tokenise one of the data's sources into the cache.
+
+    Raises:
+        RecordError: At the first row that is no valid record, if the writer does not skip such rows.
+    """
+    rows = data.load(source)
+    while chunk := list(islice(rows, CHUNK)):
+        records: list[Routed] = []
+        for row in chunk:
+            try:
+                if isinstance(row, RecordError):
+                    raise row
+                record = _record(data, row)
+            except RecordError as error:
+                writer.reports[source].rows += 1
+                writer.skip(source, error)
+                continue
+            split = data.route(record, source)
+            writer.reports[split].rows += 1
+            records.append((split, record, row))
+        _write(data, records, writer)
+
+
+def _record(data: RecordSource, row: SourceRow) -> PreferenceRecord:
+    try:
+        return data.to_example(row)
+    except RecordError as error:
+        raise error if error.file else error.at(row.file, row.line) from None
+
+
+def _write(data: RecordSource, records: list[Routed], writer: CacheWriter) -> None:
+    tokens = data.tokenizer([record for _, record, _ in records])
+    for split in data.splits:
+        rows = []
+        for (target, record, row), result in zip(records, tokens, strict=True):
+            if target != split:
+                continue
+            report = writer.reports[split]
+            if isinstance(result, RecordError):
+                if data.text.truncation == "error" or result.reason == REFUSED:
+                    writer.skip(split, result.at(row.file, row.line))
+                else:
+                    report.dropped[f"record: {result.reason}"] += 1
+            elif split != "predict" and not _judged(record, result):
+                report.dropped.update(result.dropped)
+                report.dropped["record without a judgement"] += 1
+            else:
+                rows.append((record, result, row.file, row.line))
+        writer.write(split, rows)
+
+
+def _judged(record: PreferenceRecord, tokens: TokenizedRecord) -> bool:
+    """Whether a comparison, score or vote is left of what was said of the record."""
+    kept = [record.responses[i] for i in tokens.responses]
+    return bool(tokens.comparisons) or any(
+        response.score is not None or response.votes is not None for response in kept
+    )
+
+
+def report_split(name: str, split: str, report: SplitReport) -> None:
+    """Say what became of a split's rows.
+
+    Raises:
+        ValueError: If nothing is left of it.
+    """
+    rank_zero_info(f"{name} {split}: {report}")
+    for message in report.first_errors:
+        rank_zero_info(f"  skipped {message}")
+    if report.in_train:
+        rank_zero_warn(
+            f"{name} {split}: {report.in_train} records share a prompt with the training split; "
+            "their numbers say less about new prompts"
+        )
+    if not report.records:
+        raise ValueError(f"{name}: nothing is left of the {split} split: {report}")

@@ -1,0 +1,282 @@
+"""What a backbone is made of: its configuration, its weights, its adapters."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+
+from .._settings import check_choices, check_range
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+__all__ = ["BackboneConfig", "LoRAConfig", "adapt_model", "added_keys", "load_model"]
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters (PEFT) on a frozen base; the reward head is always trained and saved beside them.
+
+    Attributes:
+        rank: Rank of the update, >= 1.
+        alpha: Scale; the update is multiplied by alpha / rank.
+        dropout: Dropout on the adapter's input, in [0, 1).
+        target_modules: Names of the adapted layers; None for every linear layer.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        """Check ranges.
+
+        Raises:
+            ValueError: Naming the argument, its value and what is allowed.
+        """
+        check_range("backbone.lora.rank", self.rank, at_least=1)
+        check_range("backbone.lora.dropout", self.dropout, at_least=0, below=1)
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Which network, in which state. Plain values only: it is part of every checkpoint.
+
+    Attributes:
+        name: Hugging Face name or local folder; None builds a randomly initialised network from ``config``.
+        config: Fields of the network's configuration: all of them with ``model_type`` if ``name`` is None,
+            otherwise those to change (such as dropout).
+        tokenizer: Tokenizer to use; None for ``name``, or the built-in byte-level one if that is None too.
+            Kept here so that it is written once; the command line passes it on to the data.
+        revision: Branch, tag or commit on the hub.
+        dtype: Of the backbone's weights; heads, rewards and losses are float32 in any case.
+        pooling: State that represents a response: ``last`` token, ``mean`` over prompt and response, ``cls``
+            for the first token; ``auto`` is last for causal networks and mean for bidirectional ones.
+        layout: ``auto`` decides as the module's docstring says; ``shared`` insists and raises if it is wrong.
+        frozen: Train the head alone; the backbone stays in evaluation mode and builds no graph.
+        lora: Adapters; None trains the whole backbone unless it is frozen.
+        quantization: ``4bit`` or ``8bit`` base through bitsandbytes; needs ``frozen`` or ``lora``.
+        gradient_checkpointing: Recompute activations in the backward pass.
+        attention: ``auto`` is FlexAttention on CUDA where the network supports it and SDPA elsewhere.
+        length_chunks: Run separate rows in several passes of similar lengths where that saves padding. Turn it
+            off under fully sharded training, where every rank must make equally many passes.
+        trust_remote_code: Whether code that ships with the weights may run.
+    """
+
+    name: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    tokenizer: str | None = None
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    pooling: Literal["auto", "last", "mean", "cls"] = "auto"
+    layout: Literal["auto", "shared", "separate"] = "auto"
+    frozen: bool = False
+    lora: LoRAConfig | None = None
+    quantization: Literal["4bit", "8bit"] | None = None
+    gradient_checkpointing: bool = False
+    attention: Literal["auto", "sdpa", "eager", "flex_attention"] = "auto"
+    length_chunks: bool = True
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without loading.
+
+        Raises:
+            ValueError: Naming the argument, its value and what is allowed.
+        """
+        if isinstance(self.lora, dict):  # from a checkpoint's plain hyperparameters
+            object.__setattr__(self, "lora", LoRAConfig(**self.lora))
+        check_choices(type(self), vars(self), prefix="backbone.")
+        if self.name is None and "model_type" not in self.config:
+            raise ValueError("backbone.name is null, so backbone.config must hold model_type (such as llama)")
+        if self.frozen and self.lora is not None:
+            raise ValueError("backbone.frozen=true trains no adapters: leave out backbone.lora, or frozen")
+        if self.quantization is not None and not self.frozen and self.lora is None:
+            raise ValueError(
+                "a quantized backbone cannot be trained itself: set backbone.lora or backbone.frozen"
+            )
+        if self.quantization is not None and self.name is None:
+            raise ValueError("backbone.quantization needs pretrained weights: set backbone.name")
+
+    def description(self) -> dict[str, object]:
+        """What the features of this network, frozen, depend on; kept with a feature store.
+
+        Raises:
+            ValueError: If it has no weights that could be found again, or they are trained.
+        """
+        if self.name is None or not self.frozen:
+            raise ValueError(
+                "stored features belong to a frozen, pretrained backbone: set backbone.frozen=true and backbone.name "
+                f"(now frozen={self.frozen}, name={self.name!r}), or train from text with loader.features=null"
+            )
+        return {
+            "weights": _weights_digest(self.name),
+            "revision": self.revision,
+            "config": self.config,
+            "dtype": self.dtype,
+            "pooling": self.pooling,
+            "quantization": self.quantization,
+        }
+
+
+def _weights_digest(name: str) -> str:
+    """What tells one network's weights from another's: the name on the hub, or a hash over a folder's files.
+
+    Weight files are told by their size and by samples of their bytes, whole ones having gigabytes: evenly over the
+    file, and the beginning of every tensor where the file says where that is.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return name
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"backbone.name={name!r} is a folder without config.json, so it holds no network")
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", ".bin"):
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size}".encode())
+            with path.open("rb") as stream:
+                for place in [*range(0, size, max(1, size // 64)), *_tensor_places(path)]:
+                    stream.seek(place)
+                    digest.update(stream.read(4096))
+    return digest.hexdigest()[:16]
+
+
+def _tensor_places(path: Path) -> list[int]:
+    """Where every tensor of a safetensors file begins, in bytes; nothing for other files."""
+    if path.suffix != ".safetensors":
+        return []
+    with path.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")  # of the header that follows
+        header = json.loads(stream.read(size))
+    return [8 + size + entry["data_offsets"][0] for key, entry in header.items() if key != "__metadata__"]
+
+
+def added_keys(module: nn.Module, keys: Iterable[str]) -> set[str]:
+    """Which names of a state are of what PEFT puts beside a network's own layers: adapters, copies of layers, prompts.
+
+    Args:
+        module: With the network somewhere inside.
+        keys: Names in its state dict.
+    """
+    base_of = {
+        path: name
+        for path, part in module.named_modules()
+        for name, _ in part.named_children()
+        if name in ("base_layer", "original_module", "base_model")  # what PEFT calls what it wraps
+    }
+
+    def is_added(key: str) -> bool:
+        parts = key.split(".")
+        return any(base_of.get(".".join(parts[:i]), part) != part for i, part in enumerate(parts))
+
+    return {key for key in keys if is_added(key)}
+
+
+def load_model(config: BackboneConfig) -> "PreTrainedModel":
+    """Load or initialise the network that a configuration names.
+
+    Raises:
+        ValueError: If it cannot be loaded, lacks weights, or is an encoder-decoder.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    # FlexAttention is set later, when the device is known; otherwise transformers takes the best it has.
+    attention = config.attention if config.attention in ("sdpa", "eager") else None
+    if config.name is None:
+        fields = dict(config.config)
+        network = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        model: PreTrainedModel = AutoModel.from_config(network, dtype=dtype, attn_implementation=attention)
+    else:
+        common = {"revision": config.revision or "main", "trust_remote_code": config.trust_remote_code}
+        try:
+            network = AutoConfig.from_pretrained(config.name, **common, **config.config)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"backbone.name={config.name!r} could not be loaded; allowed: a folder with config.json and weights, "
+                f"or a name on the Hugging Face hub ({error})"
+            ) from error
+        model, report = AutoModel.from_pretrained(
+            config.name,
+            config=network,
+            dtype=dtype,
+            attn_implementation=attention,
+            quantization_config=_quantization(config, dtype),
+            output_loading_info=True,
+            **common,
+        )
+        missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+        if missing:
+            raise ValueError(
+                f"backbone.name={config.name!r} has no weights for {', '.join(missing[:5])}, ...: not a "
+                "checkpoint of this architecture"
+            )
+    _check_fields(network, set(config.config) - {"model_type"})
+    if network.is_encoder_decoder:
+        raise ValueError(
+            f"encoder-decoder networks ({network.model_type}) are not supported; use a causal or BERT-type one"
+        )
+    if getattr(model, "pooler", None) is not None:
+        # BERT's own pooler is never used here, and unused parameters stall distributed training.
+        model.register_module("pooler", None)
+    return model
+
+
+def _check_fields(network: "PretrainedConfig", given: set[str]) -> None:
+    """Warn of fields that the architecture does not have: transformers keeps them and nothing reads them."""
+    from inspect import signature
+
+    from transformers import PretrainedConfig
+
+    known = {*signature(type(network).__init__).parameters, *network.attribute_map, *vars(PretrainedConfig())}
+    known |= {"rope_theta", "rope_scaling"}  # names of transformers 4, still understood
+    for name in sorted(given - known):
+        alike = get_close_matches(name, known, n=1)
+        rank_zero_warn(
+            f"backbone.config.{name}: {network.model_type} has no such field, so it has no effect"
+            + (f"; did you mean {alike[0]}?" if alike else "")
+        )
+
+
+def _quantization(config: BackboneConfig, dtype: torch.dtype) -> object:
+    if config.quantization is None:
+        return None
+    from transformers import BitsAndBytesConfig
+
+    if config.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def adapt_model(model: "PreTrainedModel", config: BackboneConfig) -> nn.Module:
+    """Freeze the network, or put adapters on it, as the configuration says."""
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.frozen:
+        return model.requires_grad_(False)
+    if config.lora is None:
+        return model
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    if config.quantization is not None:
+        model = prepare_model_for_kbit_training(
+            model,
+            use_gradient_checkpointing=config.gradient_checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+        )
+    adapters = LoraConfig(
+        r=config.lora.rank,
+        lora_alpha=cast(int, config.lora.alpha),  # PEFT divides it, any number will do
+        lora_dropout=config.lora.dropout,
+        target_modules=config.lora.target_modules or "all-linear",
+    )
+    return get_peft_model(model, adapters)

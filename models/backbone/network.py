@@ -1,0 +1,403 @@
+"""Hugging Face backbones that run prefix-shared rows: load, adapt, mask, pool by index.
+
+Which layout a backbone takes is decided once, when it is built:
+
+1. ``separate`` rows if it is bidirectional (found by trying: does a later token change an earlier state?);
+2. ``separate`` rows unless all its layers are known to be full attention: a ready-made 4-D mask replaces a
+   model's own sliding window, and recurrent or chunked layers cannot branch;
+3. otherwise both layouts are run on a tiny input; ``shared`` if they agree, else ``separate`` and a warning.
+"""
+
+from contextlib import nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+
+from pluralign.datamodules.batch import PreferenceBatch
+
+from .loading import BackboneConfig, adapt_model, load_model
+from .packing import PACKED, packed_rows, register
+from .rows import attention_bias, block_mask, length_chunks, pad_to_multiple, pool, separate_rows, take_rows
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+__all__ = ["Backbone", "BackboneOutput", "RewardHead", "StoredFeatures"]
+
+FULL_ATTENTION = frozenset(
+    ("gemma", "gpt2", "gpt_neox", "llama", "mistral", "olmo2", "opt", "phi3", "qwen2", "qwen3", "smollm3")
+)
+"""Model types whose layers are full attention unless the configuration names a window; each one tried."""
+
+FLEX_BUCKET = 128
+"""Row lengths are rounded up to this under FlexAttention, so that few shapes are compiled."""
+
+
+class RewardHead(nn.Linear):
+    """Linear map from pooled states to rewards that computes in float32, whatever it is stored in."""
+
+    def __init__(self, in_features: int, out_features: int = 1) -> None:
+        """Initialise with standard deviation 1 / sqrt(in_features + 1), without bias.
+
+        A bias cancels in every comparison, so nothing would determine it.
+
+        Args:
+            in_features: Size of the pooled state.
+            out_features: Numbers per response.
+        """
+        super().__init__(in_features, out_features, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew."""
+        nn.init.normal_(self.weight, std=(self.in_features + 1) ** -0.5)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (R, H) of any float dtype to (R, out) float32."""
+        with torch.autocast(input.device.type, enabled=False):
+            return nn.functional.linear(input.float(), self.weight.float())
+
+
+class BackboneOutput(NamedTuple):
+    """What one pass over a batch gives, for heads on responses and on tokens alike; in the backbone's dtype."""
+
+    pooled: Tensor
+    """(R, H): one state per response."""
+    tokens: Tensor
+    """(N, L, H): state of every token of ``rows``; on padding it means nothing."""
+    rows: PreferenceBatch
+    """The batch in the rows that the network took."""
+
+
+class Backbone(nn.Module):
+    """A network that turns a token batch into one state per response.
+
+    Attributes:
+        model: The Hugging Face (or PEFT) model.
+        layout: ``shared`` or ``separate``, as decided when built.
+        pooling: ``last``, ``mean`` or ``cls``.
+        hidden_size: H.
+    """
+
+    def __init__(self, config: BackboneConfig) -> None:
+        """Load or initialise the network, adapt it and settle the layout.
+
+        Args:
+            config: What to build.
+
+        Raises:
+            ValueError: If weights are missing for part of the network, or ``layout="shared"`` is wrong for it.
+        """
+        super().__init__()
+        self.config = config
+        model = load_model(config)
+        if config.quantization == "4bit" and config.lora is not None and model.device.type == "cpu":
+            # Seen with bitsandbytes 0.50: the first evaluation repacks the weights, after which no gradient passes.
+            raise ValueError("backbone.quantization='4bit' trains no adapters on the CPU: use 8bit, or a GPU")
+        self.hidden_size: int = _hidden_size(model.config)
+        self.vocab_size: int | None = getattr(model.config, "vocab_size", None)
+        self.max_positions: int | None = getattr(model.config, "max_position_embeddings", None)
+        offset = getattr(getattr(model, "embeddings", None), "padding_idx", None)
+        if self.max_positions is not None and offset is not None:
+            self.max_positions -= offset + 1  # RoBERTa counts positions from after the padding's id
+        self.flex = _use_flex(model, config.attention)
+        self.causal = is_causal(model)
+        self.packed = False
+        self.layout = self._settle_layout(model)
+        if self.layout == "shared" and not self.flex and config.attention != "eager":
+            self.packed = self._settle_packing(model)
+        self.pooling = config.pooling if config.pooling != "auto" else ("last" if self.causal else "mean")
+        self.model: nn.Module = adapt_model(model, config)
+        self.train()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a pickled state, in a process that may not know packed attention yet."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if self.packed:
+            register()
+
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing of the backbone is trained."""
+        return self.config.frozen
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Set the mode; a frozen backbone stays in evaluation mode, so its states do not change."""
+        return super().train(mode and not self.frozen)
+
+    def _settle_layout(self, model: "PreTrainedModel") -> str:
+        wish = self.config.layout
+        if wish == "separate":
+            return "separate"
+        reason = _why_not_shared(model.config, self.causal)
+        if reason and wish == "shared":
+            raise ValueError(f"backbone.layout='shared' is not exact here: {reason}; use auto or separate")
+        if reason:
+            rank_zero_info(f"backbone layout: separate rows ({reason})")
+            return "separate"
+        if any(parameter.is_meta for parameter in model.parameters()):
+            return "shared"
+        difference, tolerance = self._compare_layouts(model)
+        if difference <= tolerance:
+            rank_zero_info(
+                f"backbone layout: shared rows (differ from separate ones by {difference:.1e} on a test input)"
+            )
+            return "shared"
+        message = (
+            f"shared and separate rows differ by {difference:.1e} (tolerance {tolerance:.0e}) on a test input"
+        )
+        if wish == "shared":
+            raise ValueError(f"backbone.layout='shared' is wrong for this network: {message}")
+        rank_zero_warn(f"backbone layout: separate rows; {message}")
+        return "separate"
+
+    def _settle_packing(self, model: "PreTrainedModel") -> bool:
+        """Whether packed rows agree with separate ones; leaves the network's attention as they need it."""
+        if any(parameter.device.type != "cpu" for parameter in model.parameters()):
+            return False  # finding the places would wait for the device in every step
+        register()
+        try:
+            difference, tolerance = self._compare_layouts(model, packed=True)
+        except (TypeError, ValueError) as error:  # a network that does not hand its arguments on to attention
+            difference, tolerance = float("inf"), 0.0
+            rank_zero_info(f"backbone: packed rows do not work here ({error})")
+        if difference <= tolerance:
+            model.set_attn_implementation(PACKED)
+            rank_zero_info(
+                f"backbone: packed rows (differ from separate ones by {difference:.1e} on a test input)"
+            )
+            return True
+        return False
+
+    @torch.no_grad()
+    def _compare_layouts(self, model: "PreTrainedModel", *, packed: bool = False) -> tuple[float, float]:
+        """Largest difference between the layouts on a tiny input, relative to the states' size."""
+        device = next(model.parameters()).device
+        lengths = torch.tensor([4, 3, 5])
+        ids = torch.arange(12, device=device)[None] % (self.vocab_size or 12)
+        batch = PreferenceBatch(
+            input_ids=ids,
+            position_ids=torch.tensor([[0, 1, 2, 3, 4, 5, 6, 4, 5, 6, 7, 8]], device=device),
+            segment_ids=torch.repeat_interleave(torch.arange(3), lengths)[None].to(device),
+            response_row=torch.zeros(2, dtype=torch.int64, device=device),
+            response_end=torch.tensor([6, 11], device=device),
+        )
+        was_training = model.training
+        model.eval()
+        try:
+            apart = separate_rows(batch)
+            separate = pool(self._run(model, apart, shared=False), apart, "last").float()
+            if packed:
+                model.set_attn_implementation(PACKED)
+            run = self._run_packed if packed else partial(self._run, shared=True)
+            shared = pool(run(model, batch), batch, "last").float()
+        finally:
+            if packed:
+                model.set_attn_implementation("sdpa")
+            model.train(was_training)
+        scale = float(separate.abs().max().clamp_min(1e-6))
+        tolerance = 1e-4 if shared.dtype == next(model.parameters()).dtype else 5e-2
+        return float((shared - separate).abs().max()) / scale, tolerance
+
+    def _run(self, model: nn.Module, batch: PreferenceBatch, *, shared: bool) -> Tensor:
+        ids, segments = batch["input_ids"], batch["segment_ids"]
+        dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+        inputs: dict[str, object] = {"input_ids": ids}
+        if shared:
+            inputs["position_ids"] = batch["position_ids"]
+            inputs["attention_mask"] = block_mask(segments) if self.flex else attention_bias(segments, dtype)
+        elif not self.causal:
+            inputs["attention_mask"] = (segments >= 0).to(ids.dtype)
+        # Separate causal rows need no mask: padding is on the right, where no real token looks.
+        if self.causal:
+            inputs["use_cache"] = False
+        hidden: Tensor = model(**inputs).last_hidden_state
+        return hidden
+
+    def _run_packed(self, model: nn.Module, batch: PreferenceBatch) -> Tensor:
+        """States of every token from one row that holds them all; zero on padding."""
+        ids, packed = batch["input_ids"], packed_rows(batch)
+        hidden: Tensor = model(
+            input_ids=ids.flatten()[packed.cells][None],
+            position_ids=batch["position_ids"].flatten()[packed.cells][None],
+            use_cache=False,
+            packed=packed,
+        ).last_hidden_state[0]
+        states = hidden.new_zeros((ids.numel(), hidden.shape[1])).index_copy(0, packed.cells, hidden)
+        return states.view(*ids.shape, -1)
+
+    def arrange(self, batch: PreferenceBatch) -> PreferenceBatch:
+        """The batch in rows this network can take; unchanged if it already is."""
+        if self.layout == "separate" and batch["input_ids"].shape[0] != batch["response_row"].shape[0]:
+            batch = separate_rows(batch)
+        return pad_to_multiple(batch, FLEX_BUCKET) if self.flex else batch
+
+    def encode(self, batch: PreferenceBatch) -> Tensor:
+        """States of every token of an arranged batch, (N, L, H), in the backbone's dtype."""
+        rows, responses = batch["input_ids"].shape[0], batch["response_row"].shape[0]
+        # One response in each row: the prefix branches nowhere, and the plain causal path is exact and faster.
+        shared = self.layout == "shared" and (rows != responses or self.flex)
+        with torch.no_grad() if self.frozen else nullcontext():
+            if self.packed:
+                return self._run_packed(self.model, batch)
+            return self._run(self.model, batch, shared=shared)
+
+    def forward(self, batch: PreferenceBatch) -> Tensor:
+        """One state per response.
+
+        Args:
+            batch: Token batch, in either layout; of a batch with stored features these are returned.
+
+        Returns:
+            (R, H), in the backbone's dtype.
+
+        Raises:
+            ValueError: If the batch holds stored features although the backbone is trained.
+        """
+        if "features" in batch:
+            if not self.frozen:
+                raise ValueError(
+                    "the batch holds stored features, but this backbone is trained: set backbone.frozen=true, or "
+                    "loader.features=null"
+                )
+            return batch["features"]
+        rows = self.arrange(batch)
+        chunks = self._chunks(rows)
+        if len(chunks) == 1:
+            return self._states(rows)[0]
+        pooled = torch.cat([self._states(take_rows(rows, chunk))[0] for chunk in chunks])
+        return pooled[_row_order(chunks, pooled.device)]
+
+    def read(self, batch: PreferenceBatch) -> BackboneOutput:
+        """States of responses and of all tokens, from one pass.
+
+        Args:
+            batch: Token batch, in either layout.
+
+        Returns:
+            Both, and the rows that they are of; rows that ran in several passes are padded with zeros again.
+
+        Raises:
+            ValueError: If the batch holds stored features.
+        """
+        if "features" in batch:
+            raise ValueError("stored features tell no states of tokens: set loader.features=null")
+        rows = self.arrange(batch)
+        chunks = self._chunks(rows)
+        if len(chunks) == 1:
+            return BackboneOutput(*self._states(rows), rows)
+        parts = [self._states(take_rows(rows, chunk)) for chunk in chunks]
+        width = rows["input_ids"].shape[1]
+        tokens = [nn.functional.pad(states, (0, 0, 0, width - states.shape[1])) for _, states in parts]
+        order = _row_order(chunks, tokens[0].device)
+        return BackboneOutput(
+            torch.cat([pooled for pooled, _ in parts])[order], torch.cat(tokens)[order], rows
+        )
+
+    def _states(self, rows: PreferenceBatch) -> tuple[Tensor, Tensor]:
+        """States of the responses and of all tokens of arranged rows, from one pass."""
+        tokens = self.encode(rows)
+        return pool(tokens, rows, self.pooling), tokens
+
+    def _chunks(self, batch: PreferenceBatch) -> list[list[int]]:
+        """Groups of separate rows that are run apart, so that a prompt's short responses carry no long padding."""
+        if (
+            self.layout != "separate"
+            or self.flex
+            or not self.config.length_chunks
+            or "row_lengths" not in batch
+        ):
+            return [[]]
+        return length_chunks(batch["row_lengths"])
+
+
+def _row_order(chunks: list[list[int]], device: torch.device) -> Tensor:
+    """Where every row stands among the rows of the chunks, (N,) int64."""
+    return torch.argsort(torch.tensor([row for rows in chunks for row in rows], device=device))
+
+
+class StoredFeatures(nn.Module):
+    """Stands where the backbone would, when a run reads all its features from a store: nothing is loaded.
+
+    Attributes:
+        hidden_size: H.
+    """
+
+    layout = "separate"
+    frozen = True
+    vocab_size: int | None = None
+    max_positions: int | None = None
+
+    def __init__(self, hidden_size: int) -> None:
+        """Remember the size.
+
+        Args:
+            hidden_size: H.
+        """
+        super().__init__()
+        self.hidden_size = hidden_size
+
+    def forward(self, batch: PreferenceBatch) -> Tensor:
+        """Features of the batch, (R, H), as stored.
+
+        Raises:
+            ValueError: If the batch holds tokens.
+        """
+        if "features" not in batch:
+            raise ValueError(
+                "this module was built for stored features and has no network to read tokens with: load its checkpoint "
+                "without loader.features, and the backbone is loaded, too"
+            )
+        return batch["features"]
+
+
+def _hidden_size(config: "PretrainedConfig") -> int:
+    size: int = config.get_text_config().hidden_size
+    return size
+
+
+def _use_flex(model: "PreTrainedModel", attention: str) -> bool:
+    """Whether rows run through FlexAttention; its backward pass exists on CUDA only."""
+    on_cuda = next(model.parameters()).device.type == "cuda"
+    supported = bool(getattr(model, "_supports_flex_attn", False))
+    if attention == "flex_attention" and not supported:
+        raise ValueError(f"backbone.attention='flex_attention': {type(model).__name__} does not support it")
+    if attention == "flex_attention" or (attention == "auto" and on_cuda and supported):
+        model.set_attn_implementation("flex_attention")
+        return True
+    return False
+
+
+@torch.no_grad()
+def is_causal(model: "PreTrainedModel") -> bool:
+    """Whether a later token leaves the states of earlier ones alone; found by trying."""
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return model.config.model_type in FULL_ATTENTION  # cannot be tried: only what is known counts
+    device = next(model.parameters()).device
+    vocabulary = getattr(model.config, "vocab_size", 8)
+    ids = torch.arange(8, device=device)[None].repeat(2, 1) % vocabulary
+    ids[1, -1] = (ids[1, -1] + 1) % vocabulary
+    was_training = model.training
+    model.eval()
+    hidden = model(input_ids=ids).last_hidden_state[:, 0].float()
+    model.train(was_training)
+    return bool(torch.allclose(hidden[0], hidden[1], rtol=1e-3, atol=1e-4))
+
+
+def _why_not_shared(config: "PretrainedConfig", causal: bool) -> str:
+    """Reason why shared rows would not be exact, or nothing."""
+    if not causal:
+        return "the network is bidirectional"
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds - {"full_attention"}:
+        return f"it has {', '.join(sorted(kinds))} layers"
+    windowed = getattr(config, "sliding_window", None) is not None and getattr(
+        config, "use_sliding_window", True
+    )
+    if windowed and kinds != {"full_attention"}:
+        return f"its attention has a window of {config.sliding_window}"
+    if not kinds and config.model_type not in FULL_ATTENTION:
+        return f"the layers of {config.model_type} are not known to be full attention"
+    return ""

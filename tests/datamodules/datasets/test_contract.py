@@ -1,0 +1,145 @@
+"""What every dataset promises, each on the rows that its own test file invents in the original's schema.
+
+A test file ``test_<dataset>.py`` has a function ``invented(folder, *, bad, **settings)``: a data module over a handful of
+rows, one of them malformed if ``bad`` (None where rows cannot be).
+"""
+
+import importlib.util
+import pickle
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+import pluralign.datamodules
+from pluralign.datamodules import LoaderConfig, PreferenceBatch, PreferenceDataModule, RecordError
+
+DATASETS = [
+    member
+    for member in map(pluralign.datamodules.__dict__.get, pluralign.datamodules.__all__)
+    if isinstance(member, type)
+    and issubclass(member, PreferenceDataModule)
+    and member is not PreferenceDataModule
+]
+LOADER = LoaderConfig(batch_size=8)
+
+every_dataset = pytest.mark.parametrize("dataset", DATASETS)
+
+
+@cache
+def own_tests(dataset):
+    """The dataset's own test file, as a module."""
+    name = dataset.__module__.split(".")[3]  # of its file, or of its folder
+    spec = importlib.util.spec_from_file_location(
+        f"rows_of_{name}", Path(__file__).with_name(f"test_{name}.py")
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def build(dataset, folder, **settings):
+    if not dataset.sources or "validation" not in dataset.sources:
+        settings["validation_share"] = 0.3
+    folder.mkdir()
+    return own_tests(dataset).invented(folder, loader=LOADER, **settings)
+
+
+def records(data):
+    """Records of each split."""
+    found = {split: [] for split in data.splits}
+    for source in data.sources:
+        for row in data.load(source):
+            record = data.to_example(row)
+            found[data.route(record, source)].append(record)
+    return found
+
+
+def equal(first, second):
+    if isinstance(first, torch.Tensor):
+        return first.dtype == second.dtype and torch.equal(first, second)
+    return first == second
+
+
+@every_dataset
+def test_splits_share_nothing_and_batches_hold_known_keys(dataset, tmp_path):
+    data = build(dataset, tmp_path / "rows")
+    data.setup()
+    by_split = records(data)
+    for split, found in by_split.items():
+        assert data.reports[split].records == len(found) > 0
+    ids = [record.id for found in by_split.values() for record in found]
+    assert len(set(ids)) == len(ids)
+    # Whoever releases a test split may have put a training prompt into it; what we divide is disjoint.
+    ours = ("train", "validation", "test") if "validation" in dataset.sources else ("train", "validation")
+    keys = [{record.split_key for record in by_split[split]} for split in ours]
+    assert sum(map(len, keys)) == len(set.union(*keys))
+
+    seen = []
+    for split in ("train", "validation", "test"):
+        for batch in data.batches(split):
+            assert batch.keys() <= PreferenceBatch.__annotations__.keys()
+            seen += batch["id"]
+    assert sorted(seen) == sorted(
+        record.id for split in ("train", "validation", "test") for record in by_split[split]
+    )
+    copied = pickle.loads(pickle.dumps(data.collator()))
+    rows = data.rows("train")[[0, 1]]
+    first, second = data.collator()(rows), copied(rows)
+    assert first.keys() == second.keys() and all(equal(first[key], second[key]) for key in first)
+
+
+@every_dataset
+def test_equal_rows_have_equal_fingerprints_and_batches(dataset, tmp_path):
+    runs = [build(dataset, tmp_path / name, cache_dir=str(tmp_path / f"cache-{name}")) for name in ("a", "b")]
+    for data in runs:
+        data.setup("fit")
+    assert runs[0].cache_folder() != runs[1].cache_folder()
+    assert runs[0].cache_folder().name == runs[1].cache_folder().name
+    for first, second in zip(*(data.train_dataloader() for data in runs), strict=True):
+        assert first.keys() == second.keys()
+        assert all(equal(first[key], second[key]) for key in first)
+
+
+@every_dataset
+def test_a_malformed_row_is_named_or_counted(dataset, tmp_path):
+    strict = build(dataset, tmp_path / "strict", bad=True, on_invalid="error")
+    if strict is None:
+        pytest.skip("its rows cannot be malformed")
+    with pytest.raises(RecordError, match=r":\d+: .*: field '.+' is .*; allowed: .") as caught:
+        strict.prepare_data()
+    error = caught.value
+    assert error.file.startswith(str(tmp_path)) and error.line > 0 and error.value is not None
+    lenient = build(dataset, tmp_path / "lenient", bad=True, on_invalid="skip")
+    lenient.setup()
+    whole = build(dataset, tmp_path / "whole")
+    whole.setup()
+    reasons = [dict(report.invalid) for report in lenient.reports.values() if report.invalid]
+    assert reasons == [{error.reason: 1}]
+    assert not any(report.invalid for report in whole.reports.values())
+    counts = [
+        {split: report.comparisons for split, report in data.reports.items()} for data in (lenient, whole)
+    ]
+    assert counts[0] == counts[1]
+
+
+@every_dataset
+def test_data_that_are_not_there(dataset, tmp_path):
+    if hasattr(dataset, "where_to_get"):
+        with pytest.raises(
+            ValueError, match=f"{dataset.__name__} needs data_dir: .*{re.escape(dataset.where_to_get)}"
+        ):
+            dataset()
+        assert re.search(
+            "`git clone https://.*git -C .* checkout [0-9a-f]{12}.* give data_dir=", dataset.where_to_get
+        )
+    data = build(dataset, tmp_path / "rows")
+    files = [path for path in (tmp_path / "rows").rglob("*") if path.is_file()]
+    assert {path for source in data.sources for path in data.files(source)} <= set(files)
+    for path in files:
+        path.unlink()
+    if files:
+        with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path))):
+            data.prepare_data()

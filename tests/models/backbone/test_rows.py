@@ -1,0 +1,93 @@
+import pytest
+import torch
+
+from pluralign.models.backbone.rows import attention_bias, block_mask, pad_to_multiple, pool, separate_rows
+
+
+def allowed_by_loops(segments):
+    """Who may look where, written out: own segment or prefix, never ahead."""
+    rows, length = segments.shape
+    allowed = torch.zeros(rows, length, length, dtype=torch.bool)
+    for row in range(rows):
+        for query in range(length):
+            for key in range(query + 1):
+                mine, other = int(segments[row, query]), int(segments[row, key])
+                allowed[row, query, key] = mine == other or (other == 0 and mine > 0)
+    return allowed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_bias_lets_a_token_see_its_segment_and_the_prefix(batch, dtype):
+    segments = batch()["segment_ids"]
+    bias = attention_bias(segments, dtype)
+    assert bias.shape == (3, 1, segments.shape[1], segments.shape[1])
+    assert torch.equal(bias[:, 0] == 0, allowed_by_loops(segments))
+    assert bool((bias[:, 0][~allowed_by_loops(segments)] == torch.finfo(dtype).min).all())
+    assert bool((bias == 0).any(dim=-1).all()), "no softmax row is empty, padding included"
+
+
+def test_block_mask_is_the_same_mask(batch):
+    from torch.nn.attention.flex_attention import create_mask
+
+    padded = pad_to_multiple(batch(), 128)
+    segments = padded["segment_ids"]
+    mask = block_mask(segments)
+    dense = create_mask(
+        mask.mask_mod, segments.shape[0], 1, segments.shape[1], segments.shape[1], device="cpu"
+    )
+    assert torch.equal(dense[:, 0], allowed_by_loops(segments))
+
+
+def test_pad_to_multiple_only_adds_padding(batch):
+    before = batch()
+    after = pad_to_multiple(before, 128)
+    length = before["input_ids"].shape[1]
+    assert after["input_ids"].shape[1] == 128
+    for name in ("input_ids", "position_ids", "segment_ids"):
+        assert torch.equal(after[name][:, :length], before[name])
+    assert bool((after["segment_ids"][:, length:] == -1).all())
+    assert pad_to_multiple(after, 128) is after
+
+
+def test_separate_rows_equals_the_separate_collation(batch):
+    made, collated = separate_rows(batch((3, 1, 4))), batch((3, 1, 4), layout="separate")
+    for name in ("input_ids", "position_ids", "segment_ids", "response_row", "response_end", "comparisons"):
+        assert torch.equal(made[name], collated[name]), name
+
+
+@pytest.mark.parametrize("layout", ["shared", "separate"])
+@pytest.mark.parametrize("pooling", ["last", "mean", "cls"])
+def test_pooling_finds_each_response_by_index(batch, rows, layout, pooling):
+    records = rows((2, 3, 1))
+    data = batch((2, 3, 1), layout=layout)
+    hidden = torch.randn(*data["input_ids"].shape, 5)
+    pooled = pool(hidden, data, pooling)
+    response = 0
+    for i, record in enumerate(records):
+        ends = record.lengths.cumsum()
+        for j in range(len(record.response_index)):
+            line = i if layout == "shared" else response
+            prefix = list(range(ends[0]))
+            own = (
+                list(range(ends[j], ends[j + 1]))
+                if layout == "shared"
+                else list(range(ends[0], ends[0] + record.lengths[j + 1]))
+            )
+            columns = {"last": own[-1:], "mean": prefix + own, "cls": [0]}[pooling]
+            torch.testing.assert_close(pooled[response], hidden[line, columns].mean(dim=0))
+            response += 1
+
+
+def test_mean_pooling_in_bfloat16_sums_in_float32():
+    hidden = torch.full((1, 4000, 1), 1.0078125, dtype=torch.bfloat16)
+    data = {
+        "segment_ids": torch.cat([torch.zeros(1, 10), torch.ones(1, 3990)], dim=1).long(),
+        "response_row": torch.tensor([0]),
+        "response_end": torch.tensor([3999]),
+    }
+    assert float(pool(hidden, data, "mean")) == 1.0078125
+
+
+def test_unknown_pooling_is_named(batch):
+    with pytest.raises(ValueError, match="last, mean or cls, got 'max'"):
+        pool(torch.zeros(3, 40, 2), batch(), "max")
