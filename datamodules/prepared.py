@@ -1,0 +1,159 @@
+"""PreparedData: settings, validation of rows and token cache, once for all datasets."""
+
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import lightning as L
+
+from .batches import LoaderConfig
+from .records import PreferenceRecord, RecordError, SourceRow, hash_files, hash_split
+from .settings import OnInvalid, check_choices, check_range
+from .tokens import CacheWriter, RecordTokenizer, TextConfig, fingerprint, tokenise
+
+__all__ = ["SPLITS", "PreparedData"]
+
+SPLITS = ("train", "validation", "test", "predict")
+VALIDATION_SHARE = 0.05
+
+
+class PreparedData(L.LightningDataModule, ABC):
+    """Half of every data module: the settings, what a dataset implements, and the way of its rows into the cache.
+
+    ``prepare_data`` reads, validates and tokenises every source once and writes the token cache. A second run with equal
+    content tokenises nothing.
+
+    Attributes:
+        name: Short name of the dataset; names the cache's folder.
+        sources: Parts that :meth:`load` can read. A source named like a split becomes that split. Without a
+            source ``validation``, a share of ``train`` is held out by a hash of the prompt. Empty until the
+            constructor of a dataset whose parts depend on its settings fills it.
+        where_to_get: What to do where ``data_dir`` is missing, of a dataset that is not on the Hugging Face hub.
+    """
+
+    name: str  # pyright: ignore[reportIncompatibleVariableOverride]  Lightning leaves it unset
+    sources: tuple[str, ...] = ()
+    where_to_get: ClassVar[str]
+
+    def __init_subclass__(cls, **keywords: object) -> None:
+        """Let the command line read shared settings from the constructor below, where they have defaults and help.
+
+        ``**shared: Unpack[SharedSettings]`` tells type checkers which settings there are; jsonargparse would take it
+        for all that is known of them.
+        """
+        super().__init_subclass__(**keywords)
+        cls.__init__.__annotations__.pop("shared", None)
+
+    def __init__(
+        self,
+        *,
+        text: TextConfig = TextConfig(),
+        loader: LoaderConfig = LoaderConfig(),
+        on_invalid: OnInvalid = "error",
+        validation_share: float = VALIDATION_SHARE,
+        cache_dir: str | None = None,
+    ) -> None:
+        """Keep the settings that all datasets share; reads nothing.
+
+        Args:
+            text: Tokenizer, format and truncation.
+            loader: Batch bounds, order and workers.
+            on_invalid: ``error`` stops at the first row that is not a valid record, ``skip`` counts such rows
+                by reason and reports them at the end of ``setup``.
+            validation_share: Share of the training prompts held out for validation if the dataset has no
+                validation source, in (0, 1); refused where it always has one.
+            cache_dir: Folder of token caches; None for ``$PLURALIGN_CACHE`` or ``~/.cache/pluralign``.
+
+        Raises:
+            ValueError: If a setting is outside its range.
+        """
+        super().__init__()
+        check_choices(PreparedData.__init__, on_invalid=on_invalid)
+        check_range("validation_share", validation_share, 0, 1, ends="()")
+        if "validation" in self.sources and validation_share != VALIDATION_SHARE:
+            raise ValueError(
+                f"validation_share must not be given, got {validation_share}: {type(self).__name__} has a validation "
+                "split of its own"
+            )
+        self.text, self.loader, self.on_invalid = text, loader, on_invalid
+        self.validation_share, self.cache_dir = validation_share, cache_dir
+        self._tokenizer: RecordTokenizer | None = None
+
+    def need_folder(self, data_dir: str | None) -> str:
+        """The folder of a dataset that is not on the Hugging Face hub.
+
+        Raises:
+            ValueError: If none is given; says where to get the data.
+        """
+        if data_dir is None:
+            raise ValueError(f"{type(self).__name__} needs data_dir: {self.where_to_get}")
+        return data_dir
+
+    # What a dataset implements -------------------------------------------------------------------------
+
+    @abstractmethod
+    def load(self, source: str) -> Iterator[SourceRow | RecordError]:
+        """Read the rows of one of ``sources``, in a fixed order."""
+
+    @abstractmethod
+    def to_example(self, row: SourceRow) -> PreferenceRecord:
+        """Turn a row into a record; raise :class:`RecordError` if it cannot be one."""
+
+    def files(self, source: str) -> list[Path]:
+        """Local files that :meth:`load` reads for ``source``: their bytes are part of the fingerprint."""
+        return []
+
+    def settings(self) -> dict[str, object]:
+        """Every other setting that decides the rows: hub name and revision, subsets, seeds."""
+        return {}
+
+    # Cache ---------------------------------------------------------------------------------------------
+
+    @property
+    def tokenizer(self) -> RecordTokenizer:
+        """The tokenizer with its settled format; loaded on first use."""
+        if self._tokenizer is None:
+            self._tokenizer = RecordTokenizer(self.text)
+        return self._tokenizer
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits that this dataset has."""
+        return tuple(
+            split
+            for split in SPLITS
+            if split in self.sources or (split == "validation" and "train" in self.sources)
+        )
+
+    def cache_folder(self) -> Path:
+        """Where this content's cache stands or will stand."""
+        root = self.cache_dir or os.environ.get("PLURALIGN_CACHE") or Path.home() / ".cache" / "pluralign"
+        description = {
+            "name": self.name,
+            "sources": {source: hash_files(self.files(source)) for source in self.sources},
+            "settings": self.settings(),
+            "format": self.tokenizer.fingerprint(),
+            "on_invalid": self.on_invalid,
+            "validation_share": None if "validation" in self.sources else self.validation_share,
+        }
+        return Path(root) / f"{self.name}-{fingerprint(description)}"
+
+    def prepare_data(self) -> None:
+        """Read, validate and tokenise into the cache, unless it is there."""
+        folder = self.cache_folder()
+        if (folder / "meta.json").is_file():
+            return
+        with CacheWriter(folder, self.splits, source=self.name, on_invalid=self.on_invalid) as writer:
+            for source in self.sources:
+                tokenise(self, source, writer)
+            writer.finish(self.tokenizer.fingerprint())
+
+    def route(self, record: PreferenceRecord, source: str) -> str:
+        """Split of a record: its source's, or validation for a hashed share of the training prompts."""
+        if source == "train" and "validation" not in self.sources:
+            held_out = math.ceil(self.validation_share * 10_000)
+            return hash_split(record.split_key, {"validation": held_out, "train": 10_000 - held_out})
+        return source
