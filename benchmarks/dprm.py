@@ -41,7 +41,7 @@ from pluralign.datamodules import (
 )
 from pluralign.datamodules.batches import FeatureWriter
 from pluralign.datamodules.crowd import dirichlet_update
-from pluralign.inference.filling import embed_features
+from pluralign.inference import embed_features
 from pluralign.models import DPRM, Backbone, BackboneConfig
 
 DEFAULT = Path(__file__).parent.parent.parent / "shared" / "data"

@@ -43,7 +43,7 @@ from pluralign.datamodules import (
     UKPConvArgDataModule,
 )
 from pluralign.datamodules.batches import FeatureWriter, UserProtocol
-from pluralign.inference.filling import embed_features
+from pluralign.inference import embed_features
 from pluralign.models import PAL, Backbone, BackboneConfig, StoredFeatures, few_shot_curve, user_accuracy
 from pluralign.models.pal import fit_mixture_weights
 

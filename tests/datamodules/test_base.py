@@ -14,7 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from pluralign.commands.inspection import print_inspection
+from pluralign.commands.inspect import print_inspection
 from pluralign.datamodules.base import LoaderConfig, PreferenceDataModule
 from pluralign.datamodules.crowd import CrowdConfig
 from pluralign.datamodules.datasets.local import LocalDataModule

@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from pluralign.commands.inspection import print_inspection
+from pluralign.commands.inspect import print_inspection
 from pluralign.datamodules import (
     LoaderConfig,
     LocalDataModule,
@@ -19,7 +19,7 @@ from pluralign.datamodules import (
 from pluralign.datamodules.batch import DataSource
 from pluralign.datamodules.batches.features import FeatureStore, FeatureWriter
 from pluralign.datamodules.batches.users import UserProtocol
-from pluralign.inference.filling import embed_features
+from pluralign.inference import embed_features
 
 TEXT = TextConfig(prompt_format="{text}|", response_format="{text}")
 

@@ -6,7 +6,7 @@ from typing import Literal, get_args, get_type_hints
 import pytest
 
 from pluralign.datamodules import DSPDataModule, SyntheticDataModule
-from pluralign.datamodules.base import PreferenceDataModule
+from pluralign.datamodules.prepared import PreparedData
 from pluralign.datamodules.settings import (
     LenientSettings,
     OnInvalid,
@@ -70,7 +70,7 @@ def test_names():
 
 
 def test_shared_settings_are_the_arguments_of_the_base():
-    hints = get_type_hints(PreferenceDataModule.__init__)
+    hints = get_type_hints(PreparedData.__init__)
     assert hints.pop("return") is type(None)
     assert get_type_hints(SharedSettings) == hints
     assert get_type_hints(LenientSettings) == {name: hints[name] for name in hints if name != "on_invalid"}

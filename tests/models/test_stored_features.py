@@ -12,7 +12,7 @@ from pluralign.datamodules import SyntheticDataModule
 from pluralign.datamodules.base import LoaderConfig
 from pluralign.datamodules.batches.collate import PreferenceCollator
 from pluralign.datamodules.batches.features import FeatureStore, FeatureWriter
-from pluralign.inference.filling import embed_features
+from pluralign.inference import embed_features
 from pluralign.models import Backbone, BackboneConfig, BradleyTerryRM, RewardHead, StoredFeatures
 
 LLAMA = {

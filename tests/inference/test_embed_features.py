@@ -13,7 +13,7 @@ from pluralign.datamodules import FeatureStore, LocalDataModule, TextConfig
 from pluralign.datamodules.base import LoaderConfig
 from pluralign.datamodules.batches.features import FeatureTable, FeatureWriter, response_keys
 from pluralign.datamodules.tokens.cache import prompt_alone, without_prompt
-from pluralign.inference.filling import embed_features
+from pluralign.inference.embedding import embed_features
 
 pytestmark = pytest.mark.filterwarnings("ignore:local .* records share a prompt")
 
@@ -228,7 +228,7 @@ def test_half_precision(module, tmp_path, dtype):
 
 def test_memory_holds_no_tokens(module, tmp_path):
     """What is planned are numbers of records; rows are read when their turn comes."""
-    from pluralign.inference import filling as embedding
+    from pluralign.inference import embedding
 
     data = module_ready(module())
     writer = FeatureWriter(tmp_path, backbone={}, text_format=data.text_format(), hidden_size=3)
