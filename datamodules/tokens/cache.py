@@ -24,8 +24,9 @@ from ..joins import SideTable
 from ..records import RecordError
 
 if TYPE_CHECKING:
-    import datasets
     import pyarrow as pa
+
+    import datasets
 
 __all__ = [
     "CacheReader",

@@ -1,4 +1,4 @@
-"""The rows of ``persona_votes.py``: what they may hold, and votes counted with forgetting."""
+"""Rows of persona votes: what they may hold, and votes counted with forgetting."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -114,7 +114,7 @@ def read_vote(field: str, value: object, num_labels: int) -> Vote:
         num_labels: Number of labels K.
 
     Raises:
-        RecordError: If it is none; see the description of ``persona_votes.py``.
+        RecordError: If it is none; see the description of ``module.py``.
     """
     vote, where = mapping_field(field, value), f"{field}." if field else ""
     persona = text_field(f"{where}persona", vote.get("persona"), blank="missing field")

@@ -1,4 +1,4 @@
-"""The update of ``persona_votes.py``: stored posteriors and new votes become new posteriors, or nothing changes."""
+"""The update of persona votes: stored posteriors and new votes become new posteriors, or nothing changes."""
 
 import gzip
 import json
@@ -312,7 +312,7 @@ def update_posteriors(
         RuntimeError: If somebody else changed ``posterior_file`` meanwhile. Nothing is written then.
 
     Source:
-        The update, as all of ``crowd.py``, is our inference, not that of Li et al.
+        The update, as the whole crowd's posterior, is our inference, not that of Li et al.
 
     .. versionadded:: 0.1
     """

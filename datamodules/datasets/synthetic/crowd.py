@@ -1,4 +1,4 @@
-"""The private half of ``synthetic.py``: the crowd's words and tastes, and what is true of it."""
+"""The crowd of the synthetic data: its words and tastes, and what is true of it."""
 
 from dataclasses import dataclass
 from typing import Protocol

@@ -1,6 +1,6 @@
 r"""SyntheticDataModule: a seeded crowd whose tastes are known, to see whether a method finds them.
 
-* Source: made here; offline. Licence: that of this package. Revision: ``VERSION`` in ``_synthetic_crowd.py``, with the settings.
+* Source: made here; offline. Licence: that of this package. Revision: ``VERSION`` in ``crowd.py``, with the settings.
 * Columns: ``prompt``, ``responses``, ``scores``, ``comparisons``, as :meth:`SyntheticDataModule.load` makes them.
 * Split rule: the sources are generated with disjoint prompts, each from its own random stream.
 
