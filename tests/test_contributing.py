@@ -314,6 +314,8 @@ class Scratch:
             (self.root / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / path, self.root / path, follow_symlinks=False)
         shutil.copytree(ROOT / "typings", self.root / "typings", symlinks=True)
+        if (ROOT / ".mypy_cache").is_dir():  # known by content: libraries need not be read again
+            shutil.copytree(ROOT / ".mypy_cache", self.root / ".mypy_cache")
         self.outside.mkdir()
         (self.outside / "pluralign").symlink_to(self.root)
         self.before = self.content()
