@@ -25,6 +25,8 @@ from .columns import Column, Item, optional_columns
 __all__ = ["SideTable", "joinable_columns", "load_joins", "report_joins"]
 
 Keys = NDArray[np.int64]
+LARGEST_INDEX = 2**31 - 1
+"""No record has so many items; beyond it, the numbers of entries would no longer fit into 64 bits."""
 TOLERANCE = 1e-3
 """How far the sum of a given distribution may be from 1."""
 
@@ -48,7 +50,7 @@ class SideTable:
     Attributes:
         column: Name in the table of columns, one of :func:`joinable_columns`.
         record_key: Keys of the entries' records, (n,) int64.
-        index: Places of the entries' items in their records, (n,) int64, >= 0.
+        index: Places of the entries' items in their records, (n,) int64, in [0, 2^31 - 1].
         values: (n,) of a number, (n, C) of a column of C categories; float32, finite.
         path: File it was loaded from, for messages.
     """
@@ -66,8 +68,8 @@ class SideTable:
         """Check and sort.
 
         Raises:
-            ValueError: If there is no such column, shapes do not fit, a value is not finite, an index is negative or an
-                item has two entries; names the file.
+            ValueError: If there is no such column, shapes do not fit, a value is not finite, an index is out of range or
+                an item has two entries; names the file.
         """
         where = f"side table {self.path or self.column}"
         if self.column not in joinable_columns():
@@ -95,6 +97,8 @@ class SideTable:
             raise ValueError(f"{where}: every list must sum to 1 (within {TOLERANCE:g})")
         if len(index) and int(index.min()) < 0:
             raise ValueError(f"{where}: index must be >= 0, got {int(index.min())}")
+        if len(index) and int(index.max()) > LARGEST_INDEX:
+            raise ValueError(f"{where}: index must be at most {LARGEST_INDEX}, got {int(index.max())}")
         # An entry's number is the rank of its record, then its place: one sorted column to search.
         records, rank = np.unique(keys, return_inverse=True)
         entries = rank * self._stride(index) + index
@@ -190,13 +194,16 @@ class SideTable:
 
         Raises:
             FileNotFoundError: If there is none.
-            ValueError: If its columns are not those of a side table, or what ``SideTable`` raises.
+            ValueError: If it is no Parquet file, its columns are not those of a side table, or what ``SideTable`` raises.
         """
-        from pyarrow import parquet
+        from pyarrow import ArrowInvalid, parquet
 
         if not Path(path).is_file():
             raise FileNotFoundError(f"loader.joins names {str(path)!r}, which is no file")
-        table: Any = parquet.read_table(str(path))
+        try:
+            table: Any = parquet.read_table(str(path))
+        except ArrowInvalid as error:
+            raise ValueError(f"side table {path}: is no Parquet file ({error})") from error
         names = [name for name in table.column_names if name not in ("record_key", "index")]
         if len(names) != 1 or len(table.column_names) != 3:
             raise ValueError(

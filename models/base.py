@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from multiprocessing.util import Finalize
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypedDict
 
 import lightning as L
@@ -88,8 +90,13 @@ class BaseModule(L.LightningModule):
             optimizer: Called with the parameter groups.
             lr_scheduler: Called with the optimiser; stepped after every optimiser step (a plateau scheduler
                 after every validation, on ``val/loss``). None keeps the rate.
+
+        Raises:
+            TypeError: If ``init_may_differ`` is one name and no list.
         """
         super().__init__()
+        if isinstance(init_may_differ, str):
+            raise TypeError(f"init_may_differ must be a list of names, got {init_may_differ!r}")
         self.backbone_config = (
             backbone if isinstance(backbone, BackboneConfig) else BackboneConfig(**backbone)
         )
@@ -205,31 +212,40 @@ class BaseModule(L.LightningModule):
 
         Raises:
             ValueError: If it differs from that of the run that this one starts from.
+            FileNotFoundError: If there is no file that ``init_from`` names, and no checkpoint was restored.
             RuntimeError: If ``configure_model`` left ``init_from`` aside.
         """
         if self.init_from is not None:
             self._check_format()
-            if not self._started:
-                raise RuntimeError(
-                    f"{type(self).__name__} has init_from, but its weights did not start from there: call "
-                    "load_initial_weights() at the end of configure_model, and fit a module that is not built yet"
-                )
+            self._check_start()
         current = self._data_format()
         if changes := self._format_changes(current):
             rank_zero_info(f"text format: {changes}")
         self.text_format = current or self.text_format
 
     def on_validation_start(self) -> None:
-        """Refuse data in another text format than the model was trained with."""
+        """Refuse data in another text format than the model was trained with, and weights that started nowhere."""
         self._check_format()
+        self._check_start()
 
     def on_test_start(self) -> None:
-        """Refuse data in another text format than the model was trained with."""
+        """Refuse data in another text format than the model was trained with, and weights that started nowhere."""
         self._check_format()
+        self._check_start()
 
     def on_predict_start(self) -> None:
-        """Refuse data in another text format than the model was trained with."""
+        """Refuse data in another text format than the model was trained with, and weights that started nowhere."""
         self._check_format()
+        self._check_start()
+
+    def _check_start(self) -> None:
+        if self.init_from is None or self._started:
+            return
+        _check_file(self.init_from)
+        raise RuntimeError(
+            f"{type(self).__name__} has init_from, but its weights did not start from there: call "
+            "load_initial_weights() at the end of configure_model, and fit a module that is not built yet"
+        )
 
     def _data_format(self) -> TextFormat | None:
         data = self.data
@@ -361,12 +377,24 @@ class BaseModule(L.LightningModule):
     def load_initial_weights(self) -> None:
         """Start from the weights of ``init_from``; the last thing that ``configure_model`` does when it has built.
 
+        A file that is gone does not matter to a run whose checkpoint is restored later; any other is refused at its start.
+
         Raises:
+            FileNotFoundError: If there is no such file, and no trainer that could restore a checkpoint.
+            ValueError: If it is no checkpoint, or ``init_may_differ`` has a name that no weight begins with.
             RuntimeError: If weights that ``init_may_differ`` does not name are missing there, unknown or of another shape.
         """
         if self.init_from is None:
             return
-        content = torch.load(self.init_from, map_location="cpu", weights_only=True)
+        if self.attached_trainer is not None and not Path(self.init_from).is_file():
+            return
+        content = _read_checkpoint(self.init_from)
+        names = {*content["state_dict"], *self.state_dict()}
+        for start in self.init_may_differ:
+            if not any(_begins(name, start) for name in names):
+                raise ValueError(
+                    f"init_may_differ: {start!r} is the beginning of no weight's name, here or in {self.init_from!r}"
+                )
         state = {name: value for name, value in content["state_dict"].items() if not self._may_differ(name)}
         self.make_room(state)
         needed = {name for name in self.saved_keys() if not self._may_differ(name)}
@@ -381,4 +409,30 @@ class BaseModule(L.LightningModule):
         self._loaded_keys, self._started = frozenset(state), True
 
     def _may_differ(self, name: str) -> bool:
-        return any(name == start or name.startswith(f"{start}.") for start in self.init_may_differ)
+        return any(_begins(name, start) for start in self.init_may_differ)
+
+
+def _begins(name: str, start: str) -> bool:
+    return name == start or name.startswith(f"{start}.")
+
+
+def _check_file(path: str) -> None:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"init_from names {path!r}, which is no file")
+
+
+def _read_checkpoint(path: str) -> dict[str, Any]:
+    """A checkpoint's plain values.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no checkpoint, or holds more than plain values.
+    """
+    _check_file(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"init_from={path!r} is no checkpoint of plain values: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise ValueError(f"init_from={path!r} holds no state_dict, so it is no checkpoint of a run")
+    return content

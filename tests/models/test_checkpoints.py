@@ -179,6 +179,41 @@ def test_what_may_not_differ_must_fit(folder, start):
         ).configure_model()
 
 
+def test_names_that_may_differ_must_be_of_weights(folder, start):
+    _, path = start
+    with pytest.raises(ValueError, match=r"init_may_differ: 'haed' is the beginning of no weight's name"):
+        BradleyTerryRM(config(folder), init_from=path, init_may_differ=["haed"]).configure_model()
+    with pytest.raises(TypeError, match=r"init_may_differ must be a list of names, got 'head'"):
+        BradleyTerryRM(config(folder), init_from=path, init_may_differ="head")
+
+
+@pytest.mark.parametrize("content", [b"no checkpoint", {"weights": {}}, torch.zeros(2)])
+def test_a_start_from_what_is_no_checkpoint(folder, tmp_path, content):
+    path = tmp_path / "other.ckpt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match=r"init_from='.*other\.ckpt' (is no checkpoint|holds no state_dict)"):
+        BradleyTerryRM(config(folder), init_from=str(path)).configure_model()
+
+
+def test_a_start_that_is_gone_matters_to_new_runs_alone(folder, start, tmp_path):
+    trained, path = start
+    gone = str(tmp_path / "gone.ckpt")
+    with pytest.raises(FileNotFoundError, match=r"init_from names '.*gone\.ckpt', which is no file"):
+        BradleyTerryRM(config(folder), init_from=gone).configure_model()
+    for verb in ("fit", "validate", "test", "predict"):
+        with pytest.raises(FileNotFoundError, match=r"init_from names '.*gone\.ckpt'"):
+            getattr(trainer(tmp_path), verb)(BradleyTerryRM(config(folder), init_from=gone), data())
+    again = BradleyTerryRM(config(folder), init_from=gone)
+    trainer(tmp_path).test(again, data(), ckpt_path=path, weights_only=True, verbose=False)
+    assert torch.equal(again.head.weight, trained.head.weight)
+    resumed = BradleyTerryRM(config(folder), init_from=gone)
+    trainer(tmp_path, max_steps=3).fit(resumed, data(), ckpt_path=path, weights_only=True)
+    assert resumed.trainer.global_step == 3
+
+
 def test_a_start_from_text_of_another_format_is_an_error(folder, start, tmp_path):
     _, path = start
     model = BradleyTerryRM(config(folder), init_from=path)
