@@ -211,8 +211,9 @@ class Report(L.Callback, ABC, Generic[Whole]):
         self, module: L.LightningModule, output: RewardOutput | None, batch: PreferenceBatch, stage: str
     ) -> None:
         if stage in self.stages:
-            # A step may return nothing.
-            self._batches.append(self.collect(module, output or RewardOutput(), batch))
+            # Somebody else's step may return nothing, or a loss alone.
+            entries = output if isinstance(output, dict) else RewardOutput()
+            self._batches.append(self.collect(module, entries, batch))
 
     def _finish(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         if stage not in self.stages:

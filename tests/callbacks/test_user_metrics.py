@@ -50,6 +50,15 @@ class PrototypesRM(GivenRM):
         return torch.tensor(1.75)
 
 
+class LossRM(GivenRM):
+    """Its steps return a loss, as those of somebody else's module do."""
+
+    def validation_step(self, batch, batch_idx):
+        return self.compute_loss(self(batch), batch)
+
+    test_step = validation_step
+
+
 class SilentRM(GivenRM):
     def forward(self, batch):
         return {"reward": batch["features"].squeeze(-1) * self.scale}
@@ -241,6 +250,7 @@ def test_nothing_to_judge_is_warned_about(trainer, tmp_path, capsys):
         ),
         (SilentRM, "comparisons", r"lacks: 'comparisons' \(provided by every data module of pairs"),
         (SilentRM, None, r"needs chosen and rejected, or preference, .* but SilentRM gives \['reward'\]"),
+        (LossRM, None, r"needs chosen and rejected, or preference, .* but LossRM gives \[\]"),
     ],
 )
 def test_what_is_missing_is_named_at_once(trainer, first, model, drop, message):

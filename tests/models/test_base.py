@@ -321,3 +321,26 @@ def test_overfit_batches_repeats_the_same_batches(tmp_path, share):
     trainer(tmp_path, max_steps=-1, max_epochs=2, overfit_batches=share).fit(module(Watched), data())
     once = seen[: len(seen) // 2]
     assert seen == once * 2 and len(set(once)) == len(once) == (share if share > 1 else 4)
+
+
+def test_part_of_the_contract_counts_under_its_own_names(tmp_path):
+    """A data module that lacks most of it: what it does say is heard."""
+
+    class Store:
+        hidden_size = 16
+
+        def check_backbone(self, description):
+            pass
+
+    class Partial(L.LightningDataModule):
+        users = ("ann", "bob")
+        features = Store()
+
+        def user_groups(self):
+            return {"ann": "red"}
+
+    run = trainer(tmp_path)
+    run.datamodule = Partial()
+    source = data_of(run)
+    assert source.user_groups() == {"ann": "red"} and source.users == ["ann", "bob"]
+    assert source.features is Partial.features and source.num_training_users == 2 and source.text_format() == {}
