@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Literal, Unpack
 
 from ..base import PreferenceDataModule
+from ..checks import check_choices
 from ..records import (
     Comparison,
     HubDataset,
@@ -46,7 +47,7 @@ from ..records import (
     vote_counts,
     whole_field,
 )
-from ..settings import LenientSettings, OnInvalid, check_choices
+from ..settings import LenientSettings, OnInvalid
 
 __all__ = ["ATTRIBUTES", "HelpSteer2DataModule"]
 

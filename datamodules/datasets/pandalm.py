@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Unpack
 
 from ..base import PreferenceDataModule
+from ..checks import check_choices
 from ..records import (
     PER_10_000,
     Comparison,
@@ -40,7 +41,7 @@ from ..records import (
     text_field,
     whole_field,
 )
-from ..settings import LenientSettings, OnInvalid, check_choices
+from ..settings import LenientSettings, OnInvalid
 
 __all__ = ["PandaLMDataModule"]
 

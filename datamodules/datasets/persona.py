@@ -36,6 +36,7 @@ from typing import Literal, NamedTuple, Unpack
 import numpy as np
 
 from ..base import PreferenceDataModule
+from ..checks import check_choices, check_range
 from ..records import (
     PERCENT,
     Comparison,
@@ -50,7 +51,7 @@ from ..records import (
     read_json_lines,
     text_field,
 )
-from ..settings import SharedSettings, check_choices, check_range
+from ..settings import SharedSettings
 
 __all__ = ["PersonaDataModule"]
 
@@ -138,7 +139,7 @@ class PersonaDataModule(PreferenceDataModule):
             ("statements_per_record", statements_per_record, kinds),
             ("seed", seed, 0),
         ):
-            check_range(name, value, low)
+            check_range(name, value, at_least=low)
         self.data_dir, self.pairs, self.seed = self.need_folder(data_dir), pairs, seed
         self.personas, self.num_users = tuple(personas), num_users
         self.queries_per_user = queries_per_user

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Unpack
 
 from ..base import PreferenceDataModule
+from ..checks import check_choices
 from ..records import (
     PERCENT,
     Comparison,
@@ -46,7 +47,7 @@ from ..records import (
     user_field,
     whole_field,
 )
-from ..settings import LenientSettings, OnInvalid, check_choices
+from ..settings import LenientSettings, OnInvalid
 
 __all__ = ["PRISMDataModule"]
 
