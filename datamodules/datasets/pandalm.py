@@ -133,7 +133,7 @@ class PandaLMDataModule(PreferenceDataModule):
 
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """A prompt, the distinct answers to it and every comparison of them."""
-        pairs: list[Pair] = row.get("pairs")  # type: ignore[assignment]
+        pairs: list[Pair] = row.made("pairs", list)
         judge = _annotator_comparisons if self.judgements == "annotators" else _crowd_comparison
         answers = DistinctResponses()
         comparisons: list[Comparison] = []

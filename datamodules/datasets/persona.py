@@ -204,13 +204,13 @@ class PersonaDataModule(PreferenceDataModule):
 
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """The question, its statements, and what every user said of a pair of them."""
-        fields: dict[str, list] = row.fields  # type: ignore[assignment, type-arg]
         return PreferenceRecord(
             id=row.text("id"),
             prompt=row.text("prompt"),
-            responses=tuple(map(Response, fields["statements"])),
+            responses=tuple(map(Response, row.made("statements", list))),
             comparisons=tuple(
-                Comparison(chosen, rejected, user=user) for chosen, rejected, user in fields["queries"]
+                Comparison(chosen, rejected, user=user)
+                for chosen, rejected, user in row.made("queries", list)
             ),
             group=row.text("id"),  # all records share the question; their statements differ
         )

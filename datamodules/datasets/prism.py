@@ -143,12 +143,10 @@ class PRISMDataModule(PreferenceDataModule):
 
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """The conversation so far, the turn's responses, and what its user thought of them."""
-        fields: dict[str, list] = row.fields  # type: ignore[assignment, type-arg]
-        responses: list[_Utterance] = fields["responses"]
-        prompt: tuple[Message, ...] = tuple(fields["prompt"])
+        responses: list[_Utterance] = row.made("responses", list)
         return PreferenceRecord(
             id=row.text("id"),
-            prompt=prompt,
+            prompt=tuple(row.made("prompt", list)),
             responses=tuple(Response(one.response, one.score / 100) for one in responses),
             comparisons=tuple(self._comparisons(responses)),
             group=row.text("opening"),

@@ -194,7 +194,7 @@ class SummarizeFromFeedbackDataModule(PreferenceDataModule):
 
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """A post, its distinct summaries and every judgement of two of them."""
-        judgements: list[_Judgement] = row.get("judgements")  # type: ignore[assignment]
+        judgements: list[_Judgement] = row.made("judgements", list)
         summaries, comparisons = DistinctResponses(), []
         for judgement in judgements:
             first, second = (text.strip() for text in judgement.summaries)

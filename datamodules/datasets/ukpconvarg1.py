@@ -164,7 +164,7 @@ class UKPConvArgDataModule(PreferenceDataModule):
 
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """A prompt, its arguments and every comparison of them."""
-        pairs: list[Pair] = row.get("pairs")  # type: ignore[assignment]
+        pairs: list[Pair] = row.made("pairs", list)
         judge = _worker_comparisons if self.judgements == "workers" else _crowd_comparison
         arguments = DistinctResponses()
         comparisons: list[Comparison] = []

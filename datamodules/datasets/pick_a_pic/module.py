@@ -263,12 +263,11 @@ class PickAPicDataModule(PreferenceDataModule):
 
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """A prompt, the names of its images as responses, and every judgement on them."""
-        fields: dict[str, list] = row.fields  # type: ignore[assignment, type-arg]
         return PreferenceRecord(
             id=row.text("id"),
             prompt=row.text("prompt"),
-            responses=tuple(Response(name) for name in fields["images"]),
-            comparisons=tuple(fields["comparisons"]),
+            responses=tuple(Response(name) for name in row.made("images", list)),
+            comparisons=tuple(row.made("comparisons", list)),
         )
 
     # Vectors -------------------------------------------------------------------------------------------

@@ -235,8 +235,7 @@ class SyntheticDataModule(PreferenceDataModule):
 
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """A prompt with its phrases, their true mean utilities and the crowd's judgements."""
-        fields: dict[str, list] = row.fields  # type: ignore[assignment, type-arg]
-        columns = zip(fields["responses"], fields["scores"], fields["votes"], strict=True)
+        columns = zip(*(row.made(field, list) for field in ("responses", "scores", "votes")), strict=True)
         return PreferenceRecord(
             id=row.text("id"),
             prompt=row.text("prompt"),
@@ -244,7 +243,7 @@ class SyntheticDataModule(PreferenceDataModule):
                 Response(text, score, None if votes is None else tuple(votes))
                 for text, score, votes in columns
             ),
-            comparisons=tuple(Comparison(**judged) for judged in fields["comparisons"]),
+            comparisons=tuple(Comparison(**judged) for judged in row.made("comparisons", list)),
         )
 
     def truth(self, source: str = "validation") -> SyntheticTruth:
