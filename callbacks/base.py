@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
 
-__all__ = ["STAGES", "Finding", "Report", "check_least", "gather_rows", "value_table"]
+__all__ = ["STAGES", "Finding", "Report", "gather_rows", "value_table"]
 
 STAGES = {"val": "validation", "test": "test"}
 
@@ -270,17 +270,6 @@ def gather_rows(trainer: L.Trainer, column: Tensor) -> Tensor:
     padded[: len(column)] = column
     ranks = trainer.strategy.all_gather(padded).cpu()
     return torch.cat([rank[:length] for rank, length in zip(ranks, sizes, strict=True)])
-
-
-def check_least(**settings: tuple[int, int]) -> None:
-    """Check numbers against the least that each may be.
-
-    Raises:
-        ValueError: Naming the first one that is below.
-    """
-    for name, (value, least) in settings.items():
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def value_table(

@@ -13,10 +13,11 @@ from rich.markup import escape
 from torch import Tensor
 
 from pluralign.datamodules.batch import Labels, PreferenceBatch, RewardOutput
+from pluralign.datamodules.checks import check_range
 from pluralign.datamodules.columns import provided_by
 from pluralign.metrics import SMALLEST_PROBABILITY, CrowdTable, crowd_table
 
-from .base import STAGES, Finding, Report, check_least, value_table
+from .base import STAGES, Finding, Report, value_table
 from .pictures import draw_crowd_table
 
 __all__ = ["CrowdCalibration"]
@@ -114,11 +115,9 @@ class CrowdCalibration(Report[CrowdTable]):
             ValueError: If a number is below what is allowed.
         """
         super().__init__(folder)
-        check_least(
-            figure_every_n_validations=(figure_every_n_validations, 0),
-            num_resamples=(num_resamples, 100),
-            seed=(seed, 0),
-        )
+        check_range("figure_every_n_validations", figure_every_n_validations, at_least=0)
+        check_range("num_resamples", num_resamples, at_least=100)
+        check_range("seed", seed, at_least=0)
         self.figure_every_n_validations = figure_every_n_validations
         self.num_resamples, self.seed = num_resamples, seed
         self._judged = ""

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from pluralign.datamodules.batch import DataSource, PreferenceBatch, RewardOutput
+from pluralign.datamodules.checks import check_range
 from pluralign.metrics import PrototypeTable
 from pluralign.models.base import data_of
 
-from .base import STAGES, Finding, Report, check_least
+from .base import STAGES, Finding, Report
 from .pictures import draw_prototype_table, shortened
 from .prototype_sample import Collection, Points, prototypes_of
 
@@ -83,9 +84,10 @@ class PrototypeMap(Report[PrototypeTable]):
             ValueError: If a number is below what is allowed.
         """
         super().__init__(folder)
-        check_least(
-            num_examples=(num_examples, 1), max_items=(max_items, 1), max_users=(max_users, 1), seed=(seed, 0)
-        )
+        check_range("num_examples", num_examples, at_least=1)
+        check_range("max_items", max_items, at_least=1)
+        check_range("max_users", max_users, at_least=1)
+        check_range("seed", seed, at_least=0)
         self.num_examples, self.within_prompts = num_examples, within_prompts
         self.prompt_id, self.groups = prompt_id, groups
         self.max_items, self.max_users, self.seed = max_items, max_users, seed

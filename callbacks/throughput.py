@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 
 from pluralign.datamodules.batch import PreferenceBatch
+from pluralign.datamodules.checks import check_range
 
 __all__ = ["Throughput"]
 
@@ -28,8 +29,7 @@ class Throughput(L.Callback):
         Raises:
             ValueError: If it is below 1.
         """
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        check_range("every_n_steps", every_n_steps, at_least=1)
         self.every_n_steps = every_n_steps
         self._started: float | None = None
         self._training = False

@@ -10,11 +10,12 @@ from rich.markup import escape
 from torch import Tensor
 
 from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
+from pluralign.datamodules.checks import check_range
 from pluralign.datamodules.columns import provided_by
 from pluralign.metrics import Estimate, UserSummary, outcomes, user_summary
 from pluralign.models.base import data_of
 
-from .base import STAGES, Finding, Report, check_least, value_table
+from .base import STAGES, Finding, Report, value_table
 
 __all__ = ["UserMetrics"]
 
@@ -58,7 +59,8 @@ class UserMetrics(Report[UserSummary]):
             ValueError: If a number is below what is allowed.
         """
         super().__init__(folder)
-        check_least(num_resamples=(num_resamples, 100), seed=(seed, 0))
+        check_range("num_resamples", num_resamples, at_least=100)
+        check_range("seed", seed, at_least=0)
         self.groups = None if groups is None else dict(groups)
         self.num_resamples, self.seed = num_resamples, seed
         self._group_of_user: Mapping[str, str] = {}

@@ -10,8 +10,9 @@ from typing import ClassVar
 import lightning as L
 
 from .batches import LoaderConfig
+from .checks import check_choices, check_range
 from .records import PreferenceRecord, RecordError, SourceRow, hash_files, hash_split
-from .settings import OnInvalid, check_choices, check_range
+from .settings import OnInvalid
 from .tokens import CacheWriter, RecordTokenizer, TextConfig, fingerprint, tokenise
 
 __all__ = ["SPLITS", "PreparedData"]
@@ -72,7 +73,7 @@ class PreparedData(L.LightningDataModule, ABC):
         """
         super().__init__()
         check_choices(PreparedData.__init__, on_invalid=on_invalid)
-        check_range("validation_share", validation_share, 0, 1, ends="()")
+        check_range("validation_share", validation_share, above=0, below=1)
         if "validation" in self.sources and validation_share != VALIDATION_SHARE:
             raise ValueError(
                 f"validation_share must not be given, got {validation_share}: {type(self).__name__} has a validation "

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -14,6 +14,19 @@ CheckMode = Literal["auto", "always", "never"]
 _REDUCTIONS = ("mean", "sum", "none")
 _CHECK_MODES = ("auto", "always", "never")
 _check_mode: CheckMode = "auto"
+
+
+class Context(Protocol):
+    """What torch hands to ``forward`` and ``backward`` of an autograd function, and leaves without types."""
+
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        """Keep tensors for ``backward``."""
+
+    def mark_non_differentiable(self, *tensors: Tensor) -> None:
+        """Say which outputs have no gradient."""
 
 
 class argument_checks:

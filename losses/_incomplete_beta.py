@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
-from ._common import broadcast_double, check_values
+from ._common import Context, broadcast_double, check_values
 
 _STRETCH = 3.0  # of the map (-1, 1) -> (0, inf): half of the nodes lie within three widths
 
@@ -144,7 +144,7 @@ class _RegularizedIncompleteBeta(torch.autograd.Function):
 
     @staticmethod
     def setup_context(
-        ctx: FunctionCtx, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]
+        ctx: Context, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]
     ) -> None:
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(*output[1:])
@@ -152,9 +152,9 @@ class _RegularizedIncompleteBeta(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: FunctionCtx, *grads: Tensor
+        ctx: Context, *grads: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        d_alpha, d_beta, density = ctx.saved_tensors  # type: ignore[attr-defined]
+        d_alpha, d_beta, density = ctx.saved_tensors
         return grads[0] * d_alpha, grads[0] * d_beta, grads[0] * density
 
 

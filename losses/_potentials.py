@@ -12,9 +12,8 @@ from typing import Protocol, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
-from ._common import check_values
+from ._common import Context, check_values
 
 # Vertices of a generic matrix number C(2K - 2, K - 1): 3,432 for K = 8. The polytope of a matrix that is
 # no metric has as many, but takes a search over twice as many nodes.
@@ -145,7 +144,7 @@ class _ExactTransport(torch.autograd.Function):
     """POT's network simplex in a loop on the host; its dual variables are the gradient."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, p: Tensor, q: Tensor, cost: Tensor) -> Tensor:
+    def forward(ctx: Context, p: Tensor, q: Tensor, cost: Tensor) -> Tensor:
         solver = cast(_Solver, import_module("ot.lp"))
         rows = [t.detach().to("cpu", torch.float64).reshape(-1, t.shape[-1]) for t in (p, q)]
         rows = [row / row.sum(-1, keepdim=True) for row in rows]
@@ -160,8 +159,8 @@ class _ExactTransport(torch.autograd.Function):
         return (u * p).sum(-1) + (v * q).sum(-1)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        u, v = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        u, v = ctx.saved_tensors
         return grads[0].unsqueeze(-1) * u, grads[0].unsqueeze(-1) * v, None
 
 

@@ -1,12 +1,20 @@
 """Imitation: the language-model loss of preferred responses, without ever holding all logits."""
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
-from ._common import Reduction, check_indices, check_number, check_values, reduce_loss
+from ._common import Context, Reduction, check_indices, check_number, check_values, reduce_loss
 
 __all__ = ["ImitationLoss", "imitation_loss", "token_nll"]
+
+
+class _ChunkContext(Context, Protocol):
+    """A context that holds how many tokens make a chunk."""
+
+    chunk: int
 
 
 class _TokenNLL(torch.autograd.Function):
@@ -14,7 +22,12 @@ class _TokenNLL(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, hidden: Tensor, vocabulary: Tensor, bias: Tensor | None, target: Tensor, chunk: int
+        ctx: _ChunkContext,
+        hidden: Tensor,
+        vocabulary: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        chunk: int,
     ) -> Tensor:
         matrix = vocabulary.to(hidden.dtype)
         precise = torch.promote_types(hidden.dtype, torch.float32)
@@ -25,18 +38,18 @@ class _TokenNLL(torch.autograd.Function):
             logits = _logits(hidden[part], matrix, bias)
             normalizer[part] = logits.logsumexp(-1)
             picked[part] = logits.gather(-1, target[part].unsqueeze(-1)).squeeze(-1)
-        ctx.save_for_backward(hidden, vocabulary, bias, target, normalizer)  # type: ignore[arg-type]
-        ctx.chunk = chunk  # type: ignore[attr-defined]
+        ctx.save_for_backward(hidden, vocabulary, bias, target, normalizer)
+        ctx.chunk = chunk
         return normalizer - picked
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: FunctionCtx, *grads: Tensor
+        ctx: _ChunkContext, *grads: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
-        hidden, vocabulary, bias, target, normalizer = ctx.saved_tensors  # type: ignore[attr-defined]
-        need_hidden, need_vocabulary, need_bias = ctx.needs_input_grad[:3]  # type: ignore[attr-defined]
-        chunk: int = ctx.chunk  # type: ignore[attr-defined]
+        hidden, vocabulary, bias, target, normalizer = ctx.saved_tensors
+        need_hidden, need_vocabulary, need_bias = ctx.needs_input_grad[:3]
+        chunk = ctx.chunk
         matrix = vocabulary.to(hidden.dtype)
         precise = normalizer.dtype
         d_hidden = torch.empty_like(hidden) if need_hidden else None

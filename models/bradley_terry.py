@@ -7,9 +7,9 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
+from pluralign.datamodules.checks import check_range
 from pluralign.losses import bradley_terry_loss, reward_centering_loss
 
-from ._settings import check_range
 from .backbone import BackboneConfig, RewardHead
 from .base import NOT_SAVED, default_optimizer
 from .reward import RewardModule

@@ -150,6 +150,7 @@ class Contract:
 
 
 BATCH, COLUMNS = "pluralign.datamodules.batch", "pluralign.datamodules.columns"
+CHECKS = "pluralign.datamodules.checks"
 HEAVY = (
     "lightning",
     "transformers",
@@ -173,6 +174,7 @@ def data(*wings):
     own = (
         *(f"pluralign.datamodules.{wing}" for wing in wings),
         BATCH,
+        CHECKS,
         COLUMNS,
         "pluralign.datamodules.joins",
     )
@@ -189,6 +191,7 @@ CONTRACTS = {
     ),
     "datamodules": Contract(own=("pluralign.datamodules",), top=DATA_TOP, inside=DATA_INSIDE),
     "datamodules/batch.py": Contract(own=(), top=("torch",)),
+    "datamodules/checks.py": Contract(own=(), top=()),
     "datamodules/columns.py": Contract(own=(BATCH,), top=("torch",)),
     "datamodules/records": data("records"),
     "datamodules/tokens": data("records", "tokens"),
@@ -203,6 +206,7 @@ CONTRACTS = {
             "pluralign.losses",
             "pluralign.metrics",
             BATCH,
+            CHECKS,
             COLUMNS,
             "pluralign.__version__",
         ),
@@ -216,6 +220,7 @@ CONTRACTS = {
             "pluralign.metrics",
             "pluralign.models.base",
             BATCH,
+            CHECKS,
             COLUMNS,
         ),
         top=("torch", "lightning", "torchmetrics", "rich"),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from ..checks import check_choices, check_range
 from ..crowd import CrowdConfig
 from .users import UserProtocol
 
@@ -58,13 +59,8 @@ class LoaderConfig:
         if self.max_tokens is None and self.batch_size is None:
             raise ValueError("loader: max_tokens and batch_size are both null; give at least one")
         for name, low in (("max_tokens", 1), ("batch_size", 1), ("mega_batch", 1), ("num_workers", 0)):
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise ValueError(f"loader.{name} must be at least {low}, got {value}")
-        if self.layout not in ("auto", "shared", "separate"):
-            raise ValueError(f"loader.layout must be auto, shared or separate, got {self.layout!r}")
-        if self.items not in ("conversation", "response"):
-            raise ValueError(f"loader.items must be conversation or response, got {self.items!r}")
+            check_range(f"loader.{name}", getattr(self, name), at_least=low)
+        check_choices(type(self), prefix="loader.", **vars(self))
         if isinstance(self.joins, str):
             raise TypeError(f"loader.joins must be a list of files, got {self.joins!r}")
         object.__setattr__(self, "joins", tuple(self.joins))

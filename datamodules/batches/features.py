@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..checks import check_choices, check_range
 from ..tokens import TokenRow, TokenTable, prompt_alone, without_prompt
 from .users import UserView
 
@@ -315,10 +316,8 @@ class FeatureWriter:
         Raises:
             ValueError: If a store of another backbone, tokenizer, dtype or size is there, or a setting is off range.
         """
-        if dtype not in STORED:
-            raise ValueError(f"dtype must be one of {', '.join(STORED)}, got {dtype!r}")
-        if shard_size < 1:
-            raise ValueError(f"shard_size must be at least 1, got {shard_size}")
+        check_choices(FeatureWriter.__init__, dtype=dtype)
+        check_range("shard_size", shard_size, at_least=1)
         self.folder, self.shard_size, self.hidden_size = Path(folder), shard_size, hidden_size
         self.dtype: FeatureDtype = dtype
         description: dict[str, object] = {"version": VERSION, "backbone": dict(backbone)}

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
+from ..checks import check_choices, check_range
 from ..records import hash_share
 from ..tokens import TokenRow, TokenTable, lengths, take_row_comparisons
 
@@ -51,12 +52,9 @@ class UserProtocol:
         if isinstance(self.unseen, str):
             raise TypeError(f"loader.users.unseen must be a list of names, got {self.unseen!r}")
         object.__setattr__(self, "unseen", tuple(self.unseen))
-        if not 0 <= self.unseen_share < 1:
-            raise ValueError(f"loader.users.unseen_share must be in [0, 1), got {self.unseen_share}")
-        if self.min_judgements < 0:
-            raise ValueError(f"loader.users.min_judgements must be >= 0, got {self.min_judgements}")
-        if self.show not in ("seen", "unseen", "all"):
-            raise ValueError(f"loader.users.show must be seen, unseen or all, got {self.show!r}")
+        check_range("loader.users.unseen_share", self.unseen_share, at_least=0, below=1)
+        check_range("loader.users.min_judgements", self.min_judgements, at_least=0)
+        check_choices(type(self), prefix="loader.users.", **vars(self))
 
     @property
     def active(self) -> bool:

@@ -1,6 +1,6 @@
 """Votes become a target: settings, posterior, priors."""
 
-from .config import TOLERANCE, CrowdConfig, CrowdPriors, check_range, crowd_priors, read_priors, resolve_prior
+from .config import TOLERANCE, CrowdConfig, CrowdPriors, crowd_priors, read_priors, resolve_prior
 from .posterior import (
     beta_view,
     crowd_posterior,
@@ -19,7 +19,6 @@ __all__ = [
     "CrowdPriors",
     "VotePriors",
     "beta_view",
-    "check_range",
     "crowd_batch_target",
     "crowd_posterior",
     "crowd_priors",

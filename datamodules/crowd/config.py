@@ -1,4 +1,4 @@
-"""The private half of ``crowd.py``: its settings, and what is expected of a crowd before its votes."""
+"""How votes are counted: the settings, and what is expected of a crowd before its votes."""
 
 import math
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..checks import check_range
 from ..records import RecordError, SourceRow, read_json_lines
 
 __all__ = [
     "TOLERANCE",
     "CrowdConfig",
     "CrowdPriors",
-    "check_range",
     "crowd_priors",
     "read_priors",
     "resolve_prior",
@@ -64,12 +64,11 @@ class CrowdConfig:
             _distribution(self.prior, "prior")
         elif not self.prior:
             raise ValueError(f"prior must be one of {', '.join(WORDS)}, probabilities or a file; got ''")
-        check_range("prior_strength", self.prior_strength, 0.0)
-        check_range("prior_floor", self.prior_floor, 0.0, 1.0)
-        check_range("smoothing", self.smoothing, 0.0, 0.5)
-        check_range("vote_correlation", self.vote_correlation, 0.0, 1.0)
-        if self.max_votes is not None and not (math.isfinite(self.max_votes) and self.max_votes > 0):
-            raise ValueError(f"max_votes must be a number > 0, or null for no limit; got {self.max_votes!r}")
+        check_range("prior_strength", self.prior_strength, at_least=0)
+        check_range("prior_floor", self.prior_floor, at_least=0, below=1)
+        check_range("smoothing", self.smoothing, at_least=0, below=0.5)
+        check_range("vote_correlation", self.vote_correlation, at_least=0, below=1)
+        check_range("max_votes", self.max_votes, above=0)
 
 
 def resolve_prior(
@@ -241,13 +240,6 @@ def crowd_priors(
     parts = [torch.atleast_2d(prior) for prior in resolved.values()]
     nothing = torch.full((1, num_labels), math.nan, dtype=torch.float64)
     return CrowdPriors(table=torch.cat([*parts, nothing]).float(), rows=rows)
-
-
-def check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
-    """Raise ``ValueError`` unless a number is finite and in [low, high)."""
-    if not (math.isfinite(value) and low <= value < high):
-        allowed = f"in [{low:g}, {high:g})" if math.isfinite(high) else f"a finite number >= {low:g}"
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
 
 def _distribution(values: object, name: str, num_labels: int | None = None) -> Tensor:

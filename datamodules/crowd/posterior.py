@@ -20,7 +20,8 @@ import math
 import torch
 from torch import Tensor
 
-from .config import TOLERANCE, CrowdConfig, check_range, resolve_prior
+from ..checks import check_range
+from .config import TOLERANCE, CrowdConfig, resolve_prior
 
 __all__ = [
     "beta_view",
@@ -61,9 +62,8 @@ def effective_votes(votes: Tensor, *, correlation: float = 0.0, maximum: float |
 
     .. versionadded:: 0.1
     """
-    check_range("correlation", correlation, 0.0, 1.0)
-    if maximum is not None and not (math.isfinite(maximum) and maximum > 0):
-        raise ValueError(f"maximum must be a number > 0, or None for no limit; got {maximum!r}")
+    check_range("correlation", correlation, at_least=0, below=1)
+    check_range("maximum", maximum, above=0)
     votes = _counts(votes)
     number = votes.sum(-1, keepdim=True)
     scale = 1 / (1 + (number - 1).clamp_min(0) * correlation)
@@ -106,7 +106,7 @@ def dirichlet_update(
 
     .. versionadded:: 0.1
     """
-    _check_forgetting(forgetting)
+    check_range("forgetting", forgetting, above=0, at_most=1)
     mean, votes = _simplex("mean", mean), _counts(votes)
     kept = forgetting * _strength(strength, mean)
     new = kept + votes.sum(-1)
@@ -178,11 +178,9 @@ def forgetting_horizon(
 
     .. versionadded:: 0.1
     """
-    _check_forgetting(forgetting)
-    if not (math.isfinite(votes_per_step) and votes_per_step > 0):
-        raise ValueError(f"votes_per_step must be a number > 0, got {votes_per_step!r}")
-    if not 0 < share < 1:
-        raise ValueError(f"share must be in (0, 1), got {share!r}")
+    check_range("forgetting", forgetting, above=0, at_most=1)
+    check_range("votes_per_step", votes_per_step, above=0)
+    check_range("share", share, above=0, below=1)
     if forgetting == 1:
         return math.inf, math.inf
     return votes_per_step / (1 - forgetting), math.log1p(-share) / math.log(forgetting)
@@ -218,7 +216,7 @@ def smooth_certain(
 
     .. versionadded:: 0.1
     """
-    check_range("epsilon", epsilon, 0.0, 0.5)
+    check_range("epsilon", epsilon, at_least=0, below=0.5)
     mean = _simplex("mean", mean)
     size = mean.shape[-1]
     largest, top = mean.max(-1, keepdim=True)
@@ -348,11 +346,6 @@ def _prior(
         strength = strength * weight.to(strength)
     mean = _simplex("prior", torch.where(known.unsqueeze(-1), prior, 1 / size)).clamp_min(config.prior_floor)
     return mean / mean.sum(-1, keepdim=True), strength
-
-
-def _check_forgetting(value: float) -> None:
-    if not 0 < value <= 1:
-        raise ValueError(f"forgetting must be in (0, 1], got {value!r}")
 
 
 def _counts(votes: Tensor) -> Tensor:

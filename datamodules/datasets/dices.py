@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Literal, Unpack
 
 from ..base import PreferenceDataModule
+from ..checks import check_choices, check_range
 from ..records import (
     PER_10_000,
     Message,
@@ -47,7 +48,7 @@ from ..records import (
     parse_rows,
     vote_counts,
 )
-from ..settings import SharedSettings, check_choices, check_range
+from ..settings import SharedSettings
 
 __all__ = ["LABELS", "DICESDataModule"]
 
@@ -105,7 +106,7 @@ class DICESDataModule(PreferenceDataModule):
         super().__init__(**shared)
         check_choices(DICESDataModule.__init__, subset=subset)
         if votes_per_item is not None:
-            check_range("votes_per_item", votes_per_item, 1)
+            check_range("votes_per_item", votes_per_item, at_least=1)
         self.data_dir, self.subset = self.need_folder(data_dir), subset
         self.votes_per_item, self.vote_seed = votes_per_item, vote_seed
         self.split_seed = split_seed

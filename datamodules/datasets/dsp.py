@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Literal, Unpack
 
 from ..base import PreferenceDataModule
+from ..checks import check_choices, check_subset
 from ..records import (
     Comparison,
     PreferenceRecord,
@@ -34,7 +35,7 @@ from ..records import (
     read_json_list,
     text_field,
 )
-from ..settings import LenientSettings, OnInvalid, check_choices, check_subset
+from ..settings import LenientSettings, OnInvalid
 from .hh_rlhf import TURN, parse_dialogue, split_dialogues
 
 __all__ = ["DSPDataModule"]

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Literal, Unpack
 
 from ..base import PreferenceDataModule
+from ..checks import check_choices
 from ..records import (
     Comparison,
     HubDataset,
@@ -46,7 +47,7 @@ from ..records import (
     vote_counts,
     whole_field,
 )
-from ..settings import LenientSettings, OnInvalid, check_choices
+from ..settings import LenientSettings, OnInvalid
 
 __all__ = ["ATTRIBUTES", "HelpSteer2DataModule"]
 
@@ -165,7 +166,7 @@ class HelpSteer2DataModule(PreferenceDataModule):
 
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """A prompt, one or two rated responses, and their comparison."""
-        rows: tuple[SourceRow, ...] = row.get("rows")  # type: ignore[assignment]
+        rows: tuple[SourceRow, ...] = row.made("rows", tuple)
         prompt = rows[0].text("prompt").strip()
         responses = tuple(map(self._response, rows))
         return PreferenceRecord(
@@ -183,7 +184,7 @@ class HelpSteer2DataModule(PreferenceDataModule):
             raise error.at(row.file, row.line) from None
         levels: tuple[int, ...] = (rating,)
         if self.judgements == "annotators":
-            sets: list[Ratings] = row.get("individual")  # type: ignore[assignment]
+            sets: list[Ratings] = row.made("individual", list)
             levels = tuple(value for ratings in sets for value in ratings[self.attribute])
             if not levels:
                 text = row.text("response")

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Unpack
 
 from ..base import PreferenceDataModule
+from ..checks import check_subset
 from ..records import (
     Comparison,
     HubDataset,
@@ -36,7 +37,7 @@ from ..records import (
     find_file,
     read_json_lines,
 )
-from ..settings import LenientSettings, OnInvalid, check_subset
+from ..settings import LenientSettings, OnInvalid
 
 __all__ = ["HHRLHFDataModule"]
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Unpack
 
 from ..base import PreferenceDataModule
+from ..checks import check_choices
 from ..records import (
     PER_10_000,
     Comparison,
@@ -40,7 +41,7 @@ from ..records import (
     text_field,
     whole_field,
 )
-from ..settings import LenientSettings, OnInvalid, check_choices
+from ..settings import LenientSettings, OnInvalid
 
 __all__ = ["PandaLMDataModule"]
 
@@ -132,7 +133,7 @@ class PandaLMDataModule(PreferenceDataModule):
 
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """A prompt, the distinct answers to it and every comparison of them."""
-        pairs: list[Pair] = row.get("pairs")  # type: ignore[assignment]
+        pairs: list[Pair] = row.made("pairs", list)
         judge = _annotator_comparisons if self.judgements == "annotators" else _crowd_comparison
         answers = DistinctResponses()
         comparisons: list[Comparison] = []

@@ -36,6 +36,7 @@ from typing import Literal, NamedTuple, Unpack
 import numpy as np
 
 from ..base import PreferenceDataModule
+from ..checks import check_choices, check_range
 from ..records import (
     PERCENT,
     Comparison,
@@ -50,7 +51,7 @@ from ..records import (
     read_json_lines,
     text_field,
 )
-from ..settings import SharedSettings, check_choices, check_range
+from ..settings import SharedSettings
 
 __all__ = ["PersonaDataModule"]
 
@@ -138,7 +139,7 @@ class PersonaDataModule(PreferenceDataModule):
             ("statements_per_record", statements_per_record, kinds),
             ("seed", seed, 0),
         ):
-            check_range(name, value, low)
+            check_range(name, value, at_least=low)
         self.data_dir, self.pairs, self.seed = self.need_folder(data_dir), pairs, seed
         self.personas, self.num_users = tuple(personas), num_users
         self.queries_per_user = queries_per_user
@@ -203,13 +204,13 @@ class PersonaDataModule(PreferenceDataModule):
 
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """The question, its statements, and what every user said of a pair of them."""
-        fields: dict[str, list] = row.fields  # type: ignore[assignment, type-arg]
         return PreferenceRecord(
             id=row.text("id"),
             prompt=row.text("prompt"),
-            responses=tuple(map(Response, fields["statements"])),
+            responses=tuple(map(Response, row.made("statements", list))),
             comparisons=tuple(
-                Comparison(chosen, rejected, user=user) for chosen, rejected, user in fields["queries"]
+                Comparison(chosen, rejected, user=user)
+                for chosen, rejected, user in row.made("queries", list)
             ),
             group=row.text("id"),  # all records share the question; their statements differ
         )

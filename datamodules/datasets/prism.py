@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Unpack
 
 from ..base import PreferenceDataModule
+from ..checks import check_choices
 from ..records import (
     PERCENT,
     Comparison,
@@ -46,7 +47,7 @@ from ..records import (
     user_field,
     whole_field,
 )
-from ..settings import LenientSettings, OnInvalid, check_choices
+from ..settings import LenientSettings, OnInvalid
 
 __all__ = ["PRISMDataModule"]
 
@@ -142,12 +143,10 @@ class PRISMDataModule(PreferenceDataModule):
 
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """The conversation so far, the turn's responses, and what its user thought of them."""
-        fields: dict[str, list] = row.fields  # type: ignore[assignment, type-arg]
-        responses: list[_Utterance] = fields["responses"]
-        prompt: tuple[Message, ...] = tuple(fields["prompt"])
+        responses: list[_Utterance] = row.made("responses", list)
         return PreferenceRecord(
             id=row.text("id"),
-            prompt=prompt,
+            prompt=tuple(row.made("prompt", list)),
             responses=tuple(Response(one.response, one.score / 100) for one in responses),
             comparisons=tuple(self._comparisons(responses)),
             group=row.text("opening"),

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal, Unpack
 
 from ..base import PreferenceDataModule
+from ..checks import check_choices, check_subset
 from ..records import (
     Comparison,
     HubDataset,
@@ -32,7 +33,7 @@ from ..records import (
     vote_counts,
     whole_field,
 )
-from ..settings import LenientSettings, OnInvalid, check_choices, check_subset
+from ..settings import LenientSettings, OnInvalid
 
 __all__ = ["LABELS", "SafeRLHFDataModule"]
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Unpack
 
 from ..base import PreferenceDataModule
+from ..checks import check_choices, check_range
 from ..records import (
     Comparison,
     PreferenceRecord,
@@ -43,7 +44,7 @@ from ..records import (
     vote_counts,
     whole_field,
 )
-from ..settings import SharedSettings, check_choices, check_range
+from ..settings import SharedSettings
 
 __all__ = ["LABELS", "SQuALITYDataModule"]
 
@@ -109,7 +110,7 @@ class SQuALITYDataModule(PreferenceDataModule):
         """
         super().__init__(**shared)
         check_choices(SQuALITYDataModule.__init__, criterion=criterion, votes=votes)
-        check_range("num_bins", num_bins, 2)
+        check_range("num_bins", num_bins, at_least=2)
         self.data_dir, self.criterion, self.votes = self.need_folder(data_dir), criterion, votes
         self.num_bins, self.comparisons = num_bins, comparisons
 

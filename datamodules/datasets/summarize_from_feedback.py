@@ -40,6 +40,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
 from ..base import PreferenceDataModule
+from ..checks import check_choices
 from ..records import (
     PERCENT,
     Comparison,
@@ -58,7 +59,7 @@ from ..records import (
     user_field,
     whole_field,
 )
-from ..settings import LenientSettings, OnInvalid, check_choices
+from ..settings import LenientSettings, OnInvalid
 
 __all__ = ["SummarizeFromFeedbackDataModule"]
 
@@ -193,7 +194,7 @@ class SummarizeFromFeedbackDataModule(PreferenceDataModule):
 
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """A post, its distinct summaries and every judgement of two of them."""
-        judgements: list[_Judgement] = row.get("judgements")  # type: ignore[assignment]
+        judgements: list[_Judgement] = row.made("judgements", list)
         summaries, comparisons = DistinctResponses(), []
         for judgement in judgements:
             first, second = (text.strip() for text in judgement.summaries)

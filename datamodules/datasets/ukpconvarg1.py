@@ -29,6 +29,7 @@ from xml.etree import ElementTree
 from xml.parsers import expat
 
 from ..base import PreferenceDataModule
+from ..checks import check_choices, check_range
 from ..records import (
     PERCENT,
     Comparison,
@@ -42,7 +43,7 @@ from ..records import (
     open_bytes,
     ordered_split,
 )
-from ..settings import SharedSettings, check_choices, check_range
+from ..settings import SharedSettings
 
 __all__ = ["UKPConvArgDataModule"]
 
@@ -109,7 +110,7 @@ class UKPConvArgDataModule(PreferenceDataModule):
         super().__init__(**shared)
         check_choices(UKPConvArgDataModule.__init__, judgements=judgements, split=split)
         if max_responses_per_record is not None:
-            check_range("max_responses_per_record", max_responses_per_record, 2)
+            check_range("max_responses_per_record", max_responses_per_record, at_least=2)
         self.data_dir, self.judgements, self.split = self.need_folder(data_dir), judgements, split
         self.split_seed = split_seed
         self.max_responses_per_record = max_responses_per_record
@@ -163,7 +164,7 @@ class UKPConvArgDataModule(PreferenceDataModule):
 
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """A prompt, its arguments and every comparison of them."""
-        pairs: list[Pair] = row.get("pairs")  # type: ignore[assignment]
+        pairs: list[Pair] = row.made("pairs", list)
         judge = _worker_comparisons if self.judgements == "workers" else _crowd_comparison
         arguments = DistinctResponses()
         comparisons: list[Comparison] = []

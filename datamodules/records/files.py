@@ -31,6 +31,7 @@ __all__ = [
 
 
 Parsed = TypeVar("Parsed")
+Made = TypeVar("Made")
 
 
 class SourceRow(NamedTuple):
@@ -74,6 +75,17 @@ class SourceRow(NamedTuple):
             return nested_field(self.fields, field, optional=optional)
         except RecordError as error:
             raise error.at(self.file, self.line) from None
+
+    def made(self, field: str, kind: type[Made]) -> Made:
+        """Return a field that ``load`` put into the row, of the kind that it has there.
+
+        Raises:
+            TypeError: If it is of another kind.
+        """
+        value = self.fields[field]
+        if not isinstance(value, kind):
+            raise TypeError(f"{field} must be a {kind.__name__}; got {value!r}")
+        return value
 
 
 def parse_rows(

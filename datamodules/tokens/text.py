@@ -20,6 +20,8 @@ from ..records import PreferenceRecord, RecordError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+from ..checks import check_choices
+
 __all__ = ["RecordTokenizer", "TextConfig", "TokenizedRecord", "byte_tokenizer", "load_tokenizer"]
 
 REFUSED = "refused by the chat template"
@@ -72,12 +74,7 @@ class TextConfig:
             raise ValueError(
                 f"max_length must be at least 2 (one token and EOS) or null, got {self.max_length}"
             )
-        for name, allowed in (
-            ("format", ("auto", "chat", "plain")),
-            ("truncation", ("prompt_left", "drop", "error")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        check_choices(type(self), **vars(self))
         try:
             date.fromisoformat(self.date)
         except ValueError:

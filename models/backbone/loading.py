@@ -12,10 +12,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from .._settings import check_choices, check_range
-
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+from pluralign.datamodules.checks import check_choices, check_range
 
 __all__ = ["BackboneConfig", "LoRAConfig", "adapt_model", "added_keys", "load_model"]
 
@@ -94,7 +94,7 @@ class BackboneConfig:
         """
         if isinstance(self.lora, dict):  # from a checkpoint's plain hyperparameters
             object.__setattr__(self, "lora", LoRAConfig(**self.lora))
-        check_choices(type(self), vars(self), prefix="backbone.")
+        check_choices(type(self), prefix="backbone.", **vars(self))
         if self.name is None and "model_type" not in self.config:
             raise ValueError("backbone.name is null, so backbone.config must hold model_type (such as llama)")
         if self.frozen and self.lora is not None:

@@ -9,9 +9,9 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
+from pluralign.datamodules.checks import check_choices, check_range
 from pluralign.losses import CategoricalWassersteinLoss, SinkhornDivergenceLoss
 
-from .._settings import check_choices, check_range
 from ..backbone import BackboneConfig, RewardHead
 from ..base import NOT_SAVED, default_optimizer
 from ..reward import RewardModule
@@ -163,7 +163,7 @@ class DPRM(RewardModule):
         if coordinates is None and tuple(labels) == PAPER_LABELS:
             coordinates = PAPER_COORDINATES
         space = LabelSpace(labels, rewards, coordinates)
-        check_choices(DPRM.__init__, {"judged": judged, "head": head, "loss": loss})
+        check_choices(DPRM.__init__, judged=judged, head=head, loss=loss)
         if head == "beta" and loss != "wasserstein":
             raise ValueError(f'head="beta" goes with loss="wasserstein" alone, got loss={loss!r}')
         check_range("warmup_steps", warmup_steps, at_least=0)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pluralign.datamodules.checks import check_choices, check_range
+
 from .simplex_solver import PairLoss, Problem, solve
 
 __all__ = ["first_shots", "fit_mixture_logits", "fit_mixture_weights"]
@@ -33,8 +35,7 @@ def first_shots(user: Tensor, num_users: int, shots: int, *, seed: int) -> Tenso
         TypeError: If ``user`` does not hold int64.
     """
     _check_user(user, num_users)
-    if shots < 0:
-        raise ValueError(f"shots must be at least 0; got {shots}")
+    check_range("shots", shots, at_least=0)
     shuffled = torch.randperm(len(user), generator=torch.Generator().manual_seed(seed)).to(user.device)
     order = shuffled[user[shuffled].sort(stable=True).indices]
     counts = user.bincount(minlength=num_users)
@@ -109,10 +110,8 @@ def fit_mixture_weights(
     _check_floating("differences", differences)
     if differences.ndim != 2 or differences.shape[1] == 0:
         raise ValueError(f"differences must be (M, K) with K >= 1; got {tuple(differences.shape)}")
-    if not 0 < tolerance < math.inf:
-        raise ValueError(f"tolerance must be in (0, inf); got {tolerance}")
-    if max_iterations < 1:
-        raise ValueError(f"max_iterations must be at least 1; got {max_iterations}")
+    check_range("tolerance", tolerance, above=0)
+    check_range("max_iterations", max_iterations, at_least=1)
     _check_values("differences", differences)
     judged = _judgements(
         len(differences), differences.shape[1], differences.device,
@@ -220,12 +219,9 @@ def fit_mixture_logits(
         epochs of AdamW from random logits. Departures: starts at the prior; all judgements in each step; the
         prior's term.
     """
-    if num_prototypes < 1:
-        raise ValueError(f"num_prototypes must be at least 1; got {num_prototypes}")
-    if num_steps < 0:
-        raise ValueError(f"num_steps must be at least 0; got {num_steps}")
-    if not 0 < lr < math.inf:
-        raise ValueError(f"lr must be in (0, inf); got {lr}")
+    check_range("num_prototypes", num_prototypes, at_least=1)
+    check_range("num_steps", num_steps, at_least=0)
+    check_range("lr", lr, above=0)
     _check_user(user, num_users)
     user = user.clone()  # a tensor made in inference mode must not meet autograd
     judged = _judgements(
@@ -292,10 +288,8 @@ def _judgements(
     prior_strength: float,
     loss: str,
 ) -> _Judgements:
-    if loss not in ("logistic", "hinge"):
-        raise ValueError(f"loss must be 'logistic' or 'hinge'; got {loss!r}")
-    if not 0 <= prior_strength < math.inf:
-        raise ValueError(f"prior_strength must be in [0, inf); got {prior_strength}")
+    check_choices(fit_mixture_weights, loss=loss)
+    check_range("prior_strength", prior_strength, at_least=0)
     _check_user(user, num_users)
     ones = torch.ones(count, dtype=torch.float64, device=device)
     preference = ones if preference is None else preference
@@ -326,8 +320,7 @@ def _judgements(
 
 
 def _check_user(user: Tensor, num_users: int) -> None:
-    if num_users < 1:
-        raise ValueError(f"num_users must be at least 1; got {num_users}")
+    check_range("num_users", num_users, at_least=1)
     if user.dtype != torch.int64:
         raise TypeError(f"user must hold int64; got {user.dtype}")
     if user.ndim != 1:

@@ -10,9 +10,9 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from pluralign.datamodules.batch import Basis, PreferenceBatch, RewardOutput
+from pluralign.datamodules.checks import check_choices, check_range
 from pluralign.losses import bradley_terry_loss, hinge_loss, norm_bound_loss
 
-from .._settings import check_choices, check_range
 from ..backbone import BackboneConfig
 from ..base import NOT_SAVED, default_optimizer
 from .network import Judged, PALNetwork, Points, ProjectorShape, UserReward, fit_users
@@ -147,7 +147,7 @@ class PAL(UserModule):
 
     @staticmethod
     def _check_settings(settings: Mapping[str, Any]) -> None:
-        check_choices(PAL.__init__, settings)
+        check_choices(PAL.__init__, **settings)
         for name in ("num_prototypes", "preference_size", "num_users"):
             check_range(name, settings[name], at_least=1)
         for name in ("temperature", "initial_scale"):

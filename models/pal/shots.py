@@ -1,6 +1,5 @@
 """How many judgements a new user takes: weights from a few of them, measured on others that choose nothing."""
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pluralign.datamodules.batch import PreferenceBatch
+from pluralign.datamodules.checks import check_range
 from pluralign.datamodules.columns import take_comparisons
 from pluralign.metrics import UserAccuracy, user_margin_accuracy
 
@@ -252,10 +252,9 @@ def check_settings(
     weights = several(prior_strength)
     if not weights or len(set(weights)) < len(weights):
         raise ValueError(f"prior_strength must be one or more different numbers; got {weights}")
-    if not all(0 <= weight < math.inf for weight in weights):
-        raise ValueError(f"prior_strength must be finite and >= 0; got {prior_strength}")
-    if num_resamples < 100:
-        raise ValueError(f"num_resamples must be at least 100, got {num_resamples}")
+    for weight in weights:
+        check_range("prior_strength", weight, at_least=0)
+    check_range("num_resamples", num_resamples, at_least=100)
 
 
 @contextmanager

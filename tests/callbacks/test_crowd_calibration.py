@@ -322,9 +322,9 @@ def test_votes_over_other_labels_are_refused(trainer):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"figure_every_n_validations": -1}, "figure_every_n_validations must be at least 0, got -1"),
-        ({"num_resamples": 99}, "num_resamples must be at least 100, got 99"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"figure_every_n_validations": -1}, "figure_every_n_validations must be finite and >= 0; got -1"),
+        ({"num_resamples": 99}, "num_resamples must be finite and >= 100; got 99"),
+        ({"seed": -1}, "seed must be finite and >= 0; got -1"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

@@ -445,10 +445,10 @@ def test_rewards_that_are_no_numbers_make_no_map(trainer, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_examples": 0}, "num_examples must be at least 1, got 0"),
-        ({"max_items": 0}, "max_items must be at least 1, got 0"),
-        ({"max_users": 0}, "max_users must be at least 1, got 0"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"num_examples": 0}, "num_examples must be finite and >= 1; got 0"),
+        ({"max_items": 0}, "max_items must be finite and >= 1; got 0"),
+        ({"max_users": 0}, "max_users must be finite and >= 1; got 0"),
+        ({"seed": -1}, "seed must be finite and >= 0; got -1"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

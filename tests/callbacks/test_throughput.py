@@ -154,5 +154,5 @@ def test_real_time_is_plausible(trainer, module, data):
 
 @pytest.mark.parametrize("wrong", [0, -1])
 def test_an_interval_is_at_least_one_step(wrong):
-    with pytest.raises(ValueError, match=f"every_n_steps must be at least 1, got {wrong}"):
+    with pytest.raises(ValueError, match=f"every_n_steps must be finite and >= 1; got {wrong}"):
         Throughput(every_n_steps=wrong)

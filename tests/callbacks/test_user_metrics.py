@@ -274,8 +274,8 @@ def test_names_that_do_not_fit(trainer, module, data):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_resamples": 99}, "num_resamples must be at least 100, got 99"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"num_resamples": 99}, "num_resamples must be finite and >= 100; got 99"),
+        ({"seed": -1}, "seed must be finite and >= 0; got -1"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

@@ -209,7 +209,7 @@ def test_what_it_refuses(fitted, capsys, tmp_path):
         capsys, [*base, "--shots", "3,1"], "shots must be one or more numbers >= 0, ascending; got [3, 1]"
     )
     refused(capsys, [*base, "--shots", "few"], "invalid literal for int() with base 10: 'few'")
-    refused(capsys, [*base, "--prior_strength", "-1"], "prior_strength must be finite and >= 0; got [-1.0]")
+    refused(capsys, [*base, "--prior_strength", "-1"], "prior_strength must be finite and >= 0; got -1.0")
     refused(
         capsys,
         [*base, "--data.loader.users.unseen_share=0"],

@@ -183,7 +183,7 @@ def test_what_has_no_features_to_keep_is_refused(networks, capsys):
     assert "name the folder: --output, or loader.features in the configuration" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["embed", *words, "--dtype=int8"])
-    with pytest.raises(ValueError, match="shard_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="shard_size must be finite and >= 1; got 0"):
         main(["embed", *words, "--shard_size=0"])
     assert not Path("store").exists()
 

@@ -444,8 +444,8 @@ def test_empty_split_is_an_error_that_says_why(tmp_path):
     ("options", "message"),
     [
         ({"on_invalid": "warn"}, "on_invalid must be one of error, skip; got 'warn'"),
-        ({"validation_share": 0.0}, r"validation_share must be in \(0, 1\); got 0.0"),
-        ({"validation_share": 1}, r"validation_share must be in \(0, 1\); got 1"),
+        ({"validation_share": 0.0}, "validation_share must be > 0 and < 1; got 0.0"),
+        ({"validation_share": 1}, "validation_share must be > 0 and < 1; got 1"),
     ],
 )
 def test_settings_name_what_is_allowed(tmp_path, options, message):
@@ -553,7 +553,9 @@ def test_description_of_the_format_travels(folder):
 def test_responses_alone_are_another_format(folder):
     data = ready(folder, "fit", loader=LoaderConfig(items="response"))
     assert data.text_format() == {**RecordTokenizer(TEXT).fingerprint(), "items": "response"}
-    with pytest.raises(ValueError, match=r"loader\.items must be conversation or response, got 'prompt'"):
+    with pytest.raises(
+        ValueError, match=r"loader\.items must be one of conversation, response; got 'prompt'"
+    ):
         LoaderConfig(items="prompt")
 
 

@@ -55,6 +55,6 @@ def test_a_vector_is_what_the_network_says_of_the_text(network, data, tmp_path):
 def test_what_cannot_be_kept_is_refused(network, data, tmp_path):
     with pytest.raises(ValueError, match=r"set backbone\.frozen=true"):
         Embedder(BradleyTerryRM({**network, "frozen": False}), data, tmp_path / "store")
-    with pytest.raises(ValueError, match="shard_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="shard_size must be finite and >= 1; got 0"):
         Embedder(BradleyTerryRM(network), data, tmp_path / "store", shard_size=0)
     assert not (tmp_path / "store").exists()

@@ -36,8 +36,9 @@ from pathlib import Path
 from typing import Unpack
 
 from ...base import PreferenceDataModule
+from ...checks import check_range
 from ...records import PreferenceRecord, RecordError, Response, SourceRow, find_file, read_json_lines
-from ...settings import SharedSettings, check_range
+from ...settings import SharedSettings
 from .rows import PersonaRow, weighted_votes
 
 __all__ = ["PersonaVotesDataModule"]
@@ -84,8 +85,8 @@ class PersonaVotesDataModule(PreferenceDataModule):
         .. versionadded:: 0.1
         """
         super().__init__(**shared)
-        check_range("num_labels", num_labels, 2)
-        check_range("forgetting", forgetting, 0, 1, ends="(]")
+        check_range("num_labels", num_labels, at_least=2)
+        check_range("forgetting", forgetting, above=0, at_most=1)
         given = {"train": train, "validation": validation, "test": test}
         self.paths = {source: Path(path) for source, path in given.items() if path is not None}
         if (data_dir is None) == (not self.paths):

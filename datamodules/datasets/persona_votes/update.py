@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from ...checks import check_choices, check_range
 from ...crowd import CrowdConfig, crowd_posterior
 from ...records import RecordError, SourceRow, name_field, read_json_lines, whole_field
-from ...settings import check_choices, check_range
 from .rows import PersonaRow, Vote, read_vote, weighted_votes
 
 __all__ = ["UpdateReport", "update_posteriors"]
@@ -316,8 +316,8 @@ def update_posteriors(
 
     .. versionadded:: 0.1
     """
-    check_range("num_labels", num_labels, 2)
-    check_range("forgetting", forgetting, 0, 1, ends="(]")
+    check_range("num_labels", num_labels, at_least=2)
+    check_range("forgetting", forgetting, above=0, at_most=1)
     check_choices(update_posteriors, on_duplicate=on_duplicate)
     config = CrowdConfig(
         prior_strength=prior_strength,

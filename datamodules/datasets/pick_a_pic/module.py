@@ -62,6 +62,7 @@ import torch
 
 from ...base import SPLITS, PreferenceDataModule
 from ...batches import FeatureDtype, FeatureWriter, prompt_key, response_keys
+from ...checks import check_choices, check_range
 from ...records import (
     Comparison,
     PreferenceRecord,
@@ -71,7 +72,7 @@ from ...records import (
     number_field,
     user_field,
 )
-from ...settings import SharedSettings, check_choices, check_range
+from ...settings import SharedSettings
 from ...tokens import BYTE, CacheReader, TextConfig, remove_left_overs, without_prompt
 from .rows import Name, NamedVectors, read_rows
 
@@ -161,7 +162,7 @@ class PickAPicDataModule(PreferenceDataModule):
             raise ValueError(
                 f"columns maps unknown fields {', '.join(unknown)}; allowed: {', '.join(FIELDS)}"
             )
-        check_range("hidden_size", hidden_size, 1)
+        check_range("hidden_size", hidden_size, at_least=1)
         check_choices(PickAPicDataModule.__init__, dtype=dtype)
         self.weights, self.hidden_size = weights, hidden_size
         self.dtype: FeatureDtype = dtype
@@ -262,12 +263,11 @@ class PickAPicDataModule(PreferenceDataModule):
 
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """A prompt, the names of its images as responses, and every judgement on them."""
-        fields: dict[str, list] = row.fields  # type: ignore[assignment, type-arg]
         return PreferenceRecord(
             id=row.text("id"),
             prompt=row.text("prompt"),
-            responses=tuple(Response(name) for name in fields["images"]),
-            comparisons=tuple(fields["comparisons"]),
+            responses=tuple(Response(name) for name in row.made("images", list)),
+            comparisons=tuple(row.made("comparisons", list)),
         )
 
     # Vectors -------------------------------------------------------------------------------------------

@@ -33,8 +33,9 @@ from typing import Literal, NamedTuple, Unpack
 import numpy as np
 
 from ...base import SPLITS, PreferenceDataModule
+from ...checks import check_choices, check_range
 from ...records import Comparison, PreferenceRecord, Response, SourceRow
-from ...settings import SharedSettings, check_choices, check_range
+from ...settings import SharedSettings
 from .crowd import (
     NUM_PROMPTS,
     STEP,
@@ -171,32 +172,32 @@ class SyntheticDataModule(PreferenceDataModule):
 
     def _check(self) -> None:
         most = NUM_PROMPTS // len(SPLITS)
-        ranges: dict[str, tuple[float, float]] = {
+        ranges: dict[str, tuple[float, float | None]] = {
             "num_groups": (1, self.num_users),
             "disagreement": (0, 1),
             "label_noise": (0, 1),
-            "sharpness": (1e-6, np.inf),
-            "tie_width": (0, np.inf),
-            "user_spread": (0, np.inf),
+            "sharpness": (1e-6, None),
+            "tie_width": (0, None),
+            "user_spread": (0, None),
             "num_domains": (1, len(TOPICS)),
             "num_responses": (
                 2,
                 comb(self.num_words + self.num_words_per_response - 1, self.num_words_per_response) // 2,
             ),
-            "comparisons_per_prompt": (1, np.inf),
+            "comparisons_per_prompt": (1, None),
             "votes_per_comparison": (1, self.num_users),
-            "num_labels": (2, np.inf),
+            "num_labels": (2, None),
             "num_words": (4, len(WORDS)),
-            "num_words_per_response": (1, np.inf),
-            "num_dimensions": (1, np.inf),
-            "seed": (0, np.inf),
+            "num_words_per_response": (1, None),
+            "num_dimensions": (1, None),
+            "seed": (0, None),
         }
         if self.judgements == "users":
             del ranges["votes_per_comparison"]
         values = [(name, getattr(self, name), *bounds) for name, bounds in ranges.items()]
         values += [(f"num_{split}", count, 1, most) for split, count in self.num_prompts.items()]
         for name, value, low, high in values:
-            check_range(name, value, low, high)
+            check_range(name, value, at_least=low, at_most=high)
 
     def settings(self) -> dict[str, object]:
         """Everything that the data are a function of."""
@@ -234,8 +235,7 @@ class SyntheticDataModule(PreferenceDataModule):
 
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """A prompt with its phrases, their true mean utilities and the crowd's judgements."""
-        fields: dict[str, list] = row.fields  # type: ignore[assignment, type-arg]
-        columns = zip(fields["responses"], fields["scores"], fields["votes"], strict=True)
+        columns = zip(*(row.made(field, list) for field in ("responses", "scores", "votes")), strict=True)
         return PreferenceRecord(
             id=row.text("id"),
             prompt=row.text("prompt"),
@@ -243,7 +243,7 @@ class SyntheticDataModule(PreferenceDataModule):
                 Response(text, score, None if votes is None else tuple(votes))
                 for text, score, votes in columns
             ),
-            comparisons=tuple(Comparison(**judged) for judged in fields["comparisons"]),
+            comparisons=tuple(Comparison(**judged) for judged in row.made("comparisons", list)),
         )
 
     def truth(self, source: str = "validation") -> SyntheticTruth:

@@ -208,7 +208,7 @@ def test_prompts_stay_promised(tmp_path):
             {"text_format": {"tokenizer": "mine", "tokenizer_digest": "d2"}},
             "made with the tokenizer 'byte', the data use 'mine'",
         ),
-        ({"shard_size": 0}, "shard_size must be at least 1, got 0"),
+        ({"shard_size": 0}, "shard_size must be finite and >= 1; got 0"),
     ],
 )
 def test_a_store_of_something_else_is_not_written_to(tmp_path, change, message):
@@ -217,7 +217,7 @@ def test_a_store_of_something_else_is_not_written_to(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         writer(tmp_path, **change)
     assert (tmp_path / "meta.json").read_bytes() == before
-    with pytest.raises(ValueError, match="dtype must be one of float32, float16, bfloat16, got 'int8'"):
+    with pytest.raises(ValueError, match="dtype must be one of float32, float16, bfloat16; got 'int8'"):
         writer(tmp_path, dtype="int8")
 
 

@@ -246,11 +246,11 @@ def test_settings_that_make_no_sense(options, message):
     ("options", "message"),
     [
         ({"max_tokens": None}, "max_tokens and batch_size are both null"),
-        ({"max_tokens": 0}, "loader.max_tokens must be at least 1, got 0"),
-        ({"batch_size": 0}, "loader.batch_size must be at least 1, got 0"),
-        ({"mega_batch": 0}, "loader.mega_batch must be at least 1, got 0"),
-        ({"num_workers": -1}, "loader.num_workers must be at least 0, got -1"),
-        ({"layout": "rows"}, "loader.layout must be auto, shared or separate, got 'rows'"),
+        ({"max_tokens": 0}, "loader.max_tokens must be finite and >= 1; got 0"),
+        ({"batch_size": 0}, "loader.batch_size must be finite and >= 1; got 0"),
+        ({"mega_batch": 0}, "loader.mega_batch must be finite and >= 1; got 0"),
+        ({"num_workers": -1}, "loader.num_workers must be finite and >= 0; got -1"),
+        ({"layout": "rows"}, "loader.layout must be one of auto, shared, separate; got 'rows'"),
     ],
 )
 def test_loader_settings_name_what_is_allowed(options, message):

@@ -66,11 +66,11 @@ def test_names_of_any_kind():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"unseen_share": 1.0}, r"loader.users.unseen_share must be in \[0, 1\), got 1.0"),
-        ({"unseen_share": -0.1}, r"loader.users.unseen_share must be in \[0, 1\), got -0.1"),
-        ({"unseen_share": float("nan")}, r"loader.users.unseen_share must be in \[0, 1\), got nan"),
-        ({"min_judgements": -1}, "loader.users.min_judgements must be >= 0, got -1"),
-        ({"show": "both"}, "loader.users.show must be seen, unseen or all, got 'both'"),
+        ({"unseen_share": 1.0}, r"loader.users.unseen_share must be >= 0 and < 1; got 1.0"),
+        ({"unseen_share": -0.1}, r"loader.users.unseen_share must be >= 0 and < 1; got -0.1"),
+        ({"unseen_share": float("nan")}, r"loader.users.unseen_share must be >= 0 and < 1; got nan"),
+        ({"min_judgements": -1}, "loader.users.min_judgements must be finite and >= 0; got -1"),
+        ({"show": "both"}, "loader.users.show must be one of seen, unseen, all; got 'both'"),
     ],
 )
 def test_settings_name_what_is_allowed(settings, message):

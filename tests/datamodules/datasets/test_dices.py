@@ -218,7 +218,7 @@ def test_wrong_arguments(tmp_path):
         ValueError, match="subset must be one of 990, 350_crowdsourced, 350_expert; got '350'"
     ):
         DICESDataModule(data_dir="x", subset="350")
-    with pytest.raises(ValueError, match="votes_per_item must be >= 1; got 0"):
+    with pytest.raises(ValueError, match="votes_per_item must be finite and >= 1; got 0"):
         DICESDataModule(data_dir="x", votes_per_item=0)
     with pytest.raises(FileNotFoundError, match=r"dices_990\.json"):
         DICESDataModule(data_dir=str(tmp_path)).files("train")

@@ -147,9 +147,9 @@ def test_wrong_arguments(tmp_path):
         PersonaVotesDataModule()
     with pytest.raises(ValueError, match="got both"):
         PersonaVotesDataModule(data_dir=str(tmp_path), test="x.jsonl")
-    with pytest.raises(ValueError, match="num_labels must be >= 2; got 1"):
+    with pytest.raises(ValueError, match="num_labels must be finite and >= 2; got 1"):
         PersonaVotesDataModule(train="x.jsonl", num_labels=1)
-    with pytest.raises(ValueError, match=r"forgetting must be in \(0, 1\]; got 0"):
+    with pytest.raises(ValueError, match="forgetting must be > 0 and <= 1; got 0"):
         PersonaVotesDataModule(train="x.jsonl", forgetting=0)
     with pytest.raises(FileNotFoundError, match=r"data_dir=.* has none of train\.jsonl, validation\.jsonl"):
         PersonaVotesDataModule(data_dir=str(tmp_path))
@@ -548,8 +548,8 @@ def test_a_prompt_of_several_records_is_ambiguous(tmp_path):
 def test_wrong_settings_of_an_update(tmp_path):
     path, votes = stored(tmp_path), new(tmp_path, [])
     for words, options in {
-        "num_labels must be >= 2": {"num_labels": 1},
-        "forgetting must be in": {"forgetting": 1.5},
+        "num_labels must be finite and >= 2": {"num_labels": 1},
+        "forgetting must be > 0 and <= 1": {"forgetting": 1.5},
         "on_duplicate must be one of error, skip; got 'keep'": {"on_duplicate": "keep"},
         "prior_strength must be": {"prior_strength": -1.0},
     }.items():

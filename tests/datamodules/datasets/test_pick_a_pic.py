@@ -340,7 +340,7 @@ def test_another_network_is_refused(tmp_path, trainer, settings, message):
     [
         ({"train": None}, "no file: give at least one of train, validation, test, predict"),
         ({"columns": {"picture": "x"}}, "unknown fields picture; allowed: user_id, prompt, image_0"),
-        ({"hidden_size": 0}, "hidden_size must be >= 1; got 0"),
+        ({"hidden_size": 0}, "hidden_size must be finite and >= 1; got 0"),
         ({"dtype": "float64"}, "dtype must be one of float32, float16, bfloat16; got 'float64'"),
         ({"text": TextConfig(tokenizer="gpt2")}, "text.tokenizer must be 'byte', .* got 'gpt2'"),
         ({"loader": LoaderConfig(features="store")}, "loader.features must be null, got 'store'"),

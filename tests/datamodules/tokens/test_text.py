@@ -429,8 +429,8 @@ def test_truncation_against_strings(prompt, texts, limit):
         ({"prompt_format": "no place"}, r"prompt_format must hold \{text\} exactly once, got 'no place'"),
         ({"response_format": "{text}{text}"}, r"response_format must hold \{text\} exactly once"),
         ({"max_length": 1}, "max_length must be at least 2 .* got 1"),
-        ({"format": "xml"}, "format must be one of auto, chat, plain, got 'xml'"),
-        ({"truncation": "right"}, "truncation must be one of prompt_left, drop, error, got 'right'"),
+        ({"format": "xml"}, "format must be one of auto, chat, plain; got 'xml'"),
+        ({"truncation": "right"}, "truncation must be one of prompt_left, drop, error; got 'right'"),
         ({"date": "26.07.2024"}, "date must be an ISO day such as 2024-07-26, got '26.07.2024'"),
     ],
 )

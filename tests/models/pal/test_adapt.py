@@ -394,9 +394,9 @@ class TestLogits:
         with pytest.raises(ValueError, match="result of margins in step 0 must be finite; got nan at index"):
             fit_mixture_logits(lambda w: w[:, 0] * math.nan, user, 2, 3)
         for arguments, message in [
-            ({"num_prototypes": 0}, "num_prototypes must be at least 1; got 0"),
-            ({"num_steps": -1}, "num_steps must be at least 0; got -1"),
-            ({"lr": 0.0}, r"lr must be in \(0, inf\); got 0.0"),
+            ({"num_prototypes": 0}, "num_prototypes must be finite and >= 1; got 0"),
+            ({"num_steps": -1}, "num_steps must be finite and >= 0; got -1"),
+            ({"lr": 0.0}, "lr must be finite and > 0; got 0.0"),
             ({"prior": torch.tensor([0.5, 0.5])}, r"prior must have shape \(3,\); got \(2,\)"),
         ]:
             with pytest.raises(ValueError, match=message):
@@ -412,7 +412,7 @@ class TestLogits:
         ({"user": torch.tensor([-1, 0])}, r"user must be in \[0, 1\]; got -1 at index \(0,\)"),
         ({"user": torch.tensor([0])}, r"user must have shape \(2,\), one for each judgement; got \(1,\)"),
         ({"user": torch.tensor([[0, 1]])}, r"user must be \(M,\); got \(1, 2\)"),
-        ({"num_users": 0}, "num_users must be at least 1; got 0"),
+        ({"num_users": 0}, "num_users must be finite and >= 1; got 0"),
         ({"differences": torch.zeros(2)}, r"differences must be \(M, K\) with K >= 1; got \(2,\)"),
         ({"differences": torch.zeros(2, 0)}, r"differences must be \(M, K\) with K >= 1; got \(2, 0\)"),
         (
@@ -433,11 +433,11 @@ class TestLogits:
         ({"prior": torch.ones(3) / 3}, r"prior must have shape \(2,\); got \(3,\)"),
         ({"prior": torch.tensor([0.5, 0.7])}, r"prior must sum to 1 within 0.001; got 1.2"),
         ({"prior": torch.tensor([1.5, -0.5])}, r"prior must be finite and in \[0, inf\); got -0.5"),
-        ({"prior_strength": -1.0}, r"prior_strength must be in \[0, inf\); got -1.0"),
-        ({"prior_strength": math.nan}, r"prior_strength must be in \[0, inf\); got nan"),
-        ({"loss": "square"}, "loss must be 'logistic' or 'hinge'; got 'square'"),
-        ({"tolerance": 0.0}, r"tolerance must be in \(0, inf\); got 0.0"),
-        ({"max_iterations": 0}, "max_iterations must be at least 1; got 0"),
+        ({"prior_strength": -1.0}, "prior_strength must be finite and >= 0; got -1.0"),
+        ({"prior_strength": math.nan}, "prior_strength must be finite and >= 0; got nan"),
+        ({"loss": "square"}, "loss must be one of logistic, hinge; got 'square'"),
+        ({"tolerance": 0.0}, "tolerance must be finite and > 0; got 0.0"),
+        ({"max_iterations": 0}, "max_iterations must be finite and >= 1; got 0"),
     ],
 )
 def test_errors_say_what_is_wrong(changes, message):
@@ -489,7 +489,7 @@ class TestFirstShots:
 
     def test_nobody_and_errors(self):
         assert first_shots(torch.zeros(0, dtype=torch.int64), 2, 3, seed=0).tolist() == []
-        with pytest.raises(ValueError, match="shots must be at least 0; got -1"):
+        with pytest.raises(ValueError, match="shots must be finite and >= 0; got -1"):
             first_shots(self.user, 4, -1, seed=0)
         with pytest.raises(ValueError, match=r"user must be in \[0, 2\]; got 3 at index \(5,\)"):
             first_shots(self.user, 3, 1, seed=0)

@@ -1,22 +1,20 @@
-"""Checks of settings: one wording, and choices read from the type hints that the command line reads, too."""
+"""Checks of settings, for all rooms: one wording; choices come from the hints that the command line reads, too."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
-__all__ = ["check_choices", "check_range"]
+__all__ = ["check_choices", "check_range", "check_subset"]
 
 
-def check_choices(
-    declared: type | Callable[..., Any], values: Mapping[str, Any], *, prefix: str = ""
-) -> None:
+def check_choices(declared: Callable[..., object], /, *, prefix: str = "", **values: object) -> None:
     """Refuse values that the hints of a constructor, or of a dataclass, do not list.
 
     Args:
         declared: Whose arguments or fields are declared as one of a few (``Literal``), or None; others may be anything.
-        values: By name.
         prefix: Of the names in messages.
+        **values: Values by name.
 
     Raises:
         ValueError: Naming the setting, what is allowed, and the value.
@@ -68,3 +66,20 @@ def check_range(
         fine[f"< {below:g}"] = value < below
     if not all(fine.values()):
         raise ValueError(f"{name} must be {' and '.join(fine)}; got {value!r}")
+
+
+def check_subset(name: str, values: Iterable[str], allowed: Collection[str]) -> tuple[str, ...]:
+    """The different ones of some names, in their order.
+
+    Args:
+        name: Of the setting.
+        values: Its value.
+        allowed: Names that there are.
+
+    Raises:
+        ValueError: If there is no name or an unknown one; names setting, allowed names and the value received.
+    """
+    chosen = tuple(dict.fromkeys(values))
+    if not chosen or not set(chosen) <= set(allowed):
+        raise ValueError(f"{name} must be one or more of {', '.join(allowed)}; got {list(values)}")
+    return chosen

@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from pluralign.models._settings import check_choices, check_range
+from pluralign.datamodules.checks import check_choices, check_range, check_subset
 
 
 def constructor(
@@ -15,12 +15,13 @@ def constructor(
 
 
 def test_choices_come_from_the_hints():
-    check_choices(constructor, {"kind": "b", "size": None, "free": 7.0, "other": "anything"})
-    check_choices(constructor, {"kind": "a"})
-    with pytest.raises(ValueError, match=r"^kind must be one of a, b; got 'c'$"):
-        check_choices(constructor, {"kind": "c"})
+    check_choices(constructor, kind="b", size=None, free=7.0, other="anything")
+    check_choices(constructor, kind="a")
+    for value in ("c", None, ["a"]):
+        with pytest.raises(ValueError, match=r"^kind must be one of a, b; got "):
+            check_choices(constructor, size=None, kind=value)
     with pytest.raises(ValueError, match=r"^net\.size must be one of 1, 2, null; got 3$"):
-        check_choices(constructor, {"kind": "a", "size": 3}, prefix="net.")
+        check_choices(constructor, kind="a", size=3, prefix="net.")
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,7 @@ def test_choices_come_from_the_hints():
         (1.5, {"at_least": 0, "at_most": 1}, ">= 0 and <= 1"),
         (math.nan, {"at_least": 0, "at_most": 1}, ">= 0 and <= 1"),
         (1.0, {"at_least": 0, "below": 1}, ">= 0 and < 1"),
+        (0, {"above": 0, "at_most": 1}, "> 0 and <= 1"),
     ],
 )
 def test_numbers_outside_their_range(value, bounds, allowed):
@@ -45,3 +47,10 @@ def test_numbers_at_the_edge_and_none_are_fine():
     check_range("rate", 1.0, at_least=0, at_most=1)
     check_range("rate", 0.999, above=0, below=1)
     check_range("rate", None, above=0)
+
+
+def test_names():
+    assert check_subset("domains", ("b", "a", "b"), ("a", "b")) == ("b", "a")
+    for values in ((), ("c",)):
+        with pytest.raises(ValueError, match="domains must be one or more of a, b; got"):
+            check_subset("domains", values, ("a", "b"))
