@@ -1,6 +1,7 @@
 """BaseModule: the settings, optimisers, data, text format and checkpoints that every module shares."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from multiprocessing.util import Finalize
 from typing import Any, TypedDict
 
@@ -18,7 +19,7 @@ from pluralign.datamodules.batch import DataSource, PreferenceBatch, TextFormat
 from ._data_source import AdaptedData
 from .backbone import Backbone, BackboneConfig, StoredFeatures, added_keys
 
-__all__ = ["NOT_SAVED", "BaseModule", "ModuleSettings", "data_of", "default_optimizer"]
+__all__ = ["BaseModule", "ModuleSettings", "data_of", "default_optimizer"]
 
 NOT_SAVED = ("optimizer", "lr_scheduler", "backbone", "init_from", "init_may_differ")
 """Arguments that no module keeps as hyperparameters: functions, files that may be gone, what is kept in plain form."""
@@ -46,7 +47,7 @@ def data_of(trainer: L.Trainer | None) -> DataSource | None:
 
 
 class ModuleSettings(TypedDict, total=False):
-    """What every module takes besides its backbone, for a base that passes it on; as :class:`BaseModule` has it."""
+    """What every module takes besides its backbone and passes on; :class:`BaseModule` says what it means."""
 
     init_from: str | None
     init_may_differ: Sequence[str]
@@ -62,11 +63,22 @@ def _leave_group() -> None:
 class BaseModule(L.LightningModule):
     """Base of every module with a backbone; a subclass writes ``configure_model`` and its steps.
 
+    What the constructor of a subclass is given becomes its hyperparameters; only plain values may be among them.
+
     Attributes:
         backbone: The network; None before ``configure_model``.
         text_format: Format of the text it was trained on; from the data module, kept in checkpoints.
         init_from: Checkpoint that weights start from; None once others were loaded.
     """
+
+    def __init_subclass__(cls, **keywords: object) -> None:
+        """Let the command line read shared settings from the constructor below, where they have defaults and help.
+
+        ``**settings: Unpack[ModuleSettings]`` tells type checkers which settings there are; jsonargparse would take it
+        for all that is known of them.
+        """
+        super().__init_subclass__(**keywords)
+        cls.__init__.__annotations__.pop("settings", None)
 
     def __init__(
         self,
@@ -84,7 +96,8 @@ class BaseModule(L.LightningModule):
             init_from: Checkpoint of another run, of this method or another one, whose weights this module starts from;
                 a run that goes on has those of its own checkpoint in their place.
             init_may_differ: Names of weights, or their beginnings up to a dot, that are not taken over and may be
-                missing there, or of another shape: ``head``, say. All others must fit.
+                missing there, or of another shape; all others must fit. To start from another method's backbone, these
+                are ``head``, of DPRM also ``bias``, of PAL ``network`` and ``table``.
             optimizer: Called with the parameter groups.
             lr_scheduler: Called with the optimiser; stepped after every optimiser step (a plateau scheduler
                 after every validation, on ``val/loss``). None keeps the rate.
@@ -93,6 +106,8 @@ class BaseModule(L.LightningModule):
         self.backbone_config = (
             backbone if isinstance(backbone, BackboneConfig) else BackboneConfig(**backbone)
         )
+        self.save_hyperparameters(ignore=NOT_SAVED)  # with the arguments of every subclass
+        self.save_hyperparameters({"backbone": asdict(self.backbone_config)})
         self.init_from, self.init_may_differ = init_from, tuple(init_may_differ)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.backbone: Backbone | StoredFeatures | None = None
