@@ -6,9 +6,9 @@ A generated part stands between two marks::
     <!-- generated: NAME -->
     <!-- end -->
 
-NAME is a table (``methods``, ``data modules``, ``callbacks``, ``commands``, ``columns``, ``shared settings``) or one
-entry of a table: a class's name, or ``pluralign`` and a verb. Every entry has a page; one that is missing is made. What
-stands outside the marks is written by hand and stays.
+NAME is a table (``methods``, ``data modules``, ``callbacks``, ``commands``, ``columns``, ``shared settings``,
+``settings of methods``) or one entry of a table: a class's name, or ``pluralign`` and a verb. Every entry has a page; one
+that is missing is made. What stands outside the marks is written by hand and stays.
 """
 
 import argparse
@@ -34,8 +34,9 @@ import lightning as L
 import pluralign.callbacks
 import pluralign.datamodules
 import pluralign.models
-from pluralign.datamodules import PreferenceDataModule
 from pluralign.datamodules.columns import COLUMNS
+from pluralign.datamodules.prepared import PreparedData
+from pluralign.models.base import BaseModule
 from pluralign.train import VERBS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -255,7 +256,7 @@ def command_entry(name: str, summary: str) -> Entry:
 
 def entries() -> dict[str, list[Entry]]:
     """Everything that has a page, by the name of its table."""
-    base = inspect.signature(PreferenceDataModule.__init__).parameters
+    base = inspect.signature(PreparedData.__init__).parameters
     return {
         "methods": [
             class_entry(thing, "methods", {})
@@ -308,7 +309,8 @@ def sections(of_tables: Mapping[str, list[Entry]]) -> dict[str, Callable[[Path],
     return {
         **{name: partial(linked, rows, name.removesuffix("s")) for name, rows in of_tables.items()},
         "columns": anywhere(columns()),
-        "shared settings": anywhere(settings(PreferenceDataModule, {})),
+        "shared settings": anywhere(settings(PreparedData, {})),
+        "settings of methods": anywhere(settings(BaseModule, {})),
         **{row.name: anywhere(row.text) for rows in of_tables.values() for row in rows},
     }
 

@@ -1,9 +1,9 @@
 """BaseModule: the settings, optimisers, data, text format and checkpoints that every module shares."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from multiprocessing.util import Finalize
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, TypedDict
 
 import lightning as L
@@ -18,9 +18,10 @@ from pluralign import __version__
 from pluralign.datamodules.batch import DataSource, PreferenceBatch, TextFormat
 
 from ._data_source import AdaptedData
+from ._initial_weights import begins, check_file, read_checkpoint
 from .backbone import Backbone, BackboneConfig, StoredFeatures, added_keys
 
-__all__ = ["NOT_SAVED", "BaseModule", "ModuleSettings", "data_of", "default_optimizer"]
+__all__ = ["BaseModule", "ModuleSettings", "data_of", "default_optimizer"]
 
 NOT_SAVED = ("optimizer", "lr_scheduler", "backbone", "init_from", "init_may_differ")
 """Arguments that no module keeps as hyperparameters: functions, files that may be gone, what is kept in plain form."""
@@ -48,7 +49,7 @@ def data_of(trainer: L.Trainer | None) -> DataSource | None:
 
 
 class ModuleSettings(TypedDict, total=False):
-    """What every module takes besides its backbone, for a base that passes it on; as :class:`BaseModule` has it."""
+    """What every module takes besides its backbone and passes on; :class:`BaseModule` says what it means."""
 
     init_from: str | None
     init_may_differ: Sequence[str]
@@ -64,11 +65,22 @@ def _leave_group() -> None:
 class BaseModule(L.LightningModule):
     """Base of every module with a backbone; a subclass writes ``configure_model`` and its steps.
 
+    What the constructor of a subclass is given becomes its hyperparameters; only plain values may be among them.
+
     Attributes:
         backbone: The network; None before ``configure_model``.
         text_format: Format of the text it was trained on; from the data module, kept in checkpoints.
         init_from: Checkpoint that weights start from; None once others were loaded.
     """
+
+    def __init_subclass__(cls, **keywords: object) -> None:
+        """Let the command line read shared settings from the constructor below, where they have defaults and help.
+
+        ``**settings: Unpack[ModuleSettings]`` tells type checkers which settings there are; jsonargparse would take it
+        for all that is known of them.
+        """
+        super().__init_subclass__(**keywords)
+        cls.__init__.__annotations__.pop("settings", None)
 
     def __init__(
         self,
@@ -86,7 +98,8 @@ class BaseModule(L.LightningModule):
             init_from: Checkpoint of another run, of this method or another one, whose weights this module starts from;
                 a run that goes on has those of its own checkpoint in their place.
             init_may_differ: Names of weights, or their beginnings up to a dot, that are not taken over and may be
-                missing there, or of another shape: ``head``, say. All others must fit.
+                missing there, or of another shape; all others must fit. To start from another method's backbone, these
+                are ``head``, of DPRM also ``bias``, of PAL ``network`` and ``table``.
             optimizer: Called with the parameter groups.
             lr_scheduler: Called with the optimiser; stepped after every optimiser step (a plateau scheduler
                 after every validation, on ``val/loss``). None keeps the rate.
@@ -100,6 +113,8 @@ class BaseModule(L.LightningModule):
         self.backbone_config = (
             backbone if isinstance(backbone, BackboneConfig) else BackboneConfig(**backbone)
         )
+        self.save_hyperparameters(ignore=NOT_SAVED)  # with the arguments of every subclass
+        self.save_hyperparameters({"backbone": asdict(self.backbone_config)})
         self.init_from, self.init_may_differ = init_from, tuple(init_may_differ)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.backbone: Backbone | StoredFeatures | None = None
@@ -241,7 +256,7 @@ class BaseModule(L.LightningModule):
     def _check_start(self) -> None:
         if self.init_from is None or self._started:
             return
-        _check_file(self.init_from)
+        check_file(self.init_from)
         raise RuntimeError(
             f"{type(self).__name__} has init_from, but its weights did not start from there: call "
             "load_initial_weights() at the end of configure_model, and fit a module that is not built yet"
@@ -388,10 +403,10 @@ class BaseModule(L.LightningModule):
             return
         if self.attached_trainer is not None and not Path(self.init_from).is_file():
             return
-        content = _read_checkpoint(self.init_from)
+        content = read_checkpoint(self.init_from)
         names = {*content["state_dict"], *self.state_dict()}
         for start in self.init_may_differ:
-            if not any(_begins(name, start) for name in names):
+            if not any(begins(name, start) for name in names):
                 raise ValueError(
                     f"init_may_differ: {start!r} is the beginning of no weight's name, here or in {self.init_from!r}"
                 )
@@ -409,30 +424,4 @@ class BaseModule(L.LightningModule):
         self._loaded_keys, self._started = frozenset(state), True
 
     def _may_differ(self, name: str) -> bool:
-        return any(_begins(name, start) for start in self.init_may_differ)
-
-
-def _begins(name: str, start: str) -> bool:
-    return name == start or name.startswith(f"{start}.")
-
-
-def _check_file(path: str) -> None:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"init_from names {path!r}, which is no file")
-
-
-def _read_checkpoint(path: str) -> dict[str, Any]:
-    """A checkpoint's plain values.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no checkpoint, or holds more than plain values.
-    """
-    _check_file(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"init_from={path!r} is no checkpoint of plain values: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-        raise ValueError(f"init_from={path!r} holds no state_dict, so it is no checkpoint of a run")
-    return content
+        return any(begins(name, start) for start in self.init_may_differ)

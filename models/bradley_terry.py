@@ -1,9 +1,7 @@
 """BradleyTerryRM: one scalar reward for everyone; the baseline every other method is compared with."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from typing import Unpack
 
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
@@ -11,8 +9,8 @@ from pluralign.datamodules.checks import check_range
 from pluralign.losses import bradley_terry_loss, reward_centering_loss
 
 from .backbone import BackboneConfig, RewardHead
-from .base import NOT_SAVED, default_optimizer
-from .reward import RewardModule
+from .base import ModuleSettings
+from .reward import RewardModule, compared
 
 __all__ = ["BradleyTerryRM"]
 
@@ -36,10 +34,7 @@ class BradleyTerryRM(RewardModule):
         *,
         label_smoothing: float = 0.0,
         reward_centering: float = 0.0,
-        init_from: str | None = None,
-        init_may_differ: Sequence[str] = (),
-        optimizer: OptimizerCallable = default_optimizer,
-        lr_scheduler: LRSchedulerCallable | None = None,
+        **settings: Unpack[ModuleSettings],
     ) -> None:
         """Keep the settings; ``configure_model`` builds the network.
 
@@ -48,25 +43,14 @@ class BradleyTerryRM(RewardModule):
             label_smoothing: Share of label noise to assume, in [0, 1]: the target share s becomes
                 (1 - smoothing) s + smoothing (1 - s).
             reward_centering: Coefficient, >= 0, of the squared sum of both rewards, which keeps rewards near 0.
-            init_from: Checkpoint of another run, of any method, whose weights this one starts from.
-            init_may_differ: Weights, or beginnings of their names, that are not taken over: ``head``, say.
-            optimizer: Called with the trained parameters.
-            lr_scheduler: Called with the optimiser, stepped every step; None keeps the rate.
+            **settings: As :class:`BaseModule` has them.
 
         Raises:
             ValueError: If a setting is outside its range.
         """
-        super().__init__(
-            backbone,
-            init_from=init_from,
-            init_may_differ=init_may_differ,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-        )
+        super().__init__(backbone, **settings)
         check_range("label_smoothing", label_smoothing, at_least=0, at_most=1)
         check_range("reward_centering", reward_centering, at_least=0)
-        self.save_hyperparameters(ignore=NOT_SAVED)
-        self.save_hyperparameters({"backbone": asdict(self.backbone_config)})
         self.label_smoothing, self.reward_centering = label_smoothing, reward_centering
         self.head: RewardHead | None = None
 
@@ -88,12 +72,7 @@ class BradleyTerryRM(RewardModule):
         """
         states = self.built_backbone()(batch)
         assert self.head is not None  # built together with the backbone
-        reward = self.head(states).squeeze(-1)
-        output = RewardOutput(reward=reward)
-        if "comparisons" in batch:
-            chosen, rejected = reward[batch["comparisons"]].unbind(dim=1)
-            output["chosen"], output["rejected"] = chosen, rejected
-        return output
+        return compared(RewardOutput(reward=self.head(states).squeeze(-1)), batch)
 
     def compute_loss(self, output: RewardOutput, batch: PreferenceBatch) -> Tensor:
         """Bradley-Terry loss of the batch's comparisons, plus centring if asked for."""

@@ -14,13 +14,20 @@ from pluralign.metrics import PreferenceMetrics
 from .backbone import BackboneConfig
 from .base import BaseModule, ModuleSettings
 
-__all__ = ["RewardModule"]
+__all__ = ["RewardModule", "compared"]
 
 WATCHED_STEPS = 3
 """First training batches whose scores must not all be identical."""
 
 NAMES = frozenset({"id", "response_prompt", "response_index", "comparisons", "comparison_index"})
 """Entries of a batch that say which response or comparison is meant."""
+
+
+def compared(output: RewardOutput, batch: PreferenceBatch) -> RewardOutput:
+    """The output with ``chosen`` and ``rejected`` (P,), read from ``reward`` where the batch has comparisons."""
+    if "comparisons" in batch:
+        output["chosen"], output["rejected"] = output["reward"][batch["comparisons"]].unbind(dim=1)
+    return output
 
 
 class RewardModule(BaseModule, ABC):

@@ -19,10 +19,8 @@ ROOT = Path(__file__).parents[1]
 METHOD = {
     "models/thurstone.py": '''"""ThurstoneRM: a reward and a variance of every response."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from typing import Unpack
 
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -30,7 +28,7 @@ from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
 from pluralign.losses import bradley_terry_loss
 
 from .backbone import BackboneConfig, RewardHead
-from .base import NOT_SAVED, default_optimizer
+from .base import ModuleSettings
 from .reward import RewardModule
 
 __all__ = ["ThurstoneRM"]
@@ -44,33 +42,14 @@ class ThurstoneRM(RewardModule):
         in place of normal.
     """
 
-    def __init__(
-        self,
-        backbone: BackboneConfig,
-        *,
-        init_from: str | None = None,
-        init_may_differ: Sequence[str] = (),
-        optimizer: OptimizerCallable = default_optimizer,
-        lr_scheduler: LRSchedulerCallable | None = None,
-    ) -> None:
+    def __init__(self, backbone: BackboneConfig, **settings: Unpack[ModuleSettings]) -> None:
         """Keep the settings; ``configure_model`` builds the network.
 
         Args:
             backbone: Which network, in which state.
-            init_from: Checkpoint of another run, whose weights this one starts from.
-            init_may_differ: Weights, or beginnings of their names, that are not taken over.
-            optimizer: Called with the trained parameters.
-            lr_scheduler: Called with the optimiser, stepped every step; None keeps the rate.
+            **settings: As BaseModule has them.
         """
-        super().__init__(
-            backbone,
-            init_from=init_from,
-            init_may_differ=init_may_differ,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-        )
-        self.save_hyperparameters(ignore=NOT_SAVED)
-        self.save_hyperparameters({"backbone": asdict(self.backbone_config)})
+        super().__init__(backbone, **settings)
         self.head: RewardHead | None = None
 
     def configure_model(self) -> None:

@@ -2,24 +2,18 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from pluralign.datamodules.batch import Labels
-from pluralign.losses import beta_wasserstein
+from pluralign.datamodules.checks import check_range
+from pluralign.losses import CategoricalWassersteinLoss, SinkhornDivergenceLoss, beta_wasserstein
 
-from .labels import LabelSpace
+from .labels import Cost, LabelSpace
+from .votes import Judged
 
-__all__ = [
-    "SMALLEST_SHARE",
-    "BetaLabels",
-    "CategoricalLabels",
-    "LabelHead",
-    "label_cross_entropy",
-    "majority_label",
-]
+__all__ = ["BetaLabels", "CategoricalLabels", "LabelHead", "label_head"]
 
 SMALLEST_SHAPE = 1e-3
 """Added to the Beta parameters, which must stay away from 0."""
@@ -40,6 +34,7 @@ class LabelHead(nn.Module, ABC):
     rewards: Tensor
     sets: Tensor
     towards: Tensor
+    spread: Tensor
 
     def __init__(self, space: LabelSpace, label_sets: Mapping[str, Sequence[str]]) -> None:
         """Keep the labels.
@@ -57,9 +52,16 @@ class LabelHead(nn.Module, ABC):
         self.register_buffer("sets", space.sets(label_sets).float(), persistent=False)
         # How far a comparison's label speaks for the first response: 1/2 for the first label, -1/2 for the last.
         self.register_buffer("towards", torch.linspace(0.5, -0.5, len(space)), persistent=False)
+        width = (space.rewards.max() - space.rewards.min()).clamp_min(1e-12)
+        spread = (space.rewards - space.rewards.mean()) / width
+        self.register_buffer("spread", spread.float(), persistent=False)
+
+    def scale(self, on: Judged) -> Tensor:
+        """How much one number raises each label's logit, (K,), for the scalar baseline."""
+        return self.towards if on == "comparisons" else self.spread
 
     @abstractmethod
-    def labels(self, numbers: Tensor, on: Literal["responses", "comparisons"]) -> Labels:
+    def labels(self, numbers: Tensor, on: Judged) -> Labels:
         """Distribution over the labels of every item.
 
         Args:
@@ -77,7 +79,7 @@ class LabelHead(nn.Module, ABC):
 
     @abstractmethod
     def start(self, share: Tensor) -> Tensor:
-        """Numbers, (size,), that give shares of the labels, (K,) > 0."""
+        """Numbers, (size,), that give shares of the labels, (K,) >= 0, but for ``SMALLEST_SHARE``."""
 
     @abstractmethod
     def distance(self, labels: Labels, target: Tensor, votes: Tensor, weight: Tensor | None) -> Tensor:
@@ -100,7 +102,7 @@ class LabelHead(nn.Module, ABC):
     def _told(
         self,
         probs: Tensor,
-        on: Literal["responses", "comparisons"],
+        on: Judged,
         alpha: Tensor | None = None,
         beta: Tensor | None = None,
     ) -> Labels:
@@ -130,7 +132,7 @@ class CategoricalLabels(LabelHead):
         super().__init__(space, label_sets)
         self.size, self.transport = len(space), transport
 
-    def labels(self, numbers: Tensor, on: Literal["responses", "comparisons"]) -> Labels:
+    def labels(self, numbers: Tensor, on: Judged) -> Labels:
         """Softmax of the numbers."""
         return self._told(numbers.softmax(-1), on)
 
@@ -144,6 +146,7 @@ class CategoricalLabels(LabelHead):
 
     def start(self, share: Tensor) -> Tensor:
         """Logarithms of the shares."""
+        share = share.clamp_min(SMALLEST_SHARE)
         return (share / share.sum()).log()
 
     def distance(self, labels: Labels, target: Tensor, votes: Tensor, weight: Tensor | None) -> Tensor:
@@ -161,7 +164,7 @@ class BetaLabels(LabelHead):
         self.predicted = 1 if len(space) == 2 else len(space)
         self.size = 2 * self.predicted
 
-    def labels(self, numbers: Tensor, on: Literal["responses", "comparisons"]) -> Labels:
+    def labels(self, numbers: Tensor, on: Judged) -> Labels:
         """Means of the Betas, scaled to sum to 1."""
         shapes = nn.functional.softplus(numbers) + SMALLEST_SHAPE
         alpha, beta = shapes.unflatten(-1, (-1, 2)).unbind(-1)
@@ -185,6 +188,7 @@ class BetaLabels(LabelHead):
 
     def start(self, share: Tensor) -> Tensor:
         """Betas that are worth as many votes as there are labels."""
+        share = share.clamp_min(SMALLEST_SHARE)
         shapes = torch.stack([share, 1 - share], -1).clamp_min(1e-2) * len(self.names)
         numbers = shapes + (-torch.expm1(-shapes)).log()  # the inverse of softplus
         return numbers[: self.predicted].flatten()
@@ -199,13 +203,34 @@ class BetaLabels(LabelHead):
         return beta_wasserstein(*(shape[:, : self.predicted] for shape in shapes), weight=each)
 
 
-def label_cross_entropy(probs: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-    """Cross-entropy of predicted against observed shares, (items, K): the mean, weighted (items,) if asked for."""
-    losses = -(target * probs.clamp_min(1e-30).log()).sum(-1)
-    return losses.mean() if weight is None else (losses * weight).sum() / weight.sum().clamp_min(1e-12)
+def label_head(
+    space: LabelSpace,
+    *,
+    head: str,
+    loss: str,
+    cost: Cost,
+    axis_weights: Sequence[float],
+    grid_share: float,
+    sinkhorn_epsilon: float,
+    sinkhorn_iterations: int,
+    label_sets: Mapping[str, Sequence[str]],
+) -> LabelHead:
+    """The head that the settings describe; arguments as :class:`DPRM` has them.
 
-
-def majority_label(target: Tensor) -> Tensor:
-    """All of the share on the most frequent label, (items, K); divided between those that are equally frequent."""
-    top = (target == target.amax(-1, keepdim=True)).float()
-    return top / top.sum(-1, keepdim=True)
+    Raises:
+        ValueError: If a setting is outside its range or does not fit the others.
+    """
+    if head == "beta" and loss != "wasserstein":
+        raise ValueError(f'head="beta" goes with loss="wasserstein" alone, got loss={loss!r}')
+    check_range("grid_share", grid_share, at_least=0)
+    check_range("sinkhorn_iterations", sinkhorn_iterations, at_least=1)
+    check_range("sinkhorn_epsilon", sinkhorn_epsilon, above=0)
+    costs = space.cost(cost, axis_weights=axis_weights, grid_share=grid_share)
+    if head == "beta":
+        return BetaLabels(space, label_sets)
+    transport: nn.Module = CategoricalWassersteinLoss(cost=costs)
+    if loss == "sinkhorn":
+        transport = SinkhornDivergenceLoss(
+            cost=costs, epsilon=sinkhorn_epsilon, num_iterations=sinkhorn_iterations
+        )
+    return CategoricalLabels(space, label_sets, transport)

@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["PAPER_COORDINATES", "PAPER_LABELS", "PAPER_REWARDS", "CostName", "LabelSpace"]
+__all__ = ["PAPER_COORDINATES", "PAPER_LABELS", "PAPER_REWARDS", "Cost", "LabelSpace"]
 
-CostName = Literal["index", "reward", "grid", "reward+grid"]
+Cost = Literal["index", "reward", "grid", "reward+grid"] | Sequence[Sequence[float]]
 
 PAPER_LABELS = (
     "helpful, harmless",
@@ -47,7 +47,8 @@ class LabelSpace:
         Args:
             names: K >= 2 different names.
             rewards: K finite numbers.
-            coordinates: K places of equally many axes; None puts the labels on a line in their order.
+            coordinates: K places of equally many axes; None for the paper's where the labels are the paper's, otherwise
+                the labels' numbers, on a line.
 
         Raises:
             ValueError: Naming the argument, its value and what is allowed.
@@ -64,7 +65,8 @@ class LabelSpace:
         if not bool(self.rewards.isfinite().all()):
             raise ValueError(f"rewards must be finite, got {list(rewards)}")
         if coordinates is None:
-            coordinates = [[float(i)] for i in range(len(self.names))]
+            line = [[float(i)] for i in range(len(self.names))]
+            coordinates = PAPER_COORDINATES if self.names == PAPER_LABELS else line
         places = [[float(number) for number in place] for place in coordinates]
         sizes = {len(place) for place in places}
         if len(places) != len(self.names) or len(sizes) != 1 or 0 in sizes:
@@ -81,7 +83,7 @@ class LabelSpace:
         return len(self.names)
 
     def cost(
-        self, cost: CostName | Sequence[Sequence[float]], *, axis_weights: Sequence[float], grid_share: float
+        self, cost: Cost, *, axis_weights: Sequence[float], grid_share: float
     ) -> Tensor | Literal["index"]:
         """Cost of moving mass between labels, as the transport losses take it.
 

@@ -1,68 +1,23 @@
 """DPRM: predicts the crowd's distribution over labels, and scores by the reward it expects of it."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Literal, Unpack
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
 from pluralign.datamodules.checks import check_choices, check_range
-from pluralign.losses import CategoricalWassersteinLoss, SinkhornDivergenceLoss
 
 from ..backbone import BackboneConfig, RewardHead
-from ..base import NOT_SAVED, default_optimizer
-from ..reward import RewardModule
-from .heads import (
-    SMALLEST_SHARE,
-    BetaLabels,
-    CategoricalLabels,
-    LabelHead,
-    label_cross_entropy,
-    majority_label,
-)
-from .labels import PAPER_COORDINATES, PAPER_LABELS, PAPER_REWARDS, CostName, LabelSpace
+from ..base import ModuleSettings
+from ..reward import RewardModule, compared
+from .heads import label_head
+from .labels import PAPER_LABELS, PAPER_REWARDS, Cost, LabelSpace
+from .objectives import OBJECTIVES, LossName
+from .votes import VOTES, Judged
 
 __all__ = ["DPRM"]
-
-LossName = Literal["wasserstein", "sinkhorn", "cross_entropy", "majority", "constant", "bradley_terry"]
-
-
-class Objective(NamedTuple):
-    """What a ``loss`` asks of the network and makes of the votes."""
-
-    numbers: int | None = None
-    """Numbers per response: 1 stands for a multiple of an even scale; None for all that the label head takes."""
-    transport: bool = False
-    """Whether the label head's distance is the loss, and not cross-entropy."""
-    target: Callable[[Tensor], Tensor] | None = None
-    """What cross-entropy is taken against, from the observed shares; None for themselves."""
-
-
-OBJECTIVES: Mapping[LossName, Objective] = {
-    "wasserstein": Objective(transport=True),
-    "sinkhorn": Objective(transport=True),
-    "cross_entropy": Objective(),
-    "majority": Objective(target=majority_label),
-    "constant": Objective(numbers=0),
-    "bradley_terry": Objective(numbers=1),
-}
-
-
-class JudgedKeys(NamedTuple):
-    """Where a batch has what is known of the judged items."""
-
-    votes: Literal["votes", "comparison_votes"]
-    target: Literal["target", "comparison_target"]
-    target_votes: Literal["target_votes", "comparison_target_votes"]
-
-
-JUDGED_KEYS = {
-    "responses": JudgedKeys("votes", "target", "target_votes"),
-    "comparisons": JudgedKeys("comparison_votes", "comparison_target", "comparison_target_votes"),
-}
 
 
 class DPRM(RewardModule):
@@ -101,10 +56,10 @@ class DPRM(RewardModule):
         labels: Sequence[str] = PAPER_LABELS,
         rewards: Sequence[float] = PAPER_REWARDS,
         coordinates: Sequence[Sequence[float]] | None = None,
-        judged: Literal["responses", "comparisons"] = "responses",
+        judged: Judged = "responses",
         head: Literal["categorical", "beta"] = "categorical",
         loss: LossName = "wasserstein",
-        cost: CostName | Sequence[Sequence[float]] = "reward+grid",
+        cost: Cost = "reward+grid",
         axis_weights: Sequence[float] = (),
         grid_share: float = 0.1,
         sinkhorn_epsilon: float = 0.1,
@@ -112,10 +67,7 @@ class DPRM(RewardModule):
         warmup_steps: int = 0,
         risk_aversion: float = 0.0,
         label_sets: Mapping[str, Sequence[str]] | None = None,
-        init_from: str | None = None,
-        init_may_differ: Sequence[str] = (),
-        optimizer: OptimizerCallable = default_optimizer,
-        lr_scheduler: LRSchedulerCallable | None = None,
+        **settings: Unpack[ModuleSettings],
     ) -> None:
         """Keep the settings; ``configure_model`` builds the network.
 
@@ -142,47 +94,38 @@ class DPRM(RewardModule):
                 only.
             label_sets: Named sets of labels whose probability is reported, such as
                 ``{"harmful": ["helpful, harmful", ...]}``.
-            init_from: Checkpoint of another run, of any method, whose weights this one starts from.
-            init_may_differ: Weights, or beginnings of their names, that are not taken over: ``head`` and ``bias`` to start
-                from another method's backbone.
-            optimizer: Called with the trained parameters.
-            lr_scheduler: Called with the optimiser, stepped every step; None keeps the rate.
+            **settings: As :class:`BaseModule` has them.
 
         Raises:
             ValueError: If a setting is outside its range or does not fit the others.
 
         .. versionadded:: 0.1
         """
-        super().__init__(
-            backbone,
-            init_from=init_from,
-            init_may_differ=init_may_differ,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-        )
-        if coordinates is None and tuple(labels) == PAPER_LABELS:
-            coordinates = PAPER_COORDINATES
-        space = LabelSpace(labels, rewards, coordinates)
+        super().__init__(backbone, **settings)
         check_choices(DPRM.__init__, judged=judged, head=head, loss=loss)
-        if head == "beta" and loss != "wasserstein":
-            raise ValueError(f'head="beta" goes with loss="wasserstein" alone, got loss={loss!r}')
         check_range("warmup_steps", warmup_steps, at_least=0)
         check_range("risk_aversion", risk_aversion, at_least=0)
-        check_range("grid_share", grid_share, at_least=0)
-        check_range("sinkhorn_iterations", sinkhorn_iterations, at_least=1)
-        check_range("sinkhorn_epsilon", sinkhorn_epsilon, above=0)
         if risk_aversion and judged == "comparisons":
             raise ValueError(
                 f'risk_aversion={risk_aversion} needs judged="responses": votes on comparisons tell no spread of one '
                 "response's reward"
             )
-        costs = space.cost(cost, axis_weights=axis_weights, grid_share=grid_share)
-        self.save_hyperparameters(ignore=NOT_SAVED)
+        space = LabelSpace(labels, rewards, coordinates)
+        self.label_head = label_head(
+            space,
+            head=head,
+            loss=loss,
+            cost=cost,
+            axis_weights=axis_weights,
+            grid_share=grid_share,
+            sinkhorn_epsilon=sinkhorn_epsilon,
+            sinkhorn_iterations=sinkhorn_iterations,
+            label_sets=label_sets or {},
+        )
         self.save_hyperparameters(
             {
-                "backbone": asdict(self.backbone_config),
                 "labels": list(labels),
-                "rewards": [float(reward) for reward in rewards],
+                "rewards": space.rewards.tolist(),
                 "coordinates": space.places.tolist(),
                 "cost": cost if isinstance(cost, str) else [[float(value) for value in row] for row in cost],
                 "axis_weights": list(axis_weights),
@@ -190,34 +133,11 @@ class DPRM(RewardModule):
             }
         )
         self.labels, self.label_rewards = space.names, tuple(space.rewards.tolist())
-        self.judged, self.objective = judged, OBJECTIVES[loss]
+        self.judged, self.keys, self.objective = judged, VOTES[judged], OBJECTIVES[loss]
         self.warmup_steps, self.risk_aversion = warmup_steps, risk_aversion
-        self.keys = JUDGED_KEYS[judged]
         self.requires = frozenset({self.keys.votes, *(("comparisons",) if judged == "comparisons" else ())})
-        self.label_head: LabelHead
-        if head == "beta":
-            self.label_head = BetaLabels(space, label_sets or {})
-        else:
-            transport = (
-                SinkhornDivergenceLoss(
-                    cost=costs, epsilon=sinkhorn_epsilon, num_iterations=sinkhorn_iterations
-                )
-                if loss == "sinkhorn"
-                else CategoricalWassersteinLoss(cost=costs)
-            )
-            self.label_head = CategoricalLabels(space, label_sets or {}, transport)
-        self.register_buffer("_scale", self._label_scale(space), persistent=False)
         self.head: RewardHead | None = None
         self.bias: nn.Parameter | None = None
-
-    _scale: Tensor
-
-    def _label_scale(self, space: LabelSpace) -> Tensor:
-        """How much one number raises each label's logit, for the scalar baseline."""
-        if self.judged == "comparisons":
-            return self.label_head.towards.clone()
-        spread = space.rewards.max() - space.rewards.min()
-        return ((space.rewards - space.rewards.mean()) / spread.clamp_min(1e-12)).float()
 
     # Network -------------------------------------------------------------------------------------------
 
@@ -249,16 +169,15 @@ class DPRM(RewardModule):
         assert self.bias is not None  # built before
         if mean is None or len(mean) != len(self.labels) or not len(self.bias) or bool(self.bias.any()):
             return
-        share = torch.tensor(mean, dtype=torch.float32, device=self.bias.device).clamp_min(SMALLEST_SHARE)
-        self.bias.copy_(self.label_head.start(share))
+        self.bias.copy_(self.label_head.start(self.bias.new_tensor(mean)))
 
     def numbers(self, batch: PreferenceBatch) -> Tensor:
         """What the network says of every response, (R, numbers of the label head), before any bias."""
-        backbone = self.built_backbone()
+        backbone, scale = self.built_backbone(), self.label_head.scale(self.judged)
         if self.head is None:
-            return self._scale.new_zeros(len(batch["response_row"]), len(self.labels))
+            return scale.new_zeros(len(batch["response_row"]), len(self.labels))
         numbers: Tensor = self.head(backbone(batch))
-        return numbers * self._scale if self.objective.numbers == 1 else numbers
+        return numbers * scale if self.objective.numbers == 1 else numbers
 
     def forward(self, batch: PreferenceBatch) -> RewardOutput:
         """Predict labels of responses, or of comparisons, and score.
@@ -282,14 +201,12 @@ class DPRM(RewardModule):
             output["reward"] = labels.expected - self.risk_aversion * labels.std
         else:
             output["reward"] = head.scalar(numbers)
-        if "comparisons" in batch:
-            if self.judged == "comparisons":
-                first, second = batch["comparisons"].unbind(dim=1)
-                bias = (self.bias + head.mirror(self.bias)) / 2
-                labels = head.labels(numbers[first] + head.mirror(numbers[second]) + bias, self.judged)
-                output["labels"], output["preference"] = labels, head.preference(labels)
-            output["chosen"], output["rejected"] = output["reward"][batch["comparisons"]].unbind(dim=1)
-        return output
+        if self.judged == "comparisons" and "comparisons" in batch:
+            first, second = batch["comparisons"].unbind(dim=1)
+            bias = (self.bias + head.mirror(self.bias)) / 2
+            labels = head.labels(numbers[first] + head.mirror(numbers[second]) + bias, self.judged)
+            output["labels"], output["preference"] = labels, head.preference(labels)
+        return compared(output, batch)
 
     # Loss ----------------------------------------------------------------------------------------------
 
@@ -305,29 +222,9 @@ class DPRM(RewardModule):
             ValueError: If they are not.
         """
         super().check_batch(batch)
-        size = batch[self.keys.votes].shape[-1]
-        if size != len(self.labels):
-            raise ValueError(
-                f"the data's {self.keys.votes} count {size} labels, the head has {len(self.labels)} "
-                f"({', '.join(self.labels)}): set model.labels and model.rewards to those of the data"
-            )
+        self.keys.check_labels(batch, self.labels)
         if self.data is not None:
             self.data.check_judged(self.keys.votes)
-
-    def target(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
-        """Shares of the labels to learn, and how many votes they are worth.
-
-        Args:
-            batch: With a target, as the data modules make it, else with the votes alone.
-
-        Returns:
-            (items, K) and (items,), float32.
-        """
-        if self.keys.target in batch:
-            return batch[self.keys.target], batch[self.keys.target_votes]
-        votes = batch[self.keys.votes].float()
-        total = votes.sum(-1)
-        return votes / total.unsqueeze(-1), total
 
     def num_judged(self, batch: PreferenceBatch) -> int:
         """Responses or comparisons with votes: what the loss is a mean over."""
@@ -335,32 +232,16 @@ class DPRM(RewardModule):
 
     def compute_loss(self, output: RewardOutput, batch: PreferenceBatch) -> Tensor:
         """The chosen loss over the judged items, weighted by ``weight`` where comparisons have it."""
-        labels, (target, votes) = output["labels"], self.target(batch)
-        self._check_target(target)
+        labels, (shares, votes) = output["labels"], self.keys.shares(batch)
         weight = batch.get("weight") if self.judged == "comparisons" else None
-        if not len(target):
+        if not len(shares):
             return labels.probs.sum() * 0
-        if self.objective.transport and self._after_warmup:
-            return self.label_head.distance(labels, target, votes, weight)
-        if self.objective.target is not None:
-            target = self.objective.target(target)
-        return label_cross_entropy(labels.probs, target, weight)
-
-    def _check_target(self, target: Tensor) -> None:
-        """Batches made by hand may hold anything; on the host alone, since reading makes a device wait."""
-        if target.device.type != "cpu" or bool(((target >= 0) & target.isfinite()).all()):
-            return
-        item = int((~((target >= 0) & target.isfinite())).any(-1).nonzero()[0])
-        raise ValueError(
-            f"{self.keys.votes}: item {item} of the batch has the shares {target[item].tolist()} of {len(self.labels)} "
-            "labels, which must be >= 0 and finite: every item needs votes >= 0, and at least one of them or a prior"
-        )
+        warming_up = self.training and self.global_step < self.warmup_steps
+        if self.objective.transport and not warming_up:
+            return self.label_head.distance(labels, shares, votes, weight)
+        return self.objective.cross_entropy(labels.probs, shares, weight)
 
     def watch(self, output: RewardOutput, batch_idx: int) -> None:
         """Watch as every module does, unless all rewards are equal as they should be."""
         if self.objective.numbers != 0:
             super().watch(output, batch_idx)
-
-    @property
-    def _after_warmup(self) -> bool:
-        return not self.training or self.global_step >= self.warmup_steps

@@ -2,11 +2,9 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from pluralign.datamodules.batch import Basis, PreferenceBatch, RewardOutput
@@ -14,7 +12,7 @@ from pluralign.datamodules.checks import check_choices, check_range
 from pluralign.losses import bradley_terry_loss, hinge_loss, norm_bound_loss
 
 from ..backbone import BackboneConfig
-from ..base import NOT_SAVED, default_optimizer
+from ..base import ModuleSettings
 from .network import Judged, PALNetwork, Points, ProjectorShape, UserReward, fit_users
 from .users import UserModule, UserTable
 
@@ -76,10 +74,7 @@ class PAL(UserModule):
         prototype_lr: float = 5e-3,
         user_lr: float = 5e-3,
         scale_lr: float = 1e-2,
-        init_from: str | None = None,
-        init_may_differ: Sequence[str] = (),
-        optimizer: OptimizerCallable = default_optimizer,
-        lr_scheduler: LRSchedulerCallable | None = None,
+        **settings: Unpack[ModuleSettings],
     ) -> None:
         """Keep the settings; ``configure_model`` builds the network.
 
@@ -111,26 +106,14 @@ class PAL(UserModule):
             prototype_lr: Rate of version A's prototypes, which have no weight decay.
             user_lr: Rate of the users' logits, without weight decay.
             scale_lr: Rate of the cosine's scale, without weight decay.
-            init_from: Checkpoint of another run, of any method, whose weights this one starts from.
-            init_may_differ: Weights, or beginnings of their names, that are not taken over: ``network`` and ``table`` to
-                start from another method's backbone.
-            optimizer: Called with the parameter groups.
-            lr_scheduler: Called with the optimiser, stepped every step; None keeps the rates.
+            **settings: As :class:`BaseModule` has them.
 
         Raises:
             ValueError: If a setting is outside its range or does not fit the others.
 
         .. versionadded:: 0.1
         """
-        super().__init__(
-            backbone,
-            init_from=init_from,
-            init_may_differ=init_may_differ,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-        )
-        self.save_hyperparameters(ignore=NOT_SAVED)
-        self.save_hyperparameters({"backbone": asdict(self.backbone_config)})
+        super().__init__(backbone, **settings)
         self._check_settings(self.hparams)
         self.version, self.num_prototypes, self.loss_name = version, num_prototypes, loss
         self.num_users, self.balance_users = num_users, balance_users

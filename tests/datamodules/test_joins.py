@@ -205,7 +205,10 @@ def test_setup_says_what_matched(module, tmp_path, caplog):
         (("weight", [1], [0], [float("nan")]), "values must be finite"),
         (("weight", [1], [0], [-1.0]), "weight must be >= 0, got -1"),
         (("weight", [1], [-1], [1.0]), "index must be >= 0, got -1"),
-        (("weight", [1, 2, 3, 4, 5], [0, 0, 0, 0, 2**62], [1.0] * 5), "index must be at most 2147483647, got 4611686"),
+        (
+            ("weight", [1, 2, 3, 4, 5], [0, 0, 0, 0, 2**62], [1.0] * 5),
+            "index must be at most 2147483647, got 4611686",
+        ),
         (("weight", [1, 2], [0, 2**63 - 1], [1.0, 1.0]), "index must be at most 2147483647, got 9223372"),
         (("weight", [1, 3, 1], [2, 2, 2], [1.0, 1.0, 2.0]), r"1 entries .*record_key 1, index 2\)"),
         (("prior", [1], [0], [[0.5, 0.6]]), "every list must sum to 1"),

@@ -343,4 +343,6 @@ def test_part_of_the_contract_counts_under_its_own_names(tmp_path):
     run.datamodule = Partial()
     source = data_of(run)
     assert source.user_groups() == {"ann": "red"} and source.users == ["ann", "bob"]
-    assert source.features is Partial.features and source.num_training_users == 2 and source.text_format() == {}
+    assert (
+        source.features is Partial.features and source.num_training_users == 2 and source.text_format() == {}
+    )

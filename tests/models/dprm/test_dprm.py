@@ -420,8 +420,8 @@ def test_targets_of_the_data_go_before_the_votes(model, judged):
     output = module(data)
     expected = -(target * output["labels"].probs.log()).sum(-1).mean()
     torch.testing.assert_close(module.compute_loss(output, with_prior), expected)
-    assert [part.tolist() for part in module.target(with_prior)] == [target.tolist(), [7.0] * 10]
-    shares, strength = module.target(data)
+    assert [part.tolist() for part in module.keys.shares(with_prior)] == [target.tolist(), [7.0] * 10]
+    shares, strength = module.keys.shares(data)
     torch.testing.assert_close(shares * strength[:, None], data["votes"])
 
 

@@ -1,0 +1,38 @@
+"""Where initial weights come from: another run's checkpoint, read as plain values."""
+
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+__all__ = ["begins", "check_file", "read_checkpoint"]
+
+
+def begins(name: str, start: str) -> bool:
+    """Whether a weight's name is ``start``, or goes on from there after a dot."""
+    return name == start or name.startswith(f"{start}.")
+
+
+def check_file(path: str) -> None:
+    """Raise ``FileNotFoundError`` unless there is such a file."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"init_from names {path!r}, which is no file")
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """A checkpoint's plain values.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no checkpoint, or holds more than plain values.
+    """
+    check_file(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"init_from={path!r} is no checkpoint of plain values: {error}") from error
+    states = content.get("state_dict") if isinstance(content, dict) else None
+    if states is None:
+        raise ValueError(f"init_from={path!r} holds no state_dict, so it is no checkpoint of a run")
+    return {**content, "state_dict": dict(states)}
