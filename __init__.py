@@ -18,7 +18,9 @@ if TYPE_CHECKING:  # so that a misspelt name is an error to type checkers, too
 else:
 
     def __getattr__(name: str) -> object:
-        """A public name of a room, which is imported now."""
+        """A public name of a room, which is imported now; ``__all__`` are those of both rooms."""
+        if name == "__all__":
+            return [public for room in _ROOMS for public in import_module(f".{room}", __name__).__all__]
         if not name.startswith("_"):
             for room in reversed(_ROOMS) if name.endswith("DataModule") else _ROOMS:
                 face = import_module(f".{room}", __name__)
@@ -26,8 +28,6 @@ else:
                     return getattr(face, name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-
-def __dir__() -> list[str]:
-    """Everything that can be had from here; imports both rooms."""
-    faces = [import_module(f".{room}", __name__) for room in _ROOMS]
-    return sorted({*globals(), *(name for face in faces for name in face.__all__)})
+    def __dir__() -> list[str]:
+        """Everything that can be had from here; imports both rooms."""
+        return sorted({*globals(), *__getattr__("__all__")})

@@ -280,5 +280,6 @@ def report_joins(
         if matched.keys() - {"predict"} and not any(matched.values()):
             raise ValueError(
                 f"{name}: no entry of {table.path} belongs to the {' or '.join(matched)} split: its record_key and index "
-                "must be those of the batches, by the same source, split and ids"
+                "must be those of the batches, by the same source, split and ids; a table of other splits is left out of "
+                "loader.joins for this stage"
             )

@@ -440,6 +440,7 @@ def test_the_front_door_opens_rooms_when_a_name_is_used():
             assert getattr(pluralign, name) is getattr(room, name), name
             assert name in dir(pluralign)
     assert not set(models.__all__) & set(datamodules.__all__), "a name has one meaning"
+    assert {*pluralign.__all__} == {*models.__all__, *datamodules.__all__}, "what `import *` gives"
     with pytest.raises(AttributeError, match="no attribute 'PLA'"):
         _ = pluralign.PLA
     with pytest.raises(ImportError, match="PLA"):
