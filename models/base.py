@@ -234,17 +234,21 @@ class BaseModule(L.LightningModule):
             rank_zero_info(f"text format: {changes}")
         self.text_format = current or self.text_format
 
-    def on_validation_start(self) -> None:
-        """Refuse data in another text format than the model was trained with."""
+    def begin_evaluation(self) -> None:
+        """Refuse data in another text format than the model was trained with; each kind of evaluation begins so."""
         self._check_format()
+
+    def on_validation_start(self) -> None:
+        """Begin an evaluation."""
+        self.begin_evaluation()
 
     def on_test_start(self) -> None:
-        """Refuse data in another text format than the model was trained with."""
-        self._check_format()
+        """Begin an evaluation."""
+        self.begin_evaluation()
 
     def on_predict_start(self) -> None:
-        """Refuse data in another text format than the model was trained with."""
-        self._check_format()
+        """Begin an evaluation."""
+        self.begin_evaluation()
 
     def _data_format(self) -> TextFormat | None:
         data = self.data
