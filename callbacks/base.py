@@ -82,6 +82,7 @@ class Report(L.Callback, ABC, Generic[Whole]):
         self.history: list[dict[str, float]] = []
         self._batches: list[tuple[Tensor, ...]] = []
         self._last: Finding[Whole] | None = None
+        self._collects = True
 
     # What a callback writes ----------------------------------------------------------------------------
 
@@ -146,46 +147,36 @@ class Report(L.Callback, ABC, Generic[Whole]):
             self.history = []
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin a new collection."""
-        self._begin(trainer, pl_module, "val")
-
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin a new collection."""
-        self._begin(trainer, pl_module, "test")
+        """Begin a new collection, where this stage is looked at."""
+        self._collects = self._stage(trainer) in self.stages
+        if self._collects:
+            self._batches = []
+            self.begin(trainer, pl_module)
 
     def on_validation_batch_end(
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        outputs: Any,  # noqa: ANN401  Lightning's type; a RewardOutput
+        outputs: Any,  # noqa: ANN401  Lightning's type; a RewardOutput, or None of a step that returns nothing
         batch: PreferenceBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Keep what is needed of one batch."""
-        self._collect(pl_module, outputs, batch, "val")
-
-    def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,  # noqa: ANN401  Lightning's type; a RewardOutput
-        batch: PreferenceBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keep what is needed of one batch."""
-        self._collect(pl_module, outputs, batch, "test")
+        if self._collects:
+            if not isinstance(outputs, dict):  # somebody else's step may return nothing, or a loss alone
+                outputs = RewardOutput()
+            self._batches.append(self.collect(pl_module, outputs, batch))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Judge what was collected, unless it was a sanity check."""
         counts = self.whole_sanity_check and trainer.num_sanity_val_batches == trainer.num_val_batches
-        if not trainer.sanity_checking or counts:
-            self._finish(trainer, pl_module, "val")
+        if self._collects and (counts or not trainer.sanity_checking):
+            self._finish(trainer, pl_module, self._stage(trainer))
 
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Judge what was collected."""
-        self._finish(trainer, pl_module, "test")
+    on_test_start = on_validation_start
+    on_test_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_validation_epoch_end
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Report, unless a fit goes on."""
@@ -202,22 +193,10 @@ class Report(L.Callback, ABC, Generic[Whole]):
 
     # The way of the rows -------------------------------------------------------------------------------
 
-    def _begin(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        if stage in self.stages:
-            self._batches = []
-            self.begin(trainer, module)
-
-    def _collect(
-        self, module: L.LightningModule, output: RewardOutput | None, batch: PreferenceBatch, stage: str
-    ) -> None:
-        if stage in self.stages:
-            # Somebody else's step may return nothing, or a loss alone.
-            entries = output if isinstance(output, dict) else RewardOutput()
-            self._batches.append(self.collect(module, entries, batch))
+    def _stage(self, trainer: L.Trainer) -> str:
+        return "test" if trainer.testing else "val"
 
     def _finish(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        if stage not in self.stages:
-            return
         path = self.path(trainer, stage)
         parts = zip(self.empty(module), *self._batches, strict=True)
         columns = [gather_rows(trainer, torch.cat(column)) for column in parts]

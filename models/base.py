@@ -238,20 +238,22 @@ class BaseModule(L.LightningModule):
             rank_zero_info(f"text format: {changes}")
         self.text_format = current or self.text_format
 
-    def on_validation_start(self) -> None:
+    def begin_evaluation(self) -> None:
         """Refuse data in another text format than the model was trained with, and weights that started nowhere."""
         self._check_format()
         self._check_start()
+
+    def on_validation_start(self) -> None:
+        """Begin an evaluation."""
+        self.begin_evaluation()
 
     def on_test_start(self) -> None:
-        """Refuse data in another text format than the model was trained with, and weights that started nowhere."""
-        self._check_format()
-        self._check_start()
+        """Begin an evaluation."""
+        self.begin_evaluation()
 
     def on_predict_start(self) -> None:
-        """Refuse data in another text format than the model was trained with, and weights that started nowhere."""
-        self._check_format()
-        self._check_start()
+        """Begin an evaluation."""
+        self.begin_evaluation()
 
     def _check_start(self) -> None:
         if self.init_from is None or self._started:

@@ -13,34 +13,32 @@ from pluralign.datamodules.checks import check_choices, check_range
 
 from .simplex_solver import PairLoss, Problem, solve
 
-__all__ = ["first_shots", "fit_mixture_logits", "fit_mixture_weights"]
+__all__ = ["fit_mixture_logits", "fit_mixture_weights", "shot_ranks"]
 
 _BLOCK = {"cpu": 2**17, "other": 2**24}  # numbers in one block of differences; the former fits a cache
 
 
-def first_shots(user: Tensor, num_users: int, shots: int, *, seed: int) -> Tensor:
-    """Some judgements of every user, at random; more shots only add to the choice.
+def shot_ranks(user: Tensor, num_users: int, *, seed: int) -> Tensor:
+    """Where every judgement stands in a random order of its user's: those below n are n of them, or all there are.
 
     Args:
         user: Who judged, (M,) int64 in [0, num_users).
         num_users: U >= 1.
-        shots: Judgements of each user, >= 0; users with fewer give all of theirs.
-        seed: The same seed and judgements give the same choice, on every device.
+        seed: The same seed and judgements give the same order, on every device.
 
     Returns:
-        Mask, (M,) bool; a mask for fewer shots is a subset of one for more.
+        Ranks, (M,) int64, from 0 for each user.
 
     Raises:
-        ValueError: If a user is out of range, or ``shots`` is negative.
+        ValueError: If a user is out of range.
         TypeError: If ``user`` does not hold int64.
     """
     _check_user(user, num_users)
-    check_range("shots", shots, at_least=0)
     shuffled = torch.randperm(len(user), generator=torch.Generator().manual_seed(seed)).to(user.device)
     order = shuffled[user[shuffled].sort(stable=True).indices]
     counts = user.bincount(minlength=num_users)
-    place = torch.arange(len(user), device=user.device) - (counts.cumsum(0) - counts)[user[order]]
-    return torch.zeros(len(user), dtype=torch.bool, device=user.device).index_copy_(0, order, place < shots)
+    rank = torch.arange(len(user), device=user.device) - (counts.cumsum(0) - counts)[user[order]]
+    return torch.empty_like(user).index_copy_(0, order, rank)
 
 
 @torch.no_grad()

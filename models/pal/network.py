@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -47,11 +47,11 @@ class ProjectorShape(NamedTuple):
         """
         if name in ("identity", "linear"):
             return cls(linears=int(name == "linear"))
-        found = NAME.fullmatch(name)
-        flags = found["flags"].split("-")[1:] if found else []
+        match = NAME.fullmatch(name)
+        flags = match["flags"].split("-")[1:] if match else []
         if (
-            found is None
-            or found["activation"] not in ACTIVATIONS
+            match is None
+            or match["activation"] not in ACTIVATIONS
             or len(set(flags)) != len(flags)
             or not set(flags) <= set(FLAGS)
         ):
@@ -61,9 +61,9 @@ class ProjectorShape(NamedTuple):
                 f"mlp2-relu-dropout0-residual; got {name!r}"
             )
         return cls(
-            linears=int(found["layers"]) + 1,
-            activation=found["activation"],
-            dropout=float(f"0.{found['digits']}"),
+            linears=int(match["layers"]) + 1,
+            activation=match["activation"],
+            dropout=float(f"0.{match['digits']}"),
             residual="residual" in flags,
             batchnorm="batchnorm" in flags,
             bias="nobias" not in flags,
@@ -272,6 +272,11 @@ class Judged(NamedTuple):
     weight: Tensor
     """(P,)."""
 
+    def where(self, mask: Tensor) -> "Judged":
+        """Those of the judgements that a mask (P,) says."""
+        columns = (column[mask] for column in (self.comparisons, self.user, self.preference, self.weight))
+        return Judged(self.points, *columns)
+
 
 def fit_users(
     network: PALNetwork,
@@ -300,11 +305,14 @@ def fit_users(
     user = torch.cat([part.user for part in judged])
     preference = torch.cat([part.preference for part in judged])
     weight = torch.cat([part.weight for part in judged])
-    sides = [part.comparisons.unbind(dim=1) for part in judged]
+    margins: Callable[[Tensor], Tensor]
     if network.linear:
+        sides = [part.comparisons.unbind(dim=1) for part in judged]
         with torch.no_grad():
             rewards = [network.basis(part.points) for part in judged]
-        differences = torch.cat([own[one] - own[two] for own, (one, two) in zip(rewards, sides, strict=True)])
+        differences = torch.cat(
+            [basis[one] - basis[two] for basis, (one, two) in zip(rewards, sides, strict=True)]
+        )
         fitted = fit_mixture_weights(
             differences,
             user,
@@ -316,17 +324,36 @@ def fit_users(
             loss=loss,
         )
 
-        def linear(weights: Tensor) -> Tensor:
+        def linear_margins(weights: Tensor) -> Tensor:
             return (differences * weights).sum(dim=-1)
 
-        if peers is None:
-            return fitted
-        return weigh_with_peers(fitted, peers, linear, user, preference=preference, weight=weight, loss=loss)
+        margins = linear_margins
+    else:
+        margins = _distance_margins(network, judged)
+        fitted = fit_mixture_logits(
+            margins,
+            user,
+            num_users,
+            len(prior),
+            preference=preference,
+            weight=weight,
+            prior=prior,
+            prior_strength=prior_strength,
+            loss=loss,
+        )
+    if peers is None:
+        return fitted
+    return weigh_with_peers(fitted, peers, margins, user, preference=preference, weight=weight, loss=loss)
+
+
+def _distance_margins(network: PALNetwork, judged: Sequence[Judged]) -> Callable[[Tensor], Tensor]:
+    """Rewards of the first response less those of the second, (M,), from weights of each judgement's user, (M, K)."""
+    sides = [part.comparisons.unbind(dim=1) for part in judged]
     first, second = (
         torch.cat([part.points.items[pair[side]] for part, pair in zip(judged, sides, strict=True)])
         for side in (0, 1)
     )
-    number = torch.arange(len(user), device=user.device)
+    number = torch.arange(len(first), device=first.device)
     prompts = [part.points.prompt for part in judged]
     places = Points(first, judged[0].points.prototypes)
     if prompts[0] is not None:
@@ -341,20 +368,7 @@ def fit_users(
         ideal = network.ideal(places, weights.float(), number)
         return network.reward(first, ideal) - network.reward(second, ideal)
 
-    fitted = fit_mixture_logits(
-        margins,
-        user,
-        num_users,
-        len(prior),
-        preference=preference,
-        weight=weight,
-        prior=prior,
-        prior_strength=prior_strength,
-        loss=loss,
-    )
-    if peers is None:
-        return fitted
-    return weigh_with_peers(fitted, peers, margins, user, preference=preference, weight=weight, loss=loss)
+    return margins
 
 
 class UserReward(nn.Module):

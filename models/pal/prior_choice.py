@@ -7,9 +7,10 @@ from torch import Tensor
 
 from pluralign.metrics import log_loss
 
+from .adapt import shot_ranks
 from .network import Judged, PALNetwork
 
-__all__ = ["Margins", "chosen_prior_weight", "several", "stacked", "taken"]
+__all__ = ["Margins", "chosen_prior_weight", "judges_and_shares", "masked_judgements"]
 
 HELD_OUT = 0.2
 """Share of a user's judgements that choose the weight of the prior, at least one of two."""
@@ -72,7 +73,7 @@ def chosen_prior_weight(
     """
     if len(candidates) == 1:
         return candidates[0], {}
-    user, _ = stacked(parts)
+    user, _ = judges_and_shares(parts)
     counts = user.bincount(minlength=num_users)
     held_out = torch.where(counts > 1, (counts * HELD_OUT).ceil().long(), 0)
     if not int(held_out.sum()):
@@ -80,50 +81,31 @@ def chosen_prior_weight(
             "prior_strength cannot be chosen: no user has two support judgements, one to fit and one to compare; "
             f"give one of {list(candidates)}"
         )
-    rank = _ranks(user, num_users, seed)
+    rank = shot_ranks(user, num_users, seed=seed)
     out = rank < held_out[user]
-    compared = taken(parts, out)
-    margins, (judge, share) = Margins(network, compared), stacked(compared)
+    compared = masked_judgements(parts, out)
+    margins, (judge, share) = Margins(network, compared), judges_and_shares(compared)
     most = int((counts - held_out).max())
     sizes = sorted({min(n, most) for n in shots if n > 0}) or [most]
     losses = {}
     for candidate in candidates:
         means = []
         for n in sizes:
-            weights = fit(taken(parts, ~out & (rank < held_out[user] + n)), candidate)
+            weights = fit(masked_judgements(parts, ~out & (rank < held_out[user] + n)), candidate)
             sums = share.new_zeros(num_users).index_add_(0, judge, log_loss(margins(weights), share))
             means.append(float((sums / held_out)[held_out > 0].mean()))
         losses[candidate] = sum(means) / len(means)
     return min(candidates, key=losses.__getitem__), losses
 
 
-def several(weight: float | Sequence[float]) -> list[float]:
-    """One number or several, as a list."""
-    return [float(number) for number in weight] if isinstance(weight, Sequence) else [float(weight)]
-
-
-def taken(parts: Sequence[Judged], mask: Tensor) -> list[Judged]:
-    """The judgements that a mask over all of them keeps."""
+def masked_judgements(parts: Sequence[Judged], mask: Tensor) -> list[Judged]:
+    """The judgements that a mask over all of them, on the host, leaves."""
     masks = mask.split([len(part.user) for part in parts])
-    return [_taken(part, keep.to(part.user.device)) for part, keep in zip(parts, masks, strict=True)]
+    return [part.where(chosen.to(part.user.device)) for part, chosen in zip(parts, masks, strict=True)]
 
 
-def _taken(part: Judged, keep: Tensor) -> Judged:
-    columns = {name: getattr(part, name)[keep] for name in ("comparisons", "user", "preference", "weight")}
-    return part._replace(**columns)
-
-
-def stacked(parts: Sequence[Judged]) -> tuple[Tensor, Tensor]:
+def judges_and_shares(parts: Sequence[Judged]) -> tuple[Tensor, Tensor]:
     """Who judged, (P,) int64, and the share for the first, (P,) float64; on the host."""
     users = [torch.zeros(0, dtype=torch.int64), *(part.user.cpu() for part in parts)]
     shares = [torch.zeros(0, dtype=torch.float64), *(part.preference.double().cpu() for part in parts)]
     return torch.cat(users), torch.cat(shares)
-
-
-def _ranks(user: Tensor, num_users: int, seed: int) -> Tensor:
-    """Where every judgement stands in a random order of its user's, (M,) int64."""
-    shuffled = torch.randperm(len(user), generator=torch.Generator().manual_seed(seed))
-    order = shuffled[user[shuffled].sort(stable=True).indices]
-    counts = user.bincount(minlength=num_users)
-    rank = torch.arange(len(user)) - (counts.cumsum(0) - counts)[user[order]]
-    return torch.empty_like(user).index_copy_(0, order, rank)

@@ -13,10 +13,10 @@ from pluralign.datamodules.checks import check_range
 from pluralign.datamodules.columns import take_comparisons
 from pluralign.metrics import UserAccuracy, user_margin_accuracy
 
-from .adapt import first_shots
+from .adapt import shot_ranks
 from .module import PAL
 from .network import Judged, fit_users
-from .prior_choice import Margins, chosen_prior_weight, several, stacked, taken
+from .prior_choice import Margins, chosen_prior_weight, judges_and_shares, masked_judgements
 
 __all__ = [
     "FewShotCurve",
@@ -134,14 +134,15 @@ def few_shot_curve(
     with _evaluated(model):
         learned = placed_judgements(model, support, users)
         asked = _Query(model, placed_judgements(model, query, users), users, group_of_user)
-        judge, _ = stacked(learned)
+        judge, _ = judges_and_shares(learned)
+        rank = shot_ranks(judge, len(users), seed=seed)
         fit = partial(fitted_weights, model, num_users=len(users), peers=peers)
         prior_weight, losses = chosen_prior_weight(
             lambda parts, weight: fit(parts, prior_strength=weight),
             model.built_network(),
             learned,
             len(users),
-            several(prior_strength),
+            strength_candidates(prior_strength),
             shots,
             seed,
         )
@@ -149,8 +150,7 @@ def few_shot_curve(
         weights, used, points = model.table.population().expand(len(users), -1), 0, []
         for n in shots:
             if min(n, int(counts.max())) > used:
-                chosen = taken(learned, first_shots(judge, len(users), n, seed=seed))
-                weights = fit(chosen, prior_strength=prior_weight)
+                weights = fit(masked_judgements(learned, rank < n), prior_strength=prior_weight)
             used = n
             points.append(
                 ShotAccuracy(
@@ -249,12 +249,18 @@ def check_settings(
     """
     if not shots or min(shots) < 0 or list(shots) != sorted(set(shots)):
         raise ValueError(f"shots must be one or more numbers >= 0, ascending; got {list(shots)}")
-    weights = several(prior_strength)
-    if not weights or len(set(weights)) < len(weights):
-        raise ValueError(f"prior_strength must be one or more different numbers; got {weights}")
-    for weight in weights:
-        check_range("prior_strength", weight, at_least=0)
+    strengths = strength_candidates(prior_strength)
+    if not strengths or len(set(strengths)) < len(strengths):
+        raise ValueError(f"prior_strength must be one or more different numbers; got {strengths}")
+    for strength in strengths:
+        check_range("prior_strength", strength, at_least=0)
     check_range("num_resamples", num_resamples, at_least=100)
+
+
+def strength_candidates(prior_strength: float | Sequence[float]) -> list[float]:
+    """Strengths to choose from: one number or several."""
+    numbers = prior_strength if isinstance(prior_strength, Sequence) else [prior_strength]
+    return [float(number) for number in numbers]
 
 
 @contextmanager
@@ -284,12 +290,9 @@ class _Query:
         users: Sequence[str],
         group_of_user: Mapping[str, str] | None,
     ) -> None:
-        self.margins, self.users, self.group_of_user = (
-            Margins(model.built_network(), parts),
-            users,
-            group_of_user,
-        )
-        self.judge, self.share = stacked(parts)
+        self.margins = Margins(model.built_network(), parts)
+        self.users, self.group_of_user = users, group_of_user
+        self.judge, self.share = judges_and_shares(parts)
         self.present = self.judge[self.share != 0.5].unique()
         if not len(self.present):
             raise ValueError(

@@ -110,7 +110,7 @@ class UserTable(nn.Module):
                 for i in numbers
             ]
             raise ValueError(
-                f'unknown_users="error", and the model has no weights for {_some(names)}: give them weights with adapt() '
+                f'unknown_users="error", and the model has no weights for {_first_names(names)}: give them weights with adapt() '
                 'or set_weights(), or take the mean of all users with unknown_users="mean"'
             )
         return rows
@@ -174,7 +174,9 @@ class UserTable(nn.Module):
         rows = [self._row_of.get(str(user), -1) for user in users]
         missing = [repr(user) for user, row in zip(users, rows, strict=True) if row < 0]
         if missing and self.unknown == "error":
-            raise ValueError(f'unknown_users="error", and the model has no weights for {_some(missing)}')
+            raise ValueError(
+                f'unknown_users="error", and the model has no weights for {_first_names(missing)}'
+            )
         return torch.tensor(rows, dtype=torch.int64, device=self._weights().device)
 
     @torch.no_grad()
@@ -193,7 +195,7 @@ class UserTable(nn.Module):
         self._held = None
 
 
-def _some(names: Sequence[str], limit: int = 5) -> str:
+def _first_names(names: Sequence[str], limit: int = 5) -> str:
     rest = f" ... ({len(names)} in all)" if len(names) > limit else ""
     return f"{', '.join(names[:limit])}{rest}"
 
@@ -313,19 +315,9 @@ class UserModule(RewardModule):
                 "with adapt() or set_weights()"
             )
 
-    def on_validation_start(self) -> None:
+    def begin_evaluation(self) -> None:
         """Refuse data in another text format; find the data's users in the table."""
-        super().on_validation_start()
-        self._match()
-
-    def on_test_start(self) -> None:
-        """Refuse data in another text format; find the data's users in the table."""
-        super().on_test_start()
-        self._match()
-
-    def on_predict_start(self) -> None:
-        """Refuse data in another text format; find the data's users in the table."""
-        super().on_predict_start()
+        super().begin_evaluation()
         self._match()
 
     def make_room(self, state_dict: Mapping[str, Any]) -> None:

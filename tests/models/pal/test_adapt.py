@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import LinearConstraint, linprog, minimize
 
 from pluralign.losses import ideal_point_reward
-from pluralign.models.pal.adapt import first_shots, fit_mixture_logits, fit_mixture_weights
+from pluralign.models.pal.adapt import fit_mixture_logits, fit_mixture_weights, shot_ranks
 
 D = torch.float64
 
@@ -470,26 +470,24 @@ class TestFirstShots:
     def test_counts_are_right_and_the_choice_grows(self):
         before = torch.zeros(8, dtype=torch.bool)
         for shots in range(6):
-            chosen = first_shots(self.user, 4, shots, seed=7)
+            chosen = shot_ranks(self.user, 4, seed=7) < shots
             counts = self.user[chosen].bincount(minlength=4).tolist()
             assert counts == [min(shots, 4), min(shots, 3), 0, min(shots, 1)]
             assert (before <= chosen).all()
             before = chosen
 
     def test_seed_decides_and_all_are_equally_likely(self):
-        assert torch.equal(first_shots(self.user, 4, 2, seed=3), first_shots(self.user, 4, 2, seed=3))
-        rate = torch.stack([first_shots(self.user, 4, 2, seed=seed) for seed in range(600)]).double().mean(0)
+        assert torch.equal(shot_ranks(self.user, 4, seed=3), shot_ranks(self.user, 4, seed=3))
+        rate = torch.stack([shot_ranks(self.user, 4, seed=seed) < 2 for seed in range(600)]).double().mean(0)
         expected = torch.tensor([1 / 2, 2 / 3, 1 / 2, 1 / 2, 2 / 3, 1, 1 / 2, 2 / 3], dtype=D)
         torch.testing.assert_close(rate, expected, rtol=0, atol=0.08)
 
     def test_the_random_state_of_the_process_is_left_alone(self):
         state = torch.get_rng_state()
-        first_shots(self.user, 4, 2, seed=3)
+        shot_ranks(self.user, 4, seed=3)
         assert torch.equal(torch.get_rng_state(), state)
 
     def test_nobody_and_errors(self):
-        assert first_shots(torch.zeros(0, dtype=torch.int64), 2, 3, seed=0).tolist() == []
-        with pytest.raises(ValueError, match="shots must be finite and >= 0; got -1"):
-            first_shots(self.user, 4, -1, seed=0)
+        assert shot_ranks(torch.zeros(0, dtype=torch.int64), 2, seed=0).tolist() == []
         with pytest.raises(ValueError, match=r"user must be in \[0, 2\]; got 3 at index \(5,\)"):
-            first_shots(self.user, 3, 1, seed=0)
+            shot_ranks(self.user, 3, seed=0)
