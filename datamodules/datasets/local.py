@@ -46,9 +46,7 @@ of the SHA-1 of the fields above that it has, under our names, as JSON with sort
 no field). The n-th row of equal content, from the second on, gets ``:n`` behind that. Rows are never merged here.
 """
 
-import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from itertools import takewhile
 from pathlib import Path
@@ -58,6 +56,7 @@ from ..base import SPLITS, PreferenceDataModule
 from ..columns import Kind, optional_columns
 from ..records import (
     Comparison,
+    ContentNames,
     Message,
     PreferenceRecord,
     RecordError,
@@ -177,42 +176,24 @@ class LocalDataModule(PreferenceDataModule):
         """
         missing = set(self.columns.values()) if source == self.sources[0] else set()
         seen: dict[str, None] = {}
-        equal: Counter[str] = Counter()
+        names = ContentNames()
+        content = {field: self.columns.get(field, field) for field in FIELDS if field != "id"}
+        id_column = self.columns.get("id", "id")
         for row in read_table(self.files(source)[0]):
             if missing and isinstance(row, SourceRow):
                 missing -= row.fields.keys()
                 seen.update(dict.fromkeys(row.fields))
-            yield row if isinstance(row, RecordError) else self._named(row, equal)
+            yield row if isinstance(row, RecordError) else names.named(row, content, column=id_column)
         if missing:
             raise ValueError(
                 f"columns names {', '.join(sorted(missing))}, which no row of {self.paths[source]} has; it has "
                 f"{', '.join(seen) or 'no columns'}"
             )
 
-    def _named(self, row: SourceRow, equal: Counter[str]) -> SourceRow:
-        """A row with an id; ``equal`` counts the rows of each content so far."""
-        column = self.columns.get("id", "id")
-        if row.fields.get(column) not in (None, ""):
-            return row
-        name = self._content_name(row)
-        equal[name] += 1
-        suffix = f":{equal[name]}" if equal[name] > 1 else ""
-        return row._replace(fields={**row.fields, column: f"{name}{suffix}"})
-
-    def _content_name(self, row: SourceRow) -> str:
-        columns = {field: self.columns.get(field, field) for field in FIELDS if field != "id"}
-        content = {
-            field: row.fields[column]
-            for field, column in columns.items()
-            if row.fields.get(column) is not None
-        }
-        text = json.dumps(content, sort_keys=True, default=str)
-        return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:16]
-
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """A record, by the shape of the row."""
         fields = self._fields(row)
-        name = _name("id", fields.get("id")) or self._content_name(row)
+        name = _name("id", fields.get("id")) or ""
         if "responses" in fields:
             prompt, responses, comparisons = _ranked(fields)
         elif "chosen" in fields or "rejected" in fields:

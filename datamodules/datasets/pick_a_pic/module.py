@@ -44,7 +44,8 @@ A vector may be left out where its prompt or picture has occurred before, in thi
 (train, validation, test, predict). Rows of ``predict`` may have one picture; their judgements are not read.
 
 All judgements on a prompt are one record, whose responses are the pictures under their names; only in ``predict`` is
-every row a record of its own. A record's id is ``<split>:<line of its first row>``. Vectors go into a feature store
+every row a record of its own. A record's id is its split and the name of its content, as
+:class:`LocalDataModule` names rows: of its prompt, in ``predict`` of its prompt and pictures. Vectors go into a feature store
 inside the token cache, each once; every module trains from it whose backbone is the frozen network they come from, and
 no network is loaded.
 """
@@ -65,6 +66,7 @@ from ...batches import FeatureDtype, FeatureWriter, prompt_key, response_keys
 from ...checks import check_choices, check_range
 from ...records import (
     Comparison,
+    ContentNames,
     PreferenceRecord,
     RecordError,
     Response,
@@ -223,14 +225,20 @@ class PickAPicDataModule(PreferenceDataModule):
                 self._read_row(source, row, vectors, prompts)
             except RecordError as error:
                 yield error.at(row.file, row.line)
+        names = ContentNames()
         for judged in prompts.values():
+            content = {
+                "prompt": judged.prompt,
+                "images": list(judged.images) if source == "predict" else None,
+            }
+            name = f"{source}:{names.of(content)}"
             fields: dict[str, object] = {
-                "id": f"{source}:{judged.row.line}",
+                "id": name,
                 "prompt": judged.prompt,
                 "images": list(judged.images),
                 "comparisons": judged.comparisons,
             }
-            vectors.records[f"{source}:{judged.row.line}"] = judged.prompt, list(judged.images)
+            vectors.records[name] = judged.prompt, list(judged.images)
             yield judged.row._replace(fields=fields)
 
     def _read_row(
