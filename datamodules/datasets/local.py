@@ -49,10 +49,8 @@ no field). The n-th row of equal content, from the second on, gets ``:n`` behind
 import json
 from collections.abc import Callable, Iterator, Mapping
 from itertools import takewhile
-from pathlib import Path
 from typing import Any, Unpack
 
-from ..base import SPLITS, PreferenceDataModule
 from ..columns import Kind, optional_columns
 from ..records import (
     Comparison,
@@ -69,6 +67,7 @@ from ..records import (
 )
 from ..settings import SharedSettings
 from .hh_rlhf import TURN, parse_dialogue, split_dialogues
+from .own_files import OwnFilesDataModule
 
 __all__ = ["LocalDataModule"]
 
@@ -100,10 +99,11 @@ LISTS = tuple(dict.fromkeys(("messages", "responses", "comparisons", *SEVERAL.va
 FIELDS = ("prompt", "chosen", "rejected", "response", *NUMBERS, *NAMES, *LISTS)
 
 
-class LocalDataModule(PreferenceDataModule):
+class LocalDataModule(OwnFilesDataModule):
     """Your own pairs, ranked responses or ratings, from JSON Lines, JSON, CSV or Parquet files."""
 
     name = "local"
+    suffixes = ".jsonl, .json, .csv or .parquet"
 
     def __init__(
         self,
@@ -137,32 +137,8 @@ class LocalDataModule(PreferenceDataModule):
         .. versionadded:: 0.1
         """
         super().__init__(**shared)
-        paths = {"train": train, "validation": validation, "test": test, "predict": predict}
-        self.paths = {split: Path(path) for split, path in paths.items() if path is not None}
-        if not self.paths:
-            raise ValueError(f"LocalDataModule has no file: give at least one of {', '.join(SPLITS)}")
-        self.sources = tuple(self.paths)
-        self.columns = dict(columns or {})
-        if unknown := sorted(set(self.columns) - set(FIELDS)):
-            raise ValueError(
-                f"columns maps unknown fields {', '.join(unknown)}; allowed: {', '.join(FIELDS)}"
-            )
-
-    def files(self, source: str) -> list[Path]:
-        """The split's file.
-
-        Raises:
-            FileNotFoundError: Naming the argument, the path and what is there.
-        """
-        path = self.paths[source]
-        if not path.is_file():
-            there = sorted(other.name for other in path.parent.iterdir()) if path.parent.is_dir() else []
-            raise FileNotFoundError(
-                f"{source}={str(path)!r} is not a file (looked for {path.absolute()}; that folder "
-                f"{'has ' + ', '.join(there[:20]) if there else 'is empty or missing'}): change {source} to the path "
-                "of a .jsonl, .json, .csv or .parquet file"
-            )
-        return [path]
+        self.name_files(train=train, validation=validation, test=test, predict=predict)
+        self.name_columns(columns, FIELDS)
 
     def settings(self) -> dict[str, object]:
         """The column mapping, and the file names, whose endings say how they are read."""

@@ -36,7 +36,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Unpack
 
-from ...base import PreferenceDataModule
 from ...checks import check_range
 from ...records import (
     ContentNames,
@@ -48,6 +47,7 @@ from ...records import (
     read_json_lines,
 )
 from ...settings import SharedSettings
+from ..own_files import OwnFilesDataModule
 from .rows import CONTENT, PersonaRow, weighted_votes
 
 __all__ = ["PersonaVotesDataModule"]
@@ -55,10 +55,11 @@ __all__ = ["PersonaVotesDataModule"]
 SOURCES = ("train", "validation", "test")
 
 
-class PersonaVotesDataModule(PreferenceDataModule):
+class PersonaVotesDataModule(OwnFilesDataModule):
     """Labels that personas gave to responses, with a prior (your own files, as DPRM has them)."""
 
     name = "persona_votes"
+    suffixes = ".jsonl"
 
     def __init__(
         self,
@@ -107,20 +108,6 @@ class PersonaVotesDataModule(PreferenceDataModule):
             self.paths = _split_files(Path(data_dir))
         self.sources = tuple(self.paths)
         self.num_labels, self.forgetting = num_labels, forgetting
-
-    def files(self, source: str) -> list[Path]:
-        """The split's file.
-
-        Raises:
-            FileNotFoundError: Naming the argument and the path.
-        """
-        path = self.paths[source]
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{source}={str(path)!r} is not a file (looked for {path.absolute()}): change {source} to the path of a "
-                ".jsonl file"
-            )
-        return [path]
 
     def settings(self) -> dict[str, object]:
         """Number of labels and forgetting."""
