@@ -217,15 +217,4 @@ class DataSource(Protocol):
         max_tokens: int | None = None,
         rank: tuple[int, int] | None = None,
     ) -> Iterable[PreferenceBatch]:
-        """Batches of a split, as often as one iterates; what is None is as the loader's settings have it.
-
-        Args:
-            split: A split that ``setup`` opened.
-            users: Whose judgements they hold.
-            shuffle: Whether their order is random, by the loader's seed.
-            features: True for stored features, False for tokens.
-            prompts: Whether every prompt is a row of its own, too.
-            layout: Of the rows.
-            max_tokens: Bound on rows x padded length.
-            rank: This process and the number of processes; the trainer's if None.
-        """
+        """Batches of a split, as often as one iterates; ``PreferenceDataModule.batches`` says what is what."""

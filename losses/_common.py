@@ -207,6 +207,15 @@ def broadcast_double(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.double().expand(shape) for tensor in tensors)
 
 
+def compared(chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Tensor]:
+    """Rewards of pairs in one floating type; ``ValueError`` unless they are finite and of one shape."""
+    check_same_shape(chosen=chosen, rejected=rejected)
+    check_values("chosen", chosen)
+    check_values("rejected", rejected)
+    first, second = as_compute(chosen, rejected)
+    return first, second
+
+
 def reduce_loss(loss: Tensor, reduction: Reduction, weight: Tensor | None = None) -> Tensor:
     """Weigh and reduce a loss; nothing to average gives a zero that keeps its gradient path.
 

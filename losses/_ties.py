@@ -6,11 +6,10 @@ from torch import Tensor, nn
 
 from ._common import (
     Reduction,
-    as_compute,
     check_broadcast,
     check_number,
-    check_same_shape,
     check_values,
+    compared,
     reduce_loss,
 )
 
@@ -88,10 +87,7 @@ def rao_kupper_loss(
 
     .. versionadded:: 0.1
     """
-    check_same_shape(chosen=chosen, rejected=rejected)
-    check_values("chosen", chosen)
-    check_values("rejected", rejected)
-    first, second = as_compute(chosen, rejected)
+    first, second = compared(chosen, rejected)
     gap = first - second
     h = _setting("threshold", threshold, gap)
     log_win = F.logsigmoid(gap - h)
@@ -142,10 +138,7 @@ def davidson_loss(
 
     .. versionadded:: 0.1
     """
-    check_same_shape(chosen=chosen, rejected=rejected)
-    check_values("chosen", chosen)
-    check_values("rejected", rejected)
-    first, second = as_compute(chosen, rejected)
+    first, second = compared(chosen, rejected)
     half = (first - second) / 2
     log_nu = _setting("prevalence", prevalence, half).log().expand(half.shape)
     log_win, log_lose, log_tie = torch.stack([half, -half, log_nu]).log_softmax(0).unbind()

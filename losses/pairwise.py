@@ -7,11 +7,10 @@ from torch import Tensor, nn
 
 from ._common import (
     Reduction,
-    as_compute,
     check_broadcast,
     check_number,
-    check_same_shape,
     check_values,
+    compared,
     reduce_loss,
 )
 from ._ranked import PlackettLuceLoss, RankedPairsLoss, plackett_luce_loss, ranked_pairs_loss
@@ -87,11 +86,8 @@ def bradley_terry_loss(
 
     .. versionadded:: 0.1
     """
-    check_same_shape(chosen=chosen, rejected=rejected)
+    first, second = compared(chosen, rejected)
     check_number("label_smoothing", label_smoothing, 0.0, 1.0)
-    check_values("chosen", chosen)
-    check_values("rejected", rejected)
-    first, second = as_compute(chosen, rejected)
     gap = first - second
     if margin is not None:
         check_broadcast("margin", margin, chosen.shape)
@@ -140,10 +136,7 @@ def reward_centering_loss(
 
     .. versionadded:: 0.1
     """
-    check_same_shape(chosen=chosen, rejected=rejected)
-    check_values("chosen", chosen)
-    check_values("rejected", rejected)
-    first, second = as_compute(chosen, rejected)
+    first, second = compared(chosen, rejected)
     return reduce_loss((first + second).square(), reduction, weight)
 
 
@@ -226,10 +219,7 @@ def smoothed_hinge_loss(
 
 
 def _shortfall(chosen: Tensor, rejected: Tensor, margin: Tensor | float) -> Tensor:
-    check_same_shape(chosen=chosen, rejected=rejected)
-    check_values("chosen", chosen)
-    check_values("rejected", rejected)
-    first, second = as_compute(chosen, rejected)
+    first, second = compared(chosen, rejected)
     if isinstance(margin, Tensor):
         check_broadcast("margin", margin, chosen.shape)
         check_values("margin", margin)

@@ -292,21 +292,19 @@ def crowd_target(
     *,
     cost: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Target distribution of each response: :func:`crowd_posterior` in float32.
+    """Target distribution of each response: :func:`crowd_posterior`, with all of its prior, in float32.
 
     Args:
-        votes: Counts per label of n responses, (n, K), >= 0; may be fractions.
-        config: How to count and to smooth; its ``prior`` is used only if no other is given.
-        prior: Prior means, (K,) or (n, K); a row of zeros has no prior. None takes ``config.prior``, unless that
-            needs the training split or a file (see :func:`crowd_priors`).
-        cost: Cost between labels, (K, K), for ties in smoothing (see :func:`smooth_certain`).
+        votes: Counts per label of n responses, (n, K).
+        config: How to count and to smooth.
+        prior: Prior means, (K,) or (n, K).
+        cost: Cost between labels, (K, K).
 
     Returns:
         Targets, (n, K) float32, which sum to 1; strengths in votes, (n,) float32.
 
     Raises:
-        ValueError: If a response has neither votes nor a prior (says what to change), or an argument is outside
-            its range.
+        ValueError: As :func:`crowd_posterior`.
 
     Example:
         >>> target, strength = crowd_target(torch.tensor([[3.0, 1.0]]), CrowdConfig("uniform", prior_strength=4))

@@ -46,18 +46,15 @@ of the SHA-1 of the fields above that it has, under our names, as JSON with sort
 no field). The n-th row of equal content, from the second on, gets ``:n`` behind that. Rows are never merged here.
 """
 
-import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from itertools import takewhile
-from pathlib import Path
 from typing import Any, Unpack
 
-from ..base import SPLITS, PreferenceDataModule
 from ..columns import Kind, optional_columns
 from ..records import (
     Comparison,
+    ContentNames,
     Message,
     PreferenceRecord,
     RecordError,
@@ -70,6 +67,7 @@ from ..records import (
 )
 from ..settings import SharedSettings
 from .hh_rlhf import TURN, parse_dialogue, split_dialogues
+from .own_files import OwnFilesDataModule
 
 __all__ = ["LocalDataModule"]
 
@@ -101,10 +99,11 @@ LISTS = tuple(dict.fromkeys(("messages", "responses", "comparisons", *SEVERAL.va
 FIELDS = ("prompt", "chosen", "rejected", "response", *NUMBERS, *NAMES, *LISTS)
 
 
-class LocalDataModule(PreferenceDataModule):
+class LocalDataModule(OwnFilesDataModule):
     """Your own pairs, ranked responses or ratings, from JSON Lines, JSON, CSV or Parquet files."""
 
     name = "local"
+    suffixes = ".jsonl, .json, .csv or .parquet"
 
     def __init__(
         self,
@@ -138,32 +137,8 @@ class LocalDataModule(PreferenceDataModule):
         .. versionadded:: 0.1
         """
         super().__init__(**shared)
-        paths = {"train": train, "validation": validation, "test": test, "predict": predict}
-        self.paths = {split: Path(path) for split, path in paths.items() if path is not None}
-        if not self.paths:
-            raise ValueError(f"LocalDataModule has no file: give at least one of {', '.join(SPLITS)}")
-        self.sources = tuple(self.paths)
-        self.columns = dict(columns or {})
-        if unknown := sorted(set(self.columns) - set(FIELDS)):
-            raise ValueError(
-                f"columns maps unknown fields {', '.join(unknown)}; allowed: {', '.join(FIELDS)}"
-            )
-
-    def files(self, source: str) -> list[Path]:
-        """The split's file.
-
-        Raises:
-            FileNotFoundError: Naming the argument, the path and what is there.
-        """
-        path = self.paths[source]
-        if not path.is_file():
-            there = sorted(other.name for other in path.parent.iterdir()) if path.parent.is_dir() else []
-            raise FileNotFoundError(
-                f"{source}={str(path)!r} is not a file (looked for {path.absolute()}; that folder "
-                f"{'has ' + ', '.join(there[:20]) if there else 'is empty or missing'}): change {source} to the path "
-                "of a .jsonl, .json, .csv or .parquet file"
-            )
-        return [path]
+        self.name_files(train=train, validation=validation, test=test, predict=predict)
+        self.name_columns(columns, FIELDS)
 
     def settings(self) -> dict[str, object]:
         """The column mapping, and the file names, whose endings say how they are read."""
@@ -177,42 +152,24 @@ class LocalDataModule(PreferenceDataModule):
         """
         missing = set(self.columns.values()) if source == self.sources[0] else set()
         seen: dict[str, None] = {}
-        equal: Counter[str] = Counter()
+        names = ContentNames()
+        content = {field: self.columns.get(field, field) for field in FIELDS if field != "id"}
+        id_column = self.columns.get("id", "id")
         for row in read_table(self.files(source)[0]):
             if missing and isinstance(row, SourceRow):
                 missing -= row.fields.keys()
                 seen.update(dict.fromkeys(row.fields))
-            yield row if isinstance(row, RecordError) else self._named(row, equal)
+            yield row if isinstance(row, RecordError) else names.named(row, content, column=id_column)
         if missing:
             raise ValueError(
                 f"columns names {', '.join(sorted(missing))}, which no row of {self.paths[source]} has; it has "
                 f"{', '.join(seen) or 'no columns'}"
             )
 
-    def _named(self, row: SourceRow, equal: Counter[str]) -> SourceRow:
-        """A row with an id; ``equal`` counts the rows of each content so far."""
-        column = self.columns.get("id", "id")
-        if row.fields.get(column) not in (None, ""):
-            return row
-        name = self._content_name(row)
-        equal[name] += 1
-        suffix = f":{equal[name]}" if equal[name] > 1 else ""
-        return row._replace(fields={**row.fields, column: f"{name}{suffix}"})
-
-    def _content_name(self, row: SourceRow) -> str:
-        columns = {field: self.columns.get(field, field) for field in FIELDS if field != "id"}
-        content = {
-            field: row.fields[column]
-            for field, column in columns.items()
-            if row.fields.get(column) is not None
-        }
-        text = json.dumps(content, sort_keys=True, default=str)
-        return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:16]
-
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """A record, by the shape of the row."""
         fields = self._fields(row)
-        name = _name("id", fields.get("id")) or self._content_name(row)
+        name = _name("id", fields.get("id")) or ""
         if "responses" in fields:
             prompt, responses, comparisons = _ranked(fields)
         elif "chosen" in fields or "rejected" in fields:

@@ -25,6 +25,7 @@ from .files import (
     read_parquet,
     read_table,
 )
+from .names import ContentNames
 from .record import Comparison, Message, PreferenceRecord, RecordError, Response, parse_messages, record_key
 from .splits import PER_10_000, PERCENT, hash_share, hash_split, ordered_split
 from .votes import DistinctResponses, majority_comparison, vote_counts
@@ -33,6 +34,7 @@ __all__ = [
     "PERCENT",
     "PER_10_000",
     "Comparison",
+    "ContentNames",
     "DistinctResponses",
     "HubDataset",
     "Message",

@@ -1,7 +1,7 @@
 """Tokens on disk: written once under a fingerprint of their content, then memory-mapped.
 
 A cache folder holds, per split, one Arrow stream and a few small arrays, and one ``meta.json``. It is written
-(``_cache_writer.py``) under a temporary name and renamed when complete, so a killed process leaves nothing half-made
+(``cache_writer.py``) under a temporary name and renamed when complete, so a killed process leaves nothing half-made
 behind.
 """
 

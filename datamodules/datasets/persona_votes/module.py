@@ -15,7 +15,8 @@ A line is one prompt (with K = 3 labels for brevity)::
      "votes": [[{"persona": "teacher", "label": 0, "time": 1}, {"persona": "artist", "label": 1, "time": 2}], []],
      "target": [[0.75, 0.166, 0.084], [0.1, 0.2, 0.7]]}
 
-``prompt`` is text or a list of messages; a row without ``id`` gets ``<file name>:<line>``. ``prior`` holds a
+``prompt`` is text or a list of messages; a row without ``id`` is named by prompt and responses, as :class:`LocalDataModule`
+names rows, so that rows and votes may be added without naming it anew. ``prior`` holds a
 distribution per response (null for none), or one for all. ``votes`` holds the votes on each response: a label is a
 whole number in 0..K-1, a time a number or a date such as ``2024-05-30``. The six labels of the paper, in the order of
 its table: helpful, neutral, not helpful and harmless; then the same and harmful.
@@ -35,21 +36,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Unpack
 
-from ...base import PreferenceDataModule
 from ...checks import check_range
-from ...records import PreferenceRecord, RecordError, Response, SourceRow, find_file, read_json_lines
+from ...records import (
+    ContentNames,
+    PreferenceRecord,
+    RecordError,
+    Response,
+    SourceRow,
+    find_file,
+    read_json_lines,
+)
 from ...settings import SharedSettings
-from .rows import PersonaRow, weighted_votes
+from ..own_files import OwnFilesDataModule
+from .rows import CONTENT, PersonaRow, weighted_votes
 
 __all__ = ["PersonaVotesDataModule"]
 
 SOURCES = ("train", "validation", "test")
 
 
-class PersonaVotesDataModule(PreferenceDataModule):
+class PersonaVotesDataModule(OwnFilesDataModule):
     """Labels that personas gave to responses, with a prior (your own files, as DPRM has them)."""
 
     name = "persona_votes"
+    suffixes = ".jsonl"
 
     def __init__(
         self,
@@ -99,28 +109,15 @@ class PersonaVotesDataModule(PreferenceDataModule):
         self.sources = tuple(self.paths)
         self.num_labels, self.forgetting = num_labels, forgetting
 
-    def files(self, source: str) -> list[Path]:
-        """The split's file.
-
-        Raises:
-            FileNotFoundError: Naming the argument and the path.
-        """
-        path = self.paths[source]
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{source}={str(path)!r} is not a file (looked for {path.absolute()}): change {source} to the path of a "
-                ".jsonl file"
-            )
-        return [path]
-
     def settings(self) -> dict[str, object]:
-        """Number of labels, forgetting, and the file names, which are part of the ids."""
-        names = {source: path.name for source, path in self.paths.items()}
-        return {"num_labels": self.num_labels, "forgetting": self.forgetting, "names": names}
+        """Number of labels and forgetting."""
+        return {"num_labels": self.num_labels, "forgetting": self.forgetting}
 
     def load(self, source: str) -> Iterator[SourceRow | RecordError]:
-        """Rows of the split's file."""
-        return read_json_lines(self.files(source)[0])
+        """Rows of the split's file; those without an id get one by their content."""
+        names = ContentNames()
+        for row in read_json_lines(self.files(source)[0]):
+            yield row if isinstance(row, RecordError) else names.named(row, CONTENT)
 
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """A prompt and its responses with vote counts and priors."""

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import NamedTuple
 
 from ...records import (
@@ -19,7 +18,10 @@ from ...records import (
     whole_field,
 )
 
-__all__ = ["PersonaRow", "Vote", "read_vote", "weighted_votes"]
+__all__ = ["CONTENT", "PersonaRow", "Vote", "read_vote", "weighted_votes"]
+
+CONTENT = {"prompt": "prompt", "responses": "responses"}
+"""Fields and columns that name a row without an id: what an update leaves as it is."""
 
 
 class Vote(NamedTuple):
@@ -35,7 +37,7 @@ class PersonaRow:
     """A checked row.
 
     Attributes:
-        name: Its id; ``<file name>:<line>`` if it has none.
+        name: Its id.
         prompt: Text or messages.
         responses: Texts.
         priors: A distribution per response; None where there is none.
@@ -55,13 +57,13 @@ class PersonaRow:
         """Check a row.
 
         Args:
-            row: As the file holds it.
+            row: As the file holds it, with an id.
             num_labels: Number of labels K.
 
         Raises:
             RecordError: Naming field, value and what is allowed.
         """
-        name, prompt = row.fields.get("id"), row.get("prompt")
+        prompt = row.get("prompt")
         texts = list_field("responses", row.get("responses"), empty=True)
         responses = [text_field(f"responses[{i}]", text) for i, text in enumerate(texts)]
         lists = list_field("votes", row.get("votes"), len(responses))
@@ -76,7 +78,7 @@ class PersonaRow:
         if isinstance(prior, list) and prior and not any(isinstance(part, list | None) for part in prior):
             prior = [prior] * len(responses)  # one for all
         return cls(
-            name=f"{Path(row.file).name}:{row.line}" if name is None else user_field("id", name),
+            name=user_field("id", row.get("id")),
             prompt=prompt if isinstance(prompt, str) else parse_messages("prompt", prompt),
             responses=responses,
             priors=_distributions("prior", prior, len(responses), num_labels),

@@ -16,8 +16,8 @@ import torch
 
 from ...checks import check_choices, check_range
 from ...crowd import CrowdConfig, crowd_posterior
-from ...records import RecordError, SourceRow, name_field, read_json_lines, whole_field
-from .rows import PersonaRow, Vote, read_vote, weighted_votes
+from ...records import ContentNames, RecordError, SourceRow, name_field, read_json_lines, whole_field
+from .rows import CONTENT, PersonaRow, Vote, read_vote, weighted_votes
 
 __all__ = ["UpdateReport", "update_posteriors"]
 
@@ -164,6 +164,7 @@ class _Update:
         self.votes, self.config, self.report = votes, config, UpdateReport()
         self.num_labels, self.forgetting, self.on_duplicate = num_labels, forgetting, on_duplicate
         self.names: set[str] = set()
+        self.content_names = ContentNames()
 
     def lines(self, path: Path) -> Iterator[bytes]:
         """The new file, line by line; complains at its end about votes that belong to no record."""
@@ -182,7 +183,7 @@ class _Update:
         if isinstance(row, RecordError):
             raise row
         try:
-            record = PersonaRow.read(row, self.num_labels)
+            record = PersonaRow.read(self.content_names.named(row, CONTENT), self.num_labels)
             for i in range(len(record.responses)):
                 self._weighted(record, i)  # complains about the times that are stored
             json.dumps(row.fields, ensure_ascii=False).encode()

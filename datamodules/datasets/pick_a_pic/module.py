@@ -44,7 +44,8 @@ A vector may be left out where its prompt or picture has occurred before, in thi
 (train, validation, test, predict). Rows of ``predict`` may have one picture; their judgements are not read.
 
 All judgements on a prompt are one record, whose responses are the pictures under their names; only in ``predict`` is
-every row a record of its own. A record's id is ``<split>:<line of its first row>``. Vectors go into a feature store
+every row a record of its own. A record's id is its split and the name of its content, as
+:class:`LocalDataModule` names rows: of its prompt, in ``predict`` of its prompt and pictures. Vectors go into a feature store
 inside the token cache, each once; every module trains from it whose backbone is the frozen network they come from, and
 no network is loaded.
 """
@@ -60,11 +61,11 @@ from typing import Unpack
 
 import torch
 
-from ...base import SPLITS, PreferenceDataModule
 from ...batches import FeatureDtype, FeatureWriter, prompt_key, response_keys
 from ...checks import check_choices, check_range
 from ...records import (
     Comparison,
+    ContentNames,
     PreferenceRecord,
     RecordError,
     Response,
@@ -74,6 +75,7 @@ from ...records import (
 )
 from ...settings import SharedSettings
 from ...tokens import BYTE, CacheReader, TextConfig, remove_left_overs, without_prompt
+from ..own_files import OwnFilesDataModule
 from .rows import Name, NamedVectors, read_rows
 
 __all__ = ["PickAPicDataModule"]
@@ -94,10 +96,11 @@ class _Judged:
     comparisons: list[Comparison] = field(default_factory=list)
 
 
-class PickAPicDataModule(PreferenceDataModule):
+class PickAPicDataModule(OwnFilesDataModule):
     """Pictures for a prompt, chosen between by many users, as stored CLIP vectors (Pick-a-Pic, Pick-a-Filter)."""
 
     name = "pick_a_pic"
+    suffixes = ".parquet or .jsonl"
 
     def __init__(
         self,
@@ -152,16 +155,8 @@ class PickAPicDataModule(PreferenceDataModule):
                 "prepare_data stores in the cache folder"
             )
         self.text, self.loader = TextConfig(max_length=None), replace(self.loader, items="response")
-        paths = {"train": train, "validation": validation, "test": test, "predict": predict}
-        self.paths = {split: Path(path) for split, path in paths.items() if path is not None}
-        if not self.paths:
-            raise ValueError(f"PickAPicDataModule has no file: give at least one of {', '.join(SPLITS)}")
-        self.sources = tuple(self.paths)
-        self.columns = dict(columns or {})
-        if unknown := sorted(set(self.columns) - set(FIELDS)):
-            raise ValueError(
-                f"columns maps unknown fields {', '.join(unknown)}; allowed: {', '.join(FIELDS)}"
-            )
+        self.name_files(train=train, validation=validation, test=test, predict=predict)
+        self.name_columns(columns, FIELDS)
         check_range("hidden_size", hidden_size, at_least=1)
         check_choices(PickAPicDataModule.__init__, dtype=dtype)
         self.weights, self.hidden_size = weights, hidden_size
@@ -170,20 +165,6 @@ class PickAPicDataModule(PreferenceDataModule):
         self._vectors: NamedVectors | None = None
 
     # Rows ----------------------------------------------------------------------------------------------
-
-    def files(self, source: str) -> list[Path]:
-        """The split's file.
-
-        Raises:
-            FileNotFoundError: Naming the argument and the path.
-        """
-        path = self.paths[source]
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{source}={str(path)!r} is not a file (looked for {path.absolute()}): change {source} to the path of a "
-                ".parquet or .jsonl file"
-            )
-        return [path]
 
     def settings(self) -> dict[str, object]:
         """The column mapping, and what the feature store depends on."""
@@ -223,14 +204,20 @@ class PickAPicDataModule(PreferenceDataModule):
                 self._read_row(source, row, vectors, prompts)
             except RecordError as error:
                 yield error.at(row.file, row.line)
+        names = ContentNames()
         for judged in prompts.values():
+            content = {
+                "prompt": judged.prompt,
+                "images": list(judged.images) if source == "predict" else None,
+            }
+            name = f"{source}:{names.of(content)}"
             fields: dict[str, object] = {
-                "id": f"{source}:{judged.row.line}",
+                "id": name,
                 "prompt": judged.prompt,
                 "images": list(judged.images),
                 "comparisons": judged.comparisons,
             }
-            vectors.records[f"{source}:{judged.row.line}"] = judged.prompt, list(judged.images)
+            vectors.records[name] = judged.prompt, list(judged.images)
             yield judged.row._replace(fields=fields)
 
     def _read_row(

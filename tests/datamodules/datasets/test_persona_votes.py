@@ -1,6 +1,7 @@
 """Persona votes: rows, drift, and an update of stored posteriors that happens whole or not at all; invented rows."""
 
 import gzip
+import hashlib
 import json
 import math
 import os
@@ -63,6 +64,25 @@ def invented(folder, *, bad=False, **settings):
 # Rows ------------------------------------------------------------------------------------------------------
 
 
+def content_name(prompt, responses=("Apple.", "Chair.")):
+    content = {"prompt": prompt, "responses": list(responses)}
+    return hashlib.sha1(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def test_ids_of_rows_without_one_follow_prompt_and_responses(tmp_path):
+    def names(*rows):
+        data = PersonaVotesDataModule(train=str(write(tmp_path, rows)))
+        return [data.to_example(row).id for row in data.load("train")]
+
+    fruit, tree = row(id=None), row(id="", prompt="Name a tree.")
+    first, second = content_name("Name a fruit."), content_name("Name a tree.")
+    assert names(fruit, tree) == [first, second]
+    assert names(tree, row(id="q0"), fruit) == [second, "q0", first], "whatever stands before"
+    assert names(fruit, row(id=None, votes=[[], []], prior=PRIOR)) == [first, f"{first}:2"], (
+        "whatever the votes"
+    )
+
+
 def test_votes_are_counted_and_priors_kept(tmp_path):
     prior = [PRIOR, None]
     record = example(tmp_path, row(prior=prior, target=[MEAN, None], note="passed over"))
@@ -76,7 +96,7 @@ def test_votes_are_counted_and_priors_kept(tmp_path):
 def test_what_a_row_may_leave_out_or_say_otherwise(tmp_path):
     messages = [{"role": "user", "content": "Name a fruit."}]
     record = example(tmp_path, row(id=None, prompt=messages, prior=PRIOR, votes=[[vote(5)], []]))
-    assert (record.id, record.prompt) == ("train.jsonl:1", (Message("user", "Name a fruit."),))
+    assert (record.id, record.prompt) == (content_name(messages), (Message("user", "Name a fruit."),))
     assert [response.prior for response in record.responses] == [tuple(PRIOR)] * 2
     assert record.responses[1].votes == (0,) * 6, "a prior alone is a judgement, too"
     assert example(tmp_path, row(id=17)).id == "17"
@@ -94,7 +114,7 @@ def test_the_number_of_labels_is_data(tmp_path):
     ("reason", "field", "changes"),
     [
         ("wrong type", "id", {"id": True}),
-        ("missing field", "id", {"id": ""}),
+        ("missing field", "id", {"id": " "}),
         ("missing field", "prompt", {"prompt": None}),
         ("wrong type", "prompt", {"prompt": 3}),
         ("missing field", "responses", {"responses": None}),
@@ -377,11 +397,15 @@ def test_nothing_that_was_stored_is_lost(tmp_path):
     assert "größer" in path.read_text(), "text stays readable"
 
 
-def test_records_are_named_by_id_place_or_prompt(tmp_path):
+def test_records_are_named_by_id_content_or_prompt(tmp_path):
     messages = [{"role": "user", "content": "Name a fruit."}]
     rows = [row(id=7, votes=[[], []]), row(id=None, prompt=messages, votes=[[], []])]
     path = write(tmp_path, rows, "stored.jsonl")
-    by = [{"id": "7"}, {"id": "stored.jsonl:2"}, {"prompt": [{"content": "Name a fruit.", "role": "user"}]}]
+    by = [
+        {"id": "7"},
+        {"id": content_name(messages)},
+        {"prompt": [{"content": "Name a fruit.", "role": "user"}]},
+    ]
     votes = [{"response": 0, "persona": f"p{i}", "label": i, **name} for i, name in enumerate(by)]
     assert update_posteriors(path, new(tmp_path, votes)).records_voted == 2
     assert [[one["label"] for one in record["votes"][0]] for record in read(path)] == [[0], [1, 2]]

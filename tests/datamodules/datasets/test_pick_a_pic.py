@@ -1,5 +1,6 @@
 """Pick-a-Pic: a prompt's pictures are one record, vectors are stored once under their names; invented vectors."""
 
+import hashlib
 import json
 import math
 
@@ -72,6 +73,10 @@ def both(folder, **settings):
 # Records -------------------------------------------------------------------------------------------------
 
 
+def content_name(prompt, **more):
+    return hashlib.sha1(json.dumps({"prompt": prompt, **more}, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def invented(folder, *, bad=False, **settings):
     """A data module over invented rows, one of them malformed if ``bad``: for the contract that all datasets share."""
     rows = [judgement(f"fox {i}") for i in range(40)] + [judgement("fox 0", label=2)] * bad
@@ -82,7 +87,10 @@ def invented(folder, *, bad=False, **settings):
 def test_a_prompt_with_its_pictures_is_a_record(tmp_path, name):
     rows = [{**row, "user_id": str(row["user_id"]), "label": float(row["label"])} for row in ROWS]
     fox, hen = examples(module(train=write(tmp_path, rows, name)))
-    assert (fox.id, fox.prompt, hen.id, hen.prompt) == ("train:1", "a red fox", "train:2", "a blue hen")
+    assert (fox.prompt, hen.prompt) == ("a red fox", "a blue hen")
+    assert (fox.id, hen.id) == (f"train:{content_name('a red fox')}", f"train:{content_name('a blue hen')}")
+    before = [judgement(user="eve"), *rows]
+    assert [record.id for record in examples(module(train=write(tmp_path, before, name)))] == [fox.id, hen.id]
     assert fox.responses == (Response("fox-1"), Response("fox-2"), Response("fox-3"))
     assert fox.comparisons == (
         Comparison(0, 1, 1.0, user="7"),
@@ -105,8 +113,9 @@ def test_columns_and_names_that_are_numbers(tmp_path):
 def test_pictures_to_score_need_no_judgement_and_are_records_of_their_own(tmp_path):
     alone = judgement(user=..., label=..., image_1=..., image_1_embedding=...)
     both = judgement(user=..., label=...)
-    one, two = examples(module(predict=write(tmp_path, [alone, both])), "predict")
-    assert (one.id, two.id) == ("predict:1", "predict:2")
+    one, two, three = examples(module(predict=write(tmp_path, [alone, both, both])), "predict")
+    name = f"predict:{content_name('a red fox', images=['fox-1', 'fox-2'])}"
+    assert (two.id, three.id) == (name, f"{name}:2")
     assert one.responses == (Response("fox-1"),) and two.responses == (Response("fox-1"), Response("fox-2"))
     assert one.comparisons == two.comparisons == ()
 
@@ -186,7 +195,7 @@ def test_a_prompt_and_a_picture_may_have_one_name(tmp_path):
 def test_batches_hold_the_vectors_of_their_names(tmp_path):
     data = both(tmp_path)
     (batch,) = data.test_dataloader()
-    assert batch["id"] == ["test:1", "test:2"]
+    assert batch["id"] == [f"test:{content_name(prompt)}" for prompt in ("a red fox", "a blue hen")]
     names = ["fox-1", "fox-2", "fox-3", "hen-1", "hen-2"]
     expected = torch.tensor([VECTORS[name] for name in names], dtype=torch.float16)
     assert torch.equal(batch["features"], expected)

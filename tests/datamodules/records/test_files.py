@@ -31,6 +31,13 @@ def test_source_row_names_place_and_columns():
         row.text("n")
 
 
+def test_fields_that_load_made_have_the_kind_that_is_asked_for():
+    row = SourceRow("f.csv", 3, {"pairs": [1, 2]})
+    assert row.made("pairs", list) == [1, 2]
+    with pytest.raises(TypeError, match=r"^pairs must be a tuple; got \[1, 2\]$"):
+        row.made("pairs", tuple)
+
+
 def test_json_lines(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"a": 1}\n\n  \n{"a": "\xc3\xa9"}\nnonsense\n[1]\n{"a": "\xe9"}\n{"a": 2}')
