@@ -48,6 +48,11 @@ class Finding(Generic[Whole]):
         """Which one it is, as a headline begins."""
         return f"{STAGES[self.stage].capitalize()} at step {self.step:,}"
 
+    def print_files(self, console: Console, what: str) -> None:
+        """Say where the file is, and the picture if there is one."""
+        endings = "json and .png" if self.drawn else "json"
+        console.print(f"{what}: {self.path}.{endings}", soft_wrap=True, highlight=False, markup=False)
+
 
 class Report(L.Callback, ABC, Generic[Whole]):
     """Collects over batches and ranks, makes something of the whole, and reports it: every hook, once.
@@ -230,8 +235,8 @@ class Report(L.Callback, ABC, Generic[Whole]):
         if not self.written_at_once:
             self._write(finding)
         finding.drawn = finding.drawn or self.draw(finding)
-        several = verb == "fit" and len(self.history) > 1
-        self.show(finding, self.history[0] if several else None, Console())
+        first = self.history[0] if verb == "fit" and len(self.history) > 1 else None
+        self.show(finding, first, Console())
 
 
 def gather_rows(trainer: L.Trainer, column: Tensor) -> Tensor:

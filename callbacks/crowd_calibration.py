@@ -271,10 +271,7 @@ class CrowdCalibration(Report[CrowdTable]):
                 last=finding.entry,
             )
         )
-        kinds = "json and .png" if finding.drawn else "json"
-        console.print(
-            f"crowd calibration: {finding.path}.{kinds}", soft_wrap=True, highlight=False, markup=False
-        )
+        finding.print_files(console, "crowd calibration")
 
 
 def _label_module(module: L.LightningModule) -> LabelModule:

@@ -196,8 +196,8 @@ class PrototypeMap(Report[PrototypeTable]):
             )
         weights = pal.weights_of(users).float()
         generator = torch.Generator().manual_seed(self.seed)
-        several = self.max_users if pal.num_prototypes > 1 else 0  # else all are where the prototype is
-        drawn = torch.randperm(len(users), generator=generator)[:several].sort().values.tolist()
+        limit = self.max_users if pal.num_prototypes > 1 else 0  # else all are where the prototype is
+        drawn = torch.randperm(len(users), generator=generator)[:limit].sort().values.tolist()
         pure = torch.eye(pal.num_prototypes, device=weights.device)
         ideal = network.ideal(
             seen.place,
@@ -270,7 +270,7 @@ class PrototypeMap(Report[PrototypeTable]):
         self, finding: Finding[PrototypeTable], first: dict[str, float] | None, console: Console
     ) -> None:
         """Print what each prototype prefers."""
-        table, path = finding.whole, finding.path
+        table = finding.whole
         length = max(LEAST_SHOWN, min(MOST_SHOWN, console.width - OTHER_COLUMNS))
         rewards = "reward less its prompt's mean" if table.within_prompts else "reward"
         caption = (
@@ -293,7 +293,7 @@ class PrototypeMap(Report[PrototypeTable]):
             number = f"{table.num_largest[k]:,}"
             shown.add_row(str(k), f"{table.mean_weights[k]:.3f}", number, examples, end_section=True)
         console.print(shown, emoji=False)
-        console.print(f"prototype map: {path}.json and .png", soft_wrap=True, highlight=False, markup=False)
+        finding.print_files(console, "prototype map")
 
 
 def headline(table: PrototypeTable) -> str:

@@ -206,4 +206,4 @@ class UserMetrics(Report[UserSummary]):
         if len(worst) > SHOWN_GROUPS:
             shown.add_row(f"({len(worst) - SHOWN_GROUPS} better groups: see the file)")
         console.print(shown)
-        console.print(f"user metrics: {finding.path}.json", soft_wrap=True, highlight=False, markup=False)
+        finding.print_files(console, "user metrics")
