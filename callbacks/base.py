@@ -4,7 +4,7 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import lightning as L
 import torch
@@ -169,9 +169,9 @@ class Report(L.Callback, ABC, Generic[Whole]):
     ) -> None:
         """Keep what is needed of one batch."""
         if self._collects:
-            if not isinstance(outputs, dict):  # somebody else's step may return nothing, or a loss alone
-                outputs = RewardOutput()
-            self._batches.append(self.collect(pl_module, outputs, batch))
+            # Somebody else's step may return nothing, or a loss alone.
+            output = cast(RewardOutput, outputs) if isinstance(outputs, dict) else RewardOutput()
+            self._batches.append(self.collect(pl_module, output, batch))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Judge what was collected, unless it was a sanity check."""

@@ -22,14 +22,17 @@ class Points(Protocol):
     @property
     def items(self) -> Tensor:
         """Places of the responses, (R, D)."""
+        ...
 
     @property
     def prototypes(self) -> Tensor:
         """Places of the prototypes; of every prompt's, if ``prompt`` is there."""
+        ...
 
     @property
     def prompt(self) -> Tensor | None:
         """Prompt of each response, (R,); None where prototypes do not depend on it."""
+        ...
 
     def _replace(self, **fields: Tensor) -> Self: ...
 

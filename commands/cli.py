@@ -18,7 +18,13 @@ from pluralign.models import RewardModule
 
 __all__ = ["NoOptions", "PluralignCLI", "option"]
 
-GIVEN_BY_TRAINER = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
+GIVEN_BY_TRAINER: set[str | int] = {
+    "model",
+    "datamodule",
+    "dataloaders",
+    "train_dataloaders",
+    "val_dataloaders",
+}
 """Arguments of the trainer's methods that are no options."""
 
 

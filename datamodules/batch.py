@@ -163,9 +163,11 @@ class Features(Protocol):
     @property
     def hidden_size(self) -> int:
         """H, the size of a vector."""
+        ...
 
     def check_backbone(self, description: Mapping[str, object]) -> None:
         """Refuse a backbone that would have given other vectors."""
+        ...
 
 
 @runtime_checkable
@@ -185,25 +187,32 @@ class DataSource(Protocol):
     @property
     def splits(self) -> tuple[str, ...]:
         """Splits that the data have."""
+        ...
 
     @property
     def features(self) -> Features | None:
         """The store that batches take their features from; None where they hold tokens."""
+        ...
 
     def user_groups(self) -> Mapping[str, str]:
         """Group of each user, by name; users may lack one, and data without groups name none."""
+        ...
 
     def text_format(self) -> TextFormat:
         """The settled text format."""
+        ...
 
     def mean_votes(self, name: str) -> list[float] | None:
         """Mean share of every category over the training split's judged items; None if it has no such votes."""
+        ...
 
     def check_judged(self, name: str) -> None:
         """Make sure that every item of the open splits has votes (``votes`` or ``comparison_votes``) or a prior."""
+        ...
 
     def texts(self, split: str, responses: Sequence[tuple[str, int]]) -> list[tuple[str, str]]:
         """Prompt and text of responses, named by record id and place in the record, as the network reads them."""
+        ...
 
     def batches(
         self,
@@ -218,3 +227,4 @@ class DataSource(Protocol):
         rank: tuple[int, int] | None = None,
     ) -> Iterable[PreferenceBatch]:
         """Batches of a split, as often as one iterates; ``PreferenceDataModule.batches`` says what is what."""
+        ...

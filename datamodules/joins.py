@@ -245,6 +245,7 @@ class Items(Protocol):
 
     def named_items(self, item: Item) -> tuple[Keys, Keys]:
         """Record key of every item, and its place in its record."""
+        ...
 
 
 def report_joins(

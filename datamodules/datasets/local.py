@@ -76,10 +76,12 @@ Prompt = str | tuple[Message, ...]
 
 OF_RECORD = {entry.stored: entry.field for entry in optional_columns("record") if entry.field is not None}
 """Attribute of a record for each field of a row."""
-KINDS_OF_RECORD = {entry.stored: entry.kind for entry in optional_columns("record")}
-JUDGED = {entry.field: entry.kind for entry in optional_columns("comparison") if entry.field is not None}
+KINDS_OF_RECORD: dict[str, Kind] = {entry.stored: entry.kind for entry in optional_columns("record")}
+JUDGED: dict[str, Kind] = {
+    entry.field: entry.kind for entry in optional_columns("comparison") if entry.field is not None
+}
 """Fields of a comparison, beside its sides and the share."""
-RATED = {
+RATED: dict[str, Kind] = {
     entry.field: entry.kind
     for entry in optional_columns("response")
     if entry.field is not None and entry.in_batch

@@ -316,5 +316,6 @@ def _check_keys(split: str, writer: _SplitWriter) -> None:
     if len(values) == len(keys):
         return
     table = TokenTable.read(writer.path).select_columns(["id", "record_key"])
-    names = sorted({row["id"] for row in table if row["record_key"] == values[counts.argmax()]})
+    pairs = zip(table["id"], table["record_key"], strict=True)
+    names = sorted({name for name, key in pairs if key == values[counts.argmax()]})
     raise ValueError(f"{split}: records {', '.join(map(repr, names))} have the same key: rename one of them")

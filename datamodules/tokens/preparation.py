@@ -27,19 +27,24 @@ class RecordSource(Protocol):
     @property
     def tokenizer(self) -> RecordTokenizer:
         """The tokenizer with its settled format."""
+        ...
 
     @property
     def splits(self) -> tuple[str, ...]:
         """Splits that the data have."""
+        ...
 
     def load(self, source: str) -> Iterator[SourceRow | RecordError]:
         """Rows of a source."""
+        ...
 
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """A row as a record."""
+        ...
 
     def route(self, record: PreferenceRecord, source: str) -> str:
         """Split of a record."""
+        ...
 
 
 def tokenise(data: RecordSource, source: str, writer: CacheWriter) -> None:

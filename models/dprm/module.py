@@ -133,7 +133,8 @@ class DPRM(RewardModule):
             }
         )
         self.labels, self.label_rewards = space.names, tuple(space.rewards.tolist())
-        self.judged, self.keys, self.objective = judged, VOTES[judged], OBJECTIVES[loss]
+        self.judged: Judged = judged
+        self.keys, self.objective = VOTES[judged], OBJECTIVES[loss]
         self.warmup_steps, self.risk_aversion = warmup_steps, risk_aversion
         self.requires = frozenset({self.keys.votes, *(("comparisons",) if judged == "comparisons" else ())})
         self.head: RewardHead | None = None
