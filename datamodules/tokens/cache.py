@@ -24,9 +24,8 @@ from ..joins import SideTable
 from ..records import RecordError
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     import datasets
+    import pyarrow as pa
 
 __all__ = [
     "CacheReader",
