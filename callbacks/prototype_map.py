@@ -245,14 +245,14 @@ class PrototypeMap(Report[PrototypeTable]):
         return finding.whole.as_json()
 
     def _texts(self, split: str, wanted: Sequence[tuple[str, int]]) -> dict[tuple[str, int], str]:
-        """Texts of responses; none where the batches were not of the data's own split."""
+        """Texts of responses; none where the data have none, or do not hold what the loader gave."""
         if self._data is None:
             return {}
         try:
             texts = self._data.texts(split, wanted)
-        except (LookupError, RuntimeError, ValueError):
+        except (RuntimeError, ValueError):  # the loader's records are not of this split's table
             return {}
-        return {name: text for name, (_, text) in zip(wanted, texts, strict=True)}
+        return {name: text for name, (_, text) in zip(wanted, texts, strict=True) if text}
 
     def _groups_of(self, users: Sequence[str]) -> list[str | None]:
         """Group of each user, from the argument or the data; empty if neither has any."""

@@ -34,11 +34,10 @@ import lightning as L
 import pluralign.callbacks
 import pluralign.datamodules
 import pluralign.models
-import pluralign.train
 from pluralign.datamodules import PreferenceDataModule
 from pluralign.datamodules.columns import COLUMNS
+from pluralign.train import VERBS
 
-VERBS = getattr(pluralign.train, "VERBS", {})
 ROOT = Path(__file__).resolve().parents[1]
 MARKS = re.compile(r"(<!-- generated: (?P<name>[^\n]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 SHARED = (
@@ -286,7 +285,7 @@ def columns() -> str:
                 f"`{column.name}`",
                 column.item,
                 inline(column.meaning),
-                "" if column.missing is None else f"{column.missing:g}",
+                "" if column.missing is None else f"{column.missing:g}".replace("nan", "NaN"),
                 inline(column.provided_by),
             )
             for column in COLUMNS

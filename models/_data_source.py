@@ -37,9 +37,9 @@ class AdaptedData:
         self.training_users = names("training_users", self.users)
         self.domains = names("domains")
         self.splits: tuple[str, ...] = ()
-        self.features: Features | None = getattr(datamodule, "feature_store", None)
+        self.features: Features | None = getattr(datamodule, "features", None)
         self._text_format: Callable[[], TextFormat] = getattr(datamodule, "text_format", dict)
-        self._groups: Callable[[], Mapping[str, str]] = getattr(datamodule, "group_of_user", dict)
+        self._groups: Callable[[], Mapping[str, str]] = getattr(datamodule, "user_groups", dict)
         self._mean_votes: Callable[[str], list[float] | None] = getattr(
             datamodule, "mean_votes", lambda name: None
         )
@@ -47,10 +47,7 @@ class AdaptedData:
 
     def user_groups(self) -> Mapping[str, str]:
         """Group of each user, by name; empty where there are none."""
-        try:
-            return self._groups()
-        except ValueError:  # under its settings, these data have none
-            return {}
+        return self._groups()
 
     def text_format(self) -> TextFormat:
         """The text format; empty, which fits any, if it says none."""

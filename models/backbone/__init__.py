@@ -1,7 +1,8 @@
 """Networks that read batches: loading, rows, packing, heads."""
 
+from .head import RewardHead
 from .loading import BackboneConfig, LoRAConfig, added_keys
-from .network import Backbone, BackboneOutput, RewardHead, StoredFeatures
+from .network import Backbone, BackboneOutput, StoredFeatures
 
 __all__ = [
     "Backbone",

@@ -25,7 +25,7 @@ from .rows import attention_bias, block_mask, length_chunks, pad_to_multiple, po
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["Backbone", "BackboneOutput", "RewardHead", "StoredFeatures"]
+__all__ = ["Backbone", "BackboneOutput", "StoredFeatures"]
 
 FULL_ATTENTION = frozenset(
     ("gemma", "gpt2", "gpt_neox", "llama", "mistral", "olmo2", "opt", "phi3", "qwen2", "qwen3", "smollm3")
@@ -34,30 +34,6 @@ FULL_ATTENTION = frozenset(
 
 FLEX_BUCKET = 128
 """Row lengths are rounded up to this under FlexAttention, so that few shapes are compiled."""
-
-
-class RewardHead(nn.Linear):
-    """Linear map from pooled states to rewards that computes in float32, whatever it is stored in."""
-
-    def __init__(self, in_features: int, out_features: int = 1) -> None:
-        """Initialise with standard deviation 1 / sqrt(in_features + 1), without bias.
-
-        A bias cancels in every comparison, so nothing would determine it.
-
-        Args:
-            in_features: Size of the pooled state.
-            out_features: Numbers per response.
-        """
-        super().__init__(in_features, out_features, bias=False)
-
-    def reset_parameters(self) -> None:
-        """Draw the weights anew."""
-        nn.init.normal_(self.weight, std=(self.in_features + 1) ** -0.5)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Map (R, H) of any float dtype to (R, out) float32."""
-        with torch.autocast(input.device.type, enabled=False):
-            return nn.functional.linear(input.float(), self.weight.float())
 
 
 class BackboneOutput(NamedTuple):

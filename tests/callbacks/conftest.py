@@ -54,7 +54,7 @@ class HandMade(L.LightningDataModule):
         pass
 
     def texts(self, split, responses):
-        raise KeyError("batches made by hand have no texts")
+        return [("", "")] * len(responses)
 
     def batches(self, split, **settings):
         return self.hand_made

@@ -11,7 +11,6 @@ import torch
 from pluralign.callbacks import PrototypeMap
 from pluralign.callbacks.pictures import draw_prototype_table, shortened
 from pluralign.datamodules import LoaderConfig, PersonaDataModule
-from pluralign.datamodules.batch import Basis
 from pluralign.metrics import PrototypeTable
 from pluralign.models import PAL, BackboneConfig, BradleyTerryRM, StoredFeatures
 from pluralign.tests.callbacks.conftest import HandMade
@@ -44,9 +43,6 @@ class OnFeatures(PAL):
             if self.num_prototypes == 2:
                 self.set_weights(self.users[:3], torch.tensor([[0.9, 0.1], [0.5, 0.5], [0.2, 0.8]]))
 
-    def forward(self, batch):
-        return with_basis(super().forward(batch))
-
 
 class Diverged(OnFeatures):
     """Its rewards are no numbers."""
@@ -62,14 +58,6 @@ class Silent(OnFeatures):
 
     def validation_step(self, batch, batch_idx):
         super().validation_step(batch, batch_idx)
-
-
-def with_basis(output):
-    rewards = output.pop("prototype_rewards", None)
-    if rewards is not None:
-        names = tuple(str(k) for k in range(rewards.shape[1]))
-        output["basis"] = Basis(rewards, names, "prototype_rewards", False)
-    return output
 
 
 def still(parameters):
