@@ -4,14 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._common import (
-    Reduction,
-    check_broadcast,
-    check_number,
-    check_values,
-    compared,
-    reduce_loss,
-)
+from ._common import Reduction, check_broadcast, check_number, check_values, compared, reduce_loss
 
 
 def _outcome_loss(

@@ -5,14 +5,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._common import (
-    Reduction,
-    check_broadcast,
-    check_number,
-    check_values,
-    compared,
-    reduce_loss,
-)
+from ._common import Reduction, check_broadcast, check_number, check_values, compared, reduce_loss
 from ._ranked import PlackettLuceLoss, RankedPairsLoss, plackett_luce_loss, ranked_pairs_loss
 from ._ties import DavidsonLoss, RaoKupperLoss, davidson_loss, rao_kupper_loss
 
@@ -296,12 +289,7 @@ class HingeLoss(nn.Module):
         self.reduction: Reduction = reduction
 
     def forward(
-        self,
-        chosen: Tensor,
-        rejected: Tensor,
-        *,
-        margin: Tensor | None = None,
-        weight: Tensor | None = None,
+        self, chosen: Tensor, rejected: Tensor, *, margin: Tensor | None = None, weight: Tensor | None = None
     ) -> Tensor:
         """Loss of the pairs; a ``margin`` given here goes first. See :func:`hinge_loss`."""
         required = self.margin if margin is None else margin
@@ -325,12 +313,7 @@ class SmoothedHingeLoss(nn.Module):
         self.reduction: Reduction = reduction
 
     def forward(
-        self,
-        chosen: Tensor,
-        rejected: Tensor,
-        *,
-        margin: Tensor | None = None,
-        weight: Tensor | None = None,
+        self, chosen: Tensor, rejected: Tensor, *, margin: Tensor | None = None, weight: Tensor | None = None
     ) -> Tensor:
         """Loss of the pairs; a ``margin`` given here goes first. See :func:`smoothed_hinge_loss`."""
         return smoothed_hinge_loss(

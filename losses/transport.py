@@ -108,9 +108,9 @@ def categorical_wasserstein(
     if positions is not None and exponent >= 1:
         return reduce_loss(_on_line(first, second, positions, cost, exponent), reduction, weight)
     matrix = cost_matrix(cost, exponent, first)
-    found = transport_potentials(matrix)
-    if found is not None:
-        return reduce_loss(best_potentials(first, second, found), reduction, weight)
+    potentials = transport_potentials(matrix)
+    if potentials is not None:
+        return reduce_loss(best_potentials(first, second, potentials), reduction, weight)
     return reduce_loss(exact_transport(first, second, matrix), reduction, weight)
 
 

@@ -118,11 +118,7 @@ class PreferenceCollator:
         return batch
 
     def _add_columns(
-        self,
-        batch: PreferenceBatch,
-        rows: Sequence[TokenRow],
-        item: Item,
-        places: Places,
+        self, batch: PreferenceBatch, rows: Sequence[TokenRow], item: Item, places: Places
     ) -> None:
         """Add what the data have of every item at these places in its record; of votes, the target as well."""
         values = {

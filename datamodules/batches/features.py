@@ -32,14 +32,7 @@ from ..checks import check_choices, check_range
 from ..tokens import TokenRow, TokenTable, prompt_alone, without_prompt
 from .users import UserView
 
-__all__ = [
-    "FeatureDtype",
-    "FeatureStore",
-    "FeatureTable",
-    "FeatureWriter",
-    "prompt_key",
-    "response_keys",
-]
+__all__ = ["FeatureDtype", "FeatureStore", "FeatureTable", "FeatureWriter", "prompt_key", "response_keys"]
 
 VERSION = 1
 """Counts up when the files' content changes."""

@@ -13,14 +13,7 @@ from torch import Tensor
 from ..checks import check_range
 from ..records import RecordError, SourceRow, read_json_lines
 
-__all__ = [
-    "TOLERANCE",
-    "CrowdConfig",
-    "CrowdPriors",
-    "crowd_priors",
-    "read_priors",
-    "resolve_prior",
-]
+__all__ = ["TOLERANCE", "CrowdConfig", "CrowdPriors", "crowd_priors", "read_priors", "resolve_prior"]
 
 WORDS = ("none", "uniform", "mean")
 TOLERANCE = 1e-3
@@ -193,8 +186,8 @@ class CrowdPriors:
         """
         if self.table is None:
             return None if self.shared is None else self.shared.float().expand(len(places), -1)
-        found = [self._row(name, index) for name, index in places]
-        return self.table[torch.tensor(found, dtype=torch.int64)]
+        rows = [self._row(name, index) for name, index in places]
+        return self.table[torch.tensor(rows, dtype=torch.int64)]
 
     def _row(self, name: str, index: int) -> int:
         if name not in self.rows:

@@ -238,14 +238,14 @@ class SummarizeFromFeedbackDataModule(PreferenceDataModule):
         Raises:
             ValueError: If a number differs; gives all of them.
         """
-        found = dict.fromkeys(sizes, 0)
+        counts = dict.fromkeys(sizes, 0)
         for source in sizes:
             for row in self.load(source):
                 if not isinstance(row, RecordError):
-                    found[source] += len(self.to_example(row).comparisons)
-        if found != dict(sizes):
+                    counts[source] += len(self.to_example(row).comparisons)
+        if counts != dict(sizes):
             raise ValueError(
-                f"labels={self.labels!r}, split={self.split!r}: found {_sizes(found)} judgements; expected "
+                f"labels={self.labels!r}, split={self.split!r}: found {_sizes(counts)} judgements; expected "
                 f"{_sizes(sizes)}"
             )
 
@@ -280,15 +280,15 @@ class SummarizeFromFeedbackDataModule(PreferenceDataModule):
 
     def _relabel(self, judgements: list[_Judgement]) -> tuple[list[_Judgement], dict[str, str]]:
         """Keep the rows of the length variant with its labels and its validation split; the group of each worker."""
-        kept = [
+        supervised = [
             row
             for row in judgements
             if all("sup" in policy and "ppo" not in policy for policy in row.policies)
         ]
-        groups = rank_workers([row.worker for row in kept if row.source == "train"])
+        groups = rank_workers([row.worker for row in supervised if row.source == "train"])
         relabelled = [
             row._replace(choice=preferred_length(row.summaries, groups[row.worker]), confidence=None)
-            for row in kept
+            for row in supervised
             if row.worker in groups
         ]
         if self.split == "released":

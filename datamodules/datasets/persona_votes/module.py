@@ -121,15 +121,15 @@ class PersonaVotesDataModule(OwnFilesDataModule):
 
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """A prompt and its responses with vote counts and priors."""
-        found = PersonaRow.read(row, self.num_labels)
+        checked = PersonaRow.read(row, self.num_labels)
         responses = []
         for i, (text, prior, votes) in enumerate(
-            zip(found.responses, found.priors, found.votes, strict=True)
+            zip(checked.responses, checked.priors, checked.votes, strict=True)
         ):
             counts, _ = weighted_votes(f"votes[{i}]", votes, self.num_labels, self.forgetting)
             judged = votes or prior is not None
             responses.append(Response(text, votes=counts if judged else None, prior=prior))
-        return PreferenceRecord(id=found.name, prompt=found.prompt, responses=tuple(responses))
+        return PreferenceRecord(id=checked.name, prompt=checked.prompt, responses=tuple(responses))
 
 
 def _split_files(folder: Path) -> dict[str, Path]:

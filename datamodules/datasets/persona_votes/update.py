@@ -240,22 +240,22 @@ class _Update:
 
     def _targets(self, records: list[PersonaRow]) -> list[list[float] | None]:
         """Target of each response of some records, None without votes and prior."""
-        found = [
+        items = [
             (*self._weighted(record, i), prior) for record in records for i, prior in enumerate(record.priors)
         ]
         nothing = (0.0,) * self.num_labels
         judged = [
             any(counts) or (prior is not None and self.config.prior_strength > 0)
-            for counts, _, prior in found
+            for counts, _, prior in items
         ]
-        kept = [part for part, is_judged in zip(found, judged, strict=True) if is_judged]
-        if not kept:
-            return [None] * len(found)
+        judged_items = [part for part, is_judged in zip(items, judged, strict=True) if is_judged]
+        if not judged_items:
+            return [None] * len(items)
         mean, _ = crowd_posterior(
-            torch.tensor([counts for counts, _, _ in kept], dtype=torch.float64),
+            torch.tensor([counts for counts, _, _ in judged_items], dtype=torch.float64),
             self.config,
-            torch.tensor([prior or nothing for _, _, prior in kept], dtype=torch.float64),
-            prior_weight=torch.tensor([weight for _, weight, _ in kept], dtype=torch.float64),
+            torch.tensor([prior or nothing for _, _, prior in judged_items], dtype=torch.float64),
+            prior_weight=torch.tensor([weight for _, weight, _ in judged_items], dtype=torch.float64),
         )
         targets = iter(mean.tolist())
         return [next(targets) if is_judged else None for is_judged in judged]
@@ -374,5 +374,5 @@ def _replace(source: Path, target: Path, update: _Update) -> None:
 
 
 def _state(path: Path) -> tuple[int, int, int]:
-    found = path.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -245,8 +245,8 @@ class PickAPicDataModule(OwnFilesDataModule):
 
     def _fields(self, row: SourceRow) -> Mapping[str, object]:
         """The row under our names, without nulls."""
-        found = {field: row.fields.get(self.columns.get(field, field)) for field in FIELDS}
-        return {field: value for field, value in found.items() if value is not None}
+        values = {field: row.fields.get(self.columns.get(field, field)) for field in FIELDS}
+        return {field: value for field, value in values.items() if value is not None}
 
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """A prompt, the names of its images as responses, and every judgement on them."""
