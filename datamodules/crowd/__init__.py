@@ -1,8 +1,9 @@
 """Votes become a target: settings, posterior, priors."""
 
-from .config import TOLERANCE, CrowdConfig, CrowdPriors, crowd_priors, read_priors, resolve_prior
+from .config import TOLERANCE, CrowdConfig
 from .posterior import (
     beta_view,
+    crowd_batch_target,
     crowd_posterior,
     crowd_target,
     dirichlet_update,
@@ -10,8 +11,7 @@ from .posterior import (
     forgetting_horizon,
     smooth_certain,
 )
-from .priors import VotePriors
-from .targets import crowd_batch_target
+from .priors import CrowdPriors, VotePriors, crowd_priors, read_priors, resolve_prior
 
 __all__ = [
     "TOLERANCE",
