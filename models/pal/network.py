@@ -1,4 +1,4 @@
-"""The private half of ``pal.py``: projectors and prototypes, what fits new users to them, the reward of one user."""
+"""Projectors and prototypes, what fits new users to them, the reward of one user."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""The private half of ``pal.py``: the table of users, and the module that finds the data's users in it."""
+"""The table of users, and the module that finds the data's users in it."""
 
 import json
 from collections.abc import Mapping, Sequence
