@@ -1,8 +1,9 @@
 """Estimates with bootstrap intervals: one way of drawing with replacement, whatever is computed from what was drawn.
 
 Own code, since on our sizes it is faster where there are many columns, and leaves out what a resample lacks: with 350
-users, 1,000 resamples and 24 columns ``scipy.stats.bootstrap`` takes 3.9 times as long for the same intervals (1.2 times
-with one column), and with one column ``BootStrapper`` of torchmetrics over 200 times; see ``benchmarks/estimates.py``.
+users, 1,000 resamples and 24 columns ``scipy.stats.bootstrap`` takes about four times as long for the same intervals
+(with one column as long), and ``BootStrapper`` of torchmetrics with one column over a hundred times as long; see
+``benchmarks/estimates.py``.
 """
 
 from collections.abc import Callable
