@@ -1,12 +1,12 @@
 """PreferenceDataModule: splits, users, loaders and what others ask of data; once for all datasets."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
 from torch.utils.data import DataLoader
 
-from .batch import PreferenceBatch
+from .batch import GivenRecord, GivenResponse, PreferenceBatch
 from .batches import (
     FeatureStore,
     FeatureTable,
@@ -14,6 +14,7 @@ from .batches import (
     LoaderRows,
     PreferenceCollator,
     PreferenceDataLoader,
+    RequestView,
     UserProtocol,
     UserView,
     batch_loader,
@@ -21,9 +22,11 @@ from .batches import (
     joined,
     user_view,
 )
+from .columns import optional_columns
 from .crowd import VotePriors
 from .joins import SideTable, load_joins, report_joins
 from .prepared import SPLITS, PreparedData
+from .records import PreferenceRecord, RecordError, SourceRow
 from .settings import SharedSettings
 from .tokens import CacheReader, SplitReport, TokenTable, decoded_responses, report_split
 
@@ -157,6 +160,30 @@ class PreferenceDataModule(PreparedData):
         """
         return decoded_responses(self.table(split), self.tokenizer.tokenizer.decode, responses)
 
+    def given(self, split: str) -> Iterator[GivenRecord]:
+        """Records of a split as their source gives them, in its order; it is read anew, and rows that are no valid
+        records are passed over.
+
+        Args:
+            split: A split that the data have.
+        """
+        for source in (source for source in self.sources if source == split or split not in self.sources):
+            for row in self.load(source):
+                try:
+                    record = None if isinstance(row, RecordError) else self.to_example(row)
+                except RecordError:
+                    continue
+                if record is not None and self.route(record, source) == split:
+                    yield _given(record, row)
+
+    def requested_users(self, split: str) -> list[str]:
+        """Users whose reward the records of a split, which ``setup`` opened, ask for."""
+        if not self._asks(split):
+            return []
+        chunks = self.table(split).column("request_user").chunks
+        names = {name for chunk in chunks for name in chunk.flatten().unique().to_pylist()}
+        return sorted(names - {None})
+
     # What modules, callbacks and commands ask --------------------------------------------------------------
 
     @property
@@ -228,8 +255,15 @@ class PreferenceDataModule(PreparedData):
         module = getattr(self.trainer, "lightning_module", None)
         return getattr(module, "layout", None) or "shared"
 
-    def collator(self, settings: LoaderConfig | None = None) -> PreferenceCollator:
-        """Function that turns rows into a batch, by the loader's settings or others; picklable."""
+    def collator(
+        self, settings: LoaderConfig | None = None, *, requests: bool = False
+    ) -> PreferenceCollator:
+        """Function that turns rows into a batch, by the loader's settings or others; picklable.
+
+        Args:
+            settings: The loader's if None.
+            requests: Whether batches say whose reward is asked for.
+        """
         settings = settings or self.loader
         if self._reader is None or self._priors is None:
             raise RuntimeError("call setup() first: the collator needs the data's users, domains and columns")
@@ -244,6 +278,7 @@ class PreferenceDataModule(PreparedData):
             crowd=settings.crowd,
             priors=self._priors.of_all(settings.crowd),
             joins=self.joins,
+            requests=requests,
         )
 
     def rows(self, split: str, settings: LoaderConfig | None = None) -> LoaderRows:
@@ -255,9 +290,10 @@ class PreferenceDataModule(PreparedData):
             if settings.users.active and split != "predict":
                 table = user_view(self.name, split, self.table(split), settings.users, *self.divided_users())
             store = None if settings.features is None else self.features
-            self._loaded[key] = (
-                table if store is None else FeatureTable(table, store, split, items=settings.items)
-            )
+            rows: TokenTable | UserView | FeatureTable = table
+            if store is not None:
+                rows = FeatureTable(table, store, split, items=settings.items)
+            self._loaded[key] = RequestView(rows, table) if self._asks(split) else rows
         return self._loaded[key]
 
     def batches(
@@ -293,8 +329,14 @@ class PreferenceDataModule(PreparedData):
         )
         if rank is None:
             rank = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        title, rows, collate = f"{self.name} {split}", self.rows(split, settings), self.collator(settings)
+        title, rows = f"{self.name} {split}", self.rows(split, settings)
+        collate = self.collator(settings, requests=self._asks(split))
         return batch_loader(title, rows, collate, settings, shuffle=shuffle, rank=rank)
+
+    def _asks(self, split: str) -> bool:
+        """Whether records of a split say whose reward is asked for; only those to predict can."""
+        present = frozenset() if self._reader is None else self._reader.present
+        return split == "predict" and any(entry.stored in present for entry in optional_columns("request"))
 
     def train_dataloader(self) -> DataLoader[PreferenceBatch]:
         """Batches of the training split, in seeded random order."""
@@ -341,6 +383,17 @@ class PreferenceDataModule(PreparedData):
         self._restored = self.state_dict()
         if self._reader is not None:
             self._name_users()
+
+
+def _given(record: PreferenceRecord, row: SourceRow) -> GivenRecord:
+    prompt = record.prompt
+    return GivenRecord(
+        record.id,
+        prompt if isinstance(prompt, str) else [{"role": turn.role, "content": turn.content} for turn in prompt],
+        [GivenResponse(response.text, response.user, response.domain) for response in record.requests],
+        [(comparison.user, comparison.domain) for comparison in record.comparisons],
+        f"{row.file}:{row.line}",
+    )
 
 
 def _names_of(state: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -1,7 +1,7 @@
 """What travels from the data modules to the models: torch tensors under agreed names.
 
-N prompts, R responses, P comparisons, L tokens. A response is scored once; judgements are index tables
-that point at responses. Both types are plain dictionaries at run time, so Lightning moves, pins and
+N prompts, R responses, P comparisons, Q requests, L tokens. A response is scored once; judgements, and requests for
+a user's reward, are index tables that point at responses. Both types are plain dictionaries at run time, so Lightning moves, pins and
 gathers them, and a user's own collate function needs nothing from this package.
 
 Two layouts carry the same keys:
@@ -16,7 +16,17 @@ from typing import Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor
 
-__all__ = ["Basis", "DataSource", "Features", "Labels", "PreferenceBatch", "RewardOutput", "TextFormat"]
+__all__ = [
+    "Basis",
+    "DataSource",
+    "Features",
+    "GivenRecord",
+    "GivenResponse",
+    "Labels",
+    "PreferenceBatch",
+    "RewardOutput",
+    "TextFormat",
+]
 
 TextFormat = dict[str, str | int | bool | None]
 """The settled text format: what a checkpoint keeps, so that later scoring uses the same."""
@@ -49,7 +59,8 @@ class PreferenceBatch(TypedDict, total=False):
     response_end: Tensor
     """(R,) int64: column of the response's last real token (its EOS)."""
     response_prompt: Tensor
-    """(R,) int64, ascending: index into ``id``; equals ``response_row`` in the shared layout."""
+    """(R,) int64, ascending: index into ``id``; equals ``response_row`` in the shared layout, unless several records
+    ask for the same response: it is of the first of them then."""
     response_index: Tensor
     """(R,) int64: position of the response in its record as the dataset gave it."""
 
@@ -78,6 +89,17 @@ class PreferenceBatch(TypedDict, total=False):
     """(P,) float32 >= 0: loss weight."""
     strength: Tensor
     """(P,) float32: signed vote strength, NaN if unknown."""
+
+    request_response: Tensor
+    """(Q,) int64: index into R: the response whose reward is asked for; several requests may share it."""
+    request_prompt: Tensor
+    """(Q,) int64, ascending: index into ``id``: which record asks."""
+    request_index: Tensor
+    """(Q,) int64: position of the response in that record; with the record's id it names a request for good."""
+    request_user_id: Tensor
+    """(Q,) int64: index into the data module's ``users``: whose reward is asked for; -1 for nobody in particular."""
+    request_domain_id: Tensor
+    """(Q,) int64: index into the data module's ``domains``; -1 unknown."""
 
     votes: Tensor
     """(R, C) float32 >= 0: annotator counts per category of a response."""
@@ -147,6 +169,11 @@ class RewardOutput(TypedDict, total=False):
     """(P,): reward of the second response of each comparison."""
     preference: Tensor
     """(P,) in [0, 1]: predicted share preferring the first, ties half; absent where it is the sigmoid of the gap."""
+    requested: Tensor
+    """(Q,): reward of each request's response, as the user who is named would give it; absent where users make no
+    difference."""
+    personal: Tensor
+    """(Q,) bool: whether ``requested`` is that user's own reward; elsewhere it is the mean user's."""
     labels: Labels
     """Distribution over labels of every response, or of every comparison."""
     basis: Basis
@@ -155,6 +182,27 @@ class RewardOutput(TypedDict, total=False):
     """(R, ...): what else the method says of responses."""
     of_comparisons: dict[str, Tensor]
     """(P, ...): what else the method says of comparisons."""
+
+
+class GivenResponse(NamedTuple):
+    """A response as its source gives it, and as whom it is to be scored."""
+
+    text: str
+    user: str | None
+    domain: str | None
+
+
+class GivenRecord(NamedTuple):
+    """A record as its source gives it: what stands beside predictions."""
+
+    id: str
+    prompt: str | list[dict[str, str]]
+    """Text, or messages with ``role`` and ``content``."""
+    responses: list[GivenResponse]
+    judges: list[tuple[str | None, str | None]]
+    """User and domain of each comparison."""
+    place: str
+    """File and line."""
 
 
 class Features(Protocol):
@@ -212,6 +260,14 @@ class DataSource(Protocol):
 
     def texts(self, split: str, responses: Sequence[tuple[str, int]]) -> list[tuple[str, str]]:
         """Prompt and text of responses, named by record id and place in the record, as the network reads them."""
+        ...
+
+    def given(self, split: str) -> Iterable[GivenRecord]:
+        """Records of a split as their source gives them, in its order; none where that is not known."""
+        ...
+
+    def requested_users(self, split: str) -> list[str]:
+        """Users whose reward the records of a split ask for."""
         ...
 
     def batches(

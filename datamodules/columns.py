@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from .batch import PreferenceBatch
@@ -23,9 +24,10 @@ __all__ = [
     "provided_by",
     "take_comparisons",
     "take_responses",
+    "with_requests",
 ]
 
-Item = Literal["record", "response", "comparison"]
+Item = Literal["record", "response", "comparison", "request"]
 Kind = Literal["number", "integer", "name", "counts", "vector"]
 
 NAN = float("nan")
@@ -48,6 +50,7 @@ class Column:
         categories: Column whose number of categories its counts have; None for one of its own.
         in_batch: Whether batches hold it; what they do not is read by the collator alone.
         training_only: Whether only names of the training split have an index, all others -1.
+        names: Stored column whose list of names its indices point into; None for its own.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Column:
     categories: str | None = None
     in_batch: bool = True
     training_only: bool = False
+    names: str | None = None
 
     @property
     def stored(self) -> str:
@@ -120,6 +124,17 @@ COLUMNS: tuple[Column, ...] = (
            "data with judges, such as UKPConvArgDataModule with judgements: workers", field="user"),
     Column("domain_id", "comparison", "name", -1, "(P,) int64: index into the data's ``domains``; -1 unknown",
            "data with domains, such as DSPDataModule", field="domain", training_only=True),
+    Column("request_response", "request", "integer", None, "(Q,) int64: index into R: whose reward is asked for",
+           "the predict split"),
+    Column("request_prompt", "request", "integer", None, "(Q,) int64, ascending: index into ``id``",
+           "the predict split"),
+    Column("request_index", "request", "integer", None, "(Q,) int64: place of the response in its record",
+           "the predict split"),
+    Column("request_user_id", "request", "name", -1, "(Q,) int64: index into the data's ``users``: whose reward it "
+           "is; -1 for nobody in particular", "a LocalDataModule whose rows to predict have user", field="user",
+           names="user"),
+    Column("request_domain_id", "request", "name", -1, "(Q,) int64: index into the data's ``domains``; -1 unknown",
+           "a LocalDataModule whose rows to predict have domain", field="domain", names="domain"),
 )  # fmt: skip
 
 
@@ -171,7 +186,7 @@ def take_comparisons(batch: PreferenceBatch, keep: Tensor) -> PreferenceBatch:
 
 
 def take_responses(batch: PreferenceBatch, keep: Tensor) -> PreferenceBatch:
-    """The batch with some of its responses; comparisons of which a side is gone go as well.
+    """The batch with some of its responses; comparisons of which a side is gone go as well, and so do requests.
 
     Rows of tokens stay as they are: nothing reads what belongs to no response.
 
@@ -180,13 +195,32 @@ def take_responses(batch: PreferenceBatch, keep: Tensor) -> PreferenceBatch:
         keep: (R,) bool.
 
     Returns:
-        A new batch; ``comparisons`` point at the responses that are left.
+        A new batch; ``comparisons`` and ``request_response`` point at the responses that are left.
     """
     kept = batch.copy()
     if "comparisons" in batch:
         kept = take_comparisons(batch, keep[batch["comparisons"]].all(dim=1))
         kept["comparisons"] = (keep.cumsum(0) - 1)[kept["comparisons"]]
+    masks = {"response": keep}
+    if "request_response" in batch:
+        masks["request"] = keep[batch["request_response"]]
     for entry in COLUMNS:
-        if entry.item == "response" and entry.name in batch:
-            kept[entry.name] = batch[entry.name][keep]  # type: ignore[literal-required]
+        if entry.item in masks and entry.name in batch:
+            kept[entry.name] = batch[entry.name][masks[entry.item]]  # type: ignore[literal-required]
+    if "request_response" in batch:
+        kept["request_response"] = (keep.cumsum(0) - 1)[kept["request_response"]]
     return kept
+
+
+def with_requests(batch: PreferenceBatch) -> PreferenceBatch:
+    """The batch with requests: its own, else one for each response, as nobody in particular.
+
+    Args:
+        batch: With ``response_prompt`` and ``response_index``.
+    """
+    if "request_response" in batch:
+        return batch
+    asked = batch.copy()
+    asked["request_prompt"], asked["request_index"] = batch["response_prompt"], batch["response_index"]
+    asked["request_response"] = torch.arange(len(batch["response_index"]), device=batch["response_index"].device)
+    return asked

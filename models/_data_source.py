@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Never
 
-from pluralign.datamodules.batch import Features, TextFormat
+from pluralign.datamodules.batch import Features, GivenRecord, TextFormat
 
 __all__ = ["AdaptedData"]
 
@@ -64,6 +64,14 @@ class AdaptedData:
     def texts(self, split: str, responses: Sequence[tuple[str, int]]) -> list[tuple[str, str]]:
         """Empty texts: it keeps none."""
         return [("", "")] * len(responses)
+
+    def given(self, split: str) -> list[GivenRecord]:
+        """None: it does not keep them."""
+        return []
+
+    def requested_users(self, split: str) -> list[str]:
+        """None: it names them in its batches alone."""
+        return []
 
     def batches(self, split: str, **settings: object) -> Never:
         """Refuse: it has loaders alone.

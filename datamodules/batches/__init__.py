@@ -4,6 +4,7 @@ from .collate import PreferenceCollator
 from .config import LoaderConfig, changed
 from .features import FeatureDtype, FeatureStore, FeatureTable, FeatureWriter, prompt_key, response_keys
 from .loaders import LoaderRows, batch_loader
+from .requests import RequestView
 from .sampler import PreferenceDataLoader, TokenBudgetBatchSampler
 from .users import UserProtocol, UserView, joined, user_view
 
@@ -16,6 +17,7 @@ __all__ = [
     "LoaderRows",
     "PreferenceCollator",
     "PreferenceDataLoader",
+    "RequestView",
     "TokenBudgetBatchSampler",
     "UserProtocol",
     "UserView",

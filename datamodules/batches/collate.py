@@ -13,6 +13,7 @@ from ..crowd import CrowdConfig, CrowdPriors, crowd_batch_target
 from ..joins import SideTable
 from ..tokens import TokenRow, prompt_alone, without_prompt
 from .features import FeatureStore
+from .requests import scored_rows
 
 __all__ = ["PreferenceCollator"]
 
@@ -55,6 +56,7 @@ class PreferenceCollator:
         crowd: CrowdConfig = CrowdConfig(),
         priors: Mapping[str, CrowdPriors] | None = None,
         joins: Iterable[SideTable] = (),
+        requests: bool = False,
     ) -> None:
         """Fix what every batch will hold, so that all batches have the same keys.
 
@@ -70,6 +72,8 @@ class PreferenceCollator:
             crowd: How votes become the distribution that is learned.
             priors: What is expected before the votes, for ``votes`` and ``comparison_votes``.
             joins: Side tables, whose values go before those of the data.
+            requests: Whether batches say whose reward of each response is asked for; equal responses of records that
+                stand together are then scored once.
 
         Raises:
             ValueError: If the layout is unknown.
@@ -83,7 +87,7 @@ class PreferenceCollator:
             column: {name: i for i, name in enumerate(values)} for column, values in (names or {}).items()
         }
         self.store, self.crowd, self.priors = store, crowd, dict(priors or {})
-        self.items, self.prompts = items, prompts
+        self.items, self.prompts, self.requests = items, prompts, requests
 
     def __call__(self, rows: Sequence[TokenRow]) -> PreferenceBatch:
         """Build one batch.
@@ -94,23 +98,31 @@ class PreferenceCollator:
         Returns:
             The batch, on the CPU.
         """
-        counts = np.asarray([len(row.response_index) for row in rows])
-        first = np.cumsum(counts) - counts
+        scored, records, where = scored_rows(rows, merge=self.requests)
+        counts = np.asarray([len(row.response_index) for row in scored])
         if self.store is not None:
-            batch = self._features(rows, counts)
+            batch = self._features(scored, counts)
+            if self.store.has_prompts:
+                batch["prompt_features"] = self.store.take(np.asarray([row.prompt_place for row in rows]))
         else:
-            batch = self._tokens(rows if self.items == "conversation" else [without_prompt(r) for r in rows])
+            texts = scored if self.items == "conversation" else [without_prompt(row) for row in scored]
+            batch = self._tokens(texts)
             if self.prompts:
                 batch["prompts"] = self._tokens([prompt_alone(row) for row in rows])
         batch["id"] = [row.id for row in rows]
         batch["record_key"] = torch.tensor([row.record_key for row in rows], dtype=torch.int64)
-        batch["response_prompt"] = torch.from_numpy(np.repeat(np.arange(len(rows)), counts))
-        batch["response_length"] = _integers([row.lengths[1:] for row in rows])
-        batch["response_index"] = _integers([row.response_index for row in rows])
+        batch["response_prompt"] = torch.from_numpy(np.repeat(records, counts))
+        batch["response_length"] = _integers([row.lengths[1:] for row in scored])
+        batch["response_index"] = _integers([row.response_index for row in scored])
         self._add_columns(batch, rows, "record", np.zeros((len(rows), 1), np.int32))
-        self._add_columns(batch, rows, "response", [row.response_index for row in rows])
+        self._add_columns(batch, scored, "response", [row.response_index for row in scored])
+        if self.requests:
+            batch["request_response"] = torch.from_numpy(np.concatenate(where))
+            batch["request_prompt"] = torch.from_numpy(np.repeat(np.arange(len(rows)), [*map(len, where)]))
+            batch["request_index"] = _integers([row.response_index for row in rows])
+            self._add_columns(batch, rows, "request", [row.response_index for row in rows])
         if "comparisons" in self.present or any(len(row.comparisons) for row in rows):
-            pairs = [row.comparisons.astype(np.int64) + start for row, start in zip(rows, first, strict=True)]
+            pairs = [places[row.comparisons] for row, places in zip(rows, where, strict=True)]
             batch["comparisons"] = torch.from_numpy(np.concatenate(pairs))
             batch["comparison_index"] = _integers([row.comparison_index for row in rows])
             batch["preference"] = torch.from_numpy(np.concatenate([row.preference for row in rows]))
@@ -139,7 +151,7 @@ class PreferenceCollator:
         parts = [row.columns.get(entry.stored) for row in rows]
         counts = [len(part) for part in places]
         if entry.kind == "name":
-            return _names(parts, counts, self.names.get(entry.stored, {}))
+            return _names(parts, counts, self.names.get(entry.names or entry.stored, {}))
         width = self.categories[entry.votes] if entry.kind == "counts" else 0
         values = _floats(parts, counts, entry.missing, width)
         if entry.stored in self.joins:
@@ -150,13 +162,10 @@ class PreferenceCollator:
     def _features(self, rows: Sequence[TokenRow], counts: Integers) -> PreferenceBatch:
         assert self.store is not None  # the caller looked
         places = [row.places for row in rows if row.places is not None]
-        batch = PreferenceBatch(
+        return PreferenceBatch(
             features=self.store.take(np.concatenate(places)),
             response_row=torch.from_numpy(np.repeat(np.arange(len(rows)), counts)),
         )
-        if self.store.has_prompts:
-            batch["prompt_features"] = self.store.take(np.asarray([row.prompt_place for row in rows]))
-        return batch
 
     def _target(
         self, name: str, votes: Tensor, places: Sequence[tuple[str, int]], own: Tensor | None = None

@@ -8,13 +8,14 @@ from ..tokens import TokenTable
 from .collate import PreferenceCollator
 from .config import LoaderConfig
 from .features import FeatureTable
+from .requests import RequestView
 from .sampler import FixedOrderBatchSampler, PreferenceDataLoader, TokenBudgetBatchSampler
 from .users import UserView
 
 __all__ = ["LoaderRows", "batch_loader"]
 
-LoaderRows = TokenTable | UserView | FeatureTable
-"""What a loader reads: records of a split, whole or of some users, with tokens or with the places of features."""
+LoaderRows = TokenTable | UserView | FeatureTable | RequestView
+"""What a loader reads: records of a split, whole, of some users, or the different ones; with tokens or places of features."""
 
 
 def batch_loader(

@@ -27,7 +27,7 @@ common beginning that ends at a space is the prompt::
 
 Several responses (a comparison is an object, or ``[i, j]``, or ``[i, j, share]``, i preferred to j; ``user``,
 ``domain``, ``weight`` of the row hold for comparisons that have none of their own; a response may be an object with
-``text``, ``score``, ``votes``)::
+``text``, ``score``, ``votes``, ``user``, ``domain``)::
 
     {"prompt": "Name a fruit.", "responses": ["Apple.", "Pear.", "Chair."],
      "comparisons": [[0, 2], [1, 2, 0.9], {"chosen": 0, "rejected": 1, "preference": 0.5, "user": "ann"}],
@@ -36,6 +36,12 @@ Several responses (a comparison is an object, or ``[i, j]``, or ``[i, j, share]`
 One response with a rating, with vote counts, or with neither (to be scored)::
 
     {"prompt": "Name a fruit.", "response": "Apple.", ["score": 4.5, "votes": [0, 1, 4]]}
+
+Rows of the file ``predict``, of any shape, say whose reward is asked for; a response that is an object may have ``user``
+and ``domain`` of its own. The same response for several users is scored once::
+
+    {"prompt": "Name a fruit.", "response": "Apple.", "user": "ann"}
+    {"prompt": "Name a fruit.", "responses": ["Apple.", {"text": "Apple.", "user": "bob"}, "Pear."], "user": "ann"}
 
 In CSV, numbers are read from text, and ``messages``, ``responses``, ``comparisons``, ``scores``, ``votes`` are JSON in
 a cell. ``id``, ``user``, ``domain``, ``source`` and ``aspect`` may be text or whole numbers. Every shape may have
@@ -87,6 +93,10 @@ RATED: dict[str, Kind] = {
     if entry.field is not None and entry.in_batch
 }
 """Fields of a response, beside its text."""
+ASKED: dict[str, Kind] = {
+    entry.field: entry.kind for entry in optional_columns("request") if entry.field is not None
+}
+"""Fields of a row or response to be scored: as whom."""
 SEVERAL = {name: name if kind == "counts" else f"{name}s" for name, kind in RATED.items()}
 """Field of a row that holds one such value for each of several responses."""
 COMPARISON = ("chosen", "rejected", "preference", *JUDGED)
@@ -188,7 +198,12 @@ class LocalDataModule(OwnFilesDataModule):
             OF_RECORD[field]: value for field, value in _columns("", KINDS_OF_RECORD, fields).items()
         }
         return PreferenceRecord(
-            id=name, prompt=prompt, responses=tuple(responses), comparisons=tuple(comparisons), **of_record
+            id=name,
+            prompt=prompt,
+            responses=tuple(responses),
+            comparisons=tuple(comparisons),
+            **of_record,
+            **_columns("", ASKED, fields),
         )
 
     def _fields(self, row: SourceRow) -> dict[str, object]:
@@ -306,12 +321,13 @@ def _ranked(fields: Mapping[str, object]) -> tuple[Prompt, list[Response], list[
     responses = []
     for i, value in enumerate(values):
         response: Mapping[str, object] = value if isinstance(value, Mapping) else {"text": value}
-        for name in response.keys() - {"text", *RATED}:
-            allowed = ", ".join(("text", *RATED))
+        for name in response.keys() - {"text", *RATED, *ASKED}:
+            allowed = ", ".join(("text", *RATED, *ASKED))
             raise RecordError(f"responses[{i}].{name}", response[name], allowed, reason="unknown field")
         rated = {name: response.get(name, entries[i]) for name, entries in several.items()}
+        asked = {name: response.get(name) for name in ASKED}
         text: Any = response.get("text")  # the record checks it
-        responses.append(Response(text, **_columns(f"responses[{i}].", RATED, rated)))
+        responses.append(Response(text, **_columns(f"responses[{i}].", RATED | ASKED, rated | asked)))
     shared = {name: fields[name] for name in SHARED if name in fields}
     comparisons = []
     for i, entry in enumerate(list_field("comparisons", fields.get("comparisons", []), empty=True)):

@@ -26,7 +26,7 @@ bytes that are not UTF-8          error ``not UTF-8``, found when the line is re
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha1
 
 from ..columns import Column, optional_columns
@@ -119,12 +119,16 @@ class Response:
         score: A rating, any finite number; None if unknown.
         votes: Annotator counts per category, >= 0; None if unknown.
         prior: What to expect of the crowd before anyone voted: a distribution over the categories; None if unknown.
+        user: Whose reward is asked for in the predict split; None for the record's.
+        domain: In which domain, likewise.
     """
 
     text: str
     score: float | None = None
     votes: tuple[float, ...] | None = None
     prior: tuple[float, ...] | None = None
+    user: str | None = None
+    domain: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +172,9 @@ class PreferenceRecord:
         source: Which part of a mixture it is of, without a NUL; None for the data module's name.
         aspect: The preference asked for, such as ``harmless``; None if that is not said.
         weight: Weight of the whole record, >= 0; None means 1.
+        user: Whose reward is asked for in the predict split, of responses that do not say it; None for nobody in
+            particular.
+        domain: In which domain, likewise.
     """
 
     id: str
@@ -178,6 +185,8 @@ class PreferenceRecord:
     source: str | None = None
     aspect: str | None = None
     weight: float | None = None
+    user: str | None = None
+    domain: str | None = None
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -199,12 +208,28 @@ class PreferenceRecord:
         for i, comparison in enumerate(self.comparisons):
             _check_comparison(f"comparisons[{i}]", comparison, len(self.responses))
         _check_columns("responses[{}].", self.responses, optional_columns("response"))
+        _check_columns("", [self], optional_columns("request"))
+        _check_columns("responses[{}].", self.responses, optional_columns("request"))
         _check_columns("comparisons[{}].", self.comparisons, optional_columns("comparison"))
         _check_lengths(
             "responses",
             [counts for response in self.responses for counts in (response.votes, response.prior)],
         )
         _check_lengths("comparisons", [comparison.votes for comparison in self.comparisons])
+
+    @property
+    def requests(self) -> tuple[Response, ...]:
+        """The responses with the user and the domain for whom each is scored."""
+        if self.user is None and self.domain is None:
+            return self.responses
+        return tuple(
+            replace(
+                response,
+                user=self.user if response.user is None else response.user,
+                domain=self.domain if response.domain is None else response.domain,
+            )
+            for response in self.responses
+        )
 
     @property
     def split_key(self) -> str:

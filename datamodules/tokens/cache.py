@@ -321,12 +321,13 @@ def take_row_responses(row: TokenRow, kept: Sequence[int]) -> TokenRow:
     ends = np.cumsum(row.lengths)
     places = np.asarray(kept, dtype=np.int64)
     row = take_row_comparisons(row, np.zeros(len(row.comparisons), dtype=bool))
+    columns = _take("response", row.columns, places, len(row.response_index))
     return row._replace(
         tokens=np.concatenate([row.tokens[: ends[0]], *(row.tokens[ends[i] : ends[i + 1]] for i in kept)]),
         lengths=row.lengths[[0, *(i + 1 for i in kept)]],
         response_index=row.response_index[places],
         places=None if row.places is None else row.places[places],
-        columns=_take("response", row.columns, places, len(row.response_index)),
+        columns=_take("request", columns, places, len(row.response_index)),
     )
 
 

@@ -47,12 +47,14 @@ def _hash(text: str) -> int:
 
 
 def _items(
-    record: PreferenceRecord, responses: Sequence[int], comparisons: Sequence[int]
+    record: PreferenceRecord, responses: Sequence[int], comparisons: Sequence[int], *, requests: bool = False
 ) -> dict[Item, list[PreferenceRecord] | list[Response] | list[Comparison]]:
-    """What a column may be of: the record, and its responses and comparisons at these places."""
+    """What a column may be of: the record, and its responses and comparisons at these places; what is asked of them."""
+    asked = record.requests if requests else ()
     return {
         "record": [record],
         "response": [record.responses[i] for i in responses],
+        "request": [asked[i] for i in responses] if requests else [],
         "comparison": [record.comparisons[i] for i in comparisons],
     }
 
@@ -71,11 +73,11 @@ def _flat(entry: Column, items: Sequence[object]) -> list[object]:
     return [count for value in values for count in (nothing if value is None else value)]
 
 
-def _columns(record: PreferenceRecord, tokens: TokenizedRecord) -> dict[str, list[object]]:
-    """Everything of a record but its tokens, for the kept responses and comparisons."""
+def _columns(record: PreferenceRecord, tokens: TokenizedRecord, split: str) -> dict[str, list[object]]:
+    """Everything of a record but its tokens, for the kept responses and comparisons; requests are of ``predict`` alone."""
     place = {response: i for i, response in enumerate(tokens.responses)}
     comparisons = [record.comparisons[i] for i in tokens.comparisons]
-    items = _items(record, tokens.responses, tokens.comparisons)
+    items = _items(record, tokens.responses, tokens.comparisons, requests=split == "predict")
     return {
         "response_index": list(tokens.responses),
         "comparisons": [place[side] for c in comparisons for side in (c.chosen, c.rejected)],
@@ -108,7 +110,7 @@ class _SplitWriter:
 
         data: dict[str, list[object]] = {name: [] for name in self.schema.names}
         for record, tokens, file, line in rows:
-            columns = _columns(record, tokens)
+            columns = _columns(record, tokens, self.split)
             key = record_key(self.source if record.source is None else record.source, self.split, record.id)
             data["id"].append(record.id)
             data["record_key"].append(key)
@@ -236,11 +238,15 @@ class CacheWriter:
                 self.reports[split].in_train = int(shared.sum())
         first = train or next(iter(self._splits.values()))
         names = {}
-        for entry in optional_columns(kind="name"):
+        kinds = optional_columns(kind="name")
+        for entry in (kind for kind in kinds if kind.names is None):
             # Those of training come first: a method that keeps a table of users needs it for them alone.
             names[entry.stored] = sorted(first.names[entry.stored])
             if not entry.training_only:
-                others = set().union(*(writer.names[entry.stored] for writer in self._splits.values()))
+                sharing = [kind.stored for kind in kinds if entry.stored in (kind.stored, kind.names)]
+                others = set().union(
+                    *(writer.names[name] for writer in self._splits.values() for name in sharing)
+                )
                 names[entry.stored] += sorted(others - first.names[entry.stored])
         meta = {
             "format": dict(format_description),

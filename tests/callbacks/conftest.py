@@ -56,5 +56,11 @@ class HandMade(L.LightningDataModule):
     def texts(self, split, responses):
         return [("", "")] * len(responses)
 
+    def given(self, split):
+        return []
+
+    def requested_users(self, split):
+        return []
+
     def batches(self, split, **settings):
         return self.hand_made
