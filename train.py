@@ -23,7 +23,7 @@ VERBS = {
     "fit": Verb("train a model; validate along the way, and keep checkpoints", "trainer:fit"),
     "validate": Verb("measure a model on the validation split", "trainer:validate"),
     "test": Verb("measure a model on the test split", "trainer:test"),
-    "predict": Verb("score the responses of the predict split", "trainer:predict"),
+    "predict": Verb("score the responses of the predict split, into a file", "predict:predict"),
     "embed": Verb("write a frozen backbone's features of the data into a store", "embed:embed"),
     "adapt": Verb("give unseen users weights in a checkpoint of PAL", "adapt:adapt"),
     "data inspect": Verb("show tokens, counts, lengths and drops of the data", "inspect:inspect"),

@@ -24,6 +24,7 @@ GIVEN_BY_TRAINER: set[str | int] = {
     "dataloaders",
     "train_dataloaders",
     "val_dataloaders",
+    "return_predictions",
 }
 """Arguments of the trainer's methods that are no options."""
 
@@ -156,10 +157,10 @@ class PluralignCLI(LightningCLI, Generic[OptionsT]):
 
     # What a verb does with it --------------------------------------------------------------------------
 
-    def run_method(self) -> None:
-        """Run the trainer's method on model and data."""
+    def run_method(self, **settings: object) -> None:
+        """Run the trainer's method on model and data, with what the options say and these settings."""
         assert self.method is not None  # the caller named it
-        settings = {name: self.config_init[name] for name in self.method_options}
+        settings |= {name: self.config_init[name] for name in self.method_options}
         getattr(self.trainer, self.method)(self.model, datamodule=self.datamodule, **settings)
 
     def connect(self) -> None:

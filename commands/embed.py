@@ -1,6 +1,6 @@
 """``pluralign embed``: a frozen backbone's features of the data, in a store that runs read in place of text."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.progress import Progress, TaskID
@@ -10,7 +10,7 @@ from pluralign.inference import Embedder
 
 from .cli import PluralignCLI, option
 
-__all__ = ["embed"]
+__all__ = ["embed", "show_progress"]
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,23 @@ def embed(words: Sequence[str]) -> None:
         shard_size=options.shard_size,
     )
     before = len(embedder.writer)
+    show_progress(embedder.run(max_tokens=options.max_tokens))
+    after, size = len(embedder.writer), embedder.backbone.hidden_size
+    print(f"{after - before:,} vectors of {size} numbers added to {folder}, {after:,} in all")
+
+
+def show_progress(steps: Iterable[tuple[str, int, int]]) -> int:
+    """Show how far an embedding is, split by split; returns how many texts it ran.
+
+    Args:
+        steps: Split, texts of it that are done, and how many there are to do.
+    """
     with Progress(transient=True) as progress:
         tasks: dict[str, TaskID] = {}
-        for split, done, total in embedder.run(max_tokens=options.max_tokens):
+        number: dict[str, int] = {}
+        for split, done, total in steps:
             if split not in tasks:
                 tasks[split] = progress.add_task(split, total=total)
             progress.update(tasks[split], completed=done)
-    after, size = len(embedder.writer), embedder.backbone.hidden_size
-    print(f"{after - before:,} vectors of {size} numbers added to {folder}, {after:,} in all")
+            number[split] = done
+    return sum(number.values())

@@ -1,11 +1,11 @@
-"""The verbs that Lightning's trainer does: ``pluralign fit``, ``validate``, ``test`` and ``predict``."""
+"""The verbs that Lightning's trainer does alone: ``pluralign fit``, ``validate`` and ``test``."""
 
 from collections.abc import Sequence
 from typing import Literal
 
 from .cli import NoOptions, PluralignCLI
 
-__all__ = ["fit", "predict", "test", "validate"]
+__all__ = ["fit", "test", "validate"]
 
 
 def fit(words: Sequence[str]) -> None:
@@ -23,12 +23,5 @@ def test(words: Sequence[str]) -> None:
     _run("test", words, test.__doc__)
 
 
-def predict(words: Sequence[str]) -> None:
-    """Score the responses of the predict split with a model as a checkpoint has it; RewardWriter writes the scores."""
-    _run("predict", words, predict.__doc__)
-
-
-def _run(
-    verb: Literal["fit", "validate", "test", "predict"], words: Sequence[str], description: str | None
-) -> None:
+def _run(verb: Literal["fit", "validate", "test"], words: Sequence[str], description: str | None) -> None:
     PluralignCLI(verb, words, description=description, options=NoOptions, method=verb).run_method()

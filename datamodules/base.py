@@ -66,6 +66,7 @@ class PreferenceDataModule(PreparedData):
         self.domains: list[str] = []
         self.reports: dict[str, SplitReport] = {}
         self._names: dict[str, list[str]] = {}
+        self._added_features: Path | None = None
         self._store: FeatureStore | None = None
         self._joins: tuple[tuple[str, ...], tuple[SideTable, ...]] = (), ()
         self._loaded: dict[tuple[object, ...], LoaderRows] = {}
@@ -161,8 +162,9 @@ class PreferenceDataModule(PreparedData):
         return decoded_responses(self.table(split), self.tokenizer.tokenizer.decode, responses)
 
     def given(self, split: str) -> Iterator[GivenRecord]:
-        """Records of a split as their source gives them, in its order; it is read anew, and rows that are no valid
-        records are passed over.
+        """Records of a split as their source gives them, in its order.
+
+        The source is read anew; rows that are no valid records are passed over.
 
         Args:
             split: A split that the data have.
@@ -206,10 +208,25 @@ class PreferenceDataModule(PreparedData):
         if folder is None:
             return None
         if self._store is None or self._store.folder != Path(folder):
-            store = FeatureStore(folder)
+            store = FeatureStore(folder, added=self._added_features)
             store.check_tokenizer(self.text_format())
             self._store = store
         return self._store
+
+    def add_features(self, folder: Path) -> FeatureStore:
+        """Read vectors that the store of ``loader.features`` lacks from another folder, which holds what it does now.
+
+        Args:
+            folder: Of a store of the same description.
+
+        Raises:
+            ValueError: If ``loader.features`` names no store.
+        """
+        self._added_features, self._store = folder, None
+        store = self._open_features()
+        if store is None:
+            raise ValueError("add_features needs loader.features: the store that lacks something")
+        return store
 
     def _open_files(self) -> tuple[SideTable, ...]:
         self._open_features()
@@ -255,9 +272,7 @@ class PreferenceDataModule(PreparedData):
         module = getattr(self.trainer, "lightning_module", None)
         return getattr(module, "layout", None) or "shared"
 
-    def collator(
-        self, settings: LoaderConfig | None = None, *, requests: bool = False
-    ) -> PreferenceCollator:
+    def collator(self, settings: LoaderConfig | None = None, *, requests: bool = False) -> PreferenceCollator:
         """Function that turns rows into a batch, by the loader's settings or others; picklable.
 
         Args:
@@ -389,7 +404,9 @@ def _given(record: PreferenceRecord, row: SourceRow) -> GivenRecord:
     prompt = record.prompt
     return GivenRecord(
         record.id,
-        prompt if isinstance(prompt, str) else [{"role": turn.role, "content": turn.content} for turn in prompt],
+        prompt
+        if isinstance(prompt, str)
+        else [{"role": turn.role, "content": turn.content} for turn in prompt],
         [GivenResponse(response.text, response.user, response.domain) for response in record.requests],
         [(comparison.user, comparison.domain) for comparison in record.comparisons],
         f"{row.file}:{row.line}",

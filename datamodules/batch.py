@@ -71,6 +71,8 @@ class PreferenceBatch(TypedDict, total=False):
     """(P, 2) int64: indices into R, chosen then rejected."""
     comparison_index: Tensor
     """(P,) int64: position of the comparison in its record; with the record's id it names a pair for good."""
+    comparison_prompt: Tensor
+    """(P,) int64, ascending: index into ``id``; beside requests alone, for elsewhere it is its responses' own."""
     preference: Tensor
     """(P,) float32 in [0, 1]: share of annotators preferring the first; 1 if unanimous, 0.5 for a tie."""
     comparison_votes: Tensor

@@ -109,6 +109,8 @@ COLUMNS: tuple[Column, ...] = (
     Column("comparisons", "comparison", "integer", None, "(P, 2) int64: indices into R, chosen then rejected",
            "every data module of pairs; a LocalDataModule whose rows have chosen and rejected"),
     Column("comparison_index", "comparison", "integer", None, "(P,) int64: place in the record"),
+    Column("comparison_prompt", "comparison", "integer", None, "(P,) int64, ascending: index into ``id``; beside "
+           "requests alone", "the predict split"),
     Column("preference", "comparison", "number", None, "(P,) float32 in [0, 1]: share preferring the first",
            field="preference"),
     Column("margin", "comparison", "number", 0.0, "(P,) float32: required reward gap", field="margin"),
@@ -215,12 +217,13 @@ def take_responses(batch: PreferenceBatch, keep: Tensor) -> PreferenceBatch:
 def with_requests(batch: PreferenceBatch) -> PreferenceBatch:
     """The batch with requests: its own, else one for each response, as nobody in particular.
 
-    Args:
-        batch: With ``response_prompt`` and ``response_index``.
+    A batch that does not say which records its responses are of stays as it is.
     """
-    if "request_response" in batch:
+    if "request_response" in batch or not {"response_prompt", "response_index"} <= batch.keys():
         return batch
     asked = batch.copy()
     asked["request_prompt"], asked["request_index"] = batch["response_prompt"], batch["response_index"]
-    asked["request_response"] = torch.arange(len(batch["response_index"]), device=batch["response_index"].device)
+    asked["request_response"] = torch.arange(
+        len(batch["response_index"]), device=batch["response_index"].device
+    )
     return asked

@@ -1,6 +1,6 @@
 """Fill a feature store: run what it lacks of a data module's texts through a frozen network, each text once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +12,22 @@ from torch import Tensor
 from pluralign.datamodules import PreferenceBatch, PreferenceDataModule
 from pluralign.datamodules.batches import (
     FeatureDtype,
+    FeatureStore,
     FeatureWriter,
     PreferenceCollator,
     TokenBudgetBatchSampler,
     response_keys,
 )
-from pluralign.datamodules.tokens import TokenRow, prompt_alone, take_row_responses, without_prompt
+from pluralign.datamodules.tokens import (
+    TokenRow,
+    fingerprint,
+    prompt_alone,
+    take_row_responses,
+    without_prompt,
+)
 from pluralign.models import Backbone, RewardModule
 
-__all__ = ["Embedder", "embed_features"]
+__all__ = ["Embedder", "embed_features", "embed_missing"]
 
 
 class Embedder:
@@ -71,11 +78,15 @@ class Embedder:
             shard_size=shard_size,
         )
 
-    def run(self, *, max_tokens: int = 16_384) -> Iterator[tuple[str, int, int]]:
+    def run(
+        self, *, max_tokens: int = 16_384, splits: Sequence[str] | None = None, known: Container[int] = ()
+    ) -> Iterator[tuple[str, int, int]]:
         """Embed what the store does not have yet of every split; what an interrupted run has embedded is kept.
 
         Args:
             max_tokens: Bound on rows x padded length of a batch.
+            splits: Splits that are set up; None for all, which are set up here.
+            known: Keys of texts that have a vector elsewhere.
 
         Yields:
             Split, texts of it that are done, and how many there are to do, after every batch.
@@ -90,7 +101,13 @@ class Embedder:
             layout=self.backbone.layout,
             max_tokens=max_tokens,
             check=self._model.check_network,
+            splits=splits,
+            known=known,
         )
+
+    def release(self) -> None:
+        """Give the module back as it was: not built."""
+        self._model.backbone = self._model.text_format = None
 
     def _encode(self, batch: PreferenceBatch) -> Tensor:
         features: Tensor = self.backbone(move_data_to_device(batch, self._device))
@@ -105,6 +122,8 @@ def embed_features(
     layout: str,
     max_tokens: int = 16_384,
     check: Callable[[PreferenceBatch], None] | None = None,
+    splits: Sequence[str] | None = None,
+    known: Container[int] = (),
 ) -> Iterator[tuple[str, int, int]]:
     """Embed what a store does not have yet of every split of a data module.
 
@@ -112,22 +131,25 @@ def embed_features(
     rows of their own. What an interrupted run has embedded is kept.
 
     Args:
-        data: The data; prepared and set up here.
+        data: The data.
         encode: One vector per response of a token batch, (R, H); moves the batch to its device itself.
         writer: The store.
         layout: ``shared`` or ``separate`` rows, as the network takes them.
         max_tokens: Bound on rows x padded length of a batch.
         check: Looks at every batch before it is encoded, and raises if the network cannot read it.
+        splits: Splits that are set up; None for all, which are prepared and set up here.
+        known: Keys of texts that have a vector elsewhere.
 
     Yields:
         Split, responses and prompts of it that are done, and how many there are to do, after every batch.
     """
-    data.setup()
+    if splits is None:
+        data.setup()
+        splits = data.splits
     collate = PreferenceCollator(layout=layout)
-    planned: set[int] = set()
     try:
-        for split in data.splits:
-            plan = _plan(data, split, writer, planned, layout)
+        for split in splits:
+            plan = _plan(data, split, (writer, known), layout, prompts=writer.prompts)
             batches = TokenBudgetBatchSampler(plan.sizes, layout=layout, max_tokens=max_tokens, shuffle=False)
             table, done, total = data.table(split), 0, sum(map(len, plan.keys))
             for batch in batches:
@@ -170,16 +192,64 @@ class _Plan:
         self._sizes.append((len(kept), int(text.lengths[0]), int(own.sum()), int(own.max())))
 
 
+def embed_missing(
+    model: RewardModule,
+    data: PreferenceDataModule,
+    split: str,
+    *,
+    device: torch.device | str = "cpu",
+    max_tokens: int = 16_384,
+) -> Iterator[tuple[str, int, int]]:
+    """Embed what the data's feature store lacks of a split; the store stays as it is.
+
+    The vectors lie beside the token caches, in the store's dtype, and are found there again by later runs; the data read
+    both. The network is loaded only if something is missing.
+
+    Args:
+        model: Not built yet, and not afterwards.
+        data: With ``loader.features``; set up for the split here.
+        split: ``predict``, ``test``, or another one that is a stage.
+        device: Where the network runs.
+        max_tokens: Bound on rows x padded length of a batch.
+
+    Yields:
+        As :func:`embed_features`; nothing if nothing is missing.
+
+    Raises:
+        ValueError: If the store is of another backbone.
+    """
+    data.setup(split)
+    store = data.features
+    assert store is not None  # the caller looked
+    folder = data.cache_folder().parent / f"features-{_description(store)}"
+    if (folder / "meta.json").is_file():
+        store = data.add_features(folder)
+    if not _plan(data, split, (store,), "shared", prompts=store.has_prompts).keys:
+        return
+    store.check_backbone(model.backbone_config.description())
+    embedder = Embedder(model, data, folder, device=device, dtype=store.dtype, prompts=store.has_prompts)
+    try:
+        yield from embedder.run(max_tokens=max_tokens, splits=(split,), known=store)
+    finally:
+        embedder.release()
+    data.add_features(folder)
+
+
+def _description(store: FeatureStore) -> str:
+    parts = ("backbone", "text_format", "hidden_size", "dtype", "has_prompts")
+    return fingerprint({name: getattr(store, name) for name in parts})
+
+
 def _plan(
-    data: PreferenceDataModule, split: str, writer: FeatureWriter, planned: set[int], layout: str
+    data: PreferenceDataModule, split: str, known: Sequence[Container[int]], layout: str, *, prompts: bool
 ) -> _Plan:
-    plan = _Plan()
+    plan, planned = _Plan(), set[int]()
     for number, row in enumerate(data.table(split).rows()):
-        for prompt in (False, True) if writer.prompts else (False,):
+        for prompt in (False, True) if prompts else (False,):
             text = _text(row, prompt, data.loader.items)
             kept, keys = [], []
             for i, key in enumerate(response_keys(text).tolist()):
-                if key not in writer and key not in planned:
+                if key not in planned and not any(key in each for each in known):
                     planned.add(key)
                     kept.append(i)
                     keys.append(key)

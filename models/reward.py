@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from typing import Any, Unpack
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
-from pluralign.datamodules.columns import provided_by
+from pluralign.datamodules.columns import COLUMNS, provided_by, with_requests
 from pluralign.metrics import PreferenceMetrics
 
 from .backbone import BackboneConfig
@@ -19,7 +20,11 @@ __all__ = ["RewardModule", "compared"]
 WATCHED_STEPS = 3
 """First training batches whose scores must not all be identical."""
 
-NAMES = frozenset({"id", "response_prompt", "response_index", "comparisons", "comparison_index"})
+ASKED = frozenset(column.name for column in COLUMNS if column.item == "request")
+"""Entries of a batch that say whose reward of which response is asked for."""
+NAMES = frozenset(
+    {"id", "response_prompt", "response_index", "comparisons", "comparison_index", "comparison_prompt"}
+)
 """Entries of a batch that say which response or comparison is meant."""
 
 
@@ -35,9 +40,11 @@ class RewardModule(BaseModule, ABC):
 
     Attributes:
         requires: Batch keys that the method needs besides responses; checked on the first batch.
+        reads_requests: Keys of requests that its rewards depend on, such as ``request_user_id``.
     """
 
     requires: frozenset[str] = frozenset({"comparisons"})
+    reads_requests: frozenset[str] = frozenset()
 
     def __init__(
         self, backbone: BackboneConfig | Mapping[str, Any], **settings: Unpack[ModuleSettings]
@@ -156,14 +163,26 @@ class RewardModule(BaseModule, ABC):
         Returns:
             The module's output and, as far as the batch has them, ``id`` (a list of N), ``response_prompt`` and
             ``response_index`` (R,), ``comparisons`` (P, 2), ``comparison_index`` and ``comparison_prompt`` (P,): which
-            record a comparison belongs to, an index into ``id`` as ``response_prompt`` is.
+            record a comparison belongs to, an index into ``id`` as ``response_prompt`` is; ``request_response``,
+            ``request_prompt`` and ``request_index`` (Q,), one for each response if the batch asks for none.
         """
         if batch_idx == 0:
             self.check_network(batch)
-        names: dict[str, Any] = {name: value for name, value in batch.items() if name in NAMES}
-        if "comparisons" in batch and "response_prompt" in batch:
+            self._name_unread(batch)
+        batch = with_requests(batch)
+        names: dict[str, Any] = {name: value for name, value in batch.items() if name in NAMES | ASKED}
+        if "comparisons" in batch and "response_prompt" in batch and "comparison_prompt" not in batch:
             names["comparison_prompt"] = batch["response_prompt"][batch["comparisons"][:, 0]]
         return {**names, **self(batch)}
+
+    def _name_unread(self, batch: PreferenceBatch) -> None:
+        """Say which columns the rows to predict have and this method does not read."""
+        given = {column.name: column.names for column in COLUMNS if column.names and column.name in batch}
+        if unread := [str(field) for name, field in given.items() if name not in self.reads_requests]:
+            rank_zero_warn(
+                f"rows to predict have {' and '.join(unread)}, which {type(self).__name__} does not read: its rewards are "
+                "the same whatever stands there"
+            )
 
     def _log_metrics(self, stage: str) -> None:
         metric = self._metrics(stage)

@@ -125,6 +125,9 @@ class PreferenceCollator:
             pairs = [places[row.comparisons] for row, places in zip(rows, where, strict=True)]
             batch["comparisons"] = torch.from_numpy(np.concatenate(pairs))
             batch["comparison_index"] = _integers([row.comparison_index for row in rows])
+            if self.requests:
+                numbers = [len(row.comparisons) for row in rows]
+                batch["comparison_prompt"] = torch.from_numpy(np.repeat(np.arange(len(rows)), numbers))
             batch["preference"] = torch.from_numpy(np.concatenate([row.preference for row in rows]))
             self._add_columns(batch, rows, "comparison", [row.comparison_index for row in rows])
         return batch

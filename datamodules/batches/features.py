@@ -91,13 +91,15 @@ class FeatureStore:
         hidden_size: H.
         dtype: ``float32``, ``float16`` or ``bfloat16``.
         has_prompts: Whether prompts were embedded as well.
+        added: Where more of the same lie; None for nowhere.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, added: Path | None = None) -> None:
         """Read the description and the keys.
 
         Args:
             folder: A folder that ``pluralign embed`` wrote.
+            added: Folder of further vectors of the same description, which the store lacks.
 
         Raises:
             FileNotFoundError: If there is no store, saying how to make one.
@@ -123,18 +125,26 @@ class FeatureStore:
             self.has_prompts: bool = meta["prompts"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error!r}): {ANEW}") from error
-        self._open(sorted(path.name.removesuffix(KEYS) for path in self.folder.glob(f"*{KEYS}")))
+        self.added = added
+        folders = [self.folder] if added is None else [self.folder, added]
+        self._open(
+            [
+                path.with_name(path.name.removesuffix(KEYS))
+                for each in folders
+                for path in sorted(each.glob(f"*{KEYS}"))
+            ]
+        )
 
-    def _open(self, names: list[str]) -> None:
-        self._names = names
-        keys = [_load(self.folder / f"{name}{KEYS}") for name in names]
-        self._shards = [_load(self.folder / f"{name}.npy", mapped=True) for name in names]
-        for name, shard, own in zip(names, self._shards, keys, strict=True):
-            if _shard_name(own) != name:
-                raise ValueError(f"{self.folder / name}{KEYS} holds other keys than were written: {ANEW}")
+    def _open(self, stems: list[Path]) -> None:
+        self._stems = stems
+        keys = [_load(stem.with_name(f"{stem.name}{KEYS}")) for stem in stems]
+        self._shards = [_load(stem.with_name(f"{stem.name}.npy"), mapped=True) for stem in stems]
+        for stem, shard, own in zip(stems, self._shards, keys, strict=True):
+            if _shard_name(own) != stem.name:
+                raise ValueError(f"{stem}{KEYS} holds other keys than were written: {ANEW}")
             if shard.shape != (len(own), self.hidden_size) or shard.dtype != STORED[self.dtype]:
                 raise ValueError(
-                    f"{self.folder / name}.npy holds {shard.shape} {shard.dtype}, but its keys and meta.json say "
+                    f"{stem}.npy holds {shard.shape} {shard.dtype}, but its keys and meta.json say "
                     f"{(len(own), self.hidden_size)} {self.dtype}: {ANEW}"
                 )
         self._starts = np.cumsum([0, *(len(own) for own in keys)])
@@ -151,7 +161,11 @@ class FeatureStore:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Map the same shards: one that was written meanwhile would change the places of all others."""
         vars(self).update(state)
-        self._open(self._names)
+        self._open(self._stems)
+
+    def __contains__(self, key: int) -> bool:
+        """Whether there is a vector of a key."""
+        return bool(self.find(np.asarray([key], dtype=np.uint64))[0] >= 0)
 
     def __len__(self) -> int:
         """Number of vectors."""

@@ -87,6 +87,12 @@ def _columns(record: PreferenceRecord, tokens: TokenizedRecord, split: str) -> d
     }
 
 
+def _num_unread(record: PreferenceRecord) -> int:
+    """Responses outside the predict split whose user or domain nobody reads; that of a row is its comparisons', too."""
+    asked = record.responses if record.comparisons else record.requests
+    return sum(response.user is not None or response.domain is not None for response in asked)
+
+
 class _SplitWriter:
     """One split's Arrow stream, and the small arrays beside it."""
 
@@ -210,8 +216,10 @@ class CacheWriter:
         if not rows:
             return
         report = self.reports[split]
-        for _, tokens, _, _ in rows:
+        for record, tokens, _, _ in rows:
             report.records += 1
+            if split != "predict" and (unread := _num_unread(record)):
+                report.dropped["user or domain of a response, which the predict split alone reads"] += unread
             report.responses += len(tokens.responses)
             report.comparisons += len(tokens.comparisons)
             report.cut_prompts += tokens.cut > 0

@@ -11,11 +11,13 @@ from .shots import (
     placed_judgements,
     user_accuracy,
 )
+from .users import UserModule
 
 __all__ = [
     "PAL",
     "FewShotCurve",
     "UserAccuracy",
+    "UserModule",
     "check_settings",
     "few_shot_curve",
     "fit_mixture_weights",

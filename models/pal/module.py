@@ -125,6 +125,7 @@ class PAL(UserModule):
             "scale": scale_lr,
         }
         self.requires = frozenset({"comparisons"} if num_prototypes == 1 else {"comparisons", "user_id"})
+        self.reads_requests = frozenset() if num_prototypes == 1 else frozenset({"request_user_id"})
         self.network: PALNetwork | None = None
         self.table = UserTable(num_prototypes, temperature=temperature, init=user_init, unknown=unknown_users)
 
@@ -229,11 +230,12 @@ class PAL(UserModule):
 
         Args:
             batch: Token or feature batch; ``comparisons`` may be absent, and so may ``user_id`` beside them: such judges
-                are unknown.
+                are unknown. Requests are answered outside training.
 
         Returns:
             With comparisons ``chosen`` and ``rejected`` (P,), as that judge would give them, and of them ``user_weights``
-            (P, K); with ``norm_bound`` also ``ideal_points`` (P, D). Outside training, or with one prototype,
+            (P, K); with ``norm_bound`` also ``ideal_points`` (P, D). With requests ``requested`` (Q,), each user's own
+            reward, and ``personal`` (Q,), whether it is one: elsewhere it is that of the mean user. Outside training, or with one prototype,
             ``reward`` (R,) of the mean of all users; outside training the ``basis``, each prototype's own reward. All
             float32; under squared distances rewards are :math:`\sum_k w_k r_k`, a constant of the judge (and prompt)
             below the score.
@@ -247,6 +249,11 @@ class PAL(UserModule):
             if not self.training and basis is not None:
                 names = tuple(str(i) for i in range(self.num_prototypes))
                 output["basis"] = Basis(basis, names, title="prototype_rewards", linear=network.linear)
+            if "request_response" in batch and not self.training:
+                asked = batch["request_response"]
+                self.answer_requests(
+                    output, batch, lambda weights: network.personal_reward(points, weights, asked, basis)
+                )
             if "comparisons" in batch:
                 first, second = batch["comparisons"].unbind(dim=1)
                 weights: Tensor = self.table(self._rows(batch))

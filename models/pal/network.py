@@ -258,6 +258,21 @@ class PALNetwork(nn.Module):
             ideal = self.project(ideal) if self.mix == "f(Pw)" else ideal
         return self.reward(points.items, ideal)
 
+    def personal_reward(
+        self, points: Points, weights: Tensor, response: Tensor, basis: Tensor | None = None
+    ) -> Tensor:
+        """Reward of some responses, each for a judge of its own, (Q,).
+
+        Args:
+            points: Where the batch lies.
+            weights: Of each one's judge, (Q, K).
+            response: Which response, (Q,) int64.
+            basis: What :meth:`basis` said, if it was asked before.
+        """
+        if self.linear:
+            return (weights * (self.basis(points) if basis is None else basis)[response]).sum(-1)
+        return self.reward(points.items[response], self.ideal(points, weights, response))
+
 
 class Judged(NamedTuple):
     """Judgements of a batch whose responses have been placed."""

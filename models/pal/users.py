@@ -1,11 +1,13 @@
 """The table of users, and the module that finds the data's users in it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
 
 from ..reward import RewardModule
 
@@ -90,12 +92,17 @@ class UserTable(nn.Module):
             self._index = torch.tensor([*(self._row_of.get(name, -1) for name in names), -1])
         self.matched = names
 
-    def rows(self, ids: Tensor) -> Tensor:
+    def rows(self, ids: Tensor, unknown: str | None = None) -> Tensor:
         """Rows of the data's user ids, (P,) int64; -1 for a user without a row.
+
+        Args:
+            ids: Of users.
+            unknown: What to do about users without a row; as the table's setting says if None.
 
         Raises:
             ValueError: If there is such a user and ``unknown`` is ``error``, or an id stands for no name.
         """
+        unknown = unknown or self.unknown
         if self._index is not None:
             self._index = self._index.to(ids.device)
             rows = self._index[ids]
@@ -103,7 +110,7 @@ class UserTable(nn.Module):
             rows = torch.where(ids < len(self.names), ids, -1)
         if ids.device.type == "cpu" and self.matched is None:
             self.check(ids)
-        if self.unknown == "error" and bool((rows < 0).any()):
+        if unknown == "error" and bool((rows < 0).any()):
             numbers = sorted(set(ids[rows < 0].tolist()))
             names = [
                 repr(self.matched[i]) if self.matched and i >= 0 else "judgements without a judge"
@@ -206,10 +213,13 @@ class UserModule(RewardModule):
     Attributes:
         table: Every user's weights.
         num_users: Users where the data name none; None if they must.
+        unknown_requests: What rows to predict get that name a user of whom the model knows nothing: an ``error``, or the
+            ``mean`` of all users' weights. Rows without a user get that mean in any case.
     """
 
     table: UserTable
     num_users: int | None
+    unknown_requests: Literal["error", "mean"] = "error"
 
     @property
     def users(self) -> list[str]:
@@ -289,6 +299,27 @@ class UserModule(RewardModule):
         number: Tensor = torch.special.entr(self.table.population()).sum().exp()
         return number
 
+    def answer_requests(
+        self, output: RewardOutput, batch: PreferenceBatch, reward_of: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Add the reward of every request's response as its user would give it; the mean user's where none is known.
+
+        Args:
+            output: With ``reward``; gets ``requested`` and ``personal``.
+            batch: With requests.
+            reward_of: Rewards (Q,) of the requests' responses, from weights (Q, K) of each request's user.
+        """
+        response = batch["request_response"]
+        mean, ids = output["reward"][response], batch.get("request_user_id")
+        output["requested"], output["personal"] = mean, torch.zeros_like(response, dtype=torch.bool)
+        if ids is not None and self.reads_requests:
+            rows = self.table.rows(
+                ids, unknown="mean"
+            )  # who is not known was refused at the start, or may be
+            weights: Tensor = self.table(rows)
+            output["personal"] = rows >= 0
+            output["requested"] = torch.where(output["personal"], reward_of(weights), mean)
+
     # Data and weights ----------------------------------------------------------------------------------
 
     def _match(self) -> None:
@@ -319,6 +350,32 @@ class UserModule(RewardModule):
         """Refuse data in another text format; find the data's users in the table."""
         super().begin_evaluation()
         self._match()
+
+    def on_predict_start(self) -> None:
+        """Begin an evaluation; refuse rows that ask for the reward of somebody of whom the model knows nothing.
+
+        Raises:
+            ValueError: Naming the first such user and where that row stands.
+        """
+        super().on_predict_start()
+        data = self.data
+        if data is None or self.unknown_requests == "mean" or not self.reads_requests:
+            return
+        known = set(self.users)
+        unknown = [user for user in data.requested_users("predict") if user not in known]
+        if not unknown:
+            return
+        asked = set(unknown)
+        rows = ((row.place, each.user) for row in data.given("predict") for each in row.responses)
+        place, user = next(((place, user) for place, user in rows if user in asked), ("", unknown[0]))
+        others = (
+            f", nor have {len(unknown) - 1:,} others whose rewards are asked for" if len(unknown) > 1 else ""
+        )
+        raise ValueError(
+            f"{place}{': ' if place else ''}user {user!r} has no weights in this model, which knows {len(known):,} users"
+            f"{others}: fit their judgements with `pluralign adapt` or adapt(), leave the user out of a row for the mean "
+            "of all users, or take that mean for every unknown user with --unknown_users mean"
+        )
 
     def make_room(self, state_dict: Mapping[str, Any]) -> None:
         """Make the table one of the users that the weights are of.
