@@ -19,6 +19,8 @@ __all__ = ["SPLITS", "PreparedData"]
 
 SPLITS = ("train", "validation", "test", "predict")
 VALIDATION_SHARE = 0.05
+MERGED_TOKENS = 4096
+"""Half of a loader's budget by default, so that no merged record is a batch alone."""
 
 
 class PreparedData(L.LightningDataModule, ABC):
@@ -55,6 +57,7 @@ class PreparedData(L.LightningDataModule, ABC):
         loader: LoaderConfig = LoaderConfig(),
         on_invalid: OnInvalid = "error",
         validation_share: float = VALIDATION_SHARE,
+        merged_tokens: int = MERGED_TOKENS,
         cache_dir: str | None = None,
     ) -> None:
         """Keep the settings that all datasets share; reads nothing.
@@ -66,6 +69,8 @@ class PreparedData(L.LightningDataModule, ABC):
                 by reason and reports them at the end of ``setup``.
             validation_share: Share of the training prompts held out for validation if the dataset has no
                 validation source, in (0, 1); refused where it always has one.
+            merged_tokens: Rows of equal prompts become one record of at most so many tokens, >= 0, in which an equal
+                response is read once; 0 leaves every row a record of its own. Rows to be scored are never merged.
             cache_dir: Folder of token caches; None for ``$PLURALIGN_CACHE`` or ``~/.cache/pluralign``.
 
         Raises:
@@ -74,6 +79,7 @@ class PreparedData(L.LightningDataModule, ABC):
         super().__init__()
         check_choices(PreparedData.__init__, on_invalid=on_invalid)
         check_range("validation_share", validation_share, above=0, below=1)
+        check_range("merged_tokens", merged_tokens, at_least=0)
         if "validation" in self.sources and validation_share != VALIDATION_SHARE:
             raise ValueError(
                 f"validation_share must not be given, got {validation_share}: {type(self).__name__} has a validation "
@@ -81,6 +87,7 @@ class PreparedData(L.LightningDataModule, ABC):
             )
         self.text, self.loader, self.on_invalid = text, loader, on_invalid
         self.validation_share, self.cache_dir = validation_share, cache_dir
+        self.merged_tokens = merged_tokens
         self._tokenizer: RecordTokenizer | None = None
 
     def need_folder(self, data_dir: str | None) -> str:
@@ -138,6 +145,7 @@ class PreparedData(L.LightningDataModule, ABC):
             "settings": self.settings(),
             "format": self.tokenizer.fingerprint(),
             "on_invalid": self.on_invalid,
+            "merged_tokens": self.merged_tokens,
             "validation_share": None if "validation" in self.sources else self.validation_share,
         }
         return Path(root) / f"{self.name}-{fingerprint(description)}"
@@ -147,7 +155,13 @@ class PreparedData(L.LightningDataModule, ABC):
         folder = self.cache_folder()
         if (folder / "meta.json").is_file():
             return
-        with CacheWriter(folder, self.splits, source=self.name, on_invalid=self.on_invalid) as writer:
+        with CacheWriter(
+            folder,
+            self.splits,
+            source=self.name,
+            on_invalid=self.on_invalid,
+            merged_tokens=self.merged_tokens,
+        ) as writer:
             for source in self.sources:
                 tokenise(self, source, writer)
             writer.finish(self.tokenizer.fingerprint())

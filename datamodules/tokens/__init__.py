@@ -2,7 +2,6 @@
 
 from .cache import (
     CacheReader,
-    SplitReport,
     TokenRow,
     TokenTable,
     fingerprint,
@@ -15,6 +14,7 @@ from .cache import (
 from .cache_writer import CacheWriter, remove_left_overs
 from .decoded import decoded_responses
 from .preparation import report_split, tokenise
+from .report import SplitReport
 from .text import BYTE, RecordTokenizer, TextConfig, byte_tokenizer
 
 __all__ = [

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from pluralign.datamodules.records import Comparison, PreferenceRecord, RecordError, Response
 from pluralign.datamodules.tokens import cache
-from pluralign.datamodules.tokens.cache import CacheReader, SplitReport, fingerprint
+from pluralign.datamodules.tokens.cache import CacheReader, fingerprint
 from pluralign.datamodules.tokens.cache_writer import CacheWriter
+from pluralign.datamodules.tokens.report import SplitReport
 from pluralign.datamodules.tokens.text import RecordTokenizer, TextConfig
 
 TOKENIZE = RecordTokenizer(TextConfig(prompt_format="{text}", response_format="{text}"))
