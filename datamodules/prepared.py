@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import ClassVar
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
 
 from .batches import LoaderConfig
 from .checks import check_choices, check_range
 from .records import PreferenceRecord, RecordError, SourceRow, hash_files, hash_split
 from .settings import OnInvalid
-from .tokens import CacheWriter, RecordTokenizer, TextConfig, fingerprint, tokenise
+from .tokens import CacheWriter, RecordTokenizer, TextConfig, cache_damage, fingerprint, tokenise
 
 __all__ = ["SPLITS", "PreparedData"]
 
@@ -89,6 +90,7 @@ class PreparedData(L.LightningDataModule, ABC):
         self.validation_share, self.cache_dir = validation_share, cache_dir
         self.merged_tokens = merged_tokens
         self._tokenizer: RecordTokenizer | None = None
+        self._whole: Path | None = None  # the cache folder whose every byte was compared
 
     def need_folder(self, data_dir: str | None) -> str:
         """The folder of a dataset that is not on the Hugging Face hub.
@@ -150,11 +152,31 @@ class PreparedData(L.LightningDataModule, ABC):
         }
         return Path(root) / f"{self.name}-{fingerprint(description)}"
 
-    def prepare_data(self) -> None:
-        """Read, validate and tokenise into the cache, unless it is there."""
+    def cache_problem(self) -> str | None:
+        """What is wrong with the cache, every byte of it compared, once; None if it is there and whole."""
         folder = self.cache_folder()
-        if (folder / "meta.json").is_file():
+        if folder == self._whole:
+            return None
+        problem = cache_damage(folder, every_byte=True)
+        self._whole = folder if problem is None else None
+        return problem
+
+    def prepare_data(self) -> None:
+        """Read, validate and tokenise into the cache, unless it is there and whole.
+
+        Raises:
+            OSError: If the cache cannot be written, naming its folder.
+        """
+        problem = self.cache_problem()
+        if problem is None:
             return
+        folder = self.cache_folder()
+        if folder.exists():
+            rank_zero_warn(f"{self.name}: the token cache {folder} is damaged and made anew: {problem}")
+        self._write_cache(folder)
+        self._whole = folder
+
+    def _write_cache(self, folder: Path) -> None:
         with CacheWriter(
             folder,
             self.splits,

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ..columns import Item, optional_columns
 from ..joins import SideTable
+from .integrity import cache_damage, read_meta
 from .report import SplitReport
 
 if TYPE_CHECKING:
@@ -379,13 +380,18 @@ class CacheReader:
     """A complete cache folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Read its description.
+        """Read its description, and compare its files with their sizes.
 
         Args:
             folder: A folder that :class:`CacheWriter` completed.
+
+        Raises:
+            ValueError: If a file is missing or was cut.
         """
         self.folder = folder
-        meta = json.loads((folder / "meta.json").read_text())
+        if problem := cache_damage(folder, every_byte=False):
+            raise ValueError(f"the token cache {folder} is damaged ({problem}): remove it")
+        meta: dict[str, Any] = read_meta(folder)
         self.format: dict[str, object] = meta["format"]
         self.names: dict[str, list[str]] = meta["names"]
         self.num_training_users: int = meta["num_training_users"]

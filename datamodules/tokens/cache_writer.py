@@ -2,13 +2,13 @@
 
 import glob
 import hashlib
-import json
 import os
 import shutil
 import socket
 import tempfile
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..columns import Column, Item, optional_columns
 from ..records import Comparison, PreferenceRecord, RecordError, Response, record_key
 from .cache import ORIGINS, TokenTable
+from .integrity import cache_damage, write_meta
 from .merging import merge_split, prompt_digest
 from .report import SplitReport
 from .schema import schema
@@ -176,6 +177,18 @@ def remove_left_overs(folder: Path) -> None:
             continue  # alive under another user, or not ours
 
 
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Say of a disk that is full, or a folder that must not be written, which it is and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"the token cache {folder} cannot be written ({error.strerror or error}): make room there or allow it to be "
+            "written, or set cache_dir (or $PLURALIGN_CACHE) to another folder"
+        ) from error
+
+
 class CacheWriter:
     """Write a cache folder; use as a context manager, which completes or removes it."""
 
@@ -196,14 +209,18 @@ class CacheWriter:
             source: What records are of that do not say it themselves: the data module's name.
             on_invalid: ``error`` or ``skip``.
             merged_tokens: Bound on the tokens of a record of several rows; 0 merges none.
+
+        Raises:
+            OSError: If nothing can be written there; so for all that writes.
         """
-        folder.parent.mkdir(parents=True, exist_ok=True)
         self.folder, self.on_invalid, self.merged_tokens = folder, on_invalid, merged_tokens
-        remove_left_overs(folder)
-        owner = f"{folder.name}.{socket.gethostname()}.{os.getpid()}."
-        self.partial = Path(tempfile.mkdtemp(prefix=owner, suffix=".partial", dir=folder.parent))
         self.reports = {split: SplitReport() for split in splits}
-        self._splits = {split: _SplitWriter(self.partial, split, source) for split in splits}
+        owner = f"{folder.name}.{socket.gethostname()}.{os.getpid()}."
+        with _writing(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            remove_left_overs(folder)
+            self.partial = Path(tempfile.mkdtemp(prefix=owner, suffix=".partial", dir=folder.parent))
+            self._splits = {split: _SplitWriter(self.partial, split, source) for split in splits}
         self._categories: dict[str, int] = {}
 
     def __enter__(self) -> Self:
@@ -241,7 +258,8 @@ class CacheWriter:
             report.cut_prompts += tokens.cut > 0
             report.cut_tokens += tokens.cut
             report.dropped.update(tokens.dropped)
-        self._splits[split].write(rows)
+        with _writing(self.folder):
+            self._splits[split].write(rows)
 
     def finish(self, format_description: Mapping[str, object]) -> None:
         """Check what only the whole shows, write ``meta.json`` and put the folder in place.
@@ -250,6 +268,10 @@ class CacheWriter:
             RecordError: For an id that occurs twice, if ``on_invalid`` is ``error``.
             ValueError: If two ids of a split have the same key.
         """
+        with _writing(self.folder):
+            self._finish(format_description)
+
+    def _finish(self, format_description: Mapping[str, object]) -> None:
         for writer in self._splits.values():
             writer.close()
         for split, writer in self._splits.items():
@@ -284,13 +306,13 @@ class CacheWriter:
             "present": sorted(present | merged),
             "categories": self._categories,
         }
-        (self.partial / "meta.json").write_text(json.dumps(meta))
+        write_meta(self.partial, meta)
         try:
             os.replace(self.partial, self.folder)
         except OSError:
-            if (self.folder / "meta.json").is_file():
+            if cache_damage(self.folder, every_byte=True) is None:
                 return  # another process finished the same cache first; its content is the same by its fingerprint
-            # What stands there is no complete cache: someone deleted parts of it.
+            # What stands there is no whole cache: parts of it were deleted, or a disk lost them.
             shutil.rmtree(self.folder, ignore_errors=True)
             os.replace(self.partial, self.folder)
 

@@ -1,9 +1,9 @@
 """Rows of equal prompts become one record; what is judged, by whom and with which tokens, stays what it was."""
 
+import io
 import json
 import random
 from collections import Counter
-from dataclasses import replace
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from pluralign.commands.inspect import print_inspection
 from pluralign.datamodules import LoaderConfig, LocalDataModule, TextConfig
@@ -170,7 +171,9 @@ def test_rows_to_score_keep_their_order_and_ids(tmp_path):
 def test_skipped_duplicates_are_in_no_merged_record(tmp_path):
     rows = [pair("a", "why?", "x", "y"), pair("b", "why?", "x", "z"), pair("a", "why?", "x", "w")]
     with CacheWriter(tmp_path / "c", ["train"], source="d", on_invalid="skip", merged_tokens=LIMIT) as writer:
-        writer.write("train", [(r, t, "f", i) for i, (r, t) in enumerate(zip(rows, TOKENIZE(rows)))])
+        writer.write(
+            "train", [(r, t, "f", i) for i, (r, t) in enumerate(zip(rows, TOKENIZE(rows), strict=True))]
+        )
         writer.finish({})
     reader = CacheReader(tmp_path / "c")
     (row,) = reader.table("train").rows()
@@ -270,6 +273,15 @@ def test_side_tables_find_the_row_that_a_judgement_came_from(judged, tmp_path):
     assert seen == len(expected)
     named = zip(*data.table("test").named_items("response"), strict=True)
     assert len(set(named)) == 160
+
+
+def test_inspection_says_what_was_saved(judged):
+    out = io.StringIO()
+    print_inspection(judged("apart"), examples=0, console=Console(file=out, width=200))
+    line = next(line for line in out.getvalue().splitlines() if line.count("2,880") == 1 and "%" in line)
+    report = judged("apart").reports["test"]
+    for shown in ("test", "16", f"{report.tokens:,}", f"{report.tokens_apart:,}"):
+        assert shown in line
 
 
 def test_each_user_keeps_all_judgements(judged):
