@@ -58,6 +58,7 @@ def print_inspection(
         kept = (report.rows, report.records, report.responses, report.comparisons)
         counts.add_row(split, *(f"{n:,}" for n in kept), "\n".join(lost) or "nothing")
     console.print(counts)
+    console.print(_merged(data))
     for split in data.splits:
         for message in data.reports[split].first_errors:
             console.print(f"skipped  {message}", markup=False, emoji=False)
@@ -72,6 +73,17 @@ def print_inspection(
     table = data.table(split)
     for row in table[list(range(min(examples, len(table))))]:
         _print_example(data, row, split, console)
+
+
+def _merged(data: PreferenceDataModule) -> Table:
+    """What became of rows of equal prompts."""
+    table = Table("split", "prompts", "merged rows", "tokens an epoch", "if none were merged", "saved")
+    for split in data.splits:
+        report = data.reports[split]
+        counts = (report.prompts, report.merged, report.tokens, report.tokens_apart)
+        saved = 1 - report.tokens / max(1, report.tokens_apart)
+        table.add_row(split, *(f"{n:,}" for n in counts), f"{saved:.0%}")
+    return table
 
 
 def _lengths(data: PreferenceDataModule) -> Table:

@@ -64,6 +64,10 @@ class PreferenceBatch(TypedDict, total=False):
     response_index: Tensor
     """(R,) int64: position of the response in its record as the dataset gave it."""
 
+    response_key: Tensor
+    """(R,) int64: where rows of equal prompts were merged, ``record_key`` of the row of the data that it is from."""
+    response_place: Tensor
+    """(R,) int64: its place in that row."""
     response_length: Tensor
     """(R,) int64, >= 1: the response's own tokens after the shared prefix; comparable within a prompt only."""
 
@@ -73,6 +77,10 @@ class PreferenceBatch(TypedDict, total=False):
     """(P,) int64: position of the comparison in its record; with the record's id it names a pair for good."""
     comparison_prompt: Tensor
     """(P,) int64, ascending: index into ``id``; beside requests alone, for elsewhere it is its responses' own."""
+    comparison_key: Tensor
+    """(P,) int64: where rows of equal prompts were merged, ``record_key`` of the row of the data that it is from."""
+    comparison_place: Tensor
+    """(P,) int64: its place in that row; with the key it names a judgement for good, whatever is merged with it."""
     preference: Tensor
     """(P,) float32 in [0, 1]: share of annotators preferring the first; 1 if unanimous, 0.5 for a tie."""
     comparison_votes: Tensor

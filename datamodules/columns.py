@@ -94,6 +94,10 @@ COLUMNS: tuple[Column, ...] = (
     Column("response_end", "response", "integer", None, "(R,) int64: column of the last real token (its EOS)"),
     Column("response_prompt", "response", "integer", None, "(R,) int64, ascending: index into ``id``"),
     Column("response_index", "response", "integer", None, "(R,) int64: place in the record as the data gave it"),
+    Column("response_key", "response", "integer", None, "(R,) int64: record_key of its own row, where rows were merged",
+           "data with several rows of one prompt, unless merged_tokens is 0"),
+    Column("response_place", "response", "integer", None, "(R,) int64: place in its own row, where rows were merged",
+           "data with several rows of one prompt, unless merged_tokens is 0"),
     Column("response_length", "response", "integer", None, "(R,) int64, >= 1: own tokens after the shared prefix"),
     Column("features", "response", "vector", None, "(R, H) float: pooled features in place of tokens",
            "a feature store (`pluralign embed`, then loader.features)"),
@@ -111,6 +115,10 @@ COLUMNS: tuple[Column, ...] = (
     Column("comparison_index", "comparison", "integer", None, "(P,) int64: place in the record"),
     Column("comparison_prompt", "comparison", "integer", None, "(P,) int64, ascending: index into ``id``; beside "
            "requests alone", "the predict split"),
+    Column("comparison_key", "comparison", "integer", None, "(P,) int64: record_key of its own row, where rows were "
+           "merged", "data with several rows of one prompt, unless merged_tokens is 0"),
+    Column("comparison_place", "comparison", "integer", None, "(P,) int64: place in its own row, where rows were "
+           "merged", "data with several rows of one prompt, unless merged_tokens is 0"),
     Column("preference", "comparison", "number", None, "(P,) float32 in [0, 1]: share preferring the first",
            field="preference"),
     Column("margin", "comparison", "number", 0.0, "(P,) float32: required reward gap", field="margin"),

@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import ClassVar
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
 
 from .batches import LoaderConfig
 from .checks import check_choices, check_range
 from .records import PreferenceRecord, RecordError, SourceRow, hash_files, hash_split
 from .settings import OnInvalid
-from .tokens import CacheWriter, RecordTokenizer, TextConfig, fingerprint, tokenise
+from .tokens import CacheWriter, RecordTokenizer, TextConfig, cache_damage, fingerprint, tokenise
 
 __all__ = ["SPLITS", "PreparedData"]
 
 SPLITS = ("train", "validation", "test", "predict")
 VALIDATION_SHARE = 0.05
+MERGED_TOKENS = 4096
+"""Half of a loader's budget by default, so that no merged record is a batch alone."""
 
 
 class PreparedData(L.LightningDataModule, ABC):
@@ -55,6 +58,7 @@ class PreparedData(L.LightningDataModule, ABC):
         loader: LoaderConfig = LoaderConfig(),
         on_invalid: OnInvalid = "error",
         validation_share: float = VALIDATION_SHARE,
+        merged_tokens: int = MERGED_TOKENS,
         cache_dir: str | None = None,
     ) -> None:
         """Keep the settings that all datasets share; reads nothing.
@@ -66,6 +70,8 @@ class PreparedData(L.LightningDataModule, ABC):
                 by reason and reports them at the end of ``setup``.
             validation_share: Share of the training prompts held out for validation if the dataset has no
                 validation source, in (0, 1); refused where it always has one.
+            merged_tokens: Rows of equal prompts become one record of at most so many tokens, >= 0, in which an equal
+                response is read once; 0 leaves every row a record of its own. Rows to be scored are never merged.
             cache_dir: Folder of token caches; None for ``$PLURALIGN_CACHE`` or ``~/.cache/pluralign``.
 
         Raises:
@@ -74,6 +80,7 @@ class PreparedData(L.LightningDataModule, ABC):
         super().__init__()
         check_choices(PreparedData.__init__, on_invalid=on_invalid)
         check_range("validation_share", validation_share, above=0, below=1)
+        check_range("merged_tokens", merged_tokens, at_least=0)
         if "validation" in self.sources and validation_share != VALIDATION_SHARE:
             raise ValueError(
                 f"validation_share must not be given, got {validation_share}: {type(self).__name__} has a validation "
@@ -81,7 +88,9 @@ class PreparedData(L.LightningDataModule, ABC):
             )
         self.text, self.loader, self.on_invalid = text, loader, on_invalid
         self.validation_share, self.cache_dir = validation_share, cache_dir
+        self.merged_tokens = merged_tokens
         self._tokenizer: RecordTokenizer | None = None
+        self._whole: Path | None = None  # the cache folder whose every byte was compared
 
     def need_folder(self, data_dir: str | None) -> str:
         """The folder of a dataset that is not on the Hugging Face hub.
@@ -138,16 +147,43 @@ class PreparedData(L.LightningDataModule, ABC):
             "settings": self.settings(),
             "format": self.tokenizer.fingerprint(),
             "on_invalid": self.on_invalid,
+            "merged_tokens": self.merged_tokens,
             "validation_share": None if "validation" in self.sources else self.validation_share,
         }
         return Path(root) / f"{self.name}-{fingerprint(description)}"
 
-    def prepare_data(self) -> None:
-        """Read, validate and tokenise into the cache, unless it is there."""
+    def cache_problem(self) -> str | None:
+        """What is wrong with the cache, every byte of it compared, once; None if it is there and whole."""
         folder = self.cache_folder()
-        if (folder / "meta.json").is_file():
+        if folder == self._whole:
+            return None
+        problem = cache_damage(folder, every_byte=True)
+        self._whole = folder if problem is None else None
+        return problem
+
+    def prepare_data(self) -> None:
+        """Read, validate and tokenise into the cache, unless it is there and whole.
+
+        Raises:
+            OSError: If the cache cannot be written, naming its folder.
+        """
+        problem = self.cache_problem()
+        if problem is None:
             return
-        with CacheWriter(folder, self.splits, source=self.name, on_invalid=self.on_invalid) as writer:
+        folder = self.cache_folder()
+        if folder.exists():
+            rank_zero_warn(f"{self.name}: the token cache {folder} is damaged and made anew: {problem}")
+        self._write_cache(folder)
+        self._whole = folder
+
+    def _write_cache(self, folder: Path) -> None:
+        with CacheWriter(
+            folder,
+            self.splits,
+            source=self.name,
+            on_invalid=self.on_invalid,
+            merged_tokens=self.merged_tokens,
+        ) as writer:
             for source in self.sources:
                 tokenise(self, source, writer)
             writer.finish(self.tokenizer.fingerprint())

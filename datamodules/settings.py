@@ -19,6 +19,7 @@ class LenientSettings(TypedDict, total=False):
     text: TextConfig
     loader: LoaderConfig
     validation_share: float
+    merged_tokens: int
     cache_dir: str | None
 
 

@@ -18,7 +18,14 @@ from .requests import scored_rows
 __all__ = ["PreferenceCollator"]
 
 Integers = NDArray[np.int64]
-Places = Sequence[NDArray[np.int32]] | NDArray[np.int32]
+Items = tuple[list[str], Integers, Integers]
+"""Items of a record: id and key of the row of the data that each is of, and its place there."""
+
+ORIGIN = {
+    "response": ("response_key", "response_place"),
+    "comparison": ("comparison_key", "comparison_place"),
+}
+"""Where an item comes from, where rows of the data were merged."""
 
 TARGETS = {
     "votes": ("target", "target_votes", "prior"),
@@ -114,13 +121,13 @@ class PreferenceCollator:
         batch["response_prompt"] = torch.from_numpy(np.repeat(records, counts))
         batch["response_length"] = _integers([row.lengths[1:] for row in scored])
         batch["response_index"] = _integers([row.response_index for row in scored])
-        self._add_columns(batch, rows, "record", np.zeros((len(rows), 1), np.int32))
-        self._add_columns(batch, scored, "response", [row.response_index for row in scored])
+        self._add_columns(batch, rows, "record")
+        self._add_columns(batch, scored, "response")
         if self.requests:
             batch["request_response"] = torch.from_numpy(np.concatenate(where))
             batch["request_prompt"] = torch.from_numpy(np.repeat(np.arange(len(rows)), [*map(len, where)]))
             batch["request_index"] = _integers([row.response_index for row in rows])
-            self._add_columns(batch, rows, "request", [row.response_index for row in rows])
+            self._add_columns(batch, rows, "request")
         if "comparisons" in self.present or any(len(row.comparisons) for row in rows):
             pairs = [places[row.comparisons] for row, places in zip(rows, where, strict=True)]
             batch["comparisons"] = torch.from_numpy(np.concatenate(pairs))
@@ -129,15 +136,17 @@ class PreferenceCollator:
                 numbers = [len(row.comparisons) for row in rows]
                 batch["comparison_prompt"] = torch.from_numpy(np.repeat(np.arange(len(rows)), numbers))
             batch["preference"] = torch.from_numpy(np.concatenate([row.preference for row in rows]))
-            self._add_columns(batch, rows, "comparison", [row.comparison_index for row in rows])
+            self._add_columns(batch, rows, "comparison")
         return batch
 
-    def _add_columns(
-        self, batch: PreferenceBatch, rows: Sequence[TokenRow], item: Item, places: Places
-    ) -> None:
-        """Add what the data have of every item at these places in its record; of votes, the target as well."""
+    def _add_columns(self, batch: PreferenceBatch, rows: Sequence[TokenRow], item: Item) -> None:
+        """Add what the data have of every item, and, of merged rows, where it comes from; of votes, the target as well."""
+        items = [row.items_of(item) for row in rows]
+        if item in ORIGIN and "merged_id" in self.present:
+            for name, parts in zip(ORIGIN[item], list(zip(*items, strict=True))[1:], strict=True):
+                batch[name] = torch.from_numpy(np.concatenate(parts))  # type: ignore[literal-required]
         values = {
-            entry.stored: self._values(entry, rows, places)
+            entry.stored: self._values(entry, rows, items)
             for entry in optional_columns(item)
             if entry.stored in self.present
         }
@@ -146,20 +155,20 @@ class PreferenceCollator:
                 batch[entry.name] = values[entry.stored]  # type: ignore[literal-required]
         for votes, (target, weight, prior) in TARGETS.items():
             if votes in values:
-                names = [(row.id, int(i)) for row, part in zip(rows, places, strict=True) for i in part]
+                names = [pair for ids, _, at in items for pair in zip(ids, at.tolist(), strict=True)]
                 batch[target], batch[weight] = self._target(votes, values[votes], names, values.get(prior))  # type: ignore[literal-required]
 
-    def _values(self, entry: Column, rows: Sequence[TokenRow], places: Places) -> Tensor:
+    def _values(self, entry: Column, rows: Sequence[TokenRow], items: Sequence[Items]) -> Tensor:
         """A column over all rows, ``missing`` where a record lacks it: (n,), or (n, C) of counts."""
         parts = [row.columns.get(entry.stored) for row in rows]
-        counts = [len(part) for part in places]
+        counts = [len(places) for _, _, places in items]
         if entry.kind == "name":
             return _names(parts, counts, self.names.get(entry.names or entry.stored, {}))
         width = self.categories[entry.votes] if entry.kind == "counts" else 0
         values = _floats(parts, counts, entry.missing, width)
         if entry.stored in self.joins:
-            keys = np.repeat([row.record_key for row in rows], counts)
-            values = self.joins[entry.stored].join(values, keys, np.concatenate(places))
+            keys, places = (np.concatenate([part[i] for part in items]) for i in (1, 2))
+            values = self.joins[entry.stored].join(values, keys, places)
         return values
 
     def _features(self, rows: Sequence[TokenRow], counts: Integers) -> PreferenceBatch:

@@ -2,7 +2,6 @@
 
 from .cache import (
     CacheReader,
-    SplitReport,
     TokenRow,
     TokenTable,
     fingerprint,
@@ -14,7 +13,9 @@ from .cache import (
 )
 from .cache_writer import CacheWriter, remove_left_overs
 from .decoded import decoded_responses
+from .integrity import cache_damage
 from .preparation import report_split, tokenise
+from .report import SplitReport
 from .text import BYTE, RecordTokenizer, TextConfig, byte_tokenizer
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "TokenRow",
     "TokenTable",
     "byte_tokenizer",
+    "cache_damage",
     "decoded_responses",
     "fingerprint",
     "lengths",

@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -21,7 +20,8 @@ from numpy.typing import NDArray
 
 from ..columns import Item, optional_columns
 from ..joins import SideTable
-from ..records import RecordError
+from .integrity import cache_damage, read_meta
+from .report import SplitReport
 
 if TYPE_CHECKING:
     import datasets
@@ -29,18 +29,23 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CacheReader",
-    "SplitReport",
+    "Origins",
     "TokenRow",
     "TokenTable",
     "fingerprint",
+    "lengths",
     "prompt_alone",
     "take_row_comparisons",
     "take_row_responses",
     "without_prompt",
 ]
 
-VERSION = 4
+VERSION = 5
 """Counts up when the files' content changes, so that old caches are made anew."""
+
+
+CHUNK = 1024
+"""Records read at a time where all are."""
 
 
 def fingerprint(description: Mapping[str, object]) -> str:
@@ -50,59 +55,27 @@ def fingerprint(description: Mapping[str, object]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-@dataclass
-class SplitReport:
-    """What became of a split's rows; every loss is counted by reason.
+Columns = dict[str, NDArray[np.float32] | list[str | None]]
+
+
+class Origins(NamedTuple):
+    """Rows of the data that a record was merged from, and where in them its items stand.
 
     Attributes:
-        rows: Rows read.
-        records: Records kept.
-        responses: Responses kept.
-        comparisons: Comparisons kept.
-        cut_prompts: Records whose prompt was cut from the left.
-        cut_tokens: Tokens cut in all.
-        invalid: Rows skipped, by reason.
-        dropped: Parts of valid rows dropped, by reason.
-        in_train: Records whose prompt (or group) also occurs in the training split.
-        first_errors: The first messages of skipped rows.
+        ids: Ids of the rows; the record has that of the first.
+        keys: What :func:`record_key` says of each, int64, (rows,).
+        response_origin: Row of each response, an index into ``ids``; of a response of several rows the first, int32, (k,).
+        response_place: Place of each response in that row, int32, (k,).
+        comparison_origin: Row of each comparison, int32, (p,).
+        comparison_place: Place of each comparison in that row, int32, (p,).
     """
 
-    rows: int = 0
-    records: int = 0
-    responses: int = 0
-    comparisons: int = 0
-    cut_prompts: int = 0
-    cut_tokens: int = 0
-    invalid: Counter[str] = field(default_factory=Counter)
-    dropped: Counter[str] = field(default_factory=Counter)
-    in_train: int = 0
-    first_errors: list[str] = field(default_factory=list)
-
-    def skip(self, error: RecordError) -> None:
-        """Count a row that is skipped."""
-        self.invalid[error.reason] += 1
-        if len(self.first_errors) < 5:
-            self.first_errors.append(str(error))
-
-    def __str__(self) -> str:
-        """One line: what was kept, then every loss by reason."""
-        parts = [
-            f"{self.records:,} records of {self.rows:,} rows, {self.responses:,} responses, {self.comparisons:,} comparisons"
-        ]
-        for title, counts in (("skipped", self.invalid), ("dropped", self.dropped)):
-            if counts:
-                parts.append(
-                    f"{title}: "
-                    + ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items()))
-                )
-        if self.cut_prompts:
-            parts.append(f"{self.cut_prompts:,} prompts cut by {self.cut_tokens:,} tokens")
-        if self.in_train:
-            parts.append(f"{self.in_train:,} records share a prompt with the training split")
-        return "; ".join(parts)
-
-
-Columns = dict[str, NDArray[np.float32] | list[str | None]]
+    ids: list[str]
+    keys: NDArray[np.int64]
+    response_origin: NDArray[np.int32]
+    response_place: NDArray[np.int32]
+    comparison_origin: NDArray[np.int32]
+    comparison_place: NDArray[np.int32]
 
 
 class TokenRow(NamedTuple):
@@ -112,15 +85,16 @@ class TokenRow(NamedTuple):
         id: The record's id.
         tokens: Prefix, then each response's own tokens, int32; empty where they are not read.
         lengths: Of the prefix and of each response's own part, int32, (1 + k,).
-        response_index: Original places of the responses, int32, (k,).
+        response_index: Places of the responses: the original ones, or 0 to k - 1 if it was merged, int32, (k,).
         comparisons: Chosen and rejected among the kept responses, int32, (p, 2).
-        comparison_index: Original places of the comparisons, int32, (p,).
+        comparison_index: Places of the comparisons likewise, int32, (p,).
         preference: float32, (p,).
         columns: The optional columns the record has, by their stored names; those of a record hold one value.
         record_key: What :func:`record_key` says of the record.
         prompt_length: Leading tokens that are the prompt's own; at most the prefix.
         places: Rows of a feature store that hold the responses, int64, (k,); None without a store.
         prompt_place: Row of the feature store that holds the prompt; -1 for none.
+        origins: Where its items come from if it was merged from several rows of the data; None if it is one.
     """
 
     id: str
@@ -135,6 +109,19 @@ class TokenRow(NamedTuple):
     prompt_length: int = 0
     places: NDArray[np.int64] | None = None
     prompt_place: int = -1
+    origins: Origins | None = None
+
+    def items_of(self, item: Item) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
+        """Of the record, or of every item: id and key of its row of the data, and its place there, a request's its response's."""
+        if item == "record":
+            return [self.id], np.asarray([self.record_key]), np.zeros(1, dtype=np.int64)
+        places = self.comparison_index if item == "comparison" else self.response_index
+        if self.origins is None:
+            return [self.id] * len(places), np.full(len(places), self.record_key), places.astype(np.int64)
+        of_responses = item != "comparison"
+        rows = self.origins.response_origin if of_responses else self.origins.comparison_origin
+        places = self.origins.response_place if of_responses else self.origins.comparison_place
+        return [self.origins.ids[i] for i in rows.tolist()], self.origins.keys[rows], places.astype(np.int64)
 
 
 class TokenTable(torch.utils.data.Dataset[list[TokenRow]]):
@@ -177,22 +164,34 @@ class TokenTable(torch.utils.data.Dataset[list[TokenRow]]):
         table: Any = self.dataset.select_columns(name)[:]  # a pyarrow table, by its format
         return table.column(name)
 
-    def rows(self, chunk: int = 1024) -> Iterator[TokenRow]:
+    def rows(self, chunk: int = CHUNK) -> Iterator[TokenRow]:
         """Every record in order."""
         for start in range(0, len(self), chunk):
-            yield from _token_rows(self.dataset[start : start + chunk])
+            yield from token_rows(self.dataset[start : start + chunk])
 
     def __getitem__(self, rows: list[int]) -> list[TokenRow]:
         """Read several records at once."""
-        return _token_rows(self.dataset[rows])
+        return token_rows(self.dataset[rows])
 
     def named_items(self, item: Item) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Record key of every record, response or comparison, and its place in its record; (items,) each."""
+        """Key of the row of the data that holds each record, response or comparison, and its place there; (items,) each.
+
+        A record that was merged from several rows has the key of the first.
+        """
         keys = self.column("record_key").to_numpy()
         if item == "record":
             return keys, np.zeros(len(keys), dtype=np.int64)
-        places = self.column(f"{item}_index")
-        return np.repeat(keys, lengths(places)), _flat(places).astype(np.int64)
+        index = self.column(f"{item}_index")
+        counts = lengths(index)
+        named, places = np.repeat(keys, counts), _whole(index)
+        rows = self.column("merged_id")
+        merged = np.repeat(lengths(rows) > 0, counts)
+        if merged.any():
+            first = np.cumsum(lengths(rows)) - lengths(rows)
+            row = np.repeat(first, counts)[merged] + _whole(self.column(f"{item}_origin"))
+            named[merged] = _whole(self.column("merged_key"))[row]
+            places[merged] = _whole(self.column(f"{item}_place"))
+        return named, places
 
     def without_votes(
         self,
@@ -203,33 +202,37 @@ class TokenTable(torch.utils.data.Dataset[list[TokenRow]]):
         known: Collection[str] = (),
         joined: SideTable | None = None,
     ) -> tuple[str, int] | None:
-        """First item that nobody voted on, as record id and place in the record; None if there is none.
+        """First item that nobody voted on, as id of its row of the data and place in it; None if there is none.
 
         Args:
             name: ``votes`` or ``comparison_votes``.
             categories: Numbers per item.
             own_prior: Whether a prior that the record brings stands for votes.
-            known: Ids of records whose items need no votes.
+            known: Ids of rows whose items need no votes.
             joined: Side table of priors, which stand for votes likewise.
         """
         of_responses = name == "votes"
-        places = self.column("response_index" if of_responses else "comparison_index")
-        items = lengths(places)
+        items = lengths(self.column("response_index" if of_responses else "comparison_index"))
         sums = _item_sums(self.column(name), items, categories)
         if of_responses and own_prior:
             sums = sums + _item_sums(self.column("prior"), items, categories)
             if joined is not None:
                 sums = sums + (joined.find(*self.named_items("response")) >= 0)
-        ends, ids = np.cumsum(items), self.column("id")
-        for item in np.flatnonzero(sums == 0).tolist():
-            row = int(np.searchsorted(ends, item, side="right"))
-            record: str = ids[row].as_py()
-            if record not in known:
-                return record, places[row].as_py()[item - int(ends[row] - items[row])]
+        lacking, ends = np.flatnonzero(sums == 0), np.cumsum(items)
+        numbers, first = np.unique(np.searchsorted(ends, lacking, side="right"), return_index=True)
+        groups = np.split(lacking, first[1:])
+        plain = self.without_tokens()
+        for start in range(0, len(numbers), CHUNK):
+            some = numbers[start : start + CHUNK].tolist()
+            for number, row, group in zip(some, plain[some], groups[start:], strict=False):
+                names, _, places = row.items_of("response" if of_responses else "comparison")
+                for item in (group - (ends[number] - items[number])).tolist():
+                    if names[item] not in known:
+                        return names[item], int(places[item])
         return None
 
 
-def _token_rows(table: Any) -> list[TokenRow]:  # noqa: ANN401  a pyarrow table, which datasets does not say
+def token_rows(table: Any) -> list[TokenRow]:  # noqa: ANN401  a pyarrow table, which datasets does not say
     """Rows of a table; a column of which none of them has anything costs nothing."""
     lists = {name: _slices(table.column(name)) for name in table.column_names if name not in PLAIN}
     no_integers: list[Any] = [np.empty(0, np.int32)] * table.num_rows
@@ -239,6 +242,7 @@ def _token_rows(table: Any) -> list[TokenRow]:  # noqa: ANN401  a pyarrow table,
     preferences = lists["preference"] or no_floats
     optional = [(entry.stored, lists[entry.stored]) for entry in optional_columns() if lists[entry.stored]]
     plain = [table.column(name).to_pylist() for name in PLAIN]
+    merged = lists["merged_id"]
     return [
         TokenRow(
             id=record_id,
@@ -251,6 +255,9 @@ def _token_rows(table: Any) -> list[TokenRow]:  # noqa: ANN401  a pyarrow table,
             columns={name: values[i] for name, values in optional if len(values[i])},
             record_key=key,
             prompt_length=prompt_length,
+            origins=Origins(*((lists[name] or no_integers)[i] for name in ORIGINS))
+            if merged and merged[i]
+            else None,
         )
         for i, (record_id, key, prompt_length) in enumerate(zip(*plain, strict=True))
     ]
@@ -267,6 +274,12 @@ def _flat(column: "pa.ChunkedArray") -> NDArray[np.float64]:
     return np.concatenate([*(chunk.flatten().to_numpy() for chunk in column.chunks), np.empty(0)])
 
 
+def _whole(column: "pa.ChunkedArray") -> NDArray[np.int64]:
+    """The whole numbers of every list, one after the other."""
+    parts = [chunk.flatten().to_numpy().astype(np.int64) for chunk in column.chunks]
+    return np.concatenate([*parts, np.empty(0, np.int64)])
+
+
 def _item_sums(column: "pa.ChunkedArray", items: NDArray[np.int64], width: int) -> NDArray[np.float64]:
     """Sum of each item's numbers in a column of lists; 0 for the items of rows that lack them."""
     sums = np.zeros(int(items.sum()))
@@ -276,6 +289,15 @@ def _item_sums(column: "pa.ChunkedArray", items: NDArray[np.int64], width: int) 
 
 PLAIN = ("id", "record_key", "prompt_length")
 """Columns of one value a record; all others are lists."""
+ORIGINS = (
+    "merged_id",
+    "merged_key",
+    "response_origin",
+    "response_place",
+    "comparison_origin",
+    "comparison_place",
+)
+"""Columns of :class:`Origins`, in its order; empty for a record that is one row of the data."""
 
 
 def _slices(column: "pa.ChunkedArray") -> list[Any]:
@@ -303,7 +325,9 @@ def prompt_alone(row: TokenRow) -> TokenRow:
     """The prompt as a record of its own whose one response is its last token; of an empty one, a token 0."""
     tokens = row.tokens[: row.prompt_length] if row.prompt_length else np.zeros(1, np.int32)
     lengths = np.asarray([len(tokens) - 1, 1], dtype=np.int32)
-    return row._replace(tokens=tokens, lengths=lengths, response_index=np.zeros(1, np.int32), columns={})
+    return row._replace(
+        tokens=tokens, lengths=lengths, response_index=np.zeros(1, np.int32), columns={}, origins=None
+    )
 
 
 def take_row_comparisons(row: TokenRow, keep: NDArray[np.bool_]) -> TokenRow:
@@ -313,6 +337,11 @@ def take_row_comparisons(row: TokenRow, keep: NDArray[np.bool_]) -> TokenRow:
         comparison_index=row.comparison_index[keep],
         preference=row.preference[keep],
         columns=_take("comparison", row.columns, np.flatnonzero(keep), len(keep)),
+        origins=row.origins
+        and row.origins._replace(
+            comparison_origin=row.origins.comparison_origin[keep],
+            comparison_place=row.origins.comparison_place[keep],
+        ),
     )
 
 
@@ -328,6 +357,11 @@ def take_row_responses(row: TokenRow, kept: Sequence[int]) -> TokenRow:
         response_index=row.response_index[places],
         places=None if row.places is None else row.places[places],
         columns=_take("request", columns, places, len(row.response_index)),
+        origins=row.origins
+        and row.origins._replace(
+            response_origin=row.origins.response_origin[places],
+            response_place=row.origins.response_place[places],
+        ),
     )
 
 
@@ -347,13 +381,18 @@ class CacheReader:
     """A complete cache folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Read its description.
+        """Read its description, and compare its files with their sizes.
 
         Args:
             folder: A folder that :class:`CacheWriter` completed.
+
+        Raises:
+            ValueError: If a file is missing or was cut.
         """
         self.folder = folder
-        meta = json.loads((folder / "meta.json").read_text())
+        if problem := cache_damage(folder, every_byte=False):
+            raise ValueError(f"the token cache {folder} is damaged ({problem}): remove it")
+        meta: dict[str, Any] = read_meta(folder)
         self.format: dict[str, object] = meta["format"]
         self.names: dict[str, list[str]] = meta["names"]
         self.num_training_users: int = meta["num_training_users"]

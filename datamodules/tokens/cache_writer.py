@@ -2,44 +2,29 @@
 
 import glob
 import hashlib
-import json
 import os
 import shutil
 import socket
 import tempfile
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..columns import Column, Item, optional_columns
 from ..records import Comparison, PreferenceRecord, RecordError, Response, record_key
-from .cache import SplitReport, TokenTable
+from .cache import ORIGINS, TokenTable
+from .integrity import cache_damage, write_meta
+from .merging import merge_split, prompt_digest
+from .report import SplitReport
+from .schema import schema
 from .text import TokenizedRecord
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 __all__ = ["CacheWriter"]
-
-
-def _schema() -> "pa.Schema":
-    import pyarrow as pa
-
-    integers = ("tokens", "lengths", "response_index", "comparisons", "comparison_index")
-    plain = [("id", pa.string()), ("record_key", pa.int64()), ("file", pa.string()), ("line", pa.int64())]
-    return pa.schema(
-        [*plain, ("prompt_length", pa.int32())]
-        + [(name, pa.list_(pa.int32())) for name in integers]
-        + [("preference", pa.list_(pa.float32()))]
-        + [
-            (entry.stored, pa.list_(pa.string() if entry.kind == "name" else pa.float32()))
-            for entry in optional_columns()
-        ]
-    )
 
 
 def _hash(text: str) -> int:
@@ -101,12 +86,13 @@ class _SplitWriter:
 
         self.folder, self.split, self.source = folder, split, source
         self.path = folder / f"{split}.arrow"
-        self.schema = _schema()
+        self.schema = schema()
         self.stream = pa.ipc.new_stream(str(self.path), self.schema)
         self.sizes = array("i")
         self.ids = array("Q")
         self.keys = array("q")
         self.groups = array("Q")
+        self.digests = bytearray()
         self.names: dict[str, set[str]] = {entry.stored: set() for entry in optional_columns(kind="name")}
         self.may_lack = {"comparisons", *(entry.stored for entry in optional_columns())}
         self.present: set[str] = set()
@@ -125,6 +111,8 @@ class _SplitWriter:
             data["prompt_length"].append(tokens.prompt_length)
             data["tokens"].append(tokens.tokens)
             data["lengths"].append(tokens.lengths)
+            for name in ORIGINS:
+                data[name].append([])
             for name, values in columns.items():
                 data[name].append(values)
                 if values and name in self.may_lack:
@@ -136,15 +124,45 @@ class _SplitWriter:
             self.ids.append(_hash(record.id))
             self.keys.append(key)
             self.groups.append(_hash(record.split_key))
+            self.digests += prompt_digest(record, tokens.cut)
         self.stream.write_batch(
             pa.record_batch([pa.array(data[f.name], f.type) for f in self.schema], schema=self.schema)
         )
 
     def close(self) -> None:
         self.stream.close()
-        np.save(
-            self.folder / f"{self.split}.sizes.npy", np.asarray(self.sizes, dtype=np.int32).reshape(-1, 4)
+        self._save(np.asarray(self.sizes, dtype=np.int32).reshape(-1, 4))
+
+    def _save(self, sizes: NDArray[np.int32]) -> None:
+        np.save(self.folder / f"{self.split}.sizes.npy", sizes)
+
+    @property
+    def kept_path(self) -> Path:
+        """File of the rows that count, where not all do."""
+        return self.folder / f"{self.split}.keep.npy"
+
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        """Let only some rows count."""
+        np.save(self.kept_path, rows)
+        self._take(rows)
+
+    def merge(self, report: SplitReport, max_tokens: int, *, equal_once: bool) -> None:
+        """Merge rows of equal prompts; if there are any, the new stream holds nothing but what counts."""
+        kept = np.load(self.kept_path) if self.kept_path.is_file() else np.arange(len(self.ids))
+        sizes = np.asarray(self.sizes, dtype=np.int64).reshape(-1, 4)[kept]
+        report.tokens = report.tokens_apart = int(sizes[:, 1:3].sum())
+        merged = merge_split(
+            self.path, kept, bytes(self.digests), report, max_tokens=max_tokens, equal_once=equal_once
         )
+        if merged is not None:
+            numbers, sizes = merged
+            self.kept_path.unlink(missing_ok=True)
+            self._save(sizes)
+            self._take(np.searchsorted(kept, numbers))
+
+    def _take(self, rows: NDArray[np.int64]) -> None:
+        self.groups = array("Q", np.asarray(self.groups, np.uint64)[rows].tobytes())
+        self.keys = array("q", np.asarray(self.keys, np.int64)[rows].tobytes())
 
     def duplicates(self) -> NDArray[np.int64]:
         """Rows whose id occurred before, ascending."""
@@ -167,10 +185,30 @@ def remove_left_overs(folder: Path) -> None:
             continue  # alive under another user, or not ours
 
 
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Say of a disk that is full, or a folder that must not be written, which it is and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"the token cache {folder} cannot be written ({error.strerror or error}): make room there or allow it to be "
+            "written, or set cache_dir (or $PLURALIGN_CACHE) to another folder"
+        ) from error
+
+
 class CacheWriter:
     """Write a cache folder; use as a context manager, which completes or removes it."""
 
-    def __init__(self, folder: Path, splits: Sequence[str], *, source: str, on_invalid: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        splits: Sequence[str],
+        *,
+        source: str,
+        on_invalid: str,
+        merged_tokens: int = 0,
+    ) -> None:
         """Open the streams under a temporary name.
 
         Args:
@@ -178,14 +216,19 @@ class CacheWriter:
             splits: Names of the splits.
             source: What records are of that do not say it themselves: the data module's name.
             on_invalid: ``error`` or ``skip``.
+            merged_tokens: Bound on the tokens of a record of several rows; 0 merges none.
+
+        Raises:
+            OSError: If nothing can be written there; so for all that writes.
         """
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        self.folder, self.on_invalid = folder, on_invalid
-        remove_left_overs(folder)
-        owner = f"{folder.name}.{socket.gethostname()}.{os.getpid()}."
-        self.partial = Path(tempfile.mkdtemp(prefix=owner, suffix=".partial", dir=folder.parent))
+        self.folder, self.on_invalid, self.merged_tokens = folder, on_invalid, merged_tokens
         self.reports = {split: SplitReport() for split in splits}
-        self._splits = {split: _SplitWriter(self.partial, split, source) for split in splits}
+        owner = f"{folder.name}.{socket.gethostname()}.{os.getpid()}."
+        with _writing(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            remove_left_overs(folder)
+            self.partial = Path(tempfile.mkdtemp(prefix=owner, suffix=".partial", dir=folder.parent))
+            self._splits = {split: _SplitWriter(self.partial, split, source) for split in splits}
         self._categories: dict[str, int] = {}
 
     def __enter__(self) -> Self:
@@ -225,7 +268,8 @@ class CacheWriter:
             report.cut_prompts += tokens.cut > 0
             report.cut_tokens += tokens.cut
             report.dropped.update(tokens.dropped)
-        self._splits[split].write(rows)
+        with _writing(self.folder):
+            self._splits[split].write(rows)
 
     def finish(self, format_description: Mapping[str, object]) -> None:
         """Check what only the whole shows, write ``meta.json`` and put the folder in place.
@@ -234,11 +278,22 @@ class CacheWriter:
             RecordError: For an id that occurs twice, if ``on_invalid`` is ``error``.
             ValueError: If two ids of a split have the same key.
         """
+        with _writing(self.folder):
+            self._finish(format_description)
+
+    def _finish(self, format_description: Mapping[str, object]) -> None:
         for writer in self._splits.values():
             writer.close()
         for split, writer in self._splits.items():
             self._settle_duplicates(split, writer)
             _check_keys(split, writer)
+        present = set().union(*(writer.present for writer in self._splits.values()))
+        for split, writer in self._splits.items():
+            # Where responses are rated, each rating is a judgement of its own, and so is its response.
+            rated = any(entry.stored in present for entry in optional_columns("response"))
+            # Whoever has rows scored finds them again by their own ids.
+            tokens = self.merged_tokens if split != "predict" else 0
+            writer.merge(self.reports[split], tokens, equal_once=not rated)
         train = self._splits.get("train")
         for split, writer in self._splits.items():
             if train is not None and writer is not train:
@@ -256,21 +311,22 @@ class CacheWriter:
                     *(writer.names[name] for writer in self._splits.values() for name in sharing)
                 )
                 names[entry.stored] += sorted(others - first.names[entry.stored])
+        merged = {"merged_id"} if any(report.merged for report in self.reports.values()) else set()
         meta = {
             "format": dict(format_description),
             "reports": {split: vars(report) for split, report in self.reports.items()},
             "names": names,
             "num_training_users": len(first.names["user"]),
-            "present": sorted(set().union(*(writer.present for writer in self._splits.values()))),
+            "present": sorted(present | merged),
             "categories": self._categories,
         }
-        (self.partial / "meta.json").write_text(json.dumps(meta))
+        write_meta(self.partial, meta)
         try:
             os.replace(self.partial, self.folder)
         except OSError:
-            if (self.folder / "meta.json").is_file():
+            if cache_damage(self.folder, every_byte=True) is None:
                 return  # another process finished the same cache first; its content is the same by its fingerprint
-            # What stands there is no complete cache: someone deleted parts of it.
+            # What stands there is no whole cache: parts of it were deleted, or a disk lost them.
             shutil.rmtree(self.folder, ignore_errors=True)
             os.replace(self.partial, self.folder)
 
@@ -312,10 +368,7 @@ class CacheWriter:
                     line=place["line"][0],
                 ),
             )
-        keep = np.setdiff1d(np.arange(len(writer.ids)), again)
-        np.save(self.partial / f"{split}.keep.npy", keep)
-        writer.groups = array("Q", np.asarray(writer.groups, np.uint64)[keep].tolist())
-        writer.keys = array("q", np.asarray(writer.keys, np.int64)[keep].tolist())
+        writer.keep(np.setdiff1d(np.arange(len(writer.ids)), again))
         removed = table.select(again)
         report = self.reports[split]
         report.records -= len(again)

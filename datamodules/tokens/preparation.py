@@ -7,8 +7,8 @@ from typing import Protocol
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from ..records import PreferenceRecord, RecordError, SourceRow
-from .cache import SplitReport
 from .cache_writer import CacheWriter
+from .report import SplitReport
 from .text import REFUSED, RecordTokenizer, TextConfig, TokenizedRecord
 
 __all__ = ["RecordSource", "report_split", "tokenise"]

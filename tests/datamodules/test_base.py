@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import tracemalloc
 from collections import Counter
@@ -15,6 +16,7 @@ import torch
 from rich.console import Console
 
 from pluralign.commands.inspect import print_inspection
+from pluralign.datamodules import prepared
 from pluralign.datamodules.base import LoaderConfig, PreferenceDataModule
 from pluralign.datamodules.crowd import CrowdConfig
 from pluralign.datamodules.datasets.local import LocalDataModule
@@ -26,6 +28,7 @@ from pluralign.datamodules.records import (
     SourceRow,
     read_json_lines,
 )
+from pluralign.datamodules.tokens.cache import CacheReader
 from pluralign.datamodules.tokens.cache_writer import CacheWriter
 from pluralign.datamodules.tokens.text import RecordTokenizer, TextConfig
 
@@ -230,8 +233,82 @@ def test_a_damaged_cache_is_made_anew(folder, removed, tokenised):
     for path in where.iterdir():
         if removed in (path.name, "everything"):
             path.unlink()
-    assert len(ready(folder).table("train")) == 20
+    message = "tiny: the token cache .* is damaged and made anew: meta.json is missing"
+    with pytest.warns(UserWarning, match=message):
+        assert len(ready(folder).table("train")) == 20
     assert tokenised["records"] == 58
+
+
+def flipped(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 16
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("train.arrow", lambda path: os.truncate(path, 1000), "train.arrow has 1,000 bytes in place of"),
+        ("train.arrow", lambda path: flipped(path, 3000), "train.arrow holds other bytes than were written"),
+        ("test.sizes.npy", lambda path: flipped(path, -1), "test.sizes.npy holds other bytes"),
+        ("validation.arrow", lambda path: path.write_bytes(b""), "validation.arrow has 0 bytes"),
+        ("validation.sizes.npy", lambda path: path.unlink(), "validation.sizes.npy is missing"),
+        ("meta.json", lambda path: flipped(path, 99), "meta.json is not what was written"),
+        ("meta.json", lambda path: os.truncate(path, 50), "meta.json is not what was written"),
+        ("meta.json", lambda path: path.write_text('{"content": 3}'), "meta.json is not what was written"),
+    ],
+)
+def test_damaged_bytes_never_reach_the_reader(folder, name, damage, message):
+    whole = ready(folder)
+    expected = list(whole.table("train").rows())
+    damage(whole.cache_folder() / name)
+    with pytest.warns(UserWarning, match=f"is damaged and made anew: {message}") as said:
+        again = ready(folder)
+    assert len(said) == 1, "one line, and once"
+    for one, two in zip(again.table("train").rows(), expected, strict=True):
+        assert one.id == two.id and np.array_equal(one.tokens, two.tokens)
+    assert len(ready(folder).table("train")) == 20, "whole again: nothing is said"
+    assert len(caches(folder.parent)) == 1
+
+
+def test_every_byte_is_compared_once(folder, monkeypatch):
+    compared = []
+    original = prepared.cache_damage
+    monkeypatch.setattr(
+        prepared, "cache_damage", lambda *given, **more: compared.append(more) or original(*given, **more)
+    )
+    ready(folder)
+    assert compared == [{"every_byte": True}], "before it is written"
+    data = TinyDataModule(folder)
+    for stage in ("fit", "test"):
+        data.prepare_data()
+        data.setup(stage)
+    assert len(compared) == 2
+
+
+def test_a_cache_that_is_cut_while_it_is_read_is_not_opened(folder):
+    where = ready(folder).cache_folder()
+    os.truncate(where / "test.arrow", 10)
+    with pytest.raises(
+        ValueError, match=r"the token cache .* is damaged \(test.arrow has 10 bytes in place of"
+    ):
+        CacheReader(where)
+
+
+def test_a_folder_that_cannot_be_written_is_named(folder, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    message = r"the token cache {} cannot be written \({}\): make room there.*or set cache_dir"
+    where = tmp_path / "file" / "tiny-"
+    with pytest.raises(OSError, match=message.format(f"{where}.*", "File exists")):
+        ready(folder, cache_dir=str(tmp_path / "file"))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(CacheWriter, "_finish", full)
+    with pytest.raises(OSError, match=message.format(".*", "No space left on device")):
+        ready(folder)
+    assert not caches(tmp_path), "nothing half-made stays"
 
 
 def test_cache_dir_wins_over_the_environment(folder, tmp_path):
@@ -383,7 +460,8 @@ def test_rows_to_score_need_no_judgement(tmp_path):
 
 def test_held_out_share_is_fixed_disjoint_and_by_prompt(tmp_path):
     rows = [row(f"r{i}", f"prompt {i // 3}") for i in range(900)]
-    data = ready(save(tmp_path / "one", train=rows), sources=("train",), validation_share=0.2)
+    alone = {"validation_share": 0.2, "merged_tokens": 0}
+    data = ready(save(tmp_path / "one", train=rows), sources=("train",), **alone)
     assert data.splits == ("train", "validation")
     train, held = set(ids(data, "train")), set(ids(data, "validation"))
     assert not train & held and len(train | held) == 900
@@ -393,7 +471,7 @@ def test_held_out_share_is_fixed_disjoint_and_by_prompt(tmp_path):
     assert data.reports["validation"].in_train == 0
     # In another order and with other rows beside them, the same rows are held out.
     fewer = list(reversed(rows))[:600]
-    again = ready(save(tmp_path / "two", train=fewer), sources=("train",), validation_share=0.2)
+    again = ready(save(tmp_path / "two", train=fewer), sources=("train",), **alone)
     assert set(ids(again, "validation")) == held & {entry["id"] for entry in fewer}
     assert data.reports["train"].rows + data.reports["validation"].rows == 900
 
@@ -744,7 +822,7 @@ def test_memory_does_not_grow_with_the_rows():
     large, large_size = peak(3000)
     rows, size = 2400, large_size - small_size
     assert size > 1000 * rows
-    # Sizes, ids and groups take 32 bytes a row and a sampler some more; tokens would take over a thousand.
+    # Sizes, ids, keys, groups and digests take 56 bytes a row and a sampler some more; tokens would take over a thousand.
     assert large - small < 200 * rows
 
 

@@ -67,7 +67,11 @@ def module(tmp_path):
     def build(text=TEXT, **loader):
         paths = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "test")}
         return LocalDataModule(
-            **paths, validation=paths["test"], text=text, loader=LoaderConfig(**{"max_tokens": 64, **loader})
+            **paths,
+            validation=paths["test"],
+            text=text,
+            loader=LoaderConfig(**{"max_tokens": 64, **loader}),
+            merged_tokens=0,
         )
 
     return build

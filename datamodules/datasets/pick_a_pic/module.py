@@ -271,7 +271,7 @@ class PickAPicDataModule(OwnFilesDataModule):
 
     def prepare_data(self) -> None:
         """Write the token cache and the feature store, unless they are there."""
-        if (self.cache_folder() / "meta.json").is_file() and (self.store_folder() / "meta.json").is_file():
+        if self.cache_problem() is None and (self.store_folder() / "meta.json").is_file():
             return
         self._vectors = self._new_vectors()
         try:
@@ -307,8 +307,12 @@ class PickAPicDataModule(OwnFilesDataModule):
             reader = CacheReader(self.cache_folder())
             for split in self.splits:
                 for row in reader.table(split).rows():
-                    prompt, images = vectors.records[row.id]
-                    names: list[Name] = [("image", images[i]) for i in row.response_index.tolist()]
+                    prompt, _ = vectors.records[row.id]
+                    ids, _, places = row.items_of("response")
+                    names: list[Name] = [
+                        ("image", vectors.records[name][1][place])
+                        for name, place in zip(ids, places.tolist(), strict=True)
+                    ]
                     keys = response_keys(without_prompt(row)).tolist()
                     writer.add([*keys, prompt_key(row)], vectors.take([*names, ("prompt", prompt)]))
             writer.flush()

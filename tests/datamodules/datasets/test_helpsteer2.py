@@ -189,8 +189,9 @@ def test_prompts_stay_on_one_side_and_the_released_validation_is_the_test(tmp_pa
     data.setup()
     assert data.splits == ("train", "validation", "test")
     reports = data.reports
-    assert reports["train"].records + reports["validation"].records == 200
-    assert reports["validation"].records > 30 and reports["validation"].records % 2 == 0
+    assert reports["train"].rows + reports["validation"].rows == 200
+    assert reports["validation"].rows > 30 and reports["validation"].rows % 2 == 0
+    assert all(2 * report.records == report.rows for report in (reports["train"], reports["validation"]))
     assert (reports["validation"].in_train, reports["test"].records) == (0, 1)
 
 

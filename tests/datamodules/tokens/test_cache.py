@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from pluralign.datamodules.records import Comparison, PreferenceRecord, RecordError, Response
 from pluralign.datamodules.tokens import cache
-from pluralign.datamodules.tokens.cache import CacheReader, SplitReport, fingerprint
+from pluralign.datamodules.tokens.cache import CacheReader, fingerprint
 from pluralign.datamodules.tokens.cache_writer import CacheWriter
+from pluralign.datamodules.tokens.report import SplitReport
 from pluralign.datamodules.tokens.text import RecordTokenizer, TextConfig
 
 TOKENIZE = RecordTokenizer(TextConfig(prompt_format="{text}", response_format="{text}"))
@@ -471,7 +472,7 @@ def test_fingerprint(monkeypatch):
 def test_description_is_plain_json(tmp_path):
     write(tmp_path / "c", train=[record("a")])
     meta = json.loads((tmp_path / "c" / "meta.json").read_text())
-    assert meta["reports"]["train"]["records"] == 1
+    assert meta["content"]["reports"]["train"]["records"] == 1
 
 
 def test_left_overs_of_killed_processes_are_removed_and_others_kept(tmp_path):

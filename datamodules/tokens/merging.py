@@ -1,0 +1,353 @@
+"""Rows of equal prompts become one record: prompt and equal responses are read once, every judgement points at them.
+
+Files with one row a judgement name a prompt again for each, and a response for each comparison that it is in. They are
+tokenised as they come; then the rows of every prompt are found by a digest (16 bytes a row, however long the text) and
+read from the finished stream again, wherever they lie, so that memory holds no more than :data:`SLICE` rows. What is
+merged is tokens: each response keeps exactly those that its row alone would have, and every judgement stays one.
+"""
+
+import json
+import os
+from array import array
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..columns import Column, optional_columns
+from ..records import PreferenceRecord
+from .cache import CHUNK, ORIGINS, Columns, Origins, TokenRow, TokenTable, token_rows
+from .report import SplitReport
+from .schema import schema
+from .text import common_prefix
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["DIGEST", "MOST_JUDGEMENTS", "SLICE", "merge_rows", "merge_split", "prompt_digest"]
+
+DIGEST = 16
+"""Bytes that a prompt is told by: among a billion, two are taken for one with a chance of 1 in 10^20."""
+SLICE = 4096
+"""Rows of one prompt that are looked at together: what bounds memory where all rows share a prompt."""
+MOST_JUDGEMENTS = 1024
+"""Comparisons of a merged record, so that one prompt is no batch of its own."""
+LEAST_SAVING = 0.05
+"""Share of their tokens that rows must save to be merged: a short prompt alone should not tie long responses together."""
+
+
+def prompt_digest(record: PreferenceRecord, cut: int) -> bytes:
+    """What rows have in common that may be one record, as :data:`DIGEST` bytes.
+
+    That is the prompt and how much of it was cut, the group, and all that is said of the record itself. Rows without a
+    prompt have their responses in common instead.
+
+    Args:
+        record: A row of the data.
+        cut: Tokens cut from its prompt.
+    """
+    prompt: object = record.prompt
+    if isinstance(prompt, tuple):
+        prompt = [[message.role, message.content] for message in prompt]
+    elif not record.prompt.strip():
+        prompt = [record.prompt, sorted(response.text for response in record.responses)]
+    said = [entry.of(record) for entry in optional_columns("record")]
+    text = json.dumps([prompt, cut, record.group, said])
+    return blake2b(text.encode(), digest_size=DIGEST).digest()
+
+
+# Rows of one prompt ----------------------------------------------------------------------------------------
+
+
+class _Responses(NamedTuple):
+    """Responses of some rows, equal ones once."""
+
+    tokens: list[NDArray[np.int32]]
+    """Each with its prompt."""
+    members: list[list[int]]
+    """Of each row, which of them its responses are."""
+
+
+def merge_rows(rows: Sequence[TokenRow], *, max_tokens: int, equal_once: bool) -> list[list[int]]:
+    """Which rows of one prompt become a record.
+
+    Where not all of them fit into one, responses are put into blocks of half its size, and the judgements within two
+    blocks into one record: n responses that are compared at random are read in about n / 2 records of all their pairs,
+    instead of in one for every judgement.
+
+    Args:
+        rows: Of one prompt.
+        max_tokens: Bound on the tokens of a record, unless a single row has more.
+        equal_once: Whether equal responses become one.
+
+    Returns:
+        Numbers of the rows of each record; every row is in one.
+    """
+    prompt = min(row.prompt_length for row in rows)
+    texts, members = _responses(rows, equal_once)
+    costs = [len(tokens) - prompt for tokens in texts]
+    order = list(range(len(rows)))
+    if prompt + sum(costs) > max_tokens:
+        blocks = _blocks(costs, max(1, (max_tokens - prompt) // 2))
+        order.sort(key=lambda row: sorted({blocks[text] for text in members[row]}))
+    records: list[list[int]] = []
+    held: set[int] = set()
+    tokens = judgements = 0
+    for row in order:
+        fresh = set(members[row]) - held
+        added, judged = sum(costs[text] for text in fresh), len(rows[row].comparisons)
+        if not records or tokens + added > max_tokens or judgements + judged > MOST_JUDGEMENTS:
+            records.append([])
+            held, tokens, judgements = set(), prompt, 0
+            fresh = set(members[row])
+            added = sum(costs[text] for text in fresh)
+        records[-1].append(row)
+        held |= fresh
+        tokens, judgements = tokens + added, judgements + judged
+    return [sorted(numbers) for numbers in records]
+
+
+def _responses(rows: Sequence[TokenRow], equal_once: bool) -> _Responses:
+    texts: list[NDArray[np.int32]] = []
+    members: list[list[int]] = []
+    known: dict[bytes, int] = {}
+    for row in rows:
+        ends = np.cumsum(row.lengths).tolist()
+        prefix = row.tokens[: ends[0]]
+        members.append([])
+        for start, stop in pairwise(ends):
+            tokens = np.concatenate([prefix, row.tokens[start:stop]])
+            number = known.setdefault(tokens.tobytes(), len(texts)) if equal_once else len(texts)
+            if number == len(texts):
+                texts.append(tokens)
+            members[-1].append(number)
+    return _Responses(texts, members)
+
+
+def _blocks(costs: Sequence[int], size: int) -> list[int]:
+    """Block of each response, in their order: as many in one as fit."""
+    blocks, block, used = [], 0, 0
+    for cost in costs:
+        if used and used + cost > size:
+            block, used = block + 1, 0
+        used += cost
+        blocks.append(block)
+    return blocks
+
+
+def merged_record(rows: Sequence[TokenRow], *, equal_once: bool) -> TokenRow:
+    """One record of several rows of one prompt; its id and key are those of the first."""
+    texts, members = _responses(rows, equal_once)
+    prefix = min(
+        min(common_prefix(texts[0], other) for other in texts), *(len(tokens) - 1 for tokens in texts)
+    )
+    parts = [texts[0][:prefix], *(tokens[prefix:] for tokens in texts)]
+    first: dict[int, tuple[int, int]] = {}
+    for number, (row, mine) in enumerate(zip(rows, members, strict=True)):
+        for text, place in zip(mine, row.response_index.tolist(), strict=True):
+            first.setdefault(text, (number, place))
+    pairs = [np.asarray(mine, np.int32)[row.comparisons] for row, mine in zip(rows, members, strict=True)]
+    counts = [len(row.comparisons) for row in rows]
+    origins = Origins(
+        ids=[row.id for row in rows],
+        keys=np.asarray([row.record_key for row in rows], dtype=np.int64),
+        response_origin=np.asarray([first[text][0] for text in range(len(texts))], dtype=np.int32),
+        response_place=np.asarray([first[text][1] for text in range(len(texts))], dtype=np.int32),
+        comparison_origin=np.repeat(np.arange(len(rows), dtype=np.int32), counts),
+        comparison_place=np.concatenate([row.comparison_index for row in rows]),
+    )
+    return TokenRow(
+        id=rows[0].id,
+        tokens=np.concatenate(parts),
+        lengths=np.asarray([len(part) for part in parts], dtype=np.int32),
+        response_index=np.arange(len(texts), dtype=np.int32),
+        comparisons=np.concatenate(pairs),
+        comparison_index=np.arange(sum(counts), dtype=np.int32),
+        preference=np.concatenate([row.preference for row in rows]),
+        columns=_columns(rows, counts),
+        record_key=rows[0].record_key,
+        prompt_length=min(prefix, *(row.prompt_length for row in rows)),
+        origins=origins,
+    )
+
+
+def _columns(rows: Sequence[TokenRow], comparisons: Sequence[int]) -> Columns:
+    """The optional columns of all rows; those of the record itself are equal in all, by the digest."""
+    columns: Columns = {}
+    counts = {"comparison": comparisons, "response": [len(row.response_index) for row in rows]}
+    for entry in optional_columns():
+        known = [row.columns[entry.stored] for row in rows if entry.stored in row.columns]
+        if known:
+            columns[entry.stored] = (
+                known[0] if entry.item == "record" else _joined(entry, rows, counts[entry.item])
+            )
+    return columns
+
+
+def _joined(
+    entry: Column, rows: Sequence[TokenRow], counts: Sequence[int]
+) -> NDArray[np.float32] | list[str | None]:
+    """A column of all rows, one after the other, ``missing`` for the items of rows that lack it."""
+    values = [row.columns.get(entry.stored) for row in rows]
+    if entry.kind == "name":
+        return [
+            name
+            for part, count in zip(values, counts, strict=True)
+            for name in ([None] * count if part is None else part)
+        ]
+    width = max(
+        len(part) // count for part, count in zip(values, counts, strict=True) if part is not None and count
+    )
+    filled = [
+        np.full(count * width, entry.missing) if part is None else np.asarray(part)
+        for part, count in zip(values, counts, strict=True)
+    ]
+    return np.concatenate(filled).astype(np.float32)
+
+
+# A split on disk -------------------------------------------------------------------------------------------
+
+
+def merge_split(
+    path: Path,
+    kept: NDArray[np.int64],
+    digests: bytes,
+    report: SplitReport,
+    *,
+    max_tokens: int,
+    equal_once: bool,
+) -> tuple[NDArray[np.int64], NDArray[np.int32]] | None:
+    """Write a split's stream anew with rows of equal prompts merged, unless there are none.
+
+    Args:
+        path: Of the finished stream; the new one takes its place.
+        kept: Numbers of its rows that count, ascending.
+        digests: What :func:`prompt_digest` says of every row of the stream.
+        report: Of the split; what was saved is written into it.
+        max_tokens: Bound on the tokens of a merged record; 0 merges none.
+        equal_once: Whether equal responses of several rows become one.
+
+    Returns:
+        Of every new record the row that names it, and its sizes as :class:`TokenTable` has them; None if nothing changed.
+    """
+    import pyarrow as pa
+
+    order, starts = _groups(np.frombuffer(digests, dtype=np.uint64).reshape(-1, DIGEST // 8)[kept])
+    report.prompts = len(starts)
+    if not max_tokens or len(starts) == len(kept):
+        return None
+    report.records = report.responses = report.tokens = 0
+    target = path.with_suffix(".merged")
+    names, sizes = array("q"), array("i")
+    groups = (kept[group] for group in _in_order(order, starts))
+    with pa.ipc.new_stream(str(target), schema()) as stream:
+        for records in _merged_chunks(path, groups, max_tokens, equal_once):
+            for row, number, _, _ in records:
+                prefix, own = int(row.lengths[0]), row.lengths[1:]
+                names.append(number)
+                sizes.extend((len(own), prefix, int(own.sum()), int(own.max())))
+                report.records += 1
+                report.responses += len(own)
+                report.tokens += len(row.tokens)
+                report.merged += 0 if row.origins is None else len(row.origins.ids)
+            stream.write_batch(_arrow(records))
+    os.replace(target, path)
+    return np.asarray(names, dtype=np.int64), np.asarray(sizes, dtype=np.int32).reshape(-1, 4)
+
+
+def _groups(digests: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Places in the order of their digests, equal ones ascending; and where in it each digest begins."""
+    order = np.lexsort(digests.T)
+    fresh = np.ones(len(order), dtype=bool)
+    for column in digests.T:  # one at a time, which holds less at once
+        fresh[1:] &= column[order[1:]] == column[order[:-1]]
+    fresh[1:] ^= True
+    return order, np.flatnonzero(fresh)
+
+
+def _in_order(order: NDArray[np.int64], starts: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Places of each digest, in the order in which the digests come first."""
+    stops = np.append(starts[1:], len(order))
+    for group in np.argsort(order[starts], kind="stable").tolist():
+        yield order[starts[group] : stops[group]]
+
+
+Numbered = tuple[TokenRow, int, str, int]
+"""A record, the number of the row that names it, and that row's file and line."""
+
+
+def _merged_chunks(
+    path: Path, groups: Iterator[NDArray[np.int64]], max_tokens: int, equal_once: bool
+) -> Iterator[list[Numbered]]:
+    """New records, some hundreds at a time; groups are read together as far as they are small."""
+    dataset = TokenTable.read(path).with_format("arrow")
+    waiting: list[NDArray[np.int64]] = []
+
+    def records() -> list[Numbered]:
+        numbers = np.concatenate(waiting)
+        table: Any = dataset[numbers.tolist()]
+        places = zip(
+            token_rows(table.drop_columns(["file", "line"])),
+            numbers.tolist(),
+            table.column("file").to_pylist(),
+            table.column("line").to_pylist(),
+            strict=True,
+        )
+        return [
+            record
+            for size in map(len, waiting)
+            for record in _merged_group([next(places) for _ in range(size)], max_tokens, equal_once)
+        ]
+
+    held = 0
+    for group in groups:
+        for start in range(0, len(group), SLICE):
+            waiting.append(group[start : start + SLICE])
+            held += len(waiting[-1])
+            if held >= CHUNK:
+                yield records()
+                waiting.clear()
+                held = 0
+    if waiting:
+        yield records()
+
+
+def _merged_group(rows: list[Numbered], max_tokens: int, equal_once: bool) -> list[Numbered]:
+    """Records of the rows of one prompt, merged where that saves enough."""
+    if len(rows) == 1:
+        return rows
+    out: list[Numbered] = []
+    for numbers in merge_rows([row[0] for row in rows], max_tokens=max_tokens, equal_once=equal_once):
+        some = [rows[number] for number in numbers]
+        if len(some) > 1:
+            record = merged_record([row[0] for row in some], equal_once=equal_once)
+            apart = sum(len(row[0].tokens) for row in some)
+            if len(record.tokens) <= (1 - LEAST_SAVING) * apart:
+                some = [(record, *some[0][1:])]
+        out += some
+    return out
+
+
+def _arrow(records: Sequence[Numbered]) -> "pa.RecordBatch":
+    """Records as the cache holds them."""
+    import pyarrow as pa
+
+    fields = schema()
+    data: dict[str, list[object]] = {name: [] for name in fields.names}
+    for row, _, file, line in records:
+        origins = row.origins or ([],) * len(ORIGINS)
+        values: dict[str, object] = {
+            **row._asdict(),
+            "file": file,
+            "line": line,
+            "comparisons": row.comparisons.reshape(-1),
+            **row.columns,
+            **dict(zip(ORIGINS, origins, strict=True)),
+        }
+        for name, column in data.items():
+            column.append(values.get(name, []))
+    return pa.record_batch([pa.array(data[each.name], each.type) for each in fields], schema=fields)

@@ -1,0 +1,73 @@
+"""What became of a split's rows: kept, merged, cut, skipped, dropped; every loss by its reason."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from ..records import RecordError
+
+__all__ = ["SplitReport"]
+
+
+@dataclass
+class SplitReport:
+    """What became of a split's rows; every loss is counted by reason.
+
+    Attributes:
+        rows: Rows read.
+        records: Records kept, after rows of equal prompts were merged.
+        responses: Responses kept, equal ones of merged rows once.
+        comparisons: Comparisons kept.
+        prompts: Different prompts of the rows that are kept.
+        merged: Rows that are part of a record with others.
+        tokens: Tokens of an epoch, in shared rows.
+        tokens_apart: As many as there would be if every row were a record of its own.
+        cut_prompts: Records whose prompt was cut from the left.
+        cut_tokens: Tokens cut in all.
+        invalid: Rows skipped, by reason.
+        dropped: Parts of valid rows dropped, by reason.
+        in_train: Records whose prompt (or group) also occurs in the training split.
+        first_errors: The first messages of skipped rows.
+    """
+
+    rows: int = 0
+    records: int = 0
+    responses: int = 0
+    comparisons: int = 0
+    prompts: int = 0
+    merged: int = 0
+    tokens: int = 0
+    tokens_apart: int = 0
+    cut_prompts: int = 0
+    cut_tokens: int = 0
+    invalid: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    in_train: int = 0
+    first_errors: list[str] = field(default_factory=list)
+
+    def skip(self, error: RecordError) -> None:
+        """Count a row that is skipped."""
+        self.invalid[error.reason] += 1
+        if len(self.first_errors) < 5:
+            self.first_errors.append(str(error))
+
+    def __str__(self) -> str:
+        """One line: what was kept, then every loss by reason."""
+        parts = [
+            f"{self.records:,} records of {self.rows:,} rows, {self.responses:,} responses, {self.comparisons:,} comparisons"
+        ]
+        if self.merged:
+            parts.append(
+                f"{self.merged:,} rows merged by prompt (there are {self.prompts:,}): {self.tokens:,} tokens an epoch in "
+                f"place of {self.tokens_apart:,}"
+            )
+        for title, counts in (("skipped", self.invalid), ("dropped", self.dropped)):
+            if counts:
+                parts.append(
+                    f"{title}: "
+                    + ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items()))
+                )
+        if self.cut_prompts:
+            parts.append(f"{self.cut_prompts:,} prompts cut by {self.cut_tokens:,} tokens")
+        if self.in_train:
+            parts.append(f"{self.in_train:,} records share a prompt with the training split")
+        return "; ".join(parts)
