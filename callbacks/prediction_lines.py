@@ -44,14 +44,13 @@ class PredictionLines:
         Raises:
             FileExistsError: If the complete file, or what is left of an interrupted run, may not be replaced.
         """
-        for path, what in (
-            (self.path, "is there"),
-            (self.partial, "is what an interrupted run left, and there"),
-        ):
-            if path.exists() and not overwrite:
-                raise FileExistsError(
-                    f"{path} {what} already: name another file (--output), or set overwrite (--overwrite)"
-                )
+        if overwrite:
+            return
+        advice = "name another file (--output), or set overwrite (--overwrite)"
+        if self.path.exists():
+            raise FileExistsError(f"{self.path} is there already: {advice}")
+        if self.partial.exists() and self.partial.stat().st_size:
+            raise FileExistsError(f"{self.partial} holds what an interrupted run predicted: {advice}")
 
     def open(self) -> None:
         """Begin the file, unless it was begun."""
@@ -72,13 +71,18 @@ class PredictionLines:
             self.number += 1
         self._stream.flush()  # what is known survives this process
 
-    def close(self) -> bool:
-        """End the file; whether there was one."""
-        if self._stream is None:
-            return False
-        self._stream.close()
-        self._stream = None
-        return True
+    def close(self) -> None:
+        """End the file, if there is one."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def abandon(self) -> bool:
+        """End the file and keep what it holds, of which there may be nothing; whether there is something."""
+        if self._stream is not None and not self.number:
+            self.partial.unlink(missing_ok=True)
+        self.close()
+        return self.number > 0
 
     def finish(self, given: Iterable[GivenRecord], complete: Callable[[GivenRecord, Line], Line]) -> int:
         """Put the lines of every process into the input's order, under the complete name; returns their number.

@@ -203,7 +203,7 @@ class RewardWriter(L.Callback):
     ) -> None:
         """Keep what was written under its partial name, and say so."""
         for lines in (self._responses, self._comparisons):
-            if lines.close() and lines.number:
+            if lines.abandon():
                 _say(Console(), f"{lines.number:,} predictions were made before that: {lines.partial}")
 
 

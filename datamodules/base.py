@@ -171,11 +171,13 @@ class PreferenceDataModule(PreparedData):
         """
         for source in (source for source in self.sources if source == split or split not in self.sources):
             for row in self.load(source):
+                if isinstance(row, RecordError):
+                    continue
                 try:
-                    record = None if isinstance(row, RecordError) else self.to_example(row)
+                    record = self.to_example(row)
                 except RecordError:
                     continue
-                if record is not None and self.route(record, source) == split:
+                if self.route(record, source) == split:
                     yield _given(record, row)
 
     def requested_users(self, split: str) -> list[str]:

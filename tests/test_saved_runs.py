@@ -32,10 +32,12 @@ def test_a_saved_run_predicts_what_it_predicted(run):
         [json.loads(line) for line in path.read_text().splitlines()]
         for path in (Path("predictions.jsonl"), run / "predictions.jsonl")
     )
-    assert [line.keys() for line in now] == [line.keys() for line in then]
-    for line, before in zip(now, then, strict=True):
-        assert (line["id"], line["response"]) == (before["id"], before["response"])
-        for name in line.keys() - {"id", "response"}:
+    found = {(line["id"], line["response"]): line for line in now}
+    assert len(found) == len(now) == len(then)
+    assert list(found) == sorted(found), "in the input's order, where it was one of length"
+    for before in then:
+        line = found[before["id"], before["response"]]
+        for name in before.keys() - {"id", "response"}:
             assert line[name] == pytest.approx(before[name], abs=1e-5), name
 
 

@@ -163,9 +163,9 @@ class FeatureStore:
         vars(self).update(state)
         self._open(self._stems)
 
-    def __contains__(self, key: int) -> bool:
+    def __contains__(self, key: object) -> bool:
         """Whether there is a vector of a key."""
-        return bool(self.find(np.asarray([key], dtype=np.uint64))[0] >= 0)
+        return isinstance(key, int) and bool(self.find(np.asarray([key], dtype=np.uint64))[0] >= 0)
 
     def __len__(self) -> int:
         """Number of vectors."""
@@ -360,7 +360,7 @@ class FeatureWriter:
                     "another folder"
                 )
 
-    def __contains__(self, key: int) -> bool:
+    def __contains__(self, key: object) -> bool:
         """Whether a key's vector is there or on its way."""
         return key in self._known
 

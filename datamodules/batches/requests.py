@@ -104,7 +104,7 @@ def scored_rows(rows: Sequence[TokenRow], *, merge: bool) -> ScoredRows:
             where.append(where[-1])
             continue
         content = own
-        parts = list(range(size)) if own is None else list(own[2:])
+        parts: list[Hashable] = list(range(size)) if own is None else list(own[2:])
         kept = list(dict.fromkeys(parts))
         place = {part: count + i for i, part in enumerate(kept)}
         where.append(np.asarray([place[part] for part in parts], dtype=np.int64))

@@ -1,13 +1,15 @@
 """Files of rewards: complete, exact, never overwritten by accident."""
 
 import json
+import random
 
 import lightning as L
 import pytest
 import torch
 
 from pluralign.callbacks import RewardWriter
-from pluralign.datamodules.batch import Basis, Labels
+from pluralign.callbacks.prediction_lines import PredictionLines, merged
+from pluralign.datamodules.batch import Basis, GivenRecord, Labels
 from pluralign.models import BradleyTerryRM
 
 
@@ -104,10 +106,14 @@ def test_the_file_holds_every_response_exactly(trainer, module, data, tmp_path):
     path = tmp_path / "some" / "folder" / "rewards.jsonl"
     outputs = trainer(RewardWriter(str(path))).predict(module(), data())
     written = lines(path)
-    assert all(set(line) == {"id", "response", "reward"} for line in written)
+    assert all(list(line) == ["id", "response", "prompt", "text", "reward"] for line in written)
     assert {(line["id"], line["response"]): line["reward"] for line in written} == table(outputs)
-    assert sorted((line["id"], line["response"]) for line in written) == [
+    assert [(line["id"], line["response"]) for line in written] == [
         (f"predict:{n}", response) for n in range(1, 6) for response in range(4)
+    ], "the order of the data, whatever the batches'"
+    records = list(data().given("predict"))
+    assert [(line["prompt"], line["text"]) for line in written] == [
+        (record.prompt, response.text) for record in records for response in record.responses
     ]
     assert [child.name for child in path.parent.iterdir()] == ["rewards.jsonl"]
 
@@ -184,6 +190,47 @@ def test_a_value_of_the_wrong_item_is_refused(trainer, module, tmp_path):
         trainer(RewardWriter(str(tmp_path / "rewards.jsonl"))).predict(module(Misplaced), Pairs())
 
 
+class Renaming(BradleyTerryRM):
+    """Calls something of its own as lines call something else."""
+
+    place, name = "of_responses", "id"
+
+    def forward(self, batch):
+        output = super().forward(batch)
+        if self.place == "basis":
+            return {**output, "basis": Basis(output["reward"][:, None], ("a",), self.name, True)}
+        item = "reward" if self.place == "of_responses" else "chosen"
+        return {**output, self.place: {self.name: output[item]}}
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("of_responses", "id"),
+        ("of_responses", "reward"),
+        ("of_responses", "label_probs"),
+        ("basis", "text"),
+        ("of_comparisons", "comparison"),
+        ("of_comparisons", "chosen"),
+    ],
+)
+def test_a_method_cannot_overwrite_what_lines_say(trainer, module, tmp_path, place, name):
+    model = module(Renaming)
+    model.place, model.name = place, name
+    with pytest.raises(ValueError, match=f"has '{name}', which a line of predictions has for something else"):
+        trainer(RewardWriter(str(tmp_path / "rewards.jsonl"))).predict(model, Pairs())
+
+
+def test_lines_need_no_path_and_no_texts(trainer, module, data, tmp_path, capsys):
+    trainer(RewardWriter(texts=False)).predict(module(), data(), return_predictions=False)
+    written = lines(tmp_path / "predictions.jsonl")
+    assert len(written) == 20 and set(written[0]) == {"id", "response", "reward"}
+    assert f"20 predictions: {tmp_path / 'predictions.jsonl'}" in capsys.readouterr().out
+    trainer(RewardWriter(overwrite=True), limit_predict_batches=1).predict(module(), data())
+    assert "4 of 20 responses of the input have none" in capsys.readouterr().out
+    assert len(lines(tmp_path / "predictions.jsonl")) == 16
+
+
 def test_a_file_that_is_there_is_kept_unless_told(trainer, module, data, tmp_path):
     path = tmp_path / "rewards.jsonl"
     path.write_text("mine\n")
@@ -204,6 +251,11 @@ def test_what_was_written_before_an_error_is_kept_under_another_name(trainer, mo
     partial = lines(tmp_path / "rewards.jsonl.partial")
     assert len(partial) == 16, "the first batch of four prompts"
 
+    path.unlink()
+    with pytest.raises(
+        FileExistsError, match=r"rewards\.jsonl\.partial holds what an interrupted run predicted"
+    ):
+        trainer(RewardWriter(str(path))).predict(module(), data())
     trainer(RewardWriter(str(path), overwrite=True)).predict(module(), data())
     assert len(lines(path)) == 20
     assert not (tmp_path / "rewards.jsonl.partial").exists()
@@ -215,12 +267,40 @@ def test_other_verbs_write_nothing(trainer, module, data, tmp_path):
 
 
 @pytest.mark.slow
-def test_each_process_writes_its_share(trainer, module, data, tmp_path):
+def test_two_processes_write_one_file(trainer, module, data, tmp_path):
     one = trainer(RewardWriter(str(tmp_path / "one.jsonl"))).predict(model := module(), data())
     two = trainer(RewardWriter(str(tmp_path / "two.jsonl")), strategy="ddp_spawn", devices=2)
     two.predict(model, data(), return_predictions=False)
-    written = [line for rank in (0, 1) for line in lines(tmp_path / f"two.rank{rank}.jsonl")]
+    written = lines(tmp_path / "two.jsonl")
     assert {(line["id"], line["response"]): line["reward"] for line in written} == pytest.approx(
         table(one), abs=1e-6
     )
-    assert not (tmp_path / "two.jsonl").exists()
+    assert [line["id"] for line in written] == [line["id"] for line in lines(tmp_path / "one.jsonl")]
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_lines_of_another_machine_are_missed_by_name(tmp_path):
+    kept = PredictionLines(tmp_path / "rewards.jsonl", rank=0, ranks=2)
+    kept.open()
+    kept.add({"id": ["a"], "response": [0]})
+    kept.close()
+    with pytest.raises(
+        FileNotFoundError, match=r"rewards\.jsonl\.rank1\.partial is not here.*all machines share"
+    ):
+        kept.check_ranks()
+    assert lines(tmp_path / "rewards.jsonl.rank0.partial") == [{"id": "a", "response": 0}]
+
+
+def test_lines_follow_the_input_and_none_is_lost(tmp_path):
+    order = [f"é{n}" for n in range(50)]
+    shuffled = random.Random(0).sample(order, 50)
+    for number, names in enumerate((shuffled[:20], shuffled[20:])):
+        rows = [{"id": name, "response": i, "number": int(name[1:])} for name in names for i in range(2)]
+        (tmp_path / f"{number}").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = [tmp_path / "0", tmp_path / "1"]
+    given = [GivenRecord(name, "", [], [], "") for name in (*order[:30], "dropped", *order[31:])]
+    found = list(merged(files, given))
+    names = [(line["id"], line["response"]) for _, line in found]
+    assert names == [(name, i) for name in (*order[:30], *order[31:], order[30]) for i in range(2)]
+    assert [record is None for record, _ in found] == [False] * 98 + [True] * 2
+    assert all(line["number"] == int(line["id"][1:]) for _, line in found)

@@ -818,3 +818,49 @@ def test_two_prototypes_find_two_opposite_tastes_and_one_cannot(score):
     few = two_tastes(10, 10, 2)
     adapted = modules[2].adapt(few, [f"new {i}" for i in range(10)], prior_strength=0.1)
     assert int((adapted.argmax(-1) == most).sum()) >= (9 if score == "angle" else 10)
+
+
+# Requests ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"score": "squared_distance"},
+        {"score": "distance"},
+        {"score": "angle"},
+        {"score": "distance", "version": "B"},
+        {"score": "squared_distance", "mix": "f(Pw)"},
+    ],
+    ids=str,
+)
+def test_a_request_has_the_reward_of_its_user(llama, batch, settings):
+    model = PAL(llama(), num_prototypes=3, num_users=4, user_init="normal", **settings)
+    model.configure_model()
+    model.eval()
+    data = batch((2, 3, 1), prompts=settings.get("version") == "B")
+    asking = {
+        **data,
+        "request_response": torch.tensor([5, 0, 0, 3, 2]),
+        "request_prompt": torch.tensor([0, 0, 0, 1, 2]),
+        "request_index": torch.zeros(5, dtype=torch.int64),
+        "request_user_id": torch.tensor([2, 0, 3, -1, 1]),
+    }
+    with torch.no_grad():
+        output = model(asking)
+        rewards = {user: model.user_reward_module(str(user))(data) for user in range(4)}
+    assert output["personal"].tolist() == [True, True, True, False, True]
+    for n, (response, user) in enumerate(((5, 2), (0, 0), (0, 3), (3, None), (2, 1))):
+        expected = output["reward"][response] if user is None else rewards[user][response]
+        torch.testing.assert_close(output["requested"][n], expected, atol=1e-5, rtol=1e-5)
+    assert float(output["requested"][3]) == float(output["reward"][3]), "to the last bit"
+    assert "requested" not in model.train()(asking), "training asks for nobody's reward of a response"
+
+
+def test_one_prototype_has_one_reward_for_everybody(llama, batch):
+    model = PAL(llama(), num_prototypes=1)
+    model.configure_model()
+    data = {**batch(), "request_user_id": torch.zeros(6, dtype=torch.int64)}
+    with pytest.warns(UserWarning, match="rows to predict have user, which PAL does not read"):
+        output = model.eval().predict_step(data, 0)
+    assert torch.equal(output["requested"], output["reward"]) and not output["personal"].any()
