@@ -1,5 +1,6 @@
 """A source's row becomes a record: readers, checks of fields, votes, splits."""
 
+from .cells import conversation, is_number, json_cell, number_cell
 from .fields import (
     choice_field,
     flag_field,
@@ -58,6 +59,7 @@ __all__ = [
     "SourceRow",
     "check_json",
     "choice_field",
+    "conversation",
     "decode_json",
     "find_file",
     "flag_field",
@@ -65,12 +67,15 @@ __all__ = [
     "hash_share",
     "hash_split",
     "is_blank",
+    "is_number",
+    "json_cell",
     "list_field",
     "listed",
     "majority_comparison",
     "mapping_field",
     "name_field",
     "nested_field",
+    "number_cell",
     "number_field",
     "open_bytes",
     "ordered_split",

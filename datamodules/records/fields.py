@@ -96,11 +96,11 @@ def text_field(field: str, value: object, *, blank: str | None = None) -> str:
     Args:
         field: Name to use in an error.
         value: What the row holds.
-        blank: Reason for an error where there is nothing to see, such as ``empty response``; None allows it.
+        blank: Reason for an error where there is nothing but white space, such as ``empty response``; None allows it.
     """
     if not isinstance(value, str):
         raise _wrong_type(field, value, "a string")
-    if blank is not None and is_blank(value):
+    if blank is not None and not value.strip():
         raise RecordError(field, value, "text that is not blank", reason=blank)
     return value
 

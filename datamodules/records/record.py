@@ -13,7 +13,7 @@ tie                               ``preference=0.5``; trains, and is left out of
 identical responses               kept; their comparisons are dropped and counted when tokenised
 empty or blank response           error ``empty response``
 empty prompt                      allowed: the response is scored on its own
-no prompt anywhere in a record    allowed and counted; a split that has such records warns
+no prompt anywhere in a record    allowed and counted; a split of such records alone warns
 missing field, wrong type         error ``missing field`` / ``wrong type``
 NaN or infinite number            error ``not finite`` (leave the field out if the value is unknown)
 number beyond float32             error ``not finite``: above 3.4e38 it would become infinite; so for the sum of votes
@@ -307,7 +307,7 @@ def _check_prompt(prompt: object) -> None:
 def _check_response(field: str, response: object) -> None:
     if not isinstance(response, Response):
         raise RecordError(field, response, "a Response", reason="wrong type")
-    if is_blank(_text(f"{field}.text", response.text)):
+    if not _text(f"{field}.text", response.text).strip():
         raise RecordError(f"{field}.text", response.text, "text that is not blank", reason="empty response")
     if response.prior is not None and abs(sum(_counts(f"{field}.prior", response.prior)) - 1) > 1e-3:
         allowed = "shares that sum to 1 (within 0.001)"
