@@ -182,9 +182,13 @@ class LocalDataModule(OwnFilesDataModule):
 
     def notes(self, source: str) -> list[str]:
         """Columns that no field reads, though one may have been meant to."""
-        return self.unread[source].notes(
-            self.paths[source], settable=[field for field in self.theirs if field not in self.columns]
-        )
+        unread = self.unread[source]
+        missing = [
+            field
+            for field, column in self.theirs.items()
+            if field not in self.columns and column not in unread.read
+        ]
+        return unread.notes(self.paths[source], missing)
 
     def settings(self) -> dict[str, object]:
         """The column mapping, and the file names, whose endings say how they are read."""
@@ -277,7 +281,7 @@ class LocalDataModule(OwnFilesDataModule):
         self, row: SourceRow, shape: Shape | None, fields: Mapping[str, object]
     ) -> None:
         """Refuse answers whose question stands in a column that no field reads, unless they bring a prompt themselves."""
-        if not self.needs_prompts or "prompt" in fields or "messages" in fields:
+        if shape is None or not self.needs_prompts or "prompt" in fields or "messages" in fields:
             return
         sides = [fields.get(side) for side in ("chosen", "rejected")]
         if all(not isinstance(side, str) or TURN.match(side.strip()) for side in sides) and shape == "pair":

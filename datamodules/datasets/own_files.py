@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ..base import SPLITS, PreferenceDataModule
-from ..records import is_blank, is_number, listed
+from ..records import is_blank, is_number, listed, readable
 
 __all__ = ["OwnFilesDataModule", "UnreadColumns", "likely_columns"]
 
@@ -35,11 +35,13 @@ class UnreadColumns:
 
     Attributes:
         text: Whether each holds text anywhere: what a field may have been meant to read.
+        read: Columns that fields do read.
     """
 
     def __init__(self) -> None:
         """Begin with none."""
         self.text: dict[str, bool] = {}
+        self.read: set[str] = set()
 
     def add(self, fields: Mapping[str, object], read: AbstractSet[str]) -> None:
         """Look at a row.
@@ -48,30 +50,26 @@ class UnreadColumns:
             fields: Its columns.
             read: Those that a field reads.
         """
+        self.read |= fields.keys() & read
         for column in fields.keys() - read:
             if not self.text.get(column):
                 self.text[column] = _is_text(fields[column])
 
-    def notes(self, file: Path, *, settable: Collection[str]) -> list[str]:
-        """A warning about those of text, and those that are called like a field; none if there are none.
+    def notes(self, file: Path, missing: Collection[str] | None = None) -> list[str]:
+        """A warning about those of text, and those that are called like a field that the file lacks; none without any.
 
         Args:
             file: File that they are of.
-            settable: Fields that could be told to read them.
+            missing: Fields without a column that ``columns`` could name; None where there is no such setting.
         """
         columns = sorted(self.text)
-        settings = {
-            field: likely[0]
-            for field in LIKELY
-            if field in settable and (likely := likely_columns(field, columns))
-        }
-        named = [column for column in columns if self.text[column] or column in settings.values()]
+        likely = {field: likely_columns(field, columns)[:1] for field in missing or ()}
+        meant = {field: column[0] for field, column in likely.items() if column}
+        named = [column for column in columns if self.text[column] or column in meant.values()]
         if not named:
             return []
-        if settable and not settings:
-            settings = {"prompt" if "prompt" in settable else next(iter(settable)): named[0]}
-        mapping = ", ".join(f"{field}: {column}" for field, column in settings.items())
-        hint = f"; one that a field should read is named so: columns: {{{mapping}}}" if settable else ""
+        example = ", ".join(f"{field}: {column}" for field, column in meant.items()) or f"FIELD: {named[0]}"
+        hint = f"; columns: {{{example}}} would read it as that field" if missing is not None else ""
         return [f"no field reads these columns of {file}: {listed(named)}{hint}"]
 
 
@@ -127,12 +125,15 @@ class OwnFilesDataModule(PreferenceDataModule):
 
         Raises:
             FileNotFoundError: Naming the argument, the path and what is there.
+            RecordError: If nobody may look.
         """
         path = self.paths[source]
-        if not path.is_file():
+        with readable(path, "a file"):
+            is_file = path.is_file()
+        if not is_file:
             there = sorted(other.name for other in path.parent.iterdir()) if path.parent.is_dir() else []
             raise FileNotFoundError(
-                f"{source}={str(path)!r} is not a file (looked for {path.absolute()}; that folder "
+                f"{source}={str(path)!r} is {'a folder' if path.is_dir() else 'not a file'} (looked for {path.absolute()}; that folder "
                 f"{'has ' + listed(there) if there else 'is empty or missing'}): change {source} to the path "
                 f"of a {self.suffixes} file"
             )

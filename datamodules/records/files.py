@@ -228,7 +228,7 @@ def read_csv(path: Path) -> Iterator[SourceRow | RecordError]:
                     "line", surplus, allowed, reason="wrong type", file=str(path), line=reader.line_num
                 )
                 continue
-            cells = {key: cell for key, cell in fields.items() if cell not in (None, "")}
+            cells = {name: cell for name, cell in fields.items() if name is not None and cell}
             yield SourceRow(str(path), reader.line_num, cells)
     except csv.Error as error:  # an open quote
         line = reader.line_num + 1
@@ -242,9 +242,9 @@ def _header(reader: "csv.DictReader[str]") -> Sequence[str]:
         return reader.fieldnames or []
 
 
-def _next_row(reader: "csv.DictReader[str]") -> dict[str | None, Any] | None:
+def _next_row(reader: "csv.DictReader[str]") -> dict[str | Any, str | Any] | None:
     with _cells_of_any_length():
-        return next(reader, None)  # type: ignore[arg-type]  what is beyond the header has the key None
+        return next(reader, None)
 
 
 @contextmanager

@@ -49,6 +49,7 @@ def readable(path: Path, allowed: str, *errors: type[Exception]) -> Iterator[Non
     Raises:
         RecordError: In place of an error of the system, of gzip, or one of ``errors``.
     """
+    failures: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error, *errors)
     try:
         yield
     except (FileNotFoundError, RecordError):
@@ -58,7 +59,7 @@ def readable(path: Path, allowed: str, *errors: type[Exception]) -> Iterator[Non
         raise unreadable(path, error.strerror or "permission denied", allowed) from error
     except IsADirectoryError as error:
         raise unreadable(path, "a folder", allowed) from error
-    except (OSError, EOFError, zlib.error, *errors) as error:
+    except failures as error:
         shown = str(error) or type(error).__name__
         raise unreadable(path, shown, f"{allowed}; it is damaged or was cut: get it again") from error
 
@@ -109,7 +110,7 @@ def open_bytes(path: Path, *, empty: bool = False, utf16: bool = False) -> Itera
         if packed and (head or not empty):
             refuse_foreign(path, head, GZIP)
             with gzip.open(stream) as unpacked:
-                head = unpacked.peek(HEAD)[:HEAD]  # type: ignore[union-attr]
+                head = unpacked.peek(HEAD)[:HEAD]
                 if head or not empty:
                     refuse_foreign(path, head, utf16=utf16)
                 yield unpacked  # type: ignore[misc]

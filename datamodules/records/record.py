@@ -373,7 +373,7 @@ def _check_lengths(field: str, votes: Sequence[tuple[float, ...] | None]) -> Non
 
 
 def parse_messages(field: str, value: object) -> tuple[Message, ...]:
-    """Read a conversation from JSON: a list of objects with ``role`` and ``content``.
+    """Read a conversation from JSON: a list of objects with ``role`` (system, user or assistant) and ``content``.
 
     Args:
         field: Name to use in an error.
@@ -391,9 +391,8 @@ def parse_messages(field: str, value: object) -> tuple[Message, ...]:
         for key in ("role", "content"):
             if key not in turn:
                 raise RecordError(f"{field}[{i}].{key}", None, "a string", reason="missing field")
-        messages.append(
-            Message(
-                _text(f"{field}[{i}].role", turn["role"]), _text(f"{field}[{i}].content", turn["content"])
-            )
-        )
+        role = _text(f"{field}[{i}].role", turn["role"])
+        if role not in ROLES:
+            raise RecordError(f"{field}[{i}].role", role, " | ".join(ROLES), reason="out of range")
+        messages.append(Message(role, _text(f"{field}[{i}].content", turn["content"])))
     return tuple(messages)

@@ -65,6 +65,7 @@ def _flat(entry: Column, items: Sequence[object]) -> list[object]:
         return []
     if entry.kind == "name":
         return values
+    assert entry.missing is not None  # of these columns alone an item may lack a value
     if entry.kind != "counts":
         return [entry.missing if value is None else float(value) for value in values]
     nothing = (entry.missing,) * len(known)

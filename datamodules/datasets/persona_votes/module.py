@@ -134,7 +134,7 @@ class PersonaVotesDataModule(OwnFilesDataModule):
     def notes(self, source: str) -> list[str]:
         """Columns of text that are not read, and votes that are there twice."""
         path = self.files(source)[0]
-        notes = self.unread[source].notes(path, settable=())
+        notes = self.unread[source].notes(path)
         if repeated := self._repeated[str(path)]:
             notes.append(
                 f"{repeated:,} votes of {path} repeat one of the same persona, label and time on the same response, and "
