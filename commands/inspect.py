@@ -11,6 +11,7 @@ from rich.text import Text
 from pluralign.datamodules import PreferenceDataModule
 from pluralign.datamodules.batches import TokenBudgetBatchSampler
 from pluralign.datamodules.columns import optional_columns
+from pluralign.datamodules.records import listed
 from pluralign.datamodules.tokens import TokenRow
 
 from .cli import NoOptions, PluralignCLI
@@ -60,8 +61,13 @@ def print_inspection(
     console.print(counts)
     console.print(_merged(data))
     for split in data.splits:
-        for message in data.reports[split].first_errors:
+        report = data.reports[split]
+        for message in report.first_errors:
             console.print(f"skipped  {message}", markup=False, emoji=False)
+        if report.unread_columns:
+            console.print(
+                f"not read  {split}: {listed(report.unread_columns, 40)}", markup=False, emoji=False
+            )
     console.print(_lengths(data))
     console.print(_batches(data))
     if data.users or data.domains:

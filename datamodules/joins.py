@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from .columns import Column, Item, optional_columns
+from .records import FLOAT32_MAX, readable
 
 __all__ = ["SideTable", "joinable_columns", "load_joins", "report_joins"]
 
@@ -76,7 +77,8 @@ class SideTable:
             allowed = ", ".join(joinable_columns())
             raise ValueError(f"{where}: column must be one of {allowed}; got {self.column!r}")
         keys, index = np.asarray(self.record_key, np.int64), np.asarray(self.index, np.int64)
-        values = np.asarray(self.values, np.float32)
+        with np.errstate(over="ignore"):  # what becomes infinite is refused below
+            values = np.asarray(self.values, np.float32)
         dimensions = 1 if self.kind == "number" else 2
         if (
             keys.ndim != 1
@@ -89,7 +91,11 @@ class SideTable:
                 f"{keys.shape}, {index.shape} and {values.shape}"
             )
         if not np.isfinite(values).all():
-            raise ValueError(f"{where}: values must be finite; leave an entry out where its value is unknown")
+            raise ValueError(
+                f"{where}: values must be finite in float32; leave an entry out where its value is unknown"
+            )
+        if self.entry.low == 0 and not float(values.sum(dtype=np.float64)) <= FLOAT32_MAX:
+            raise ValueError(f"{where}: the sum of {self.column} must be at most {FLOAT32_MAX:.3g} (float32)")
         low = 0.0 if dimensions == 2 else self.entry.low
         if len(values) and float(values.min()) < low:
             raise ValueError(f"{where}: {self.column} must be >= {low:g}, got {float(values.min()):g}")
@@ -196,14 +202,12 @@ class SideTable:
             FileNotFoundError: If there is none.
             ValueError: If it is no Parquet file, its columns are not those of a side table, or what ``SideTable`` raises.
         """
-        from pyarrow import ArrowInvalid, parquet
+        from pyarrow import ArrowException, parquet
 
         if not Path(path).is_file():
             raise FileNotFoundError(f"loader.joins names {str(path)!r}, which is no file")
-        try:
+        with readable(Path(path), "a side table, which is a Parquet file", ArrowException, ValueError):
             table: Any = parquet.read_table(str(path))
-        except ArrowInvalid as error:
-            raise ValueError(f"side table {path}: is no Parquet file ({error})") from error
         names = [name for name in table.column_names if name not in ("record_key", "index")]
         if len(names) != 1 or len(table.column_names) != 3:
             raise ValueError(
@@ -216,8 +220,9 @@ class SideTable:
                 f"side table {path}: record_key and index must be int64, got {keys.dtype}, {index.dtype}"
             )
         try:
-            values = np.asarray(table.column(names[0]).to_pylist(), np.float32)
-        except (TypeError, ValueError) as error:
+            with np.errstate(over="ignore"):  # as above
+                values = np.asarray(table.column(names[0]).to_pylist(), np.float32)
+        except (OverflowError, TypeError, ValueError) as error:
             raise ValueError(
                 f"side table {path}: a value is no number, or lists differ in length ({error})"
             ) from error

@@ -120,6 +120,19 @@ class PreparedData(L.LightningDataModule, ABC):
         """Every other setting that decides the rows: hub name and revision, subsets, seeds."""
         return {}
 
+    @property
+    def needs_prompts(self) -> bool:
+        """Whether records without a prompt are worth a warning."""
+        return True
+
+    def notes(self, source: str) -> list[str]:
+        """What is to be said of a source once its rows are read: each a warning whenever the split is opened."""
+        return []
+
+    def unread_columns(self, source: str) -> list[str]:
+        """Columns of a source that nothing read, of a data module that looks; asked once its rows are read."""
+        return []
+
     # Cache ---------------------------------------------------------------------------------------------
 
     @property

@@ -23,7 +23,6 @@ a line break as the two characters ``\n``: in a text without a line break these 
 not in this conversion.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from hashlib import sha1
@@ -44,8 +43,9 @@ from ..records import (
     hash_split,
     list_field,
     name_field,
-    open_bytes,
     parse_rows,
+    read_json,
+    source_row,
     vote_counts,
 )
 from ..settings import SharedSettings
@@ -191,25 +191,13 @@ def read_instances(path: Path) -> Iterator[SourceRow | RecordError]:
     Raises:
         RecordError: If the file as a whole is not JSON of this kind.
     """
-    with open_bytes(path) as stream:
-        content = stream.read()
-    try:
-        whole = json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise RecordError(
-            "file", str(error), "one JSON object", reason="not JSON", file=str(path), line=1
-        ) from error
+    whole, odd = read_json(path, "one JSON object")
     instances = whole.get("instances") if isinstance(whole, dict) else None
     if not isinstance(instances, list):
         allowed = "a JSON object with a list of items"
-        raise RecordError("instances", instances, allowed, reason="missing field", file=str(path), line=1)
+        raise RecordError("instances", instances, allowed, reason="missing field", file=str(path))
     for number, fields in enumerate(instances, 1):
-        if isinstance(fields, dict):
-            yield SourceRow(str(path), number, fields)
-        else:
-            yield RecordError(
-                "instances", fields, "a JSON object", reason="wrong type", file=str(path), line=number
-            )
+        yield source_row(path, number, fields, odd=odd, field="instances")
 
 
 def _with_prompt(row: SourceRow) -> SourceRow:

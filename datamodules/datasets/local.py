@@ -4,7 +4,9 @@ r"""LocalDataModule: preference data of your own, from JSON Lines, JSON, CSV or 
 * Split rule: one file a split; without a ``validation`` file a share of ``train`` is held out by a hash of the
   prompt.
 * Columns read: those of the row's shape, which is told by the columns it has. JSON null, an empty CSV cell and
-  a Parquet null are like a missing column; further columns are passed over.
+  a Parquet null are like a missing column. Columns of text that no field reads are named in a warning, with the setting that
+  reads them; ``pluralign data inspect`` lists all that are not read. Two texts without a prompt, whose row has a column
+  that is called like one (``question``), are an error: map it, or say ``columns: {prompt: null}`` if nobody asked anything.
 
 A pair, with or without a prompt; everything in brackets may be left out, here and below::
 
@@ -43,19 +45,20 @@ and ``domain`` of its own. The same response for several users is scored once::
     {"prompt": "Name a fruit.", "response": "Apple.", "user": "ann"}
     {"prompt": "Name a fruit.", "responses": ["Apple.", {"text": "Apple.", "user": "bob"}, "Pear."], "user": "ann"}
 
-In CSV, numbers are read from text, and ``messages``, ``responses``, ``comparisons``, ``scores``, ``votes`` are JSON in
-a cell. ``id``, ``user``, ``domain``, ``source`` and ``aspect`` may be text or whole numbers. Every shape may have
+In CSV, numbers are read from text (``2``, ``-0.5``, ``1e-3``; not ``1_000``, `` 1 `` or ``nan``), and ``messages``,
+``responses``, ``comparisons``, ``scores``, ``votes`` are JSON in a cell. A prompt or a side that is, as a whole, the JSON of a
+list of messages is a conversation, in every kind of file; what only looks like one (Python's ``str`` of it) is refused. ``id``, ``user``, ``domain``, ``source`` and ``aspect`` may be text or whole numbers. Every shape may have
 ``source`` (which part of a mixture), ``aspect`` (the preference asked for) and ``record_weight``.
 
 A row without id is named by its content, so that rows put in before it do not rename it: the first 16 hexadecimal digits
 of the SHA-1 of the fields above that it has, under our names, as JSON with sorted keys (a file's null or empty cell is
-no field). The n-th row of equal content, from the second on, gets ``:n`` behind that. Rows are never merged here.
+no field). The n-th row of equal content, from the second on, gets ``:n`` behind that. Rows are never merged here: a judgement
+that is given again, in another row or in one record, counts again, and the report says how many do.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from itertools import takewhile
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 from ..columns import Kind, optional_columns
 from ..records import (
@@ -66,14 +69,18 @@ from ..records import (
     RecordError,
     Response,
     SourceRow,
+    conversation,
+    json_cell,
     list_field,
+    listed,
     name_field,
+    number_cell,
     parse_messages,
     read_table,
 )
 from ..settings import SharedSettings
 from .hh_rlhf import TURN, parse_dialogue, split_dialogues
-from .own_files import OwnFilesDataModule
+from .own_files import OwnFilesDataModule, UnreadColumns, likely_columns
 
 __all__ = ["LocalDataModule"]
 
@@ -109,6 +116,18 @@ NAMES = ("id", *(name for name, kind in KINDS.items() if kind == "name"))
 COUNTS = tuple(name for name, kind in KINDS.items() if kind == "counts")
 LISTS = tuple(dict.fromkeys(("messages", "responses", "comparisons", *SEVERAL.values(), *COUNTS)))
 FIELDS = ("prompt", "chosen", "rejected", "response", *NUMBERS, *NAMES, *LISTS)
+TEXTS = ("prompt", "messages", "chosen", "rejected", "response")
+"""Fields that hold text, or messages."""
+
+Shape = Literal["responses", "pair", "response"]
+ALWAYS = ("id", "prompt", "messages", *OF_RECORD)
+READ: dict[Shape | None, tuple[str, ...]] = {
+    "responses": (*ALWAYS, "responses", "comparisons", *SEVERAL.values(), *SHARED),
+    "pair": (*ALWAYS, "chosen", "rejected", "preference", *JUDGED),
+    "response": (*ALWAYS, "response", *RATED),
+    None: FIELDS,
+}
+"""Fields that a row of each shape may have; others are passed over, as unknown columns are."""
 
 
 class LocalDataModule(OwnFilesDataModule):
@@ -124,7 +143,7 @@ class LocalDataModule(OwnFilesDataModule):
         validation: str | None = None,
         test: str | None = None,
         predict: str | None = None,
-        columns: dict[str, str] | None = None,
+        columns: dict[str, str | None] | None = None,
         **shared: Unpack[SharedSettings],
     ) -> None:
         """Name the files; reads nothing. What a row may look like is in the module's description.
@@ -136,7 +155,8 @@ class LocalDataModule(OwnFilesDataModule):
             test: File of the test split.
             predict: File of rows to score; they need no judgement.
             columns: Your column for each of our fields, where the names differ, such as
-                ``{"prompt": "question", "user": "annotator"}``.
+                ``{"prompt": "question", "user": "annotator"}``; null for a field that is not to be read though a column
+                has its name.
             **shared: Settings that all datasets share, see :class:`PreferenceDataModule`.
 
         Raises:
@@ -150,11 +170,43 @@ class LocalDataModule(OwnFilesDataModule):
         """
         super().__init__(**shared)
         self.name_files(train=train, validation=validation, test=test, predict=predict)
-        self.name_columns(columns, FIELDS)
+        given = columns or {}
+        self.name_columns({field: column for field, column in given.items() if column is not None}, FIELDS)
+        self.switched_off = sorted(set(given) - set(self.columns))
+        if unknown := set(self.switched_off) - set(FIELDS):
+            raise ValueError(
+                f"columns switches off unknown fields {listed(sorted(unknown))}; allowed: {', '.join(FIELDS)}"
+            )
+        self.theirs = {
+            field: self.columns.get(field, field) for field in FIELDS if field not in self.switched_off
+        }
+        self._read_columns = {
+            shape: {self.theirs[field] for field in fields if field in self.theirs}
+            for shape, fields in READ.items()
+        }
+
+    @property
+    def needs_prompts(self) -> bool:
+        """Whether records without a prompt are worth a warning: not if the prompt is switched off."""
+        return "prompt" in self.theirs
+
+    def notes(self, source: str) -> list[str]:
+        """Columns that no field reads, though one may have been meant to."""
+        unread = self.unread[source]
+        missing = [
+            field
+            for field, column in self.theirs.items()
+            if field not in self.columns and column not in unread.read
+        ]
+        return unread.notes(self.paths[source], missing)
 
     def settings(self) -> dict[str, object]:
         """The column mapping, and the file names, whose endings say how they are read."""
-        return {"columns": self.columns, "names": {split: path.name for split, path in self.paths.items()}}
+        return {
+            "columns": self.columns,
+            "switched_off": self.switched_off,
+            "names": {split: path.name for split, path in self.paths.items()},
+        }
 
     def load(self, source: str) -> Iterator[SourceRow | RecordError]:
         """Rows of the split's file; those without an id get one by their content.
@@ -164,34 +216,50 @@ class LocalDataModule(OwnFilesDataModule):
         """
         missing = set(self.columns.values()) if source == self.sources[0] else set()
         seen: dict[str, None] = {}
+        unread = self.unread[source] = UnreadColumns()
         names = ContentNames()
-        content = {field: self.columns.get(field, field) for field in FIELDS if field != "id"}
-        id_column = self.columns.get("id", "id")
+        content = {field: column for field, column in self.theirs.items() if field != "id"}
         for row in read_table(self.files(source)[0]):
-            if missing and isinstance(row, SourceRow):
+            if isinstance(row, RecordError):
+                yield row
+                continue
+            if missing:
                 missing -= row.fields.keys()
                 seen.update(dict.fromkeys(row.fields))
-            yield row if isinstance(row, RecordError) else names.named(row, content, column=id_column)
+            unread.add(row.fields, self._read_columns[self._shape(row)])
+            yield names.named(row, content, column=self.theirs["id"]) if "id" in self.theirs else row
         if missing:
             raise ValueError(
                 f"columns names {', '.join(sorted(missing))}, which no row of {self.paths[source]} has; it has "
-                f"{', '.join(seen) or 'no columns'}"
+                f"{listed(seen) or 'no columns'}"
             )
+
+    def _shape(self, row: SourceRow) -> Shape | None:
+        def has(field: str) -> bool:
+            return row.fields.get(self.theirs.get(field, "")) is not None
+
+        if has("responses"):
+            return "responses"
+        if has("chosen") or has("rejected"):
+            return "pair"
+        return "response" if has("response") else None
 
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """A record, by the shape of the row."""
         fields = self._fields(row)
         name = _name("id", fields.get("id")) or ""
-        if "responses" in fields:
+        shape = self._shape(row)
+        self._refuse_unread_prompt(row, shape, fields)
+        if shape == "responses":
             prompt, responses, comparisons = _ranked(fields)
-        elif "chosen" in fields or "rejected" in fields:
+        elif shape == "pair":
             prompt, responses, comparisons = _pair(fields)
-        elif "response" in fields:
+        elif shape == "response":
             prompt = _prompt(fields)
             response = _response("response", fields["response"], prompt)
             responses, comparisons = [Response(response, **_columns("", RATED, fields))], []
         else:
-            has = ", ".join(name for name in row.fields if name != self.columns.get("id", "id")) or "none"
+            has = listed(column for column in row.fields if column != self.theirs.get("id")) or "none"
             allowed = f"chosen and rejected, or responses, or response; the row has {has}"
             raise RecordError("chosen", None, allowed, reason="missing field")
         of_record = {
@@ -207,28 +275,39 @@ class LocalDataModule(OwnFilesDataModule):
         )
 
     def _fields(self, row: SourceRow) -> dict[str, object]:
-        """The row under our names, without nulls; the cells of a CSV row as what they stand for."""
+        """The row under our names, without nulls; text as what it stands for."""
         fields = {}
         is_csv = row.file.removesuffix(".gz").endswith(".csv")
-        for field in FIELDS:
-            value = row.fields.get(self.columns.get(field, field))
-            if value is not None:
-                fields[field] = _cell(field, value) if is_csv else value
+        for field, column in self.theirs.items():
+            value = row.fields.get(column)
+            if value is None:
+                continue
+            if isinstance(value, str):
+                if is_csv and field in NUMBERS:
+                    value = number_cell(field, value)
+                elif is_csv and field in LISTS:
+                    value = json_cell(field, value)
+                elif field in TEXTS:
+                    value = conversation(field, value)
+            fields[field] = value
         return fields
 
-
-def _cell(field: str, value: object) -> object:
-    if field in NUMBERS:
-        try:
-            return float(str(value))
-        except ValueError:
-            raise RecordError(field, value, "a number", reason="wrong type") from None
-    if field in LISTS:
-        try:
-            return json.loads(str(value))
-        except json.JSONDecodeError as error:
-            raise RecordError(field, value, f"JSON in a cell ({error.msg})", reason="wrong type") from None
-    return value
+    def _refuse_unread_prompt(
+        self, row: SourceRow, shape: Shape | None, fields: Mapping[str, object]
+    ) -> None:
+        """Refuse answers whose question stands in a column that no field reads, unless they bring a prompt themselves."""
+        if shape is None or not self.needs_prompts or "prompt" in fields or "messages" in fields:
+            return
+        sides = [fields.get(side) for side in ("chosen", "rejected")]
+        if all(not isinstance(side, str) or TURN.match(side.strip()) for side in sides) and shape == "pair":
+            return
+        unread = [column for column in row.fields if column not in self._read_columns[shape]]
+        for column in likely_columns("prompt", unread):
+            allowed = (
+                f"a column that is read, for the row has no prompt: columns: {{prompt: {column}}}; or columns: "
+                "{prompt: null} where the answers stand alone"
+            )
+            raise RecordError(column, row.fields[column], allowed, reason="unread prompt")
 
 
 def _name(field: str, value: object) -> str | None:
@@ -236,6 +315,9 @@ def _name(field: str, value: object) -> str | None:
     if value is None:
         return None
     if isinstance(value, float) and value.is_integer():
+        if abs(value) >= 2**53:
+            allowed = "text, or a whole number below 2^53: a larger one is not exact in a column of floats"
+            raise RecordError(field, value, allowed, reason="out of range")
         value = int(value)
     return name_field(field, value)
 
@@ -327,6 +409,8 @@ def _ranked(fields: Mapping[str, object]) -> tuple[Prompt, list[Response], list[
         rated = {name: response.get(name, entries[i]) for name, entries in several.items()}
         asked = {name: response.get(name) for name in ASKED}
         text: Any = response.get("text")  # the record checks it
+        if isinstance(text, str) and not isinstance(given := conversation(f"responses[{i}]", text), str):
+            text = _response(f"responses[{i}]", given, prompt)
         responses.append(Response(text, **_columns(f"responses[{i}].", RATED | ASKED, rated | asked)))
     shared = {name: fields[name] for name in SHARED if name in fields}
     comparisons = []

@@ -1,12 +1,82 @@
-"""What data modules over files of your own share: a file for each split, columns by other names."""
+"""What data modules over files of your own share: a file for each split, columns by other names, columns not read."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import ClassVar
 
 from ..base import SPLITS, PreferenceDataModule
+from ..records import is_blank, is_number, listed, readable
 
-__all__ = ["OwnFilesDataModule"]
+__all__ = ["OwnFilesDataModule", "UnreadColumns", "likely_columns"]
+
+LIKELY = {
+    "prompt": "prompt question query instruction input userinput userprompt prompttext context conversation dialogue "
+    "dialog history post article document sourcetext",
+    "user": "user userid annotator annotatorid worker workerid rater raterid judge judgeid evaluator labeler labeller",
+    "domain": "domain category topic subset",
+}
+"""What others call our fields, without case and punctuation."""
+
+
+def likely_columns(field: str, columns: Iterable[str]) -> list[str]:
+    """Columns that are called as a field is called elsewhere.
+
+    Args:
+        field: Ours.
+        columns: Theirs.
+    """
+    names = LIKELY.get(field, "").split()
+    return [column for column in columns if "".join(filter(str.isalnum, column)).casefold() in names]
+
+
+class UnreadColumns:
+    """Columns of a file that no field reads, collected row by row.
+
+    Attributes:
+        text: Whether each holds text anywhere: what a field may have been meant to read.
+        read: Columns that fields do read.
+    """
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.text: dict[str, bool] = {}
+        self.read: set[str] = set()
+
+    def add(self, fields: Mapping[str, object], read: AbstractSet[str]) -> None:
+        """Look at a row.
+
+        Args:
+            fields: Its columns.
+            read: Those that a field reads.
+        """
+        self.read |= fields.keys() & read
+        for column in fields.keys() - read:
+            if not self.text.get(column):
+                self.text[column] = _is_text(fields[column])
+
+    def notes(self, file: Path, missing: Collection[str] | None = None) -> list[str]:
+        """A warning about those of text, and those that are called like a field that the file lacks; none without any.
+
+        Args:
+            file: File that they are of.
+            missing: Fields without a column that ``columns`` could name; None where there is no such setting.
+        """
+        columns = sorted(self.text)
+        likely = {field: likely_columns(field, columns)[:1] for field in missing or ()}
+        meant = {field: column[0] for field, column in likely.items() if column}
+        named = [column for column in columns if self.text[column] or column in meant.values()]
+        if not named:
+            return []
+        example = ", ".join(f"{field}: {column}" for field, column in meant.items()) or f"FIELD: {named[0]}"
+        hint = f"; columns: {{{example}}} would read it as that field" if missing is not None else ""
+        return [f"no field reads these columns of {file}: {listed(named)}{hint}"]
+
+
+def _is_text(value: object) -> bool:
+    if isinstance(value, str):
+        return not is_blank(value) and not is_number(value)
+    return isinstance(value, list) and bool(value) and all(isinstance(part, dict | str) for part in value)
 
 
 class OwnFilesDataModule(PreferenceDataModule):
@@ -15,10 +85,12 @@ class OwnFilesDataModule(PreferenceDataModule):
     Attributes:
         suffixes: How the files may end, as a phrase.
         paths: File of each split.
+        unread: Columns of each split's file that no field reads, filled while it is read; of data modules that look.
     """
 
     suffixes: ClassVar[str]
     paths: dict[str, Path]
+    unread: dict[str, UnreadColumns]
 
     def name_files(self, **paths: str | None) -> None:
         """Keep the splits' files; those that are None are left out.
@@ -30,6 +102,11 @@ class OwnFilesDataModule(PreferenceDataModule):
         if not self.paths:
             raise ValueError(f"{type(self).__name__} has no file: give at least one of {', '.join(SPLITS)}")
         self.sources = tuple(self.paths)
+        self.unread = {}
+
+    def unread_columns(self, source: str) -> list[str]:
+        """Columns of the split's file that no field read."""
+        return sorted(self.unread[source].text) if source in self.unread else []
 
     def name_columns(self, columns: Mapping[str, str] | None, fields: Collection[str]) -> None:
         """Keep the columns of fields whose names differ.
@@ -48,13 +125,16 @@ class OwnFilesDataModule(PreferenceDataModule):
 
         Raises:
             FileNotFoundError: Naming the argument, the path and what is there.
+            RecordError: If nobody may look.
         """
         path = self.paths[source]
-        if not path.is_file():
+        with readable(path, "a file"):
+            is_file = path.is_file()
+        if not is_file:
             there = sorted(other.name for other in path.parent.iterdir()) if path.parent.is_dir() else []
             raise FileNotFoundError(
-                f"{source}={str(path)!r} is not a file (looked for {path.absolute()}; that folder "
-                f"{'has ' + ', '.join(there[:20]) if there else 'is empty or missing'}): change {source} to the path "
+                f"{source}={str(path)!r} is {'a folder' if path.is_dir() else 'not a file'} (looked for {path.absolute()}; that folder "
+                f"{'has ' + listed(there) if there else 'is empty or missing'}): change {source} to the path "
                 f"of a {self.suffixes} file"
             )
         return [path]

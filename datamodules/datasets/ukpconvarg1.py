@@ -17,7 +17,6 @@ such arguments is kept, and dropped and counted like any pair of identical respo
 argument by majority comes first; a vote for ``equal`` counts half for each.
 """
 
-import gzip
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -249,20 +248,13 @@ def read_pairs(path: Path) -> Iterator[Pair | RecordError]:
         RecordError: If the file as a whole is not XML of this kind.
     """
     try:
-        with open_bytes(path) as stream:
+        with open_bytes(path, utf16=True) as stream:
             content = stream.read()
         _refuse_doctype(content)
         root = ElementTree.fromstring(content)
     except RecordError as error:
-        raise error.at(str(path), 1) from None
-    except (
-        ElementTree.ParseError,
-        expat.ExpatError,
-        LookupError,
-        ValueError,
-        EOFError,
-        gzip.BadGzipFile,
-    ) as error:
+        raise error if error.file else error.at(str(path), 1) from None
+    except (ElementTree.ParseError, expat.ExpatError, LookupError, ValueError) as error:
         line = getattr(error, "lineno", None) or getattr(error, "position", (1, 0))[0]
         raise RecordError(
             "file", str(error), "well-formed XML", reason="not XML", file=str(path), line=line

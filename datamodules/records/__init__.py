@@ -1,5 +1,6 @@
 """A source's row becomes a record: readers, checks of fields, votes, splits."""
 
+from .cells import conversation, is_number, json_cell, number_cell
 from .fields import (
     choice_field,
     flag_field,
@@ -15,22 +16,36 @@ from .fields import (
 from .files import (
     HubDataset,
     SourceRow,
-    find_file,
-    hash_files,
-    open_bytes,
     parse_rows,
     read_csv,
+    read_json,
     read_json_lines,
     read_json_list,
     read_parquet,
     read_table,
+    source_row,
 )
+from .json_text import check_json, decode_json
 from .names import ContentNames
-from .record import Comparison, Message, PreferenceRecord, RecordError, Response, parse_messages, record_key
+from .reading import find_file, hash_files, open_bytes, readable
+from .record import (
+    FLOAT32_MAX,
+    Comparison,
+    Message,
+    PreferenceRecord,
+    RecordError,
+    Response,
+    is_blank,
+    listed,
+    parse_messages,
+    record_key,
+    shown,
+)
 from .splits import PER_10_000, PERCENT, hash_share, hash_split, ordered_split
 from .votes import DistinctResponses, majority_comparison, vote_counts
 
 __all__ = [
+    "FLOAT32_MAX",
     "PERCENT",
     "PER_10_000",
     "Comparison",
@@ -42,28 +57,40 @@ __all__ = [
     "RecordError",
     "Response",
     "SourceRow",
+    "check_json",
     "choice_field",
+    "conversation",
+    "decode_json",
     "find_file",
     "flag_field",
     "hash_files",
     "hash_share",
     "hash_split",
+    "is_blank",
+    "is_number",
+    "json_cell",
     "list_field",
+    "listed",
     "majority_comparison",
     "mapping_field",
     "name_field",
     "nested_field",
+    "number_cell",
     "number_field",
     "open_bytes",
     "ordered_split",
     "parse_messages",
     "parse_rows",
     "read_csv",
+    "read_json",
     "read_json_lines",
     "read_json_list",
     "read_parquet",
     "read_table",
+    "readable",
     "record_key",
+    "shown",
+    "source_row",
     "text_field",
     "user_field",
     "vote_counts",

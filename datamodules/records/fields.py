@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Collection, Mapping, Sequence
 
-from .record import RecordError
+from .record import RecordError, is_blank, listed
 
 __all__ = [
     "choice_field",
@@ -49,7 +49,7 @@ def nested_field(fields: Mapping[str, object], name: str, *, optional: bool = Fa
         if value is None and optional:
             return None
         if part not in inside:
-            there = ", ".join(sorted(map(str, inside))) or "none"
+            there = listed(sorted(map(str, inside))) or "none"
             raise RecordError(path, None, f"a field of this name; there are {there}", reason="missing field")
     return value
 
@@ -165,7 +165,7 @@ def name_field(field: str, value: object) -> str:
 def user_field(field: str, value: object) -> str:
     """A name that is not blank."""
     name = name_field(field, value)
-    if not name.strip():
+    if is_blank(name):
         raise RecordError(field, value, "a name that is not blank", reason="missing field")
     return name
 

@@ -1,32 +1,35 @@
 """Readers that know where every row came from: JSON Lines, JSON lists, CSV, Parquet and hub datasets.
 
 All of them yield :class:`SourceRow`, or, for a line that cannot be read, the :class:`RecordError` that says
-why, so that one rule (``on_invalid``) decides about both. Files may be compressed with gzip.
+why, so that one rule (``on_invalid``) decides about both. An error of the file as a whole is raised, never skipped. Files may
+be compressed with gzip.
 """
 
 import csv
-import gzip
-import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from .fields import nested_field, text_field
+from .json_text import Decoded, check_json, decode_json
+from .reading import HEAD, open_bytes, readable, refuse_foreign
 from .record import RecordError
 
 __all__ = [
     "HubDataset",
     "SourceRow",
-    "find_file",
-    "hash_files",
     "parse_rows",
     "read_csv",
+    "read_json",
     "read_json_lines",
     "read_json_list",
     "read_parquet",
     "read_table",
+    "source_row",
 ]
 
 
@@ -109,67 +112,58 @@ def parse_rows(
         yield result
 
 
-def open_bytes(path: Path) -> IO[bytes]:
-    """Open a file for reading bytes, unpacking gzip by its name."""
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+def read_json_lines(path: Path, *, empty: bool = False) -> Iterator[SourceRow | RecordError]:
+    """Rows of a JSON Lines file; blank lines are passed over.
 
-
-def find_file(folder: Path, *names: str) -> Path:
-    """Return the first of ``names`` that exists in ``folder``, plain or with ``.gz``.
+    Args:
+        path: The file.
+        empty: Whether it may have no bytes at all.
 
     Raises:
-        FileNotFoundError: Naming the folder, what was looked for and what is there.
+        RecordError: If the file as a whole cannot be read.
     """
-    for name in names:
-        for candidate in (folder / name, folder / f"{name}.gz"):
-            if candidate.is_file():
-                return candidate
-    there = (
-        ", ".join(sorted(path.name for path in folder.iterdir())[:20])
-        if folder.is_dir()
-        else "no such folder"
-    )
-    raise FileNotFoundError(
-        f"data_dir={str(folder)!r} has none of {', '.join(names)} (plain or .gz); there: {there}"
-    )
-
-
-def hash_files(paths: Iterable[Path]) -> list[tuple[str, str]]:
-    """Name and SHA-256 of each file's bytes, in order: what the fingerprint of a cache rests on.
-
-    A list, for files of the same name in several folders (``helpful-base/train.jsonl``, ...) all count.
-    """
-    digests = []
-    for path in paths:
-        with path.open("rb") as stream:
-            digests.append((path.name, hashlib.file_digest(stream, "sha256").hexdigest()))
-    return digests
-
-
-def read_json_lines(path: Path) -> Iterator[SourceRow | RecordError]:
-    """Rows of a JSON Lines file; blank lines are passed over."""
-    with open_bytes(path) as stream:
-        for number, raw in enumerate(stream, 1):
-            if not raw.strip():
+    with open_bytes(path, empty=empty) as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
                 continue
             try:
-                fields = json.loads(raw.decode("utf-8-sig"))
+                fields, odd = decode_json(line.decode("utf-8-sig"))
             except UnicodeDecodeError:
                 yield RecordError(
-                    "line", raw[:40], "UTF-8 text", reason="not UTF-8", file=str(path), line=number
+                    "line", line[:40], "UTF-8 text", reason="not UTF-8", file=str(path), line=number
                 )
                 continue
             except (ValueError, RecursionError) as error:  # too deep, or a number of too many digits
-                shown = raw[:80].decode(errors="replace")
                 problem = (
                     f"{error.msg} at column {error.colno}"
                     if isinstance(error, json.JSONDecodeError)
-                    else error
+                    else str(error)
                 )
                 allowed = f"one JSON object a line ({problem})"
-                yield RecordError("line", shown, allowed, reason="not JSON", file=str(path), line=number)
+                text = line[:80].decode(errors="replace")
+                yield RecordError("line", text, allowed, reason="not JSON", file=str(path), line=number)
                 continue
-            yield _row(path, number, fields)
+            yield source_row(path, number, fields, odd=odd)
+
+
+def read_json(path: Path, allowed: str) -> Decoded:
+    """What a file of one JSON value holds; rows in it are still to be checked where it is odd.
+
+    Args:
+        path: The file.
+        allowed: What it should hold, for the error.
+
+    Raises:
+        RecordError: If it is no JSON.
+    """
+    with open_bytes(path) as stream:
+        content = stream.read()
+    try:
+        return decode_json(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        lines = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
+        allowed += " (JSON Lines, one object a line, have the ending .jsonl)" if lines else ""
+        raise RecordError("file", str(error), allowed, reason="not JSON", file=str(path)) from error
 
 
 def read_json_list(path: Path) -> Iterator[SourceRow | RecordError]:
@@ -178,41 +172,55 @@ def read_json_list(path: Path) -> Iterator[SourceRow | RecordError]:
     Raises:
         RecordError: If the file as a whole is not a JSON list.
     """
-    with open_bytes(path) as stream:
-        content = stream.read()
-    try:
-        rows = json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise RecordError(
-            "file", str(error), "one JSON list", reason="not JSON", file=str(path), line=1
-        ) from error
+    rows, odd = read_json(path, "one JSON list")
     if not isinstance(rows, list):
-        raise RecordError(
-            "file", type(rows).__name__, "one JSON list", reason="not JSON", file=str(path), line=1
-        )
+        raise RecordError("file", type(rows).__name__, "one JSON list", reason="not JSON", file=str(path))
     for number, fields in enumerate(rows, 1):
-        yield _row(path, number, fields)
+        yield source_row(path, number, fields, odd=odd)
 
 
-def _row(path: Path, number: int, fields: object) -> SourceRow | RecordError:
+def source_row(
+    path: Path, number: int, fields: object, *, odd: bool, field: str = "line"
+) -> SourceRow | RecordError:
+    """A row of decoded JSON, or what is wrong with it.
+
+    Args:
+        path: File that it is of.
+        number: Its line, or its number.
+        fields: What was decoded.
+        odd: Whether :func:`check_json` must look at it.
+        field: Name in the error if it is no object.
+    """
     if not isinstance(fields, dict):
-        return RecordError("line", fields, "a JSON object", reason="wrong type", file=str(path), line=number)
+        return RecordError(field, fields, "a JSON object", reason="wrong type", file=str(path), line=number)
+    if odd:
+        try:
+            check_json(fields)
+        except RecordError as error:
+            return error.at(str(path), number)
     return SourceRow(str(path), number, fields)
 
 
 def read_csv(path: Path) -> Iterator[SourceRow | RecordError]:
-    """Rows of a CSV file with a header; cells are strings, empty cells are left out."""
+    """Rows of a CSV file with a header; cells are strings, empty cells are left out.
+
+    Raises:
+        RecordError: If the file as a whole cannot be read: bytes that are not UTF-8, a quote that stays open, a column
+            given twice. What comes behind cannot be trusted, so none of it is skipped.
+    """
     with open_bytes(path) as stream:
-        try:
-            text = stream.read().decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            line = 1 + stream_line(path, error.start)
-            raise RecordError(
-                "line", "...", "UTF-8 text", reason="not UTF-8", file=str(path), line=line
-            ) from error
+        content = stream.read()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = 1 + content.count(b"\n", 0, error.start)
+        allowed = "UTF-8 text"
+        value = content[error.start : error.start + 40]
+        raise RecordError("line", value, allowed, reason="not UTF-8", file=str(path), line=line) from error
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
-        for fields in reader:
+        _refuse_repeated(path, [name for name in _header(reader) if name])
+        while (fields := _next_row(reader)) is not None:
             surplus = fields.pop(None, None)
             if surplus is not None:
                 allowed = f"{len(reader.fieldnames or [])} cells, as in the header"
@@ -220,32 +228,95 @@ def read_csv(path: Path) -> Iterator[SourceRow | RecordError]:
                     "line", surplus, allowed, reason="wrong type", file=str(path), line=reader.line_num
                 )
                 continue
-            cells = {key: cell for key, cell in fields.items() if cell not in (None, "")}
+            cells = {name: cell for name, cell in fields.items() if name is not None and cell}
             yield SourceRow(str(path), reader.line_num, cells)
-    except csv.Error as error:  # an open quote, a cell above the csv module's limit
+    except csv.Error as error:  # an open quote
         line = reader.line_num + 1
         raise RecordError(
             "line", str(error), "well-formed CSV", reason="not CSV", file=str(path), line=line
         ) from error
 
 
-def stream_line(path: Path, offset: int) -> int:
-    """Number of line breaks before a byte offset of the unpacked file."""
-    with open_bytes(path) as stream:
-        return stream.read(offset).count(b"\n")
+def _header(reader: "csv.DictReader[str]") -> Sequence[str]:
+    with _cells_of_any_length():
+        return reader.fieldnames or []
 
 
-def read_parquet(path: Path) -> Iterator[SourceRow | RecordError]:
-    """Rows of a Parquet file, read a batch at a time; nulls are left out."""
+def _next_row(reader: "csv.DictReader[str]") -> dict[str | Any, str | Any] | None:
+    with _cells_of_any_length():
+        return next(reader, None)
+
+
+@contextmanager
+def _cells_of_any_length() -> Iterator[None]:
+    """Lift the csv module's limit of 131,072 characters a cell, which holds for the whole process, for one row."""
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _refuse_repeated(path: Path, columns: Sequence[str]) -> None:
+    """Refuse a table that has a column twice: one of them would be read, and nobody knows which was meant."""
+    for name, number in Counter(columns).items():
+        if number > 1:
+            allowed = f"each column once (it is there {number} times): rename or remove the others"
+            raise RecordError("header", name, allowed, reason="duplicate column", file=str(path), line=1)
+
+
+def read_parquet(
+    path: Path,
+    columns: Collection[str] | None = None,
+    *,
+    cells: Callable[[str, Any], list[object]] = lambda name, values: list(values.to_pylist()),
+) -> Iterator[SourceRow | RecordError]:
+    """Rows of a Parquet file, read a batch at a time; nulls are left out.
+
+    Args:
+        path: The file.
+        columns: Columns to read, where the file has them; None for all.
+        cells: Gives the cells of a column from its name and its Arrow array.
+
+    Raises:
+        RecordError: If the file as a whole cannot be read; of a cell that Python cannot hold, one is yielded.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    with readable(path, "a file"), path.open("rb") as stream:
+        refuse_foreign(path, stream.read(HEAD), b"PAR1")
     number = 0
-    for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
-        for fields in batch.to_pylist():
-            number += 1
-            yield SourceRow(
-                str(path), number, {key: cell for key, cell in fields.items() if cell is not None}
-            )
+    with readable(path, "a whole Parquet file", pa.ArrowException, ValueError, MemoryError):
+        file = pq.ParquetFile(path)
+        names = [name for name in file.schema_arrow.names if columns is None or name in columns]
+        _refuse_repeated(path, names)
+        for batch in file.iter_batches(batch_size=1024, columns=names):
+            for row in _batch_rows(batch, cells):
+                number += 1
+                yield (
+                    row.at(str(path), number)
+                    if isinstance(row, RecordError)
+                    else SourceRow(str(path), number, row)
+                )
+
+
+def _batch_rows(
+    batch: Any,  # noqa: ANN401  pyarrow has no types
+    cells: Callable[[str, Any], list[object]],
+) -> Iterator[dict[str, object] | RecordError]:
+    """Rows of a batch; one by one if Python cannot hold all of it, such as text of wrong bytes or a date in year 0."""
+    try:
+        table = [cells(name, batch.column(i)) for i, name in enumerate(batch.schema.names)]
+    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
+        if len(batch) > 1:
+            for i in range(len(batch)):
+                yield from _batch_rows(batch.slice(i, 1), cells)
+            return
+        yield RecordError("line", str(error), "values that Python can hold", reason="wrong type")
+        return
+    for row in zip(*table, strict=True):
+        yield {name: cell for name, cell in zip(batch.schema.names, row, strict=True) if cell is not None}
 
 
 def read_table(path: Path) -> Iterator[SourceRow | RecordError]:

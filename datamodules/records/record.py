@@ -13,27 +13,89 @@ tie                               ``preference=0.5``; trains, and is left out of
 identical responses               kept; their comparisons are dropped and counted when tokenised
 empty or blank response           error ``empty response``
 empty prompt                      allowed: the response is scored on its own
+no prompt anywhere in a record    allowed and counted; a split of such records alone warns
 missing field, wrong type         error ``missing field`` / ``wrong type``
 NaN or infinite number            error ``not finite`` (leave the field out if the value is unknown)
+number beyond float32             error ``not finite``: above 3.4e38 it would become infinite; so for the sum of votes
 share, weight, votes off range    error ``out of range``
+weights of a split that sum to 0  error of the split, and so if the sum is not finite in float32
 index that points at no response  error ``out of range``
+blank id, user, domain, ...       error ``missing field``: nothing but characters that show nothing
 no judgement and no rating        allowed here (scoring needs none); a training split drops and counts it
+the same judgement again          kept, and counted as ``repeated``: same prompt, texts, share, judge and domain
 duplicate record id               error ``duplicate id``, found when the split is read
-bytes that are not UTF-8          error ``not UTF-8``, found when the line is read
+bytes that are not UTF-8          error ``not UTF-8``, found when the line is read; half a character, too
+a key given twice in JSON         error ``duplicate key``; in CSV and Parquet, a column given twice is an error of the file
+JSON of more than 100 levels      error ``nested too deeply``
+a file that cannot be read        error ``unreadable file``, never skipped: damaged, cut, empty, no permission, another kind
 ================================  ==========================================================================
+
+An error of a row is raised, or with ``on_invalid: skip`` counted. An error of a file stops in any case: nobody can say how
+many rows were lost.
 """
 
 import math
-import sys
-from collections.abc import Mapping, Sequence
+import reprlib
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha1
 
 from ..columns import Column, optional_columns
 
-__all__ = ["Comparison", "Message", "PreferenceRecord", "RecordError", "Response", "record_key"]
+__all__ = [
+    "FLOAT32_MAX",
+    "Comparison",
+    "Message",
+    "PreferenceRecord",
+    "RecordError",
+    "Response",
+    "is_blank",
+    "listed",
+    "parse_messages",
+    "record_key",
+    "shown",
+]
 
 ROLES = ("system", "user", "assistant")
+FLOAT32_MAX = (2 - 2**-23) * 2.0**127
+"""Largest number that a batch can hold."""
+SHOWN_LETTERS = 120
+FILLERS = "\u115f\u1160\u2800\u3164\uffa0"
+"""Letters by their category that show nothing: Hangul fillers and the empty Braille pattern."""
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = (
+    4,
+    SHOWN_LETTERS,
+    SHOWN_LETTERS,
+    SHOWN_LETTERS,
+)
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 30
+
+
+def shown(value: object) -> str:
+    """A value for a message: at most 120 characters and four levels, whatever it is."""
+    try:
+        text = _SHORT.repr(value)
+    except (ValueError, RecursionError):  # a whole number of thousands of digits
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= SHOWN_LETTERS else f"{text[: SHOWN_LETTERS - 3]}..."
+
+
+def listed(names: Iterable[str], most: int = 20) -> str:
+    """Names for a message: at most so many; those that would not show, or are long, in quotes."""
+    every = list(names)
+    texts = [name if 0 < len(name) <= 40 and name.isprintable() else shown(name) for name in every[:most]]
+    return ", ".join(texts) + (f" and {len(every) - most:,} more" if len(every) > most else "")
+
+
+def is_blank(text: str) -> bool:
+    """Whether text shows nothing: white space, control and zero-width characters, fillers."""
+    return all(
+        letter.isspace() or letter in FILLERS or unicodedata.category(letter) in ("Cc", "Cf")
+        for letter in text
+    )
 
 
 class RecordError(ValueError):
@@ -50,14 +112,12 @@ class RecordError(ValueError):
             allowed: What would have been accepted, as a phrase.
             reason: Short category under which skipped rows are counted.
             file: Where the row came from.
-            line: Line of the row, or its 1-based number where a file has no lines; 0 if unknown.
+            line: Line of the row, or its 1-based number where a file has no lines; 0 if unknown, or of no row alone.
         """
         self.field, self.value, self.allowed, self.reason = field, value, allowed, reason
         self.file, self.line = file, line
-        shown = repr(value)
-        shown = shown if len(shown) <= 120 else f"{shown[:117]}..."
-        place = f"{file}:{line}: " if file else ""
-        super().__init__(f"{place}{reason}: field {field!r} is {shown}; allowed: {allowed}")
+        place = "" if not file else f"{file}:{line}: " if line else f"{file}: "
+        super().__init__(f"{place}{reason}: field {shown(field)} is {shown(value)}; allowed: {allowed}")
 
     def at(self, file: str, line: int) -> "RecordError":
         """Return the same error with the place it came from."""
@@ -77,10 +137,9 @@ def _text(field: str, value: object) -> str:
 def _number(field: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RecordError(field, value, "a number", reason="wrong type")
-    if not abs(value) <= sys.float_info.max:  # NaN, infinite, or a whole number too large for a float
-        raise RecordError(
-            field, value, "a finite number; leave the field out if unknown", reason="not finite"
-        )
+    if not abs(value) <= FLOAT32_MAX:  # NaN, infinite, or infinite in a batch
+        allowed = f"a finite number, at most {FLOAT32_MAX:.3g} (float32); leave the field out if unknown"
+        raise RecordError(field, value, allowed, reason="not finite")
     if not low <= value <= high:
         bounds = f"a number in [{low:g}, {high:g}]" if math.isfinite(high) else f"a number >= {low:g}"
         raise RecordError(field, value, bounds, reason="out of range")
@@ -90,7 +149,20 @@ def _number(field: str, value: object, low: float = -math.inf, high: float = mat
 def _counts(field: str, value: object) -> tuple[float, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence) or not value:
         raise RecordError(field, value, "a non-empty list of counts, one per category", reason="wrong type")
-    return tuple(_number(f"{field}[{i}]", count, 0.0) for i, count in enumerate(value))
+    counts = tuple(_number(f"{field}[{i}]", count, 0.0) for i, count in enumerate(value))
+    if sum(counts) > FLOAT32_MAX:
+        allowed = f"counts whose sum is at most {FLOAT32_MAX:.3g} (float32)"
+        raise RecordError(field, value, allowed, reason="not finite")
+    return counts
+
+
+def _name(
+    field: str, value: object, allowed: str = "a name that is not blank; leave it out if unknown"
+) -> str:
+    name = _text(field, value)
+    if is_blank(name):
+        raise RecordError(field, value, allowed, reason="missing field")
+    return name
 
 
 def _optional_text(field: str, value: object) -> str | None:
@@ -194,8 +266,7 @@ class PreferenceRecord:
         Raises:
             RecordError: Naming field, value and what is allowed.
         """
-        if not _text("id", self.id):
-            raise RecordError("id", self.id, "a non-empty string", reason="missing field")
+        _name("id", self.id, "a name that is not blank")
         _check_prompt(self.prompt)
         _optional_text("group", self.group)
         _check_columns("", [self], optional_columns("record"))
@@ -293,7 +364,7 @@ def _check_columns(field: str, items: Sequence[object], columns: Sequence[Column
                 continue
             name = f"{field.format(i)}{entry.field}"
             if entry.kind == "name":
-                _text(name, value)
+                _name(name, value)
             elif entry.kind == "counts":
                 _counts(name, value)
             else:
@@ -327,7 +398,7 @@ def _check_lengths(field: str, votes: Sequence[tuple[float, ...] | None]) -> Non
 
 
 def parse_messages(field: str, value: object) -> tuple[Message, ...]:
-    """Read a conversation from JSON: a list of objects with ``role`` and ``content``.
+    """Read a conversation from JSON: a list of objects with ``role`` (system, user or assistant) and ``content``.
 
     Args:
         field: Name to use in an error.
@@ -345,9 +416,8 @@ def parse_messages(field: str, value: object) -> tuple[Message, ...]:
         for key in ("role", "content"):
             if key not in turn:
                 raise RecordError(f"{field}[{i}].{key}", None, "a string", reason="missing field")
-        messages.append(
-            Message(
-                _text(f"{field}[{i}].role", turn["role"]), _text(f"{field}[{i}].content", turn["content"])
-            )
-        )
+        role = _text(f"{field}[{i}].role", turn["role"])
+        if role not in ROLES:
+            raise RecordError(f"{field}[{i}].role", role, " | ".join(ROLES), reason="out of range")
+        messages.append(Message(role, _text(f"{field}[{i}].content", turn["content"])))
     return tuple(messages)

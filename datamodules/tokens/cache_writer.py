@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..columns import Column, Item, optional_columns
-from ..records import Comparison, PreferenceRecord, RecordError, Response, record_key
+from ..records import FLOAT32_MAX, Comparison, PreferenceRecord, RecordError, Response, record_key
 from .cache import ORIGINS, TokenTable
 from .integrity import cache_damage, write_meta
 from .merging import merge_split, prompt_digest
@@ -52,10 +52,11 @@ def _flat(entry: Column, items: Sequence[object]) -> list[object]:
         return []
     if entry.kind == "name":
         return values
+    assert entry.missing is not None  # of these columns alone an item may lack a value
     if entry.kind != "counts":
-        return [entry.missing if value is None else value for value in values]
+        return [entry.missing if value is None else float(value) for value in values]
     nothing = (entry.missing,) * len(known)
-    return [count for value in values for count in (nothing if value is None else value)]
+    return [float(count) for value in values for count in (nothing if value is None else value)]
 
 
 def _columns(record: PreferenceRecord, tokens: TokenizedRecord, split: str) -> dict[str, list[object]]:
@@ -67,7 +68,7 @@ def _columns(record: PreferenceRecord, tokens: TokenizedRecord, split: str) -> d
         "response_index": list(tokens.responses),
         "comparisons": [place[side] for c in comparisons for side in (c.chosen, c.rejected)],
         "comparison_index": list(tokens.comparisons),
-        "preference": [c.preference for c in comparisons],
+        "preference": [float(c.preference) for c in comparisons],
         **{entry.stored: _flat(entry, items[entry.item]) for entry in optional_columns()},
     }
 
@@ -76,6 +77,16 @@ def _num_unread(record: PreferenceRecord) -> int:
     """Responses outside the predict split whose user or domain nobody reads; that of a row is its comparisons', too."""
     asked = record.responses if record.comparisons else record.requests
     return sum(response.user is not None or response.domain is not None for response in asked)
+
+
+def _judgement(record: PreferenceRecord, comparison: Comparison) -> int:
+    """What a comparison says, whichever side is named first: equal for two of which one repeats the other."""
+    sides = [record.responses[i].text for i in (comparison.chosen, comparison.rejected)]
+    share = comparison.preference
+    if sides[0] > sides[1]:
+        sides, share = sides[::-1], 1 - share
+    others = (comparison.user, comparison.domain, record.source, record.aspect)
+    return _hash(repr((record.prompt, *sides, round(share, 9), *others)))
 
 
 class _SplitWriter:
@@ -93,6 +104,7 @@ class _SplitWriter:
         self.keys = array("q")
         self.groups = array("Q")
         self.digests = bytearray()
+        self.judgements, self.judged_rows = array("Q"), array("Q")
         self.names: dict[str, set[str]] = {entry.stored: set() for entry in optional_columns(kind="name")}
         self.may_lack = {"comparisons", *(entry.stored for entry in optional_columns())}
         self.present: set[str] = set()
@@ -119,6 +131,9 @@ class _SplitWriter:
                     self.present.add(name)
             for name, names in self.names.items():
                 names.update(str(value) for value in columns[name] if value is not None)
+            for i in tokens.comparisons:
+                self.judgements.append(_judgement(record, record.comparisons[i]))
+                self.judged_rows.append(len(self.ids))
             prefix, own = int(tokens.lengths[0]), tokens.lengths[1:]
             self.sizes.extend((len(own), prefix, int(own.sum()), int(own.max())))
             self.ids.append(_hash(record.id))
@@ -287,6 +302,8 @@ class CacheWriter:
         for split, writer in self._splits.items():
             self._settle_duplicates(split, writer)
             _check_keys(split, writer)
+            _check_weights(split, writer)
+            self.reports[split].repeated = len(writer.judgements) - len(np.unique(writer.judgements))
         present = set().union(*(writer.present for writer in self._splits.values()))
         for split, writer in self._splits.items():
             # Where responses are rated, each rating is a judgement of its own, and so is its response.
@@ -369,6 +386,8 @@ class CacheWriter:
                 ),
             )
         writer.keep(np.setdiff1d(np.arange(len(writer.ids)), again))
+        left = ~np.isin(np.asarray(writer.judged_rows, np.uint64), again.astype(np.uint64))
+        writer.judgements = array("Q", np.asarray(writer.judgements, np.uint64)[left].tobytes())
         removed = table.select(again)
         report = self.reports[split]
         report.records -= len(again)
@@ -386,3 +405,20 @@ def _check_keys(split: str, writer: _SplitWriter) -> None:
     pairs = zip(table["id"], table["record_key"], strict=True)
     names = sorted({name for name, key in pairs if key == values[counts.argmax()]})
     raise ValueError(f"{split}: records {', '.join(map(repr, names))} have the same key: rename one of them")
+
+
+def _check_weights(split: str, writer: _SplitWriter) -> None:
+    """Refuse weights by which nothing, or nothing but noise, would be learned: losses divide by their sum."""
+    import pyarrow.compute as pc
+
+    for name in {"weight", "record_weight"} & writer.present:
+        table = TokenTable.read(writer.path).select_columns([name]).with_format("arrow")[:]
+        values = pc.list_flatten(table.column(name)).to_numpy().astype(np.float64)
+        # Items of records that give no weight at all weigh 1.
+        others = int(pc.sum(pc.equal(pc.list_value_length(table.column(name)), 0)).as_py() or 0)
+        total = float(values.sum()) + others
+        if not 0 < total <= FLOAT32_MAX:
+            raise ValueError(
+                f"{split}: the sum of {name} must be above 0 and at most {FLOAT32_MAX:.3g} (float32), got {total:g}: "
+                f"change the {name} of its rows, or leave it out for 1"
+            )

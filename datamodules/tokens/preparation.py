@@ -6,7 +6,7 @@ from typing import Protocol
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from ..records import PreferenceRecord, RecordError, SourceRow
+from ..records import PreferenceRecord, RecordError, SourceRow, is_blank
 from .cache_writer import CacheWriter
 from .report import SplitReport
 from .text import REFUSED, RecordTokenizer, TextConfig, TokenizedRecord
@@ -46,6 +46,19 @@ class RecordSource(Protocol):
         """Split of a record."""
         ...
 
+    @property
+    def needs_prompts(self) -> bool:
+        """Whether records without a prompt are worth a warning."""
+        ...
+
+    def notes(self, source: str) -> list[str]:
+        """Warnings about a source that was read."""
+        ...
+
+    def unread_columns(self, source: str) -> list[str]:
+        """Columns of a source that nothing read."""
+        ...
+
 
 def tokenise(data: RecordSource, source: str, writer: CacheWriter) -> None:
     """Read, validate and tokenise one of the data's sources into the cache.
@@ -69,6 +82,8 @@ def tokenise(data: RecordSource, source: str, writer: CacheWriter) -> None:
             writer.reports[split].rows += 1
             records.append((split, record, row))
         _write(data, records, writer)
+    writer.reports[source].notes += data.notes(source)
+    writer.reports[source].unread_columns += data.unread_columns(source)
 
 
 def _record(data: RecordSource, row: SourceRow) -> PreferenceRecord:
@@ -95,8 +110,13 @@ def _write(data: RecordSource, records: list[Routed], writer: CacheWriter) -> No
                 report.dropped.update(result.dropped)
                 report.dropped["record without a judgement"] += 1
             else:
+                report.without_prompt += data.needs_prompts and _lacks_prompt(record)
                 rows.append((record, result, row.file, row.line))
         writer.write(split, rows)
+
+
+def _lacks_prompt(record: PreferenceRecord) -> bool:
+    return isinstance(record.prompt, str) and is_blank(record.prompt)
 
 
 def _judged(record: PreferenceRecord, tokens: TokenizedRecord) -> bool:
@@ -116,10 +136,17 @@ def report_split(name: str, split: str, report: SplitReport) -> None:
     rank_zero_info(f"{name} {split}: {report}")
     for message in report.first_errors:
         rank_zero_info(f"  skipped {message}")
+    for note in report.notes:
+        rank_zero_warn(f"{name} {split}: {note}")
+    if report.records and report.without_prompt == report.records:
+        rank_zero_warn(
+            f"{name} {split}: none of its {report.records:,} records has a prompt: answers are read without the question"
+        )
     if report.in_train:
         rank_zero_warn(
             f"{name} {split}: {report.in_train} records share a prompt with the training split; "
             "their numbers say less about new prompts"
         )
     if not report.records:
-        raise ValueError(f"{name}: nothing is left of the {split} split: {report}")
+        first = f"; the first: {report.first_errors[0]}" if report.first_errors else ""
+        raise ValueError(f"{name}: nothing is left of the {split} split: {report}{first}")

@@ -27,6 +27,10 @@ class SplitReport:
         dropped: Parts of valid rows dropped, by reason.
         in_train: Records whose prompt (or group) also occurs in the training split.
         first_errors: The first messages of skipped rows.
+        without_prompt: Records whose prompt is blank, of data that should have one; a warning if none has.
+        repeated: Comparisons that say again what was said before: same prompt, texts, share, judge, domain and aspect.
+        notes: What is to be said of the source that the rows are of.
+        unread_columns: Columns of the source that no field read.
     """
 
     rows: int = 0
@@ -43,6 +47,10 @@ class SplitReport:
     dropped: Counter[str] = field(default_factory=Counter)
     in_train: int = 0
     first_errors: list[str] = field(default_factory=list)
+    without_prompt: int = 0
+    repeated: int = 0
+    notes: list[str] = field(default_factory=list)
+    unread_columns: list[str] = field(default_factory=list)
 
     def skip(self, error: RecordError) -> None:
         """Count a row that is skipped."""
@@ -68,6 +76,10 @@ class SplitReport:
                 )
         if self.cut_prompts:
             parts.append(f"{self.cut_prompts:,} prompts cut by {self.cut_tokens:,} tokens")
+        if self.without_prompt:
+            parts.append(f"{self.without_prompt:,} records without a prompt")
+        if self.repeated:
+            parts.append(f"{self.repeated:,} comparisons repeat a judgement")
         if self.in_train:
             parts.append(f"{self.in_train:,} records share a prompt with the training split")
         return "; ".join(parts)

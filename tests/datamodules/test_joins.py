@@ -233,7 +233,9 @@ def test_malformed_files(tmp_path):
     with pytest.raises(ValueError, match="record_key and index must be int64, got float64, int64"):
         SideTable.load(write(record_key=[1.0], index=[0], weight=[1.0]))
     path.write_text("record_key,index,weight")
-    with pytest.raises(ValueError, match=r"side table .*side\.parquet: is no Parquet file"):
+    with pytest.raises(
+        ValueError, match=r"side\.parquet: unreadable file: .*a side table, which is a Parquet file"
+    ):
         SideTable.load(path)
     with pytest.raises(ValueError, match="a value is no number"):
         SideTable.load(write(record_key=[1, 2], index=[0, 0], prior=[[0.5, 0.5], [1.0]]))

@@ -6,7 +6,8 @@ r"""PersonaVotesDataModule: labels that a crowd of personas gave to responses, a
   the paper's.
 * Split rule: one file a split; without a ``validation`` file a share of ``train`` is held out by a hash of the prompt.
   All responses to a prompt, in whichever rows, are on one side.
-* Columns read: those below; ``id``, ``prior``, ``target`` and ``time`` may be missing. Further columns are passed over.
+* Columns read: those below; ``id``, ``prior``, ``target`` and ``time`` may be missing. Further columns are
+  not read; those of text are named in a warning.
 
 A line is one prompt (with K = 3 labels for brevity)::
 
@@ -21,6 +22,10 @@ distribution per response (null for none), or one for all. ``votes`` holds the v
 whole number in 0..K-1, a time a number or a date such as ``2024-05-30``. The six labels of the paper, in the order of
 its table: helpful, neutral, not helpful and harmless; then the same and harmful.
 
+A persona has one label for a response at a time, or one in all where votes have no times. The same vote again counts once,
+and a warning says how many do; two labels at one time are an error ``contradictory votes``. :func:`update_posteriors` reads
+rows by the same rules: what it writes this module accepts, and what this module refuses it refuses with the same message.
+
 ``target`` is what :func:`update_posteriors` stored: it is checked here but not used. A batch's target is computed from
 prior and votes with ``loader.crowd``, so settings can change without touching the file. A response with neither votes
 nor a prior is a response without a judgement.
@@ -32,6 +37,7 @@ forgetting. The prior keeps its weight in a batch, as an anchor, since batches h
 ``forgetting ** (number of times)``. Without forgetting, or without a prior, both give the same.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Unpack
@@ -41,14 +47,13 @@ from ...records import (
     ContentNames,
     PreferenceRecord,
     RecordError,
-    Response,
     SourceRow,
     find_file,
     read_json_lines,
 )
 from ...settings import SharedSettings
-from ..own_files import OwnFilesDataModule
-from .rows import CONTENT, PersonaRow, weighted_votes
+from ..own_files import OwnFilesDataModule, UnreadColumns
+from .rows import COLUMNS, CONTENT, PersonaRow
 
 __all__ = ["PersonaVotesDataModule"]
 
@@ -108,6 +113,8 @@ class PersonaVotesDataModule(OwnFilesDataModule):
             self.paths = _split_files(Path(data_dir))
         self.sources = tuple(self.paths)
         self.num_labels, self.forgetting = num_labels, forgetting
+        self.unread = {}
+        self._repeated: Counter[str] = Counter()
 
     def settings(self) -> dict[str, object]:
         """Number of labels and forgetting."""
@@ -116,20 +123,30 @@ class PersonaVotesDataModule(OwnFilesDataModule):
     def load(self, source: str) -> Iterator[SourceRow | RecordError]:
         """Rows of the split's file; those without an id get one by their content."""
         names = ContentNames()
-        for row in read_json_lines(self.files(source)[0]):
+        unread = self.unread[source] = UnreadColumns()
+        path = self.files(source)[0]
+        self._repeated[str(path)] = 0
+        for row in read_json_lines(path):
+            if isinstance(row, SourceRow):
+                unread.add(row.fields, COLUMNS)
             yield row if isinstance(row, RecordError) else names.named(row, CONTENT)
+
+    def notes(self, source: str) -> list[str]:
+        """Columns of text that are not read, and votes that are there twice."""
+        path = self.files(source)[0]
+        notes = self.unread[source].notes(path)
+        if repeated := self._repeated[str(path)]:
+            notes.append(
+                f"{repeated:,} votes of {path} repeat one of the same persona, label and time on the same response, and "
+                "count once"
+            )
+        return notes
 
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """A prompt and its responses with vote counts and priors."""
-        checked = PersonaRow.read(row, self.num_labels)
-        responses = []
-        for i, (text, prior, votes) in enumerate(
-            zip(checked.responses, checked.priors, checked.votes, strict=True)
-        ):
-            counts, _ = weighted_votes(f"votes[{i}]", votes, self.num_labels, self.forgetting)
-            judged = votes or prior is not None
-            responses.append(Response(text, votes=counts if judged else None, prior=prior))
-        return PreferenceRecord(id=checked.name, prompt=checked.prompt, responses=tuple(responses))
+        checked = PersonaRow.read(row, self.num_labels, self.forgetting)
+        self._repeated[row.file] += checked.repeated
+        return checked.record
 
 
 def _split_files(folder: Path) -> dict[str, Path]:

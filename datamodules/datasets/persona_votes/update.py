@@ -16,7 +16,16 @@ import torch
 
 from ...checks import check_choices, check_range
 from ...crowd import CrowdConfig, crowd_posterior
-from ...records import ContentNames, RecordError, SourceRow, name_field, read_json_lines, whole_field
+from ...records import (
+    ContentNames,
+    RecordError,
+    SourceRow,
+    decode_json,
+    name_field,
+    read_json_lines,
+    source_row,
+    whole_field,
+)
 from .rows import CONTENT, PersonaRow, Vote, read_vote, weighted_votes
 
 __all__ = ["UpdateReport", "update_posteriors"]
@@ -35,6 +44,7 @@ class UpdateReport:
         votes_added: Votes added.
         duplicates_skipped: New votes left out because the persona's vote on that response at that time is stored.
         conflicts_skipped: Those among them whose label differs from the stored one, which stays.
+        repeated: Stored votes that are there again, with the same persona, label and time; they stay, and count once.
         targets: Responses with a target now.
         without_target: Responses with neither votes nor a prior; their target is null.
         moved: Responses that had a target before.
@@ -47,6 +57,7 @@ class UpdateReport:
     votes_added: int = 0
     duplicates_skipped: int = 0
     conflicts_skipped: int = 0
+    repeated: int = 0
     targets: int = 0
     without_target: int = 0
     moved: int = 0
@@ -60,6 +71,7 @@ class UpdateReport:
             "records voted on": f"{self.records_voted:,}",
             "votes added": f"{self.votes_added:,}",
             "duplicates skipped": f"{self.duplicates_skipped:,} ({self.conflicts_skipped:,} with another label)",
+            **({"stored twice, counted once": f"{self.repeated:,}"} if self.repeated else {}),
             "targets": f"{self.targets:,} ({self.targets - self.moved:,} new, {self.without_target:,} missing)",
             "mean total variation moved": f"{self.mean_moved:.4f}",
             "largest": f"{self.most_moved:.4f}",
@@ -96,7 +108,7 @@ class _NewVotes:
         self.path = path
         self.waiting: dict[tuple[str, str], list[NewVote]] = defaultdict(list)
         self.taken: set[tuple[str, str]] = set()
-        for row in read_json_lines(path):
+        for row in read_json_lines(path, empty=True):  # no votes: targets alone are computed anew
             if isinstance(row, RecordError):
                 raise row
             try:
@@ -145,7 +157,7 @@ def _prompt_key(prompt: object) -> str:
     return json.dumps(prompt, sort_keys=True)
 
 
-_Known = dict[tuple[str, tuple[bool, float] | None], int]
+_Known = dict[tuple[str, tuple[bool, int | float] | None], int]
 """Labels of one response's votes by persona and time."""
 
 
@@ -172,31 +184,43 @@ class _Update:
         while chunk := list(islice(rows, CHUNK)):
             records = [self._voted(row) for row in chunk]
             targets = iter(self._targets([record for _, record in records]))
-            for fields, record in records:
+            for (fields, record), row in zip(records, chunk, strict=True):
                 after = list(islice(targets, len(record.responses)))
                 self.report.measure(record.targets, after)
-                yield json.dumps({**fields, "target": after}, ensure_ascii=False).encode() + b"\n"
+                line = json.dumps({**fields, "target": after}, ensure_ascii=False)
+                self._check_written(line, row)
+                yield line.encode() + b"\n"
         self.votes.check_taken(path)
+
+    def _read(self, row: SourceRow) -> PersonaRow:
+        return PersonaRow.read(row, self.num_labels, self.forgetting)
+
+    def _check_written(self, line: str, row: SourceRow | RecordError) -> None:
+        """Make sure that a line which is about to be written would be read again."""
+        fields, odd = decode_json(line)
+        written = source_row(Path(row.file), row.line, fields, odd=odd)
+        if isinstance(written, RecordError):
+            raise written
+        try:
+            self._read(ContentNames().named(written, CONTENT))
+        except RecordError as error:
+            raise error.at(row.file, row.line) from None
 
     def _voted(self, row: SourceRow | RecordError) -> tuple[dict[str, Any], PersonaRow]:
         """A record with its new votes: its fields as they will be stored, and what they mean."""
         if isinstance(row, RecordError):
             raise row
         try:
-            record = PersonaRow.read(self.content_names.named(row, CONTENT), self.num_labels)
-            for i in range(len(record.responses)):
-                self._weighted(record, i)  # complains about the times that are stored
-            json.dumps(row.fields, ensure_ascii=False).encode()
+            record = self._read(self.content_names.named(row, CONTENT))
             if record.name in self.names:
-                raise RecordError("id", record.name, "an id that occurs once", reason="duplicate id")
-        except UnicodeEncodeError:
-            raise RecordError(
-                "line", "...", "text that encodes as UTF-8", reason="not UTF-8", file=row.file, line=row.line
-            ) from None
+                raise RecordError(
+                    "id", record.name, "an id that occurs once in its split", reason="duplicate id"
+                )
         except RecordError as error:
             raise error.at(row.file, row.line) from None
         self.names.add(record.name)
         self.report.records += 1
+        self.report.repeated += record.repeated
         fields: dict[str, Any] = dict(row.fields)
         known = [{(vote.persona, vote.time): vote.label for vote in votes} for votes in record.votes]
         added = 0
@@ -283,7 +307,9 @@ def update_posteriors(
     """Add new votes to stored records and recompute every ``target`` from prior and all votes.
 
     A vote that is stored stays as it is; only votes and targets change, and the raw votes remain, so that targets can
-    be computed anew with other settings. The file is written under another name in its folder, flushed to the disk
+    be computed anew with other settings. A file of new votes without a line computes the targets alone. Every line is read
+    as :class:`PersonaVotesDataModule` reads it, before and after: what is written can be read, and what that refuses is
+    refused here, in the same words. The file is written under another name in its folder, flushed to the disk
     and then put in place of the old one: a process that is killed leaves the old file whole.
 
     Args:
@@ -309,7 +335,7 @@ def update_posteriors(
     Raises:
         RecordError: Naming file, line and field, if a line of either file is malformed, or a vote is a duplicate or
             belongs to no record. Nothing is written then.
-        ValueError: If a setting is outside its range.
+        ValueError: If a setting is outside its range, or ``output`` is the votes' own file.
         RuntimeError: If somebody else changed ``posterior_file`` meanwhile. Nothing is written then.
 
     Source:
@@ -334,6 +360,10 @@ def update_posteriors(
             )
     source = Path(posterior_file).resolve()  # a link stays a link, and what it points at is replaced
     target = source if output is None else Path(output).resolve()
+    if target == Path(votes_file).resolve():
+        raise ValueError(
+            f"output={str(output)!r} is votes_file itself, whose votes it would replace: name another"
+        )
     update = _Update(
         _NewVotes(Path(votes_file), num_labels),
         config,

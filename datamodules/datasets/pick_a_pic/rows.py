@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...records import RecordError, SourceRow, read_table
+from ...records import RecordError, SourceRow, read_parquet, read_table
 
 __all__ = ["Name", "NamedVectors", "read_rows"]
 
@@ -124,17 +124,11 @@ def read_rows(
     if path.suffix != ".parquet":
         yield from read_table(path)
         return
-    import pyarrow.parquet as pq
 
-    file = pq.ParquetFile(path)
-    present = [name for name in file.schema_arrow.names if name in columns]
-    number = 0
-    for batch in file.iter_batches(batch_size=1024, columns=present):
-        cells = [_arrays(batch[name]) if name in vectors else batch[name].to_pylist() for name in present]
-        for row in zip(*cells, strict=True):
-            number += 1
-            fields = {name: cell for name, cell in zip(present, row, strict=True) if cell is not None}
-            yield SourceRow(str(path), number, fields)
+    def cells(name: str, values: Any) -> list[object]:  # noqa: ANN401  pyarrow's arrays of any type
+        return _arrays(values) if name in vectors else list(values.to_pylist())
+
+    yield from read_parquet(path, columns, cells=cells)
 
 
 def _arrays(column: Any) -> list[object]:  # noqa: ANN401  pyarrow's arrays of any type

@@ -236,7 +236,7 @@ def test_csv_cells_become_numbers_and_lists(tmp_path):
     [
         ("preference", "high", "a number"),
         ("votes", "[1", "JSON in a cell"),
-        ("margin", "nan", "a finite number"),
+        ("margin", "nan", "a number such as 2"),
     ],
 )
 def test_csv_cells_that_are_neither(tmp_path, column, cell, allowed):

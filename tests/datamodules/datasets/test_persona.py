@@ -271,7 +271,7 @@ def test_too_few_pairs(tmp_path):
         list(module(evaluations(tmp_path), held_out_queries_per_user=5000).load("test"))
     with pytest.raises(ValueError, match=r"^queries_per_user=9000, but train has only \d+ pairs"):
         list(module(tmp_path, queries_per_user=9000).load("train"))
-    write(tmp_path, [], "likes-tea")
+    (tmp_path / "likes-tea.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="but train has only 0 pairs for persona 'likes-tea'"):
         list(module(tmp_path).load("train"))
 

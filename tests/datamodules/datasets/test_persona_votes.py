@@ -189,7 +189,7 @@ def test_votes_are_forgotten_by_time_steps(tmp_path):
 
 def test_dates_are_times(tmp_path):
     times = ["2024-05-30", "2024-05-30T02:00:00+02:00", "2024-05-30T00:00:01Z"]
-    votes = [[vote(i, time=time) for i, time in enumerate(times)], []]
+    votes = [[vote(i, f"p{i}", time=time) for i, time in enumerate(times)], []]
     assert example(tmp_path, row(votes=votes), forgetting=0.5).responses[0].votes == (0.5, 0.5, 1, 0, 0, 0)
 
 

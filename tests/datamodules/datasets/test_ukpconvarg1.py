@@ -201,7 +201,7 @@ def test_a_document_type_in_another_encoding_is_refused(tmp_path):
         rows(str(tmp_path))
 
 
-@pytest.mark.parametrize("content", [b"<list>", b"", b"<list>\xe9</list>", b"<list>&undefined;</list>"])
+@pytest.mark.parametrize("content", [b"<list>", b"<list>\xe9</list>", b"<list>&undefined;</list>"])
 def test_what_is_no_xml_is_named(tmp_path, content):
     (tmp_path / "d_x.xml").write_bytes(content)
     with pytest.raises(RecordError, match=r"d_x\.xml:1: not XML"):
@@ -212,7 +212,7 @@ def test_broken_gzip_is_named(tmp_path):
     write(tmp_path, PAIRS, "d_x.xml.gz")
     path = tmp_path / "d_x.xml.gz"
     path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(RecordError, match=r"d_x\.xml\.gz:1: not XML"):
+    with pytest.raises(RecordError, match=r"d_x\.xml\.gz: unreadable file: .*ended before"):
         rows(str(tmp_path))
 
 

@@ -232,5 +232,6 @@ def test_a_rating_is_a_judgement(tmp_path):
 
 def test_an_empty_prompt_is_tokenised(tmp_path):
     data = module(tmp_path, {**GOOD, "prompt": ""})
-    data.setup("test")
+    with pytest.warns(UserWarning, match="none of its 1 records has a prompt"):
+        data.setup("test")
     assert data.reports["test"].records == 1
