@@ -186,7 +186,7 @@ def _measure(model: PAL, data: PreferenceDataModule, options: AdaptOptions) -> _
         **settings,
     )
     seen = user_accuracy(model, _batches(data, "test", "seen"), names, **settings)
-    weights = fitted_weights(model, support, len(names), prior_strength=curve.prior_strength, peers=peers)
+    weights = fitted_weights(model, support, names, prior_strength=curve.prior_strength, peers=peers)
     rows = sorted({row for part in support for row in part.user.tolist()})
     model.set_weights([names[row] for row in rows], weights[rows])
     return _Measured(curve, user_accuracy(model, query, names, **settings), seen, num_added=len(rows))

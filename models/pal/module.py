@@ -330,22 +330,27 @@ class PAL(UserModule):
         """Give users weights from a few judgements of theirs; nothing else of the model changes.
 
         Thousands of users are fitted at once. Under squared distances the problem is convex (but for ``f(Pw)``);
-        otherwise it is solved by gradient steps from the prior, the mean of all users. A fit is then averaged with the
-        weights of known users, by how well each explains the judgements: after a few of them a new user is probably
-        like somebody. Required margins play no part.
+        otherwise it is solved by gradient steps from the prior, the peers' mean. A fit is then averaged with the
+        weights of the peers, by how well each explains the judgements: after a few of them a new user is probably
+        like somebody. Peers are the users in the table, except those with judgements here: who is fitted anew is not
+        compared with what was known before, so that a second call with the same judgements changes nothing. Required
+        margins play no part.
 
         Args:
             batches: One batch with comparisons, or several.
-            users: Names that ``user_id`` stands for; None for those of the trainer's data module. With one name the
-                batches need no ``user_id``.
+            users: Names that ``user_id`` stands for, such as ``data.users``; None for those of the trainer's data
+                module. Those without judgements in ``batches`` stay peers. With one name the batches need no ``user_id``.
             prior_strength: How strongly the prior holds against the judgements, >= 0.
-            peers: Whether known users have a say (:func:`weigh_with_peers <pluralign.models.pal.peers>`).
+            peers: Whether peers have a say (:func:`weigh_with_peers <pluralign.models.pal.peers>`).
 
         Returns:
             Fitted weights, (users, K); users without judgements have the prior, and are left as they were.
 
         Raises:
             ValueError: If nothing says who the users are, a judgement names none, or there is no judgement.
+
+        Warns:
+            UserWarning: If ``peers`` are asked for and the table has nobody else.
         """
         self.built_network()
         names = list(self.table.matched or ()) if users is None else list(users)
@@ -358,26 +363,23 @@ class PAL(UserModule):
             judged = [self._judged(part, names) for part in parts]
             if not sum(len(part.user) for part in judged):
                 raise ValueError("adapt needs judgements; these batches have no comparisons")
+            present: list[int] = torch.cat([part.user for part in judged]).unique().tolist()
+            fitted = [names[i] for i in present]
+            # Names alone say nothing: whoever is only listed in ``users`` is somebody to compare with.
+            prior, others = self.table.others(fitted)
             weights = fit_users(
                 self.built_network(),
                 judged,
                 len(names),
-                prior=self.table.population(),
+                prior=prior,
                 prior_strength=prior_strength,
                 loss="hinge" if self.loss_name == "hinge" else "logistic",
-                peers=self._peers(names) if peers else None,
+                peers=others if peers else None,
             ).to(self.device)
         finally:
             self.train(was_training)
-        present = torch.cat([part.user for part in judged]).unique().tolist()
-        self.set_weights([names[i] for i in present], weights[present])
+        self.set_weights(fitted, weights[present])
         return weights
-
-    def _peers(self, users: Sequence[str]) -> Tensor | None:
-        """Weights of everybody else; None if there is nobody."""
-        own = set(users)
-        others = [i for i, name in enumerate(self.users) if name not in own]
-        return self.table.all_weights()[others] if others else None
 
     @torch.no_grad()
     def _judged(self, batch: PreferenceBatch, users: Sequence[str]) -> Judged:

@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -301,6 +302,9 @@ def fit_users(
 
     Returns:
         (U, K) on the simplex.
+
+    Warns:
+        UserWarning: If there are peers to average with, but none of them.
     """
     user = torch.cat([part.user for part in judged])
     preference = torch.cat([part.preference for part in judged])
@@ -342,6 +346,15 @@ def fit_users(
             loss=loss,
         )
     if peers is None:
+        return fitted
+    if not len(peers):
+        if len(prior) > 1:
+            warnings.warn(
+                "everybody whom the model knows is fitted anew, so that nobody is left to be compared with and each is "
+                "fitted alone: fit some users at a time, or say peers=False",
+                UserWarning,
+                stacklevel=2,
+            )
         return fitted
     return weigh_with_peers(fitted, peers, margins, user, preference=preference, weight=weight, loss=loss)
 

@@ -1,7 +1,7 @@
 """The table of users, and the module that finds the data's users in it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -155,6 +155,22 @@ class UserTable(nn.Module):
     def all_weights(self) -> Tensor:
         """Weights of every user, (U, K) float32, without gradient."""
         return (self._weights().float() / self.temperature).softmax(-1)
+
+    @torch.no_grad()
+    def others(self, users: Collection[str]) -> tuple[Tensor, Tensor]:
+        """Everybody but these users: what they are compared with while they are fitted.
+
+        Args:
+            users: Names of those being fitted; whoever else is in the table stays.
+
+        Returns:
+            The others' mean weights, (K,), and the weights of each, (A, K); float32, without gradient. If the table has
+            nobody else, the mean of all and (0, K).
+        """
+        fitted = {str(user) for user in users}
+        weights = self.all_weights()
+        others = weights[[row for row, name in enumerate(self.names) if name not in fitted]]
+        return (others if len(others) else weights).mean(0), others
 
     def hold(self) -> None:
         """From now on, and until the mode is set anew, the mean is computed once: an evaluation changes no weights."""

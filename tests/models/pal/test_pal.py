@@ -8,6 +8,7 @@ import torch
 
 from pluralign.datamodules import LoaderConfig, LocalDataModule, SyntheticDataModule
 from pluralign.datamodules.batches.users import UserProtocol
+from pluralign.datamodules.columns import take_comparisons
 from pluralign.models import PAL, BackboneConfig, LoRAConfig, StoredFeatures
 
 TINY = {"model_type": "llama", "vocab_size": 259, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
@@ -65,7 +66,7 @@ def fixture(logits=(0.0, 1.0986123), **settings):
     module = on_features(2, **{"projector": "identity", "num_users": 2, **settings})
     with torch.no_grad():
         module.network.prototypes.copy_(torch.eye(2))
-        module.table.logits.weight.copy_(torch.tensor([logits, logits]))
+        module.table.logits.weight.copy_(torch.tensor([logits]))
     return module
 
 
@@ -575,6 +576,47 @@ def test_adapting_takes_one_user_without_ids_and_several_batches(model, batch):
     torch.testing.assert_close(module.adapt(parts)[5:], module.weights_of(["Bo"]), atol=2e-6, rtol=0)
 
 
+def two_camps():
+    """A table in which most like the first prototype, and one answer of a new user for what the second stands for."""
+    module = fixture(score="squared_distance", num_users=10)
+    module.set_weights([str(i) for i in range(10)], torch.tensor([[0.95, 0.05]] * 7 + [[0.05, 0.95]] * 3))
+    return module, pairs(2 * RIGHT, LEFT, user_id=torch.tensor([10]))
+
+
+def test_users_who_are_named_without_an_answer_stay_peers():
+    alone, answer = two_camps()
+    expected = alone.adapt({**answer, "user_id": torch.tensor([0])}, ["new"])[0]
+    named, answer = two_camps()
+    before = named.weights_of(named.users)
+    torch.testing.assert_close(named.adapt(answer, [*named.users, "new"])[10], expected)
+    assert torch.equal(named.weights_of(named.users[:10]), before), "and keep their weights"
+    without, answer = two_camps()
+    own = without.adapt(answer, [*without.users, "new"], peers=False)[10]
+    assert float((own - expected).abs().max()) > 0.005, "peers have a say"
+
+
+def test_who_is_fitted_again_is_compared_with_others_alone():
+    module, answer = two_camps()
+    users = [*module.users, "new"]
+    first = module.adapt(answer, users)[10]
+    torch.testing.assert_close(module.adapt(answer, users)[10], first)
+    module, answer = two_camps()
+    answer["user_id"] = torch.tensor([9])
+    again = module.adapt(answer, module.users)[9]
+    rest = fixture(score="squared_distance", num_users=9)
+    rest.set_weights([str(i) for i in range(9)], module.weights_of([str(i) for i in range(9)]))
+    answer["user_id"] = torch.tensor([0])
+    torch.testing.assert_close(again, rest.adapt(answer, ["9"])[0], atol=1e-6, rtol=0)
+
+
+def test_nobody_left_to_compare_with_is_said():
+    module = fixture(score="squared_distance")
+    answers = pairs(RIGHT.repeat(2, 1), LEFT.repeat(2, 1), user_id=torch.arange(2))
+    with pytest.warns(UserWarning, match="everybody whom the model knows is fitted anew"):
+        module.adapt(answers, module.users)
+    module.adapt(answers, module.users, peers=False)
+
+
 def test_what_adapting_needs(model, batch):
     module, data = model(frozen=True), by_feature(batch())
     with pytest.raises(ValueError, match=r"give users, such as data\.users"):
@@ -753,6 +795,7 @@ def test_three_lines_adapt_to_new_users(tmp_path, fitted):
     module, data = PAL.load_from_checkpoint(path, weights_only=True), crowd(num_users=9)
     data.setup("test")
     batch = next(iter(data.test_dataloader()))
+    batch = take_comparisons(batch, batch["user_id"] >= 6)  # of those that the fit has not seen
     model = module
     model.adapt(batch, data.users)
     reward = model.user_reward_module(data.users[-1])

@@ -145,6 +145,24 @@ def test_known_users_have_a_say_unless_told_otherwise():
     assert abs(found[0] - found[1]) > 1e-3
 
 
+def test_known_users_are_measured_as_if_they_were_new():
+    """What the model knows of them is neither their prior nor a peer."""
+    known = ((0.9, 0.1), (0.8, 0.2), (0.02, 0.98))
+    module = on_features(2, num_users=3)
+    with torch.no_grad():
+        module.network.prototypes.copy_(torch.eye(2))
+    module.set_weights(list("012"), torch.tensor(known))
+    rest = corners(known[:2])
+    answers, asked = [judgements((2, B, A), (2, A, B))], [judgements((2, B, A))]
+    for peers in (True, False):
+        curves = [
+            few_shot_curve(some, answers, asked, list("012"), shots=(0, 1, 2), peers=peers)
+            for some in (module, rest)
+        ]
+        assert curves[0] == curves[1]
+    assert curves[0].points[0].query.of_user == {"2": 0.0}, "the others' mean, not that of all"
+
+
 def test_equal_rewards_are_not_right():
     module = corners(((0.5, 0.5), (0.5, 0.5)))
     found = user_accuracy(module, [judgements((0, A, B), (1, B, A))], ["0", "1"])
