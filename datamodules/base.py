@@ -199,6 +199,19 @@ class PreferenceDataModule(PreparedData):
         """Group of each user, by name; users may lack one, and data without groups name none."""
         return {}
 
+    def judgements_of_users(self) -> dict[str, int]:
+        """Judgements in the training split of each user whom its loader shows; empty where data have no such split.
+
+        Raises:
+            RuntimeError: If ``setup`` has not run.
+        """
+        if self._reader is None:
+            raise RuntimeError("call setup() first: the judgements are in the data")
+        if "train" not in self.splits:
+            return {}
+        counts = self._reader.judgements_of_users()
+        return {name: counts[name] for name in self.training_users}
+
     def mean_votes(self, name: str) -> list[float] | None:
         """Mean share of every category over the training split's judged items; None if it has no such votes.
 

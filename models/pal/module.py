@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from pluralign.datamodules.batch import Basis, PreferenceBatch, RewardOutput
 from pluralign.datamodules.checks import check_choices, check_range
-from pluralign.losses import bradley_terry_loss, hinge_loss, norm_bound_loss
+from pluralign.losses import norm_bound_loss
 
 from ..backbone import BackboneConfig
 from ..base import ModuleSettings
+from .judgements import JudgementLoss, judgement_losses
 from .network import Judged, PALNetwork, Points, ProjectorShape, UserReward, fit_users
 from .users import UserModule, UserTable
 
@@ -59,7 +60,7 @@ class PAL(UserModule):
         preference_size: int | None = None,
         mix: Literal["f(P)w", "f(Pw)", "Pw"] = "f(P)w",
         score: Literal["distance", "squared_distance", "angle"] = "distance",
-        loss: Literal["logistic", "hinge", "cross_entropy"] = "logistic",
+        loss: Literal["logistic", "hinge", "smoothed_hinge", "cross_entropy"] = "logistic",
         projector: str = "mlp2-relu-dropout0-residual",
         initial_scale: float = 1 / 0.07,
         max_scale: float = 100.0,
@@ -87,8 +88,9 @@ class PAL(UserModule):
             mix: Version A: ``f(P)w`` projects prototypes, then mixes; ``f(Pw)`` the other way round; ``Pw`` has
                 prototypes in the space of preferences itself.
             score: Closeness; ``angle`` is the cosine times a scale that is learned.
-            loss: ``logistic`` (Bradley-Terry); ``hinge`` with margin 1; ``cross_entropy`` over the two rewards as
-                logits, the original's other name of ``logistic``.
+            loss: ``logistic`` (Bradley-Terry); ``hinge`` with margin 1; ``smoothed_hinge``, the same with a parabola of
+                width 5 in place of the corner; ``cross_entropy`` over the two rewards as logits, the original's other
+                name of ``logistic``.
             projector: f (and each g): ``mlp<L>-<activation>-dropout<decimals>`` with L hidden layers, and any of
                 ``-residual`` (needs D = H), ``-batchnorm``, ``-nobias``; ``linear``; or ``identity`` (D = H).
             initial_scale: Of the cosine, > 0.
@@ -99,7 +101,8 @@ class PAL(UserModule):
                 ``"0"``, ``"1"``, and so on.
             unknown_users: What judges of whom the model knows nothing get: the ``mean`` of all users' weights, or an
                 ``error``.
-            balance_users: Weigh judgements so that in a batch each user counts equally; unknown ones by judgement.
+            balance_users: Weigh judgements by the users' numbers of them in the training split, so that each user counts
+                equally over an epoch; unknown ones by judgement.
             norm_bound: Free norm of ideal points, >= 0, beyond which they are pulled back; None for no bound.
             norm_bound_weight: Of the excess in the loss, >= 0.
             projector_lr: Rate of f and g, >= 0; the backbone has the optimiser's own.
@@ -115,7 +118,8 @@ class PAL(UserModule):
         """
         super().__init__(backbone, **settings)
         self._check_settings(self.hparams)
-        self.version, self.num_prototypes, self.loss_name = version, num_prototypes, loss
+        self.version, self.num_prototypes = version, num_prototypes
+        self.pair_loss: JudgementLoss = "logistic" if loss == "cross_entropy" else loss
         self.num_users, self.balance_users = num_users, balance_users
         self.norm_bound, self.norm_bound_weight = norm_bound, norm_bound_weight
         self.rates = {
@@ -277,35 +281,24 @@ class PAL(UserModule):
         if "user_id" in batch:
             self.table.check(batch["user_id"])
 
-    def _weight(self, batch: PreferenceBatch) -> Tensor | None:
-        """Weights of the comparisons, (P,); None for equal ones."""
-        weight = batch.get("weight")
-        if not self.balance_users:
-            return weight
-        rows = self._rows(batch)
-        counts = torch.zeros(len(self.users) + 1, device=rows.device)
-        counts = counts.index_add_(0, rows + 1, torch.ones_like(rows, dtype=counts.dtype))
-        share = torch.where(rows < 0, 1.0, 1 / counts[rows + 1])
-        return share if weight is None else share * weight
-
     def compute_loss(self, output: RewardOutput, batch: PreferenceBatch) -> Tensor:
         """Loss of the batch's comparisons, plus the excess of ideal points over the bound.
 
         Shares of annotators, required margins and weights enter as in :class:`BradleyTerryRM`; the hinge of a share is
-        the mean of both hinges, so that a tie asks for a gap below 1 and for nothing else.
+        the mean of both hinges, so that a tie asks for a gap below 1 and for nothing else. With ``balance_users`` the
+        mean is over comparisons, not over the balancing weights, whose mean is 1 over the training split: a batch that
+        holds judgements of busy users alone then counts less, as it should.
         """
-        chosen, rejected, weight = output["chosen"], output["rejected"], self._weight(batch)
-        share, margin = batch.get("preference"), batch.get("margin")
-        if self.loss_name == "hinge":
-            gap = chosen - rejected if margin is None else chosen - rejected - margin
-            none = torch.zeros_like(gap)
-            losses = hinge_loss(gap, none, reduction="none")
-            if share is not None:
-                losses = share * losses + (1 - share) * hinge_loss(none, gap, reduction="none")
-            weight = torch.ones_like(losses) if weight is None else weight
-            loss = (losses * weight).sum() / weight.sum().clamp_min(1e-12)
+        gap, weight = output["chosen"] - output["rejected"], batch.get("weight")
+        if "margin" in batch:
+            gap = gap - batch["margin"]
+        losses = judgement_losses(gap, batch.get("preference"), self.pair_loss)
+        if self.balance_users:
+            losses = losses * self.table.judgement_weights(self._rows(batch))
+        if weight is None:
+            loss = losses.sum() / max(len(losses), 1)
         else:
-            loss = bradley_terry_loss(chosen, rejected, preference=share, margin=margin, weight=weight)
+            loss = (losses * weight).sum() / weight.sum().clamp_min(1e-12)
         if self.norm_bound is not None:
             excess = norm_bound_loss(output["of_comparisons"]["ideal_points"], bound=self.norm_bound)
             loss = loss + self.norm_bound_weight * excess
@@ -373,7 +366,7 @@ class PAL(UserModule):
                 len(names),
                 prior=prior,
                 prior_strength=prior_strength,
-                loss="hinge" if self.loss_name == "hinge" else "logistic",
+                loss=self.pair_loss,
                 peers=others if peers else None,
             ).to(self.device)
         finally:

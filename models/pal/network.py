@@ -4,6 +4,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -15,6 +16,7 @@ from pluralign.losses import ideal_point_reward
 
 from ..backbone import Backbone, StoredFeatures
 from .adapt import fit_mixture_logits, fit_mixture_weights
+from .judgements import JudgementLoss
 from .peers import weigh_with_peers
 
 __all__ = ["Judged", "PALNetwork", "Points", "ProjectorShape", "Projectors", "UserReward", "fit_users"]
@@ -286,7 +288,7 @@ def fit_users(
     *,
     prior: Tensor,
     prior_strength: float,
-    loss: Literal["logistic", "hinge"],
+    loss: JudgementLoss,
     peers: Tensor | None = None,
 ) -> Tensor:
     """Weights of users over the prototypes of a network that stays as it is.
@@ -297,7 +299,7 @@ def fit_users(
         num_users: U.
         prior: Weights of a user without judgements, (K,).
         prior_strength: How strongly the prior holds, >= 0.
-        loss: Of the judgements.
+        loss: Of the judgements; a smoothed hinge is met by gradient steps, the others exactly where rewards are linear.
         peers: Weights of known users, (A, K), that the fits are averaged with; None leaves them alone.
 
     Returns:
@@ -310,6 +312,7 @@ def fit_users(
     preference = torch.cat([part.preference for part in judged])
     weight = torch.cat([part.weight for part in judged])
     margins: Callable[[Tensor], Tensor]
+    differences = None
     if network.linear:
         sides = [part.comparisons.unbind(dim=1) for part in judged]
         with torch.no_grad():
@@ -317,6 +320,10 @@ def fit_users(
         differences = torch.cat(
             [basis[one] - basis[two] for basis, (one, two) in zip(rewards, sides, strict=True)]
         )
+        margins = partial(_weighted, differences)
+    else:
+        margins = _distance_margins(network, judged)
+    if differences is not None and loss != "smoothed_hinge":
         fitted = fit_mixture_weights(
             differences,
             user,
@@ -327,13 +334,7 @@ def fit_users(
             prior_strength=prior_strength,
             loss=loss,
         )
-
-        def linear_margins(weights: Tensor) -> Tensor:
-            return (differences * weights).sum(dim=-1)
-
-        margins = linear_margins
     else:
-        margins = _distance_margins(network, judged)
         fitted = fit_mixture_logits(
             margins,
             user,
@@ -357,6 +358,10 @@ def fit_users(
             )
         return fitted
     return weigh_with_peers(fitted, peers, margins, user, preference=preference, weight=weight, loss=loss)
+
+
+def _weighted(differences: Tensor, weights: Tensor) -> Tensor:
+    return (differences * weights).sum(dim=-1)
 
 
 def _distance_margins(network: PALNetwork, judged: Sequence[Judged]) -> Callable[[Tensor], Tensor]:

@@ -53,6 +53,7 @@ class FewShotCurve:
 
     Attributes:
         points: By shots, ascending; all on the same users and query judgements.
+        left_out: Numbers of shots asked for that no measured user has: their points would be that of all there are.
         support_of_user: Support judgements of each measured user, by name.
         num_unmeasured_users: Users with support judgements, but without a decided query judgement.
         prior_strength: Strength of the prior in every fit.
@@ -62,6 +63,7 @@ class FewShotCurve:
     """
 
     points: tuple[ShotAccuracy, ...]
+    left_out: tuple[int, ...]
     support_of_user: dict[str, int]
     num_unmeasured_users: int
     prior_strength: float
@@ -112,7 +114,7 @@ def few_shot_curve(
         support: Batches with comparisons that name their judge, or what :func:`placed_judgements` made of them.
         query: Likewise.
         users: Names that ``user_id`` stands for.
-        shots: Numbers of judgements, >= 0, ascending.
+        shots: Numbers of judgements, >= 0, ascending; those that no measured user has are left out.
         prior_strength: How strongly the prior holds against the judgements, >= 0; or several such numbers, of which one
             is chosen for all users and shots: that with the least log loss on a fifth of each user's *support*
             judgements (at least one of two) after fits to the first n of the others, mean over users, then over n.
@@ -151,7 +153,8 @@ def few_shot_curve(
         )
         counts = judge.bincount(minlength=len(users))
         weights, used, points = prior.expand(len(users), -1), 0, []
-        for n in shots:
+        most = int(counts[asked.present].max())
+        for n in (n for n in shots if n <= most):
             if min(n, int(counts.max())) > used:
                 weights = fit(masked_judgements(learned, rank < n), prior_weight)
             used = n
@@ -165,6 +168,7 @@ def few_shot_curve(
             )
     return FewShotCurve(
         points=tuple(points),
+        left_out=tuple(n for n in shots if n > most),
         support_of_user={str(users[i]): int(counts[i]) for i in asked.present.tolist()},
         num_unmeasured_users=int((counts > 0).sum() - (counts[asked.present] > 0).sum()),
         prior_strength=prior_weight,
@@ -259,7 +263,7 @@ def _fit(
             num_users,
             prior=prior,
             prior_strength=prior_strength,
-            loss="hinge" if model.loss_name == "hinge" else "logistic",
+            loss=model.pair_loss,
             peers=peers,
         )
 

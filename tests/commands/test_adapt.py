@@ -83,19 +83,20 @@ def test_new_users_in_a_new_checkpoint(fitted, capsys):
     main([*adapt, "--output", "out/new.ckpt", "--prior_strength", "0.1,1"])
     printed = capsys.readouterr().out
     unseen = unseen_users()
-    assert len(unseen) == 3
-    assert "synthetic: 3 unseen users" in printed and "seen users" in printed
-    assert "3 users added, 12 in all: out/new.ckpt; report: out/new.json" in printed
+    assert len(unseen) == 4, "0.3 of 12"
+    assert "synthetic: 4 unseen users" in printed and "seen users" in printed
+    assert "4 users added, 12 in all: out/new.ckpt; report: out/new.json" in printed
 
     report = json.loads(Path("out/new.json").read_text())
-    assert [point["shots"] for point in report["points"]] == [0, 2, 10, 1000]
+    assert [point["shots"] for point in report["points"]] == [0, 2, 10]
+    assert report["left_out"] == [1000] and "nobody has 1000 labels" in " ".join(printed.split())
+    assert "warning: the curve is a mean over 4 unseen users alone; below about 10" in printed
+    assert len(report["warnings"]) == 1
     assert set(report["points"][0]["query"]["of_user"]) == set(unseen) == set(report["support_of_user"])
     assert report["prior_strength"] in (0.1, 1.0) and set(report["held_out_log_loss"]) == {"0.1", "1.0"}
-    assert report["seen_users"]["num_users"] == 9
+    assert report["seen_users"]["num_users"] == 8
     assert not set(report["seen_users"]["of_user"]) & set(unseen)
-    most, everything = report["points"][-1]["query"], report["all_support"]
-    assert report["points"][-1]["num_users_with_shots"] == 0
-    assert everything["log_loss"] == pytest.approx(most["log_loss"], abs=1e-4), "all there are"
+    everything = report["all_support"]
     assert everything["log_loss"] != pytest.approx(report["points"][0]["query"]["log_loss"], abs=1e-6)
 
     old, new = (
@@ -105,7 +106,7 @@ def test_new_users_in_a_new_checkpoint(fitted, capsys):
     assert new.users == [*old.users, *unseen]
     assert torch.equal(new.weights_of(old.users), old.weights_of(old.users))
     weights = new.weights_of(unseen)
-    assert len({tuple(row) for row in weights.tolist()}) == 3
+    assert len({tuple(row) for row in weights.tolist()}) == 4
     state = new.state_dict()
     for name, value in old.state_dict().items():
         assert name.startswith("table.") or torch.equal(value, state[name]), name
@@ -151,7 +152,7 @@ def test_it_draws_with_the_seed_and_leaves_a_checkpoint_alone_unless_told(fitted
     assert Path("9.ckpt").exists() and not Path("9.ckpt.partial").exists()
     capsys.readouterr()
     refused(
-        capsys, [*words, "--ckpt_path", "9.ckpt"], "3 of 3 unseen users have weights in 9.ckpt (first: 'user"
+        capsys, [*words, "--ckpt_path", "9.ckpt"], "4 of 4 unseen users have weights in 9.ckpt (first: 'user"
     )
 
 
@@ -184,8 +185,8 @@ def test_groups_of_the_data_are_told_apart(fitted, capsys, monkeypatch):
     report = json.loads(Path("new.json").read_text())
     (point,) = report["points"]
     of_user, of_group = point["query"]["of_user"], point["query"]["group_accuracy"]
-    assert of_group == pytest.approx({"[a]": of_user[first], "b": sum(of_user[name] for name in others) / 2})
-    assert report["seen_users"]["num_without_group"] == 7
+    assert of_group == pytest.approx({"[a]": of_user[first], "b": sum(of_user[name] for name in others) / 3})
+    assert report["seen_users"]["num_without_group"] == 6
     printed = capsys.readouterr().out
     worst = min(of_group, key=of_group.get)
     assert "worst group" in printed and f"{of_group[worst]:.3f} {worst}" in printed
