@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from .batch import PreferenceBatch
@@ -196,8 +197,17 @@ class PreferenceDataModule(PreparedData):
         return self._joins[1]
 
     def user_groups(self) -> Mapping[str, str]:
-        """Group of each user, by name; users may lack one, and data without groups name none."""
-        return {}
+        """Group of each user, by name; users may lack one, and data without groups name none.
+
+        Raises:
+            ValueError: If a user is of two groups.
+        """
+        groups, nobody = ({}, 0) if self._reader is None else self._reader.groups_of_users()
+        if nobody:
+            rank_zero_warn(
+                f"{self.name}: {nobody:,} judgements have a group but no user, so that it says nothing"
+            )
+        return groups
 
     def judgements_of_users(self) -> dict[str, int]:
         """Judgements in the training split of each user whom its loader shows; empty where data have no such split.

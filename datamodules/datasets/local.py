@@ -9,8 +9,11 @@ r"""LocalDataModule: preference data of your own, from JSON Lines, JSON, CSV or 
 A pair, with or without a prompt; everything in brackets may be left out, here and below::
 
     {"prompt": "Name a fruit.", "chosen": "Apple.", "rejected": "Chair.",
-     ["id": "q1", "preference": 0.8, "user": "ann", "domain": "food", "margin": 0.5, "weight": 2,
-      "strength": 1, "votes": [4, 0, 1]]}
+     ["id": "q1", "preference": 0.8, "user": "ann", "group": "students", "domain": "food", "margin": 0.5,
+      "weight": 2, "strength": 1, "votes": [4, 0, 1]]}
+
+``group`` is the user's (a country, an age, a profession): the same in all rows of a user, or missing there. Reports on
+users (``UserMetrics``, ``pluralign adapt``) then say how well each group is served.
 
 Conversations (``prompt``, or ``messages``, or both sides may be lists of messages). Without a prompt the leading
 messages that both sides share are the prompt, and what follows is the response::
@@ -26,7 +29,7 @@ common beginning that ends at a space is the prompt::
     {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi\n\nAssistant: Go away."}
 
 Several responses (a comparison is an object, or ``[i, j]``, or ``[i, j, share]``, i preferred to j; ``user``,
-``domain``, ``weight`` of the row hold for comparisons that have none of their own; a response may be an object with
+``group``, ``domain``, ``weight`` of the row hold for comparisons that have none of their own; a response may be an object with
 ``text``, ``score``, ``votes``)::
 
     {"prompt": "Name a fruit.", "responses": ["Apple.", "Pear.", "Chair."],
@@ -38,7 +41,7 @@ One response with a rating, with vote counts, or with neither (to be scored)::
     {"prompt": "Name a fruit.", "response": "Apple.", ["score": 4.5, "votes": [0, 1, 4]]}
 
 In CSV, numbers are read from text, and ``messages``, ``responses``, ``comparisons``, ``scores``, ``votes`` are JSON in
-a cell. ``id``, ``user``, ``domain``, ``source`` and ``aspect`` may be text or whole numbers. Every shape may have
+a cell. ``id``, ``user``, ``group``, ``domain``, ``source`` and ``aspect`` may be text or whole numbers. Every shape may have
 ``source`` (which part of a mixture), ``aspect`` (the preference asked for) and ``record_weight``.
 
 A row without id is named by its content, so that rows put in before it do not rename it: the first 16 hexadecimal digits
@@ -126,7 +129,7 @@ class LocalDataModule(OwnFilesDataModule):
             test: File of the test split.
             predict: File of rows to score; they need no judgement.
             columns: Your column for each of our fields, where the names differ, such as
-                ``{"prompt": "question", "user": "annotator"}``.
+                ``{"prompt": "question", "user": "annotator", "group": "country"}``.
             **shared: Settings that all datasets share, see :class:`PreferenceDataModule`.
 
         Raises:
