@@ -11,6 +11,7 @@ import yaml
 from pluralign.datamodules import LoaderConfig, SyntheticDataModule
 from pluralign.datamodules.batches.users import UserProtocol
 from pluralign.models import PAL
+from pluralign.tests.datamodules.datasets.test_summarize_from_feedback import with_newcomers, write
 from pluralign.train import main
 
 TINY = {"model_type": "llama", "vocab_size": 259, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
@@ -268,3 +269,37 @@ def test_stored_features(tmp_path, capsys, version):
     assert not [name for name in state if name.startswith("backbone.")], (
         "frozen weights lie in their own files"
     )
+
+
+def test_the_protocol_of_summaries_by_length(tmp_path, capsys):
+    """Workers outside the ten are fitted to 1 to 100 rows, which the fit has not seen, and measured on all others."""
+    path = tmp_path / "config.yaml"
+    write(tmp_path, with_newcomers(150, 120))
+    content = {
+        "seed_everything": 0,
+        "model": {"class_path": "PAL", "init_args": {"backbone": {"config": TINY}, **PROJECTOR}},
+        "data": {
+            "class_path": "SummarizeFromFeedbackDataModule",
+            "init_args": {
+                "data_dir": str(tmp_path),
+                "labels": "length",
+                "unseen_workers": True,
+                "loader": {"batch_size": 32, "max_tokens": None},
+            },
+        },
+        "trainer": QUIET,
+    }
+    path.write_text(yaml.safe_dump(content))
+    main(["fit", "--config", str(path)])
+    checkpoint = str(next(tmp_path.rglob("*.ckpt")))
+    words = ["adapt", "--config", str(path), "--ckpt_path", checkpoint, "--output=new.ckpt"]
+    main([*words, "--shots=0,1,2,5,10,20,50,100"])
+    report = json.loads(Path("new.json").read_text())
+    assert report["support_of_user"] == {"n1": 100, "n2": 100}
+    assert [point["shots"] for point in report["points"]] == [0, 1, 2, 5, 10, 20, 50, 100]
+    for point in report["points"]:
+        assert (point["query"]["num_users"], point["query"]["num_judgements"]) == (2, 70), "whatever n"
+        assert point["query"]["group_accuracy"].keys() == {"majority"}
+    assert report["seen_users"]["num_users"] == 10
+    assert "2 users added, 12 in all" in capsys.readouterr().out
+    assert set(PAL.load_from_checkpoint(checkpoint).users).isdisjoint({"n1", "n2"})
