@@ -48,7 +48,9 @@ class PAL(UserModule):
         https://arxiv.org/abs/2504.14439. Departures: one pooled state per response in place of a loss at every token;
         logistic loss and user weights of zero by default; both versions take every score and loss; response states
         hold the prompt in version B, too, unless the data leave it out; the bound on norms is a mean; batch norm sees
-        responses and prototypes together.
+        responses and prototypes together; the scale's rate is 1e-2, not 1e-1; users are mixtures in training and
+        evaluation, without the partition (only the largest weight counts in evaluation) and without Gumbel noise on the
+        logits; users are balanced over the training split, not within a batch.
     """
 
     def __init__(
@@ -108,7 +110,8 @@ class PAL(UserModule):
             projector_lr: Rate of f and g, >= 0; the backbone has the optimiser's own.
             prototype_lr: Rate of version A's prototypes, which have no weight decay.
             user_lr: Rate of the users' logits, without weight decay.
-            scale_lr: Rate of the cosine's scale, without weight decay.
+            scale_lr: Rate of the logarithm of the cosine's scale, without weight decay. The official code's 0.1 takes
+                twenty steps of Adam from ``initial_scale`` to ``max_scale``.
             **settings: As :class:`BaseModule` has them.
 
         Raises:
