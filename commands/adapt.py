@@ -32,6 +32,8 @@ from .cli import PluralignCLI, option
 __all__ = ["adapt"]
 
 ONE_DEVICE = ("--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto")
+FEW_USERS = 10
+"""Measured users below which means over them, and their bootstrap intervals, say little."""
 OF_TRAINING = ("optimizer_states", "lr_schedulers", "callbacks")
 """Parts of a checkpoint that belong to a table without the new users."""
 
@@ -116,6 +118,8 @@ def adapt(words: Sequence[str]) -> None:
     with cli.trainer.precision_plugin.val_step_context():
         measured = _measure(model, cli.datamodule, cli.options)
     _print_table(measured, cli.datamodule.name)
+    for warning in _warnings(measured):
+        Console().print(f"warning: {warning}", soft_wrap=True, highlight=False, markup=False)
     output, report = cli.options.paths
     if output is not None and report is not None:
         _write(cli, model, checkpoint, measured, output, report)
@@ -186,7 +190,7 @@ def _measure(model: PAL, data: PreferenceDataModule, options: AdaptOptions) -> _
         **settings,
     )
     seen = user_accuracy(model, _batches(data, "test", "seen"), names, **settings)
-    weights = fitted_weights(model, support, len(names), prior_strength=curve.prior_strength, peers=peers)
+    weights = fitted_weights(model, support, names, prior_strength=curve.prior_strength, peers=peers)
     rows = sorted({row for part in support for row in part.user.tolist()})
     model.set_weights([names[row] for row in rows], weights[rows])
     return _Measured(curve, user_accuracy(model, query, names, **settings), seen, num_added=len(rows))
@@ -219,6 +223,7 @@ def _write(
         **measured.curve.to_json(),
         "all_support": dataclasses.asdict(measured.adapted),
         "seen_users": dataclasses.asdict(measured.seen),
+        "warnings": _warnings(measured),
     }
     partial = output.with_name(f"{output.name}.partial")
     cli.trainer.strategy.checkpoint_io.save_checkpoint(checkpoint, partial)
@@ -258,12 +263,26 @@ def _notes(measured: _Measured) -> list[str]:
         "users: who have so many labels; the others give all of theirs",
         "accuracy of users: their mean, with a 95 % bootstrap interval over them",
     ]
+    if curve.left_out:
+        notes.append(f"nobody has {', '.join(map(str, curve.left_out))} labels")
     counts = (
         (measured.adapted.num_ties, "test judgements are ties"),
         (curve.num_unmeasured_users, "users have no decided test judgement"),
         (measured.seen.num_anonymous, "test judgements of nobody are left out of the last row"),
     )
     return [*notes, *(f"{number:,} {what}" for number, what in counts if number)]
+
+
+def _warnings(measured: _Measured) -> list[str]:
+    """What makes the numbers worth little."""
+    number = measured.adapted.num_users
+    if number >= FEW_USERS:
+        return []
+    warning = (
+        f"the curve is a mean over {number} unseen user{'s' * (number != 1)} alone; below about {FEW_USERS} one more or less "
+        "moves it by more than a few labels do, and its intervals are too narrow: leave more users unseen"
+    )
+    return [warning]
 
 
 def _add_row(table: Table, first: str, num_users: int, accuracy: UserAccuracy) -> None:

@@ -1,9 +1,11 @@
 """PreferenceDataModule: splits, users, loaders and what others ask of data; once for all datasets."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from .batch import GivenRecord, GivenResponse, PreferenceBatch
@@ -113,7 +115,7 @@ class PreferenceDataModule(PreparedData):
         assert self._reader is not None  # the caller opened it
         names, number = dict(self._reader.names), self._reader.num_training_users
         training = names["user"][:number]
-        if self.loader.users.active:
+        if self._divides(self.loader.users):
             training, _ = self.divided_users()
             names["user"] = joined(training, names["user"])
         self.training_users, self.num_training_users = list(training), len(training)
@@ -132,12 +134,20 @@ class PreferenceDataModule(PreparedData):
         """
         if self._reader is None:
             raise RuntimeError("call setup() first: the users are in the data")
-        protocol = self.loader.users
+        protocol = replace(self.loader.users, unseen=(*self.loader.users.unseen, *self.held_back_users()))
         if self._divided is None or self._divided[0] != protocol:
             counts = self._reader.judgements_of_users()
             names = self._reader.names["user"][: self._reader.num_training_users]
             self._divided = protocol, protocol.divide({name: counts[name] for name in names})
         return self._divided[1]
+
+    def held_back_users(self) -> Sequence[str]:
+        """Users whom the data's own rule leaves unseen, besides those of ``loader.users``; none unless a data set says so."""
+        return ()
+
+    def _divides(self, protocol: UserProtocol) -> bool:
+        """Whether any judgement may be left out."""
+        return protocol.active or bool(self.held_back_users())
 
     def table(self, split: str) -> TokenTable:
         """The tokenised records of a split.
@@ -242,8 +252,30 @@ class PreferenceDataModule(PreparedData):
         return self._joins[1]
 
     def user_groups(self) -> Mapping[str, str]:
-        """Group of each user, by name; users may lack one, and data without groups name none."""
-        return {}
+        """Group of each user, by name; users may lack one, and data without groups name none.
+
+        Raises:
+            ValueError: If a user is of two groups.
+        """
+        groups, nobody = ({}, 0) if self._reader is None else self._reader.groups_of_users()
+        if nobody:
+            rank_zero_warn(
+                f"{self.name}: {nobody:,} judgements have a group but no user, so that it says nothing"
+            )
+        return groups
+
+    def judgements_of_users(self) -> dict[str, int]:
+        """Judgements in the training split of each user whom its loader shows; empty where data have no such split.
+
+        Raises:
+            RuntimeError: If ``setup`` has not run.
+        """
+        if self._reader is None:
+            raise RuntimeError("call setup() first: the judgements are in the data")
+        if "train" not in self.splits:
+            return {}
+        counts = self._reader.judgements_of_users()
+        return {name: counts[name] for name in self.training_users}
 
     def mean_votes(self, name: str) -> list[float] | None:
         """Mean share of every category over the training split's judged items; None if it has no such votes.
@@ -304,7 +336,7 @@ class PreferenceDataModule(PreparedData):
         key = split, settings.users, settings.items, settings.features
         if key not in self._loaded:
             table: TokenTable | UserView = self.table(split)
-            if settings.users.active and split != "predict":
+            if self._divides(settings.users) and split != "predict":
                 table = user_view(self.name, split, self.table(split), settings.users, *self.divided_users())
             store = None if settings.features is None else self.features
             rows: TokenTable | UserView | FeatureTable = table

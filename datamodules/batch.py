@@ -256,6 +256,10 @@ class DataSource(Protocol):
         """Group of each user, by name; users may lack one, and data without groups name none."""
         ...
 
+    def judgements_of_users(self) -> Mapping[str, int]:
+        """Judgements in the training split of each user whom its loader shows; empty where it is not known."""
+        ...
+
     def text_format(self) -> TextFormat:
         """The settled text format."""
         ...

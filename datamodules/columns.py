@@ -132,6 +132,8 @@ COLUMNS: tuple[Column, ...] = (
     Column("comparison_target_votes", "comparison", "number", 0.0, "(P,) float32 >= 0: votes it is worth"),
     Column("user_id", "comparison", "name", -1, "(P,) int64: index into the data's ``users``; -1 unknown",
            "data with judges, such as UKPConvArgDataModule with judgements: workers", field="user"),
+    Column("group_id", "comparison", "name", -1, "(P,) int64: group of users that the judge is of; not in batches",
+           "a LocalDataModule whose rows have group", field="group", in_batch=False),
     Column("domain_id", "comparison", "name", -1, "(P,) int64: index into the data's ``domains``; -1 unknown",
            "data with domains, such as DSPDataModule", field="domain", training_only=True),
     Column("request_response", "request", "integer", None, "(Q,) int64: index into R: whose reward is asked for",

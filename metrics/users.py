@@ -102,10 +102,13 @@ class UserSummary:
         num_anonymous: Judgements without a user, left out.
         accuracy: Of all judgements together.
         user_accuracy: Mean over users of each one's accuracy.
+        shared_accuracy: The same of one reward for all users; None where predictions are one.
+        gain: What users' own rewards add to that, paired by user; None likewise.
         low_user_accuracy: 10th percentile of users' accuracies, interpolated.
         groups: Mean over each group's users.
         num_without_group: Users in no group, if there are groups.
         of_user: Accuracy and number of decided judgements of each user.
+        training_accuracy: That of all judgements in training, so far; None where it is not known.
     """
 
     num_users: int
@@ -114,10 +117,13 @@ class UserSummary:
     num_anonymous: int
     accuracy: Estimate
     user_accuracy: Estimate
+    shared_accuracy: Estimate | None
+    gain: Estimate | None
     low_user_accuracy: float
     groups: dict[str, Estimate]
     num_without_group: int
     of_user: dict[str, tuple[float, int]]
+    training_accuracy: float | None = None
 
     @property
     def worst_group(self) -> str | None:
@@ -127,7 +133,8 @@ class UserSummary:
     def as_json(self) -> dict[str, object]:
         """Plain values, estimates by the names of their parts."""
         groups = {group: estimate._asdict() for group, estimate in self.groups.items()}
-        estimates = {name: getattr(self, name)._asdict() for name in ("accuracy", "user_accuracy")}
+        names = ("accuracy", "user_accuracy", "shared_accuracy", "gain")
+        estimates = {name: value and value._asdict() for name in names for value in [getattr(self, name)]}
         return asdict(self) | estimates | {"groups": groups, "worst_group": self.worst_group}
 
 
@@ -135,6 +142,7 @@ def user_summary(
     user: Tensor,
     outcome: Tensor,
     *,
+    shared: Tensor | None = None,
     names: Sequence[str],
     group_of_user: Mapping[str, str],
     num_resamples: int,
@@ -145,6 +153,7 @@ def user_summary(
     Args:
         user: Who judged, (M,) int64, below the number of ``names``; -1 for nobody.
         outcome: 1 where the prediction is right, 0 where not, ``TIE``, (M,) int64.
+        shared: The same of one reward for all users, (M,) int64; None where there is no other.
         names: Users.
         group_of_user: Group of each user, by name; empty without groups.
         num_resamples: Bootstrap resamples, >= 100 or so.
@@ -160,25 +169,29 @@ def user_summary(
     if not tally.names:
         return None
     inside, accuracies = tally.members.double(), tally.accuracies
+    others = accuracies
+    if shared is not None:
+        others = _Tally.of(user, shared, names=names, group_of_user={}).accuracies
+    each = torch.ones_like(accuracies)
     columns = torch.cat(
         [
-            torch.stack([accuracies, tally.right], 1),
+            torch.stack([accuracies, tally.right, others, accuracies - others], 1),
             accuracies.unsqueeze(1) * inside,
-            torch.stack([torch.ones_like(accuracies), tally.counts], 1),
+            torch.stack([each, tally.counts, each, each], 1),
             inside,
         ],
         1,
     )
 
     def means(sums: Tensor) -> Tensor:
-        """Accuracy of users, of judgements, and of every group, (..., 2 + G)."""
+        """Accuracy of users, of judgements, of one reward, what it lacks, and of every group, (..., 4 + G)."""
         above, below = sums.chunk(2, -1)
         return above / below
 
     # A group of which a resample holds nobody is NaN there.
     ends = percentile_interval(means(bootstrap_sums(columns, num_resamples=num_resamples, seed=seed)))
     rows = torch.stack([means(columns.sum(0)), *ends], 1).tolist()
-    of_users, of_all, *of_groups = (Estimate(*row) for row in rows)
+    of_users, of_all, of_shared, gain, *of_groups = (Estimate(*row) for row in rows)
     shown = zip(accuracies.tolist(), tally.counts.long().tolist(), strict=True)
     return UserSummary(
         num_users=len(tally.names),
@@ -187,6 +200,8 @@ def user_summary(
         num_anonymous=tally.num_anonymous,
         accuracy=of_all,
         user_accuracy=of_users,
+        shared_accuracy=None if shared is None else of_shared,
+        gain=None if shared is None else gain,
         low_user_accuracy=float(accuracies.quantile(LOW)),
         groups=dict(zip(tally.groups, of_groups, strict=True)),
         num_without_group=tally.num_without_group if tally.groups else 0,

@@ -40,6 +40,7 @@ class AdaptedData:
         self.features: Features | None = getattr(datamodule, "features", None)
         self._text_format: Callable[[], TextFormat] = getattr(datamodule, "text_format", dict)
         self._groups: Callable[[], Mapping[str, str]] = getattr(datamodule, "user_groups", dict)
+        self._judgements: Callable[[], Mapping[str, int]] = getattr(datamodule, "judgements_of_users", dict)
         self._mean_votes: Callable[[str], list[float] | None] = getattr(
             datamodule, "mean_votes", lambda name: None
         )
@@ -48,6 +49,10 @@ class AdaptedData:
     def user_groups(self) -> Mapping[str, str]:
         """Group of each user, by name; empty where there are none."""
         return self._groups()
+
+    def judgements_of_users(self) -> Mapping[str, int]:
+        """Judgements of each user in the training split; empty if it counts none."""
+        return self._judgements()
 
     def text_format(self) -> TextFormat:
         """The text format; empty, which fits any, if it says none."""

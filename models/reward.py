@@ -1,5 +1,6 @@
 """RewardModule: the steps, metrics and checks that every method which scores responses shares."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Unpack
@@ -92,6 +93,14 @@ class RewardModule(BaseModule, ABC):
                 f"{type(self).__name__} needs batch keys that this data lacks: {wanted}; it has {sorted(batch)}"
             )
         self.check_network(batch)
+
+    def training_accuracy(self) -> float | None:
+        """Accuracy on the judgements of this epoch's training so far, over all ranks; None before there are any."""
+        metric = self._metrics("train")
+        if not metric.update_called:
+            return None
+        accuracy = float(metric.compute()["accuracy"])
+        return None if math.isnan(accuracy) else accuracy
 
     def num_judged(self, batch: PreferenceBatch) -> int:
         """How many items the loss of a batch is a mean over: its weight in an epoch's mean."""

@@ -148,7 +148,7 @@ class PreferenceCollator:
         values = {
             entry.stored: self._values(entry, rows, items)
             for entry in optional_columns(item)
-            if entry.stored in self.present
+            if entry.stored in self.present and (entry.in_batch or entry.kind == "counts")
         }
         for entry in optional_columns(item):
             if entry.stored in values and entry.in_batch:

@@ -1,6 +1,7 @@
 """Whose judgements a run sees: seen users train and validate, unseen ones wait until they are adapted to."""
 
 import copy
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
@@ -28,7 +29,9 @@ class UserProtocol:
     (``pluralign adapt`` does all of it).
 
     Attributes:
-        unseen_share: Share of the users of the training split who are unseen, by a hash of their names, in [0, 1).
+        unseen_share: Share of the users of the training split who are unseen, in [0, 1): the nearest whole number of
+            them, 6 of 24 at 0.25 (halves up). They are those whose names have the lowest hashes, so that a larger share
+            only adds users, and a user more or less in the data moves one other at most.
         unseen: Names of unseen users, besides those.
         min_judgements: Users with fewer judgements in the training split are left out of every split, >= 0.
         seed: Other values choose other unseen users.
@@ -71,7 +74,8 @@ class UserProtocol:
             Both in the order of ``counts``; users with too few judgements are in neither.
 
         Raises:
-            ValueError: If ``unseen`` names someone who does not occur, or nobody is seen.
+            ValueError: If ``unseen`` names someone who does not occur, the share is less than half a user, or nobody is
+                seen.
         """
         named = set(self.unseen)
         if unknown := sorted(named - counts.keys(), key=str):
@@ -79,9 +83,14 @@ class UserProtocol:
                 f"loader.users.unseen names {unknown[:5]}, who have no judgements in the training split"
             )
         enough = [user for user, count in counts.items() if count >= self.min_judgements]
-        unseen = {
-            user for user in enough if user in named or hash_share(f"{self.seed}:{user}") < self.unseen_share
-        }
+        number = math.floor(self.unseen_share * len(enough) + 0.5)
+        if self.unseen_share and enough and not number:
+            raise ValueError(
+                f"loader.users.unseen_share: {self.unseen_share:g} of {len(enough):,} users is less than half a user; give at "
+                f"least {0.5 / len(enough):.2g}, or 0 for none"
+            )
+        drawn = sorted(enough, key=lambda user: (hash_share(f"{self.seed}:{user}"), user))[:number]
+        unseen = set(drawn) | (named & set(enough))
         seen = [user for user in enough if user not in unseen]
         if counts and not seen:
             raise ValueError(

@@ -11,8 +11,11 @@ r"""LocalDataModule: preference data of your own, from JSON Lines, JSON, CSV or 
 A pair, with or without a prompt; everything in brackets may be left out, here and below::
 
     {"prompt": "Name a fruit.", "chosen": "Apple.", "rejected": "Chair.",
-     ["id": "q1", "preference": 0.8, "user": "ann", "domain": "food", "margin": 0.5, "weight": 2,
-      "strength": 1, "votes": [4, 0, 1]]}
+     ["id": "q1", "preference": 0.8, "user": "ann", "group": "students", "domain": "food", "margin": 0.5,
+      "weight": 2, "strength": 1, "votes": [4, 0, 1]]}
+
+``group`` is the user's (a country, an age, a profession): the same in all rows of a user, or missing there. Reports on
+users (``UserMetrics``, ``pluralign adapt``) then say how well each group is served.
 
 Conversations (``prompt``, or ``messages``, or both sides may be lists of messages). Without a prompt the leading
 messages that both sides share are the prompt, and what follows is the response::
@@ -28,7 +31,7 @@ common beginning that ends at a space is the prompt::
     {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi\n\nAssistant: Go away."}
 
 Several responses (a comparison is an object, or ``[i, j]``, or ``[i, j, share]``, i preferred to j; ``user``,
-``domain``, ``weight`` of the row hold for comparisons that have none of their own; a response may be an object with
+``group``, ``domain``, ``weight`` of the row hold for comparisons that have none of their own; a response may be an object with
 ``text``, ``score``, ``votes``, ``user``, ``domain``)::
 
     {"prompt": "Name a fruit.", "responses": ["Apple.", "Pear.", "Chair."],
@@ -47,7 +50,8 @@ and ``domain`` of its own. The same response for several users is scored once::
 
 In CSV, numbers are read from text (``2``, ``-0.5``, ``1e-3``; not ``1_000``, `` 1 `` or ``nan``), and ``messages``,
 ``responses``, ``comparisons``, ``scores``, ``votes`` are JSON in a cell. A prompt or a side that is, as a whole, the JSON of a
-list of messages is a conversation, in every kind of file; what only looks like one (Python's ``str`` of it) is refused. ``id``, ``user``, ``domain``, ``source`` and ``aspect`` may be text or whole numbers. Every shape may have
+list of messages is a conversation, in every kind of file; what only looks like one (Python's ``str`` of it) is refused.
+``id``, ``user``, ``group``, ``domain``, ``source`` and ``aspect`` may be text or whole numbers. Every shape may have
 ``source`` (which part of a mixture), ``aspect`` (the preference asked for) and ``record_weight``.
 
 A row without id is named by its content, so that rows put in before it do not rename it: the first 16 hexadecimal digits
@@ -155,7 +159,7 @@ class LocalDataModule(OwnFilesDataModule):
             test: File of the test split.
             predict: File of rows to score; they need no judgement.
             columns: Your column for each of our fields, where the names differ, such as
-                ``{"prompt": "question", "user": "annotator"}``; null for a field that is not to be read though a column
+                ``{"prompt": "question", "user": "annotator", "group": "country"}``; null for a field that is not to be read though a column
                 has its name.
             **shared: Settings that all datasets share, see :class:`PreferenceDataModule`.
 

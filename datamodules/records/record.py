@@ -217,6 +217,7 @@ class Comparison:
         weight: Loss weight, >= 0; None means 1.
         strength: Signed vote strength; None if unknown.
         votes: Annotator counts per category, >= 0; None if unknown.
+        group: Group of users that the judge is of, the same in every judgement of theirs; None if unknown.
     """
 
     chosen: int
@@ -228,6 +229,7 @@ class Comparison:
     weight: float | None = None
     strength: float | None = None
     votes: tuple[float, ...] | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -423,6 +423,41 @@ class CacheReader:
             counts.update(name for name in chunk.flatten().to_pylist() if name is not None)
         return counts
 
+    def groups_of_users(self) -> tuple[dict[str, str], int]:
+        """Group of each user who has one in any split, and how many judgements have a group but no user.
+
+        Raises:
+            ValueError: If a user is of two groups.
+        """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        groups: dict[str, str] = {}
+        nobody = 0
+        if "group" not in self.present:
+            return groups, nobody
+        for split in self.reports:
+            table = self.table(split)
+            of_judgements = table.column("group")
+            grouped = pc.greater(pc.list_value_length(of_judgements), 0)
+            named = pc.greater(pc.list_value_length(users := table.column("user")), 0)
+            both = pc.and_(grouped, named)
+            nobody += len(pc.list_flatten(of_judgements.filter(pc.and_not(grouped, named))).drop_null())
+            pairs = pa.table(
+                [pc.list_flatten(column.filter(both)) for column in (users, of_judgements)], ["user", "group"]
+            )
+            for row in pairs.group_by(["user", "group"]).aggregate([([], "count_all")]).to_pylist():
+                user, group, number = row.values()
+                if user is None:
+                    nobody += number * (group is not None)
+                elif group is not None and groups.setdefault(user, group) != group:
+                    both_names = " and ".join(repr(name) for name in sorted((group, groups[user])))
+                    raise ValueError(
+                        f"{split}: user {user!r} is of groups {both_names}, and a user has one: mend the data, or take the "
+                        "column of groups out"
+                    )
+        return groups, nobody
+
     def mean_votes(self, name: str) -> NDArray[np.float64] | None:
         """Mean share of every category over the training split's judged items; None if there are none.
 

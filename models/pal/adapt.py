@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pluralign.datamodules.checks import check_choices, check_range
 
+from .judgements import JudgementLoss, judgement_losses
 from .simplex_solver import PairLoss, Problem, solve
 
 __all__ = ["fit_mixture_logits", "fit_mixture_weights", "shot_ranks"]
@@ -110,10 +110,11 @@ def fit_mixture_weights(
         raise ValueError(f"differences must be (M, K) with K >= 1; got {tuple(differences.shape)}")
     check_range("tolerance", tolerance, above=0)
     check_range("max_iterations", max_iterations, at_least=1)
+    check_choices(fit_mixture_weights, loss=loss)
     _check_values("differences", differences)
     judged = _judgements(
         len(differences), differences.shape[1], differences.device,
-        user, num_users, preference, weight, prior, prior_strength, loss,
+        user, num_users, preference, weight, prior, prior_strength,
     )  # fmt: skip
 
     # A judgement is an entry for either response that has a share in it.
@@ -175,7 +176,7 @@ def fit_mixture_logits(
     weight: Tensor | None = None,
     prior: Tensor | None = None,
     prior_strength: float = 0.0,
-    loss: PairLoss = "logistic",
+    loss: JudgementLoss = "logistic",
     num_steps: int = 200,
     lr: float = 0.1,
 ) -> Tensor:
@@ -199,7 +200,7 @@ def fit_mixture_logits(
         prior: On the simplex, (K,), where the logits start; uniform if None. Zeros start at 1e-6 at strength
             0 and shut a prototype out otherwise.
         prior_strength: Weight of KL(w || prior), >= 0.
-        loss: ``"logistic"`` or ``"hinge"`` (margin 1).
+        loss: ``"logistic"``, ``"hinge"`` (margin 1) or ``"smoothed_hinge"``.
         num_steps: Steps, >= 0.
         lr: First rate, in logits per step, > 0.
 
@@ -220,11 +221,12 @@ def fit_mixture_logits(
     check_range("num_prototypes", num_prototypes, at_least=1)
     check_range("num_steps", num_steps, at_least=0)
     check_range("lr", lr, above=0)
+    check_choices(fit_mixture_logits, loss=loss)
     _check_user(user, num_users)
     user = user.clone()  # a tensor made in inference mode must not meet autograd
     judged = _judgements(
         len(user), num_prototypes, user.device,
-        user, num_users, preference, weight, prior, prior_strength, loss,
+        user, num_users, preference, weight, prior, prior_strength,
     )  # fmt: skip
     judged = _Judgements(*(part.detach().clone() for part in judged))
     dtype = torch.get_default_dtype() if prior is None else prior.dtype
@@ -238,12 +240,7 @@ def fit_mixture_logits(
         if margin.shape != user.shape:
             raise ValueError(f"margins must return shape {tuple(user.shape)}; got {tuple(margin.shape)}")
         _check_values(f"the result of margins in step {step}", margin.detach())
-        margin = margin.double()
-        if loss == "logistic":
-            for_first, for_second = -F.logsigmoid(margin), -F.logsigmoid(-margin)
-        else:
-            for_first, for_second = (1 - margin).clamp_min(0), (1 + margin).clamp_min(0)
-        losses = judged.preference * for_first + (1 - judged.preference) * for_second
+        losses = judgement_losses(margin.double(), judged.preference, loss)
         divergence = (mixed * (logits.log_softmax(1) - start.log_softmax(0))).sum(1)
         summed = (prior_strength * divergence).index_add(0, user, judged.weight * losses)
         return weights.detach(), summed / total
@@ -284,9 +281,7 @@ def _judgements(
     weight: Tensor | None,
     prior: Tensor | None,
     prior_strength: float,
-    loss: str,
 ) -> _Judgements:
-    check_choices(fit_mixture_weights, loss=loss)
     check_range("prior_strength", prior_strength, at_least=0)
     _check_user(user, num_users)
     ones = torch.ones(count, dtype=torch.float64, device=device)

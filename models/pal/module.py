@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from pluralign.datamodules.batch import Basis, PreferenceBatch, RewardOutput
 from pluralign.datamodules.checks import check_choices, check_range
-from pluralign.losses import bradley_terry_loss, hinge_loss, norm_bound_loss
+from pluralign.losses import norm_bound_loss
 
 from ..backbone import BackboneConfig
 from ..base import ModuleSettings
+from .judgements import JudgementLoss, judgement_losses
 from .network import Judged, PALNetwork, Points, ProjectorShape, UserReward, fit_users
 from .users import UserModule, UserTable
 
@@ -47,7 +48,9 @@ class PAL(UserModule):
         https://arxiv.org/abs/2504.14439. Departures: one pooled state per response in place of a loss at every token;
         logistic loss and user weights of zero by default; both versions take every score and loss; response states
         hold the prompt in version B, too, unless the data leave it out; the bound on norms is a mean; batch norm sees
-        responses and prototypes together.
+        responses and prototypes together; the scale's rate is 1e-2, not 1e-1; users are mixtures in training and
+        evaluation, without the partition (only the largest weight counts in evaluation) and without Gumbel noise on the
+        logits; users are balanced over the training split, not within a batch.
     """
 
     def __init__(
@@ -59,7 +62,7 @@ class PAL(UserModule):
         preference_size: int | None = None,
         mix: Literal["f(P)w", "f(Pw)", "Pw"] = "f(P)w",
         score: Literal["distance", "squared_distance", "angle"] = "distance",
-        loss: Literal["logistic", "hinge", "cross_entropy"] = "logistic",
+        loss: Literal["logistic", "hinge", "smoothed_hinge", "cross_entropy"] = "logistic",
         projector: str = "mlp2-relu-dropout0-residual",
         initial_scale: float = 1 / 0.07,
         max_scale: float = 100.0,
@@ -87,8 +90,9 @@ class PAL(UserModule):
             mix: Version A: ``f(P)w`` projects prototypes, then mixes; ``f(Pw)`` the other way round; ``Pw`` has
                 prototypes in the space of preferences itself.
             score: Closeness; ``angle`` is the cosine times a scale that is learned.
-            loss: ``logistic`` (Bradley-Terry); ``hinge`` with margin 1; ``cross_entropy`` over the two rewards as
-                logits, the original's other name of ``logistic``.
+            loss: ``logistic`` (Bradley-Terry); ``hinge`` with margin 1; ``smoothed_hinge``, the same with a parabola of
+                width 5 in place of the corner; ``cross_entropy`` over the two rewards as logits, the original's other
+                name of ``logistic``.
             projector: f (and each g): ``mlp<L>-<activation>-dropout<decimals>`` with L hidden layers, and any of
                 ``-residual`` (needs D = H), ``-batchnorm``, ``-nobias``; ``linear``; or ``identity`` (D = H).
             initial_scale: Of the cosine, > 0.
@@ -99,13 +103,15 @@ class PAL(UserModule):
                 ``"0"``, ``"1"``, and so on.
             unknown_users: What judges of whom the model knows nothing get: the ``mean`` of all users' weights, or an
                 ``error``.
-            balance_users: Weigh judgements so that in a batch each user counts equally; unknown ones by judgement.
+            balance_users: Weigh judgements by the users' numbers of them in the training split, so that each user counts
+                equally over an epoch; unknown ones by judgement.
             norm_bound: Free norm of ideal points, >= 0, beyond which they are pulled back; None for no bound.
             norm_bound_weight: Of the excess in the loss, >= 0.
             projector_lr: Rate of f and g, >= 0; the backbone has the optimiser's own.
             prototype_lr: Rate of version A's prototypes, which have no weight decay.
             user_lr: Rate of the users' logits, without weight decay.
-            scale_lr: Rate of the cosine's scale, without weight decay.
+            scale_lr: Rate of the logarithm of the cosine's scale, without weight decay. The official code's 0.1 takes
+                twenty steps of Adam from ``initial_scale`` to ``max_scale``.
             **settings: As :class:`BaseModule` has them.
 
         Raises:
@@ -115,7 +121,8 @@ class PAL(UserModule):
         """
         super().__init__(backbone, **settings)
         self._check_settings(self.hparams)
-        self.version, self.num_prototypes, self.loss_name = version, num_prototypes, loss
+        self.version, self.num_prototypes = version, num_prototypes
+        self.pair_loss: JudgementLoss = "logistic" if loss == "cross_entropy" else loss
         self.num_users, self.balance_users = num_users, balance_users
         self.norm_bound, self.norm_bound_weight = norm_bound, norm_bound_weight
         self.rates = {
@@ -284,35 +291,24 @@ class PAL(UserModule):
         if "user_id" in batch:
             self.table.check(batch["user_id"])
 
-    def _weight(self, batch: PreferenceBatch) -> Tensor | None:
-        """Weights of the comparisons, (P,); None for equal ones."""
-        weight = batch.get("weight")
-        if not self.balance_users:
-            return weight
-        rows = self._rows(batch)
-        counts = torch.zeros(len(self.users) + 1, device=rows.device)
-        counts = counts.index_add_(0, rows + 1, torch.ones_like(rows, dtype=counts.dtype))
-        share = torch.where(rows < 0, 1.0, 1 / counts[rows + 1])
-        return share if weight is None else share * weight
-
     def compute_loss(self, output: RewardOutput, batch: PreferenceBatch) -> Tensor:
         """Loss of the batch's comparisons, plus the excess of ideal points over the bound.
 
         Shares of annotators, required margins and weights enter as in :class:`BradleyTerryRM`; the hinge of a share is
-        the mean of both hinges, so that a tie asks for a gap below 1 and for nothing else.
+        the mean of both hinges, so that a tie asks for a gap below 1 and for nothing else. With ``balance_users`` the
+        mean is over comparisons, not over the balancing weights, whose mean is 1 over the training split: a batch that
+        holds judgements of busy users alone then counts less, as it should.
         """
-        chosen, rejected, weight = output["chosen"], output["rejected"], self._weight(batch)
-        share, margin = batch.get("preference"), batch.get("margin")
-        if self.loss_name == "hinge":
-            gap = chosen - rejected if margin is None else chosen - rejected - margin
-            none = torch.zeros_like(gap)
-            losses = hinge_loss(gap, none, reduction="none")
-            if share is not None:
-                losses = share * losses + (1 - share) * hinge_loss(none, gap, reduction="none")
-            weight = torch.ones_like(losses) if weight is None else weight
-            loss = (losses * weight).sum() / weight.sum().clamp_min(1e-12)
+        gap, weight = output["chosen"] - output["rejected"], batch.get("weight")
+        if "margin" in batch:
+            gap = gap - batch["margin"]
+        losses = judgement_losses(gap, batch.get("preference"), self.pair_loss)
+        if self.balance_users:
+            losses = losses * self.table.judgement_weights(self._rows(batch))
+        if weight is None:
+            loss = losses.sum() / max(len(losses), 1)
         else:
-            loss = bradley_terry_loss(chosen, rejected, preference=share, margin=margin, weight=weight)
+            loss = (losses * weight).sum() / weight.sum().clamp_min(1e-12)
         if self.norm_bound is not None:
             excess = norm_bound_loss(output["of_comparisons"]["ideal_points"], bound=self.norm_bound)
             loss = loss + self.norm_bound_weight * excess
@@ -337,22 +333,27 @@ class PAL(UserModule):
         """Give users weights from a few judgements of theirs; nothing else of the model changes.
 
         Thousands of users are fitted at once. Under squared distances the problem is convex (but for ``f(Pw)``);
-        otherwise it is solved by gradient steps from the prior, the mean of all users. A fit is then averaged with the
-        weights of known users, by how well each explains the judgements: after a few of them a new user is probably
-        like somebody. Required margins play no part.
+        otherwise it is solved by gradient steps from the prior, the peers' mean. A fit is then averaged with the
+        weights of the peers, by how well each explains the judgements: after a few of them a new user is probably
+        like somebody. Peers are the users in the table, except those with judgements here: who is fitted anew is not
+        compared with what was known before, so that a second call with the same judgements changes nothing. Required
+        margins play no part.
 
         Args:
             batches: One batch with comparisons, or several.
-            users: Names that ``user_id`` stands for; None for those of the trainer's data module. With one name the
-                batches need no ``user_id``.
+            users: Names that ``user_id`` stands for, such as ``data.users``; None for those of the trainer's data
+                module. Those without judgements in ``batches`` stay peers. With one name the batches need no ``user_id``.
             prior_strength: How strongly the prior holds against the judgements, >= 0.
-            peers: Whether known users have a say (:func:`weigh_with_peers <pluralign.models.pal.peers>`).
+            peers: Whether peers have a say (:func:`weigh_with_peers <pluralign.models.pal.peers>`).
 
         Returns:
             Fitted weights, (users, K); users without judgements have the prior, and are left as they were.
 
         Raises:
             ValueError: If nothing says who the users are, a judgement names none, or there is no judgement.
+
+        Warns:
+            UserWarning: If ``peers`` are asked for and the table has nobody else.
         """
         self.built_network()
         names = list(self.table.matched or ()) if users is None else list(users)
@@ -365,26 +366,23 @@ class PAL(UserModule):
             judged = [self._judged(part, names) for part in parts]
             if not sum(len(part.user) for part in judged):
                 raise ValueError("adapt needs judgements; these batches have no comparisons")
+            present: list[int] = torch.cat([part.user for part in judged]).unique().tolist()
+            fitted = [names[i] for i in present]
+            # Names alone say nothing: whoever is only listed in ``users`` is somebody to compare with.
+            prior, others = self.table.others(fitted)
             weights = fit_users(
                 self.built_network(),
                 judged,
                 len(names),
-                prior=self.table.population(),
+                prior=prior,
                 prior_strength=prior_strength,
-                loss="hinge" if self.loss_name == "hinge" else "logistic",
-                peers=self._peers(names) if peers else None,
+                loss=self.pair_loss,
+                peers=others if peers else None,
             ).to(self.device)
         finally:
             self.train(was_training)
-        present = torch.cat([part.user for part in judged]).unique().tolist()
-        self.set_weights([names[i] for i in present], weights[present])
+        self.set_weights(fitted, weights[present])
         return weights
-
-    def _peers(self, users: Sequence[str]) -> Tensor | None:
-        """Weights of everybody else; None if there is nobody."""
-        own = set(users)
-        others = [i for i, name in enumerate(self.users) if name not in own]
-        return self.table.all_weights()[others] if others else None
 
     @torch.no_grad()
     def _judged(self, batch: PreferenceBatch, users: Sequence[str]) -> Judged:

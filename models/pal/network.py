@@ -2,7 +2,9 @@
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -14,6 +16,7 @@ from pluralign.losses import ideal_point_reward
 
 from ..backbone import Backbone, StoredFeatures
 from .adapt import fit_mixture_logits, fit_mixture_weights
+from .judgements import JudgementLoss
 from .peers import weigh_with_peers
 
 __all__ = ["Judged", "PALNetwork", "Points", "ProjectorShape", "Projectors", "UserReward", "fit_users"]
@@ -300,7 +303,7 @@ def fit_users(
     *,
     prior: Tensor,
     prior_strength: float,
-    loss: Literal["logistic", "hinge"],
+    loss: JudgementLoss,
     peers: Tensor | None = None,
 ) -> Tensor:
     """Weights of users over the prototypes of a network that stays as it is.
@@ -311,16 +314,20 @@ def fit_users(
         num_users: U.
         prior: Weights of a user without judgements, (K,).
         prior_strength: How strongly the prior holds, >= 0.
-        loss: Of the judgements.
+        loss: Of the judgements; a smoothed hinge is met by gradient steps, the others exactly where rewards are linear.
         peers: Weights of known users, (A, K), that the fits are averaged with; None leaves them alone.
 
     Returns:
         (U, K) on the simplex.
+
+    Warns:
+        UserWarning: If there are peers to average with, but none of them.
     """
     user = torch.cat([part.user for part in judged])
     preference = torch.cat([part.preference for part in judged])
     weight = torch.cat([part.weight for part in judged])
     margins: Callable[[Tensor], Tensor]
+    differences = None
     if network.linear:
         sides = [part.comparisons.unbind(dim=1) for part in judged]
         with torch.no_grad():
@@ -328,6 +335,10 @@ def fit_users(
         differences = torch.cat(
             [basis[one] - basis[two] for basis, (one, two) in zip(rewards, sides, strict=True)]
         )
+        margins = partial(_weighted, differences)
+    else:
+        margins = _distance_margins(network, judged)
+    if differences is not None and loss != "smoothed_hinge":
         fitted = fit_mixture_weights(
             differences,
             user,
@@ -338,13 +349,7 @@ def fit_users(
             prior_strength=prior_strength,
             loss=loss,
         )
-
-        def linear_margins(weights: Tensor) -> Tensor:
-            return (differences * weights).sum(dim=-1)
-
-        margins = linear_margins
     else:
-        margins = _distance_margins(network, judged)
         fitted = fit_mixture_logits(
             margins,
             user,
@@ -358,7 +363,20 @@ def fit_users(
         )
     if peers is None:
         return fitted
+    if not len(peers):
+        if len(prior) > 1:
+            warnings.warn(
+                "everybody whom the model knows is fitted anew, so that nobody is left to be compared with and each is "
+                "fitted alone: fit some users at a time, or say peers=False",
+                UserWarning,
+                stacklevel=2,
+            )
+        return fitted
     return weigh_with_peers(fitted, peers, margins, user, preference=preference, weight=weight, loss=loss)
+
+
+def _weighted(differences: Tensor, weights: Tensor) -> Tensor:
+    return (differences * weights).sum(dim=-1)
 
 
 def _distance_margins(network: PALNetwork, judged: Sequence[Judged]) -> Callable[[Tensor], Tensor]:

@@ -1,11 +1,11 @@
 """A new user is probably like somebody: weights by how well known users' weights explain a few judgements."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import relu, softplus
+
+from .judgements import JudgementLoss, judgement_losses
 
 __all__ = ["MOST_PEERS", "weigh_with_peers"]
 
@@ -22,7 +22,7 @@ def weigh_with_peers(
     *,
     preference: Tensor,
     weight: Tensor,
-    loss: Literal["logistic", "hinge"],
+    loss: JudgementLoss,
 ) -> Tensor:
     r"""Average known users' weights and the user's own fit, by how well each explains the user's judgements.
 
@@ -42,7 +42,7 @@ def weigh_with_peers(
         user: Who judged, (M,) int64 in [0, U).
         preference: Share for the first, (M,) in [0, 1].
         weight: >= 0, (M,).
-        loss: ``logistic`` or ``hinge`` (margin 1).
+        loss: ``logistic``, ``hinge`` (margin 1) or ``smoothed_hinge``.
 
     Returns:
         (U, K) on the simplex; users without judgements keep their fit.
@@ -58,10 +58,8 @@ def weigh_with_peers(
     counts = counts.index_add_(0, user, (weight > 0).double())
 
     def explained(weights: Tensor) -> Tensor:
-        margin = margins(weights).double()
-        cost = softplus if loss == "logistic" else lambda gap: relu(1 + gap)
-        losses = preference * cost(-margin) + (1 - preference) * cost(margin)
-        return -torch.zeros_like(counts).index_add_(0, user, losses.double() * weight.double())
+        losses = judgement_losses(margins(weights).double(), preference.double(), loss)
+        return -torch.zeros_like(counts).index_add_(0, user, losses * weight.double())
 
     number = len(user)
     logits = [explained(peer.expand(number, -1)) - torch.log(counts.new_tensor(len(peers))) for peer in peers]

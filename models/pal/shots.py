@@ -53,6 +53,7 @@ class FewShotCurve:
 
     Attributes:
         points: By shots, ascending; all on the same users and query judgements.
+        left_out: Numbers of shots asked for that no measured user has: their points would be that of all there are.
         support_of_user: Support judgements of each measured user, by name.
         num_unmeasured_users: Users with support judgements, but without a decided query judgement.
         prior_strength: Strength of the prior in every fit.
@@ -62,6 +63,7 @@ class FewShotCurve:
     """
 
     points: tuple[ShotAccuracy, ...]
+    left_out: tuple[int, ...]
     support_of_user: dict[str, int]
     num_unmeasured_users: int
     prior_strength: float
@@ -102,7 +104,9 @@ def few_shot_curve(
     """Fit users' weights to a few of their support judgements, and measure them on their query judgements.
 
     Every response is scored once, however many shots there are. The n judgements of a user are drawn at random, and
-    those of fewer shots are among them; the prior, which is all there is at 0, is the mean of the model's users. The
+    those of fewer shots are among them; the prior, which is all there is at 0, is the mean of the model's users. Users
+    with support judgements are neither part of that mean nor peers, so that users whom the model knows may be measured,
+    too, as if they were new. The
     model does not change. Query judgements choose nothing.
 
     Args:
@@ -110,7 +114,7 @@ def few_shot_curve(
         support: Batches with comparisons that name their judge, or what :func:`placed_judgements` made of them.
         query: Likewise.
         users: Names that ``user_id`` stands for.
-        shots: Numbers of judgements, >= 0, ascending.
+        shots: Numbers of judgements, >= 0, ascending; those that no measured user has are left out.
         prior_strength: How strongly the prior holds against the judgements, >= 0; or several such numbers, of which one
             is chosen for all users and shots: that with the least log loss on a fifth of each user's *support*
             judgements (at least one of two) after fits to the first n of the others, mean over users, then over n.
@@ -136,9 +140,10 @@ def few_shot_curve(
         asked = _Query(model, placed_judgements(model, query, users), users, group_of_user)
         judge, _ = judges_and_shares(learned)
         rank = shot_ranks(judge, len(users), seed=seed)
-        fit = partial(fitted_weights, model, num_users=len(users), peers=peers)
+        prior, others = model.table.others([users[i] for i in judge.unique().tolist()])
+        fit = partial(_fit, model, num_users=len(users), prior=prior, peers=others if peers else None)
         prior_weight, losses = chosen_prior_weight(
-            lambda parts, weight: fit(parts, prior_strength=weight),
+            fit,
             model.built_network(),
             learned,
             len(users),
@@ -147,10 +152,11 @@ def few_shot_curve(
             seed,
         )
         counts = judge.bincount(minlength=len(users))
-        weights, used, points = model.table.population().expand(len(users), -1), 0, []
-        for n in shots:
+        weights, used, points = prior.expand(len(users), -1), 0, []
+        most = int(counts[asked.present].max())
+        for n in (n for n in shots if n <= most):
             if min(n, int(counts.max())) > used:
-                weights = fit(masked_judgements(learned, rank < n), prior_strength=prior_weight)
+                weights = fit(masked_judgements(learned, rank < n), prior_weight)
             used = n
             points.append(
                 ShotAccuracy(
@@ -162,6 +168,7 @@ def few_shot_curve(
             )
     return FewShotCurve(
         points=tuple(points),
+        left_out=tuple(n for n in shots if n > most),
         support_of_user={str(users[i]): int(counts[i]) for i in asked.present.tolist()},
         num_unmeasured_users=int((counts > 0).sum() - (counts[asked.present] > 0).sum()),
         prior_strength=prior_weight,
@@ -218,25 +225,47 @@ def placed_judgements(
 
 
 def fitted_weights(
-    model: PAL, support: Sequence[Judged], num_users: int, *, prior_strength: float, peers: bool = True
+    model: PAL, support: Sequence[Judged], users: Sequence[str], *, prior_strength: float, peers: bool = True
 ) -> Tensor:
     """Weights of users from judgements whose responses have been placed, (U, K); the model does not change.
 
-    Users without judgements have the prior, the mean of the model's users.
+    Arguments as :meth:`PAL.adapt` has them, and so are prior and peers: users in the table without judgements here.
     """
-    with _evaluated(model), torch.autocast(model.device.type, enabled=False):
-        return fit_users(
-            model.built_network(),
-            [part for part in support if len(part.user)],
-            num_users,
-            prior=model.table.population(),
-            prior_strength=prior_strength,
-            loss="hinge" if model.loss_name == "hinge" else "logistic",
-            peers=model.table.all_weights() if peers else None,
+    judge, _ = judges_and_shares(support)
+    with _evaluated(model):
+        prior, others = model.table.others([users[i] for i in judge.unique().tolist()])
+        return _fit(
+            model,
+            support,
+            prior_strength,
+            num_users=len(users),
+            prior=prior,
+            peers=others if peers else None,
         )
 
 
 # Parts -----------------------------------------------------------------------------------------------------
+
+
+def _fit(
+    model: PAL,
+    support: Sequence[Judged],
+    prior_strength: float,
+    *,
+    num_users: int,
+    prior: Tensor,
+    peers: Tensor | None,
+) -> Tensor:
+    with torch.autocast(model.device.type, enabled=False):
+        return fit_users(
+            model.built_network(),
+            [part for part in support if len(part.user)],
+            num_users,
+            prior=prior,
+            prior_strength=prior_strength,
+            loss=model.pair_loss,
+            peers=peers,
+        )
 
 
 def check_settings(

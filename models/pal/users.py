@@ -1,10 +1,11 @@
 """The table of users, and the module that finds the data's users in it."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
@@ -42,6 +43,7 @@ class UserTable(nn.Module):
         self.logits: nn.Embedding | None = None
         self._row_of: Mapping[str, int] = {}
         self._index: Tensor | None = None
+        self._judgement_weights: Tensor | None = None
         self._holding, self._held = False, None
 
     _held: Tensor | None
@@ -61,6 +63,7 @@ class UserTable(nn.Module):
                 f"num_prototypes must be at most the number of users, {len(names)}; got {self.num_prototypes}"
             )
         self.names, self._row_of, self._held = names, row_of, None
+        self._judgement_weights = None
         if self.logits is None or self.logits.num_embeddings != len(names):
             device = None if self.logits is None else self.logits.weight.device
             weight = torch.zeros(len(names), self.num_prototypes, device=device)
@@ -133,6 +136,34 @@ class UserTable(nn.Module):
             worst = int(ids.max()) if int(ids.max()) >= limit else int(ids.min())
             raise ValueError(f"user_id must be in [-1, {limit - 1}] for {limit} users, got {worst}")
 
+    def balance(self, judgements: Mapping[str, int]) -> None:
+        """Weigh judgements so that users count equally over a whole of which they have so many each.
+
+        A user's judgement weighs in inverse proportion to how many the user has, so that weights have mean 1 over the
+        whole. Judgements of unknown users, and of those who have none there, weigh 1.
+
+        Args:
+            judgements: By name; users of whom the table has no row are left out.
+        """
+        counts = torch.tensor([float(judgements.get(name, 0)) for name in self.names] + [0.0])
+        counted = counts > 0
+        equal = counts.sum() / counted.sum().clamp_min(1)
+        self._judgement_weights = torch.where(counted, equal / counts.clamp_min(1), 1.0)
+
+    def judgement_weights(self, rows: Tensor) -> Tensor:
+        """Weights of judgements by their users' rows, (P,) float32, as :meth:`balance` has set them.
+
+        Raises:
+            RuntimeError: If it has not.
+        """
+        if self._judgement_weights is None:
+            raise RuntimeError(
+                "balance_users needs to know how many judgements each user has: train on a data module that counts them, "
+                "or call balance() with their numbers"
+            )
+        self._judgement_weights = self._judgement_weights.to(rows.device)
+        return self._judgement_weights[rows]  # the last one is for -1
+
     def _weights(self) -> Tensor:
         if self.logits is None:
             raise RuntimeError(NOBODY)
@@ -162,6 +193,22 @@ class UserTable(nn.Module):
     def all_weights(self) -> Tensor:
         """Weights of every user, (U, K) float32, without gradient."""
         return (self._weights().float() / self.temperature).softmax(-1)
+
+    @torch.no_grad()
+    def others(self, users: Collection[str]) -> tuple[Tensor, Tensor]:
+        """Everybody but these users: what they are compared with while they are fitted.
+
+        Args:
+            users: Names of those being fitted; whoever else is in the table stays.
+
+        Returns:
+            The others' mean weights, (K,), and the weights of each, (A, K); float32, without gradient. If the table has
+            nobody else, the mean of all and (0, K).
+        """
+        fitted = {str(user) for user in users}
+        weights = self.all_weights()
+        others = weights[[row for row, name in enumerate(self.names) if name not in fitted]]
+        return (others if len(others) else weights).mean(0), others
 
     def hold(self) -> None:
         """From now on, and until the mode is set anew, the mean is computed once: an evaluation changes no weights."""
@@ -215,11 +262,13 @@ class UserModule(RewardModule):
         num_users: Users where the data name none; None if they must.
         unknown_requests: What rows to predict get that name a user of whom the model knows nothing: an ``error``, or the
             ``mean`` of all users' weights. Rows without a user get that mean in any case.
+        balance_users: Whether judgements are weighed by their users' numbers of them.
     """
 
     table: UserTable
     num_users: int | None
     unknown_requests: Literal["error", "mean"] = "error"
+    balance_users: bool = False
 
     @property
     def users(self) -> list[str]:
@@ -322,12 +371,39 @@ class UserModule(RewardModule):
 
     # Data and weights ----------------------------------------------------------------------------------
 
-    def _match(self) -> None:
-        """Find the data's users in the table, by name."""
+    def match_users(self) -> None:
+        """Find the data's users in the table, by name, and weigh them by their numbers of judgements if told so.
+
+        Raises:
+            ValueError: If a fit's data do not say these numbers.
+        """
         data = self.data
         if data is not None and data.users:
             self.table.match(data.users)
         self.table.hold()
+        if not self.balance_users:
+            return
+        judgements = {} if data is None else data.judgements_of_users()
+        if not judgements and self.fitting:
+            raise ValueError(
+                "balance_users needs data that say how many judgements of the training split each user has: a data module "
+                "whose training split names its judges"
+            )
+        if not judgements:
+            rank_zero_warn(
+                "balance_users: these data have no training split to count users' judgements in, so that the loss counts "
+                "judgements equally"
+            )
+        self.balance(judgements)
+
+    def balance(self, judgements: Mapping[str, int]) -> None:
+        """Say how many judgements each user has, for ``balance_users``; a fit asks its data.
+
+        Args:
+            judgements: Numbers by name; those of users without weights here are left out.
+        """
+        self.built_backbone()
+        self.table.balance(judgements)
 
     def on_fit_start(self) -> None:
         """Find the data's users in the table.
@@ -336,7 +412,7 @@ class UserModule(RewardModule):
             ValueError: If the training split has users that a trained table lacks.
         """
         super().on_fit_start()
-        self._match()
+        self.match_users()
         known = set(self.users)
         new = [] if self.data is None else [name for name in self.data.training_users if name not in known]
         if new:
@@ -349,7 +425,7 @@ class UserModule(RewardModule):
     def begin_evaluation(self) -> None:
         """Refuse data in another text format; find the data's users in the table."""
         super().begin_evaluation()
-        self._match()
+        self.match_users()
 
     def on_predict_start(self) -> None:
         """Begin an evaluation; refuse rows that ask for the reward of somebody of whom the model knows nothing.

@@ -200,6 +200,76 @@ def test_a_fit_logs_and_writes_every_validation_and_prints_once(trainer, tmp_pat
     assert printed.rstrip().endswith(f"user metrics: {folder / 'val_step000009'}.json")
 
 
+class PersonalRM(GivenRM):
+    """Users' own rewards beside one for all, which is ``factor`` times theirs."""
+
+    factor = -1.0
+
+    def forward(self, batch):
+        return {**super().forward(batch), "reward": self.factor * batch["features"].squeeze(-1)}
+
+
+def test_what_users_own_rewards_add_to_one_for_all(trainer, tmp_path, capsys):
+    """The other side is right where theirs is not: ann 1 of 3 times, bob and eve never."""
+    run = trainer(UserMetrics())
+    run.validate(PersonalRM(), Data(), verbose=False)
+    content = read(tmp_path)
+    assert content["shared_accuracy"]["value"] == pytest.approx(1 / 9)
+    assert content["gain"]["value"] == pytest.approx(MACRO - 1 / 9)
+    assert float(run.callback_metrics["val/user_gain"]) == pytest.approx(MACRO - 1 / 9)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "accuracy of the mean user's reward, mean over users │ 0.111" in shown
+    assert "users' own rewards do not beat one reward for all" in shown, (
+        "bob's adds nothing, nor may a resample"
+    )
+    certain = Data([judged(*((i, 1.0) for i in range(9)))], [f"u{i}" for i in range(9)])
+    run.validate(PersonalRM(), certain, verbose=False)
+    assert (read(tmp_path)["gain"], read(tmp_path)["warnings"]) == (
+        {"value": 1.0, "low": 1.0, "high": 1.0},
+        [],
+    )
+    assert "do not beat" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("factor", "number"), [(2.0, 1), (1.0, 0), (1 + 1e-6, 0)])
+def test_rewards_that_do_not_beat_one_for_all_are_named(trainer, tmp_path, capsys, factor, number):
+    module = PersonalRM()
+    module.factor = factor
+    trainer(UserMetrics()).validate(module, Data(), verbose=False)
+    line = (
+        "warning: users' own rewards do not beat one reward for all: 0.556 against 0.556 of the mean user's"
+    )
+    assert capsys.readouterr().out.count(line) == number, "one reward is not compared with itself"
+    assert len(read(tmp_path)["warnings"]) == number
+    assert (read(tmp_path)["gain"] is None) == (number == 0)
+
+
+class Overfitted(Data):
+    """Training judgements that are all right, and a validation of which half is."""
+
+    def __init__(self, wrong):
+        super().__init__([judged(*((i, 1.0) for i in range(8)))], [f"u{i}" for i in range(8)])
+        self.judged_later = [judged(*((i, -1.0 if i < wrong else 1.0) for i in range(8)))]
+
+    def val_dataloader(self):
+        return torch.utils.data.DataLoader(self.judged_later, batch_size=None)
+
+
+def test_a_gross_difference_to_training_is_named(trainer, tmp_path, capsys):
+    callback = UserMetrics()
+    trainer(callback, max_epochs=2).fit(GivenRM(), Overfitted(wrong=4))
+    assert [entry["training_accuracy"] for entry in callback.history] == [1.0, 1.0]
+    assert read(tmp_path, "val_step000002")["training_accuracy"] == 1.0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "accuracy, all judgements, in training │ 1.000 │ 1.000" in shown
+    assert "warning: the model overfits: accuracy 1.000 in training, 0.500 here (" in shown
+    trainer(UserMetrics()).fit(GivenRM(), Overfitted(wrong=0))
+    run = trainer(UserMetrics())
+    run.validate(GivenRM(), Overfitted(wrong=4), verbose=False)
+    assert "overfits" not in capsys.readouterr().out, "no training, nothing to compare with"
+    assert read(tmp_path)["training_accuracy"] is None
+
+
 def test_test_is_judged_too_and_many_groups_are_cut(trainer, tmp_path, capsys):
     rows = [(i, 1.0 if i else -1.0) for i in range(14)]
     data = Data([judged(*rows)], [f"u{i}" for i in range(14)])

@@ -11,6 +11,7 @@ import yaml
 from pluralign.datamodules import LoaderConfig, SyntheticDataModule
 from pluralign.datamodules.batches.users import UserProtocol
 from pluralign.models import PAL
+from pluralign.tests.datamodules.datasets.test_summarize_from_feedback import with_newcomers, write
 from pluralign.train import main
 
 TINY = {"model_type": "llama", "vocab_size": 259, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
@@ -83,19 +84,20 @@ def test_new_users_in_a_new_checkpoint(fitted, capsys):
     main([*adapt, "--output", "out/new.ckpt", "--prior_strength", "0.1,1"])
     printed = capsys.readouterr().out
     unseen = unseen_users()
-    assert len(unseen) == 3
-    assert "synthetic: 3 unseen users" in printed and "seen users" in printed
-    assert "3 users added, 12 in all: out/new.ckpt; report: out/new.json" in printed
+    assert len(unseen) == 4, "0.3 of 12"
+    assert "synthetic: 4 unseen users" in printed and "seen users" in printed
+    assert "4 users added, 12 in all: out/new.ckpt; report: out/new.json" in printed
 
     report = json.loads(Path("out/new.json").read_text())
-    assert [point["shots"] for point in report["points"]] == [0, 2, 10, 1000]
+    assert [point["shots"] for point in report["points"]] == [0, 2, 10]
+    assert report["left_out"] == [1000] and "nobody has 1000 labels" in " ".join(printed.split())
+    assert "warning: the curve is a mean over 4 unseen users alone; below about 10" in printed
+    assert len(report["warnings"]) == 1
     assert set(report["points"][0]["query"]["of_user"]) == set(unseen) == set(report["support_of_user"])
     assert report["prior_strength"] in (0.1, 1.0) and set(report["held_out_log_loss"]) == {"0.1", "1.0"}
-    assert report["seen_users"]["num_users"] == 9
+    assert report["seen_users"]["num_users"] == 8
     assert not set(report["seen_users"]["of_user"]) & set(unseen)
-    most, everything = report["points"][-1]["query"], report["all_support"]
-    assert report["points"][-1]["num_users_with_shots"] == 0
-    assert everything["log_loss"] == pytest.approx(most["log_loss"], abs=1e-4), "all there are"
+    everything = report["all_support"]
     assert everything["log_loss"] != pytest.approx(report["points"][0]["query"]["log_loss"], abs=1e-6)
 
     old, new = (
@@ -105,7 +107,7 @@ def test_new_users_in_a_new_checkpoint(fitted, capsys):
     assert new.users == [*old.users, *unseen]
     assert torch.equal(new.weights_of(old.users), old.weights_of(old.users))
     weights = new.weights_of(unseen)
-    assert len({tuple(row) for row in weights.tolist()}) == 3
+    assert len({tuple(row) for row in weights.tolist()}) == 4
     state = new.state_dict()
     for name, value in old.state_dict().items():
         assert name.startswith("table.") or torch.equal(value, state[name]), name
@@ -151,7 +153,7 @@ def test_it_draws_with_the_seed_and_leaves_a_checkpoint_alone_unless_told(fitted
     assert Path("9.ckpt").exists() and not Path("9.ckpt.partial").exists()
     capsys.readouterr()
     refused(
-        capsys, [*words, "--ckpt_path", "9.ckpt"], "3 of 3 unseen users have weights in 9.ckpt (first: 'user"
+        capsys, [*words, "--ckpt_path", "9.ckpt"], "4 of 4 unseen users have weights in 9.ckpt (first: 'user"
     )
 
 
@@ -184,8 +186,8 @@ def test_groups_of_the_data_are_told_apart(fitted, capsys, monkeypatch):
     report = json.loads(Path("new.json").read_text())
     (point,) = report["points"]
     of_user, of_group = point["query"]["of_user"], point["query"]["group_accuracy"]
-    assert of_group == pytest.approx({"[a]": of_user[first], "b": sum(of_user[name] for name in others) / 2})
-    assert report["seen_users"]["num_without_group"] == 7
+    assert of_group == pytest.approx({"[a]": of_user[first], "b": sum(of_user[name] for name in others) / 3})
+    assert report["seen_users"]["num_without_group"] == 6
     printed = capsys.readouterr().out
     worst = min(of_group, key=of_group.get)
     assert "worst group" in printed and f"{of_group[worst]:.3f} {worst}" in printed
@@ -267,3 +269,37 @@ def test_stored_features(tmp_path, capsys, version):
     assert not [name for name in state if name.startswith("backbone.")], (
         "frozen weights lie in their own files"
     )
+
+
+def test_the_protocol_of_summaries_by_length(tmp_path, capsys):
+    """Workers outside the ten are fitted to 1 to 100 rows, which the fit has not seen, and measured on all others."""
+    path = tmp_path / "config.yaml"
+    write(tmp_path, with_newcomers(150, 120))
+    content = {
+        "seed_everything": 0,
+        "model": {"class_path": "PAL", "init_args": {"backbone": {"config": TINY}, **PROJECTOR}},
+        "data": {
+            "class_path": "SummarizeFromFeedbackDataModule",
+            "init_args": {
+                "data_dir": str(tmp_path),
+                "labels": "length",
+                "unseen_workers": True,
+                "loader": {"batch_size": 32, "max_tokens": None},
+            },
+        },
+        "trainer": QUIET,
+    }
+    path.write_text(yaml.safe_dump(content))
+    main(["fit", "--config", str(path)])
+    checkpoint = str(next(tmp_path.rglob("*.ckpt")))
+    words = ["adapt", "--config", str(path), "--ckpt_path", checkpoint, "--output=new.ckpt"]
+    main([*words, "--shots=0,1,2,5,10,20,50,100"])
+    report = json.loads(Path("new.json").read_text())
+    assert report["support_of_user"] == {"n1": 100, "n2": 100}
+    assert [point["shots"] for point in report["points"]] == [0, 1, 2, 5, 10, 20, 50, 100]
+    for point in report["points"]:
+        assert (point["query"]["num_users"], point["query"]["num_judgements"]) == (2, 70), "whatever n"
+        assert point["query"]["group_accuracy"].keys() == {"majority"}
+    assert report["seen_users"]["num_users"] == 10
+    assert "2 users added, 12 in all" in capsys.readouterr().out
+    assert set(PAL.load_from_checkpoint(checkpoint).users).isdisjoint({"n1", "n2"})

@@ -325,3 +325,62 @@ def test_real_llmbar_by_column_mapping(tmp_path):
     records = [data.to_example(row) for row in data.load("test")]
     assert len(records) > 50
     assert all(record.prompt for record in records)
+
+
+# Groups of users -----------------------------------------------------------------------------------------
+
+
+def from_countries(folder, countries, **splits):
+    """A row for each (user, country), countries under a name of their own."""
+    for split, pairs in {"train": countries, **splits}.items():
+        rows = [
+            {**PAIR, "prompt": f"Name {split} fruit {i}.", "user": user, "country": country}
+            for i, (user, country) in enumerate(pairs)
+        ]
+        write(folder, rows, f"{split}.jsonl")
+    paths = {split: str(folder / f"{split}.jsonl") for split in ("train", *splits)}
+    data = LocalDataModule(**paths, columns={"group": "country"}, cache_dir=str(folder / "cache"))
+    data.setup()
+    return data
+
+
+def test_users_have_groups_from_a_column(tmp_path):
+    data = from_countries(
+        tmp_path,
+        [("ann", "Chad"), ("bob", "Peru"), ("ann", None), (7, "Peru"), ("tim", None), ("ann", "Chad")],
+        validation=[("bob", "Peru"), ("zoe", 12)],
+    )
+    assert data.user_groups() == {"ann": "Chad", "bob": "Peru", "7": "Peru", "zoe": "12"}
+    batch = next(iter(data.batches("train")))
+    assert "group_id" not in batch, "reports alone ask for it"
+    plain = LocalDataModule(train=str(tmp_path / "train.jsonl"), cache_dir=str(tmp_path / "cache"))
+    assert plain.user_groups() == {}, "before setup, too"
+    plain.setup()
+    assert plain.user_groups() == {}
+
+
+def test_comparisons_have_users_and_groups_of_their_own(tmp_path):
+    row = {
+        "prompt": "Name a fruit.",
+        "responses": ["Apple.", "Pear.", "Chair."],
+        "group": "Peru",
+        "comparisons": [
+            {"chosen": 0, "rejected": 2, "user": "ann", "group": "Chad"},
+            {"chosen": 1, "rejected": 2, "user": "bob"},
+            {"chosen": 0, "rejected": 1},
+        ],
+    }
+    path = write(tmp_path, [row, {**PAIR, "prompt": "Another?"}])
+    data = LocalDataModule(train=path, validation=path, cache_dir=str(tmp_path / "cache"))
+    with pytest.warns(UserWarning, match="share a prompt"):
+        data.setup()
+    with pytest.warns(UserWarning, match="local: 2 judgements have a group but no user"):
+        assert data.user_groups() == {"ann": "Chad", "bob": "Peru"}
+
+
+def test_a_user_of_two_groups_is_refused(tmp_path):
+    data = from_countries(tmp_path, [("ann", "Chad"), ("bob", "Peru")], validation=[("ann", "Peru")])
+    with pytest.raises(
+        ValueError, match="validation: user 'ann' is of groups 'Chad' and 'Peru', and a user has one"
+    ):
+        data.user_groups()

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from pluralign.datamodules import LoaderConfig, RecordError
-from pluralign.datamodules.datasets.summarize_from_feedback import (
-    SummarizeFromFeedbackDataModule,
+from pluralign.datamodules import LoaderConfig, RecordError, SummarizeFromFeedbackDataModule
+from pluralign.datamodules.datasets.summarize_from_feedback.workers import (
     held_out,
     preferred_length,
+    rank_unseen_workers,
     rank_workers,
+    shot_rows,
 )
 from pluralign.datamodules.records import PERCENT, hash_split
 
@@ -228,6 +229,91 @@ def test_length_labels(tmp_path):
     assert {c.user for record in found["validation"] for c in record.comparisons} == set(groups)
     posts = [record.prompt for of in found.values() for record in of]
     assert len(posts) == len(set(posts)) == 185
+
+
+# Unseen workers ------------------------------------------------------------------------------------------
+
+
+def with_newcomers(*counts):
+    """The crowd, and workers of whom each has so many test rows; the last is named first."""
+    rows = crowd()
+    for number, count in enumerate(counts):
+        for i in range(count):
+            summaries = (" Longer one.", " Short.") if i % 2 else (" Short.", " Longer one.")
+            worker = f"n{len(counts) - number}"
+            rows.append(row(f"New {number} {i}.", summaries, i % 2, worker, split=f"valid{1 + i % 2}"))
+    return rows
+
+
+def test_unseen_workers_are_ranked_like_the_others():
+    """As many of them are minority as the official list has: 9 of 31."""
+    workers = (
+        [f"n{number:02d}" for number in range(31) for _ in range(130 - number)] + ["few"] * 99 + ["w"] * 500
+    )
+    groups = rank_unseen_workers(workers, {"w"})
+    assert len(groups) == 31 and Counter(groups.values()) == {"majority": 22, "minority": 9}
+    minority = [name for name, group in groups.items() if group == "minority"]
+    assert minority == [f"n{number:02d}" for number in (3, 4, 5, 13, 14, 15, 23, 24, 25)]
+    with pytest.raises(ValueError, match=r"no worker outside the ten has 100 test rows .*; the most are 99"):
+        rank_unseen_workers(["few"] * 99 + ["w"] * 500, {"w"})
+
+
+def test_a_hundred_rows_to_fit_and_all_others_to_measure(tmp_path):
+    data = module(
+        write(tmp_path, with_newcomers(250, 101, 100, 99)),
+        labels="length",
+        unseen_workers=True,
+        cache_dir=str(tmp_path / "cache"),
+    )
+    counts = {
+        source: Counter(c.user for record in records(data, source) for c in record.comparisons)
+        for source in data.sources
+    }
+    newcomers = {"n4": (100, 150), "n3": (100, 1), "n2": (99, 1)}
+    for name, (support, query) in newcomers.items():
+        assert (counts["train"][name], counts["validation"][name], counts["test"][name]) == (
+            support,
+            0,
+            query,
+        )
+    assert not any("n1" in of for of in counts.values()), "too few rows"
+    plain = module(tmp_path, labels="length")
+    for source, of in counts.items():
+        seen = Counter(c.user for record in records(plain, source) for c in record.comparisons)
+        assert {name: number for name, number in of.items() if name not in newcomers} == seen
+    assert data.held_back_users() == list(newcomers)
+    assert data.user_groups() == {**plain.user_groups(), **dict.fromkeys(newcomers, "majority")}
+    data.verify_sizes({"train": 139, "validation": 16, "test": 30})
+    workers = ["a"] * 300 + ["b"] * 101
+    assert shot_rows(workers) == shot_rows(workers) and len(set(shot_rows(workers))) == 200
+
+
+def test_a_fit_leaves_unseen_workers_out(tmp_path):
+    data = module(
+        write(tmp_path, with_newcomers(120)),
+        labels="length",
+        unseen_workers=True,
+        cache_dir=str(tmp_path / "cache"),
+        loader=LoaderConfig(batch_size=16),
+    )
+    data.setup("fit")
+    data.setup("test")
+    assert data.divided_users()[1] == ["n1"] and "n1" not in data.training_users
+    number = {name: i for i, name in enumerate(data.users)}["n1"]
+    for split in ("train", "validation", "test"):
+        judges = [user for batch in data.batches(split) for user in batch["user_id"].tolist()]
+        assert judges and number not in judges
+    for split, count in (("train", 100), ("test", 20)):
+        judges = [user for batch in data.batches(split, users="unseen") for user in batch["user_id"].tolist()]
+        assert judges == [number] * count
+
+
+def test_unseen_workers_are_those_of_the_length_variant(tmp_path):
+    for settings in ({"labels": "choice"}, {"labels": "length", "split": "posts"}):
+        with pytest.raises(
+            ValueError, match="unseen_workers needs labels='length' and split='released'; got"
+        ):
+            module(tmp_path, unseen_workers=True, **settings)
 
 
 def test_only_supervised_policies_have_length_labels(tmp_path):

@@ -1,13 +1,16 @@
 import copy
 import json
 import math
+from dataclasses import replace
 
 import lightning as L
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from pluralign.datamodules import LoaderConfig, LocalDataModule, SyntheticDataModule
 from pluralign.datamodules.batches.users import UserProtocol
+from pluralign.datamodules.columns import take_comparisons
 from pluralign.models import PAL, BackboneConfig, LoRAConfig, StoredFeatures
 
 TINY = {"model_type": "llama", "vocab_size": 259, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
@@ -65,7 +68,7 @@ def fixture(logits=(0.0, 1.0986123), **settings):
     module = on_features(2, **{"projector": "identity", "num_users": 2, **settings})
     with torch.no_grad():
         module.network.prototypes.copy_(torch.eye(2))
-        module.table.logits.weight.copy_(torch.tensor([logits, logits]))
+        module.table.logits.weight.copy_(torch.tensor([logits]))
     return module
 
 
@@ -91,6 +94,7 @@ def test_distances_of_the_worked_example():
     ("loss", "right", "left"),
     [
         ("hinge", 1.2140946, 0.7859054),
+        ("smoothed_hinge", 0.1474026, 0.0617647),
         ("logistic", 0.8059132, 0.5918185),
         ("cross_entropy", 0.8059132, 0.5918185),
     ],
@@ -146,16 +150,78 @@ def test_bound_on_norms():
 
 
 def test_balanced_users_count_equally():
+    """Of 6 named judgements the first user has 4 and the second 2: 6 / (2 * 4) and 6 / (2 * 2); of nobody, 1."""
     first, second = torch.randn(5, 2), torch.randn(5, 2)
     user = torch.tensor([0, 0, 0, 1, -1])
     weight = torch.tensor([1.0, 2.0, 1.0, 1.0, 0.5])
     module = fixture(balance_users=True)
-    whole = loss_of(module, pairs(first, second, user_id=user, weight=weight))
+    batch = pairs(first, second, user_id=user)
+    with pytest.raises(RuntimeError, match=r"balance_users needs to know how many judgements each user has"):
+        loss_of(module, batch)
+    plain = fixture()
     parts = [
-        loss_of(module, pairs(first[i : i + 1], second[i : i + 1], user_id=user[i : i + 1])) for i in range(5)
+        loss_of(plain, pairs(first[i : i + 1], second[i : i + 1], user_id=user[i : i + 1])) for i in range(5)
     ]
-    own = [1 / 3, 2 / 3, 1 / 3, 1, 0.5]
-    assert whole == pytest.approx(sum(w * p for w, p in zip(own, parts, strict=True)) / sum(own), rel=1e-5)
+    module.balance({"0": 4, "1": 2, "somebody else": 9})
+    own = [0.75, 0.75, 0.75, 1.5, 1.0]
+    whole = sum(w * p for w, p in zip(own, parts, strict=True))
+    assert loss_of(module, batch) == pytest.approx(whole / 5, rel=1e-5), "not over the balancing weights"
+    whole = sum(w * v * p for w, v, p in zip(own, weight.tolist(), parts, strict=True))
+    assert loss_of(module, {**batch, "weight": weight}) == pytest.approx(whole / 5.5, rel=1e-5)
+    assert module.table.judgement_weights(torch.tensor([0] * 4 + [1] * 2)).mean() == 1
+    module.set_weights(["new"], torch.tensor([[0.5, 0.5]]))
+    with pytest.raises(RuntimeError, match="balance"):
+        loss_of(module, batch)
+
+
+def uneven(folder, **splits):
+    """A judge with 90 % of the rows, and one with 10 %."""
+    for name, number in (("train", 400), ("validation", 20)):
+        rows = [
+            {"id": f"r{i}", "prompt": f"{name} {i}", "chosen": f"a{i}", "rejected": f"b{i}",
+             "user": "rare" if i % 10 == 3 else "busy"} for i in range(number)
+        ]  # fmt: skip
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    splits = splits or {name: str(folder / f"{name}.jsonl") for name in ("train", "validation")}
+    loader = LoaderConfig(batch_size=4, max_tokens=None)
+    return LocalDataModule(**splits, text=crowd().text, cache_dir=str(folder / "cache"), loader=loader)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_balanced_shares_are_those_of_the_training_split(tmp_path, ranks, batch_size):
+    """Shares of the gradient over an epoch, where rewards are all equal: half each, whatever a batch holds."""
+    data = uneven(tmp_path)
+    data.loader = replace(data.loader, batch_size=batch_size)
+    data.setup("fit")
+    assert data.judgements_of_users() == {"busy": 360, "rare": 40}
+    module = fixture(balance_users=True)
+    module.set_weights(["busy", "rare"], torch.full((2, 2), 0.5))
+    module.table.match(data.users)
+    module.balance(data.judgements_of_users())
+    shares = torch.zeros(2)
+    for rank in range(ranks):
+        for batch in data.batches("train", shuffle=True, rank=(rank, ranks)):
+            gap = torch.zeros(len(batch["comparisons"]), requires_grad=True)
+            loss = module.compute_loss({"chosen": gap, "rejected": torch.zeros_like(gap)}, batch)
+            (gradient,) = torch.autograd.grad(loss, gap)
+            shares.index_add_(0, batch["user_id"], gradient.abs())
+    assert (shares / shares.sum()).tolist() == pytest.approx([0.5, 0.5], abs=0.02)
+
+
+def test_a_fit_asks_its_data_how_many_judgements_there_are(tmp_path):
+    module = pal(balance_users=True)
+    trainer(tmp_path, limit_train_batches=3, limit_val_batches=1).fit(module, data := uneven(tmp_path))
+    weights = dict(
+        zip(module.users, module.table.judgement_weights(torch.tensor([0, 1])).tolist(), strict=True)
+    )
+    assert weights == {"busy": pytest.approx(400 / 720), "rare": pytest.approx(400 / 80)}
+    alone = uneven(tmp_path, validation=str(data.paths["validation"]))
+    with pytest.warns(UserWarning, match="balance_users: these data have no training split"):
+        trainer(tmp_path, limit_val_batches=1).validate(module, alone, verbose=False)
+    loader = DataLoader([chose(LEFT, RIGHT)], batch_size=None)
+    with pytest.raises(ValueError, match="balance_users needs data that say how many judgements"):
+        trainer(tmp_path).fit(pal(balance_users=True, num_users=2), loader, loader)
 
 
 # Every version and score ---------------------------------------------------------------------------------
@@ -433,7 +499,7 @@ def test_rates_and_decay_by_group(model):
         ({"version": "C"}, "version must be one of A, B; got 'C'"),
         ({"mix": "|f(P)|w"}, "mix must be one of"),
         ({"score": "norm"}, "score must be one of distance, squared_distance, angle; got 'norm'"),
-        ({"loss": "ce"}, "loss must be one of logistic, hinge, cross_entropy; got 'ce'"),
+        ({"loss": "ce"}, "loss must be one of logistic, hinge, smoothed_hinge, cross_entropy; got 'ce'"),
         ({"user_init": "ones"}, "user_init must be one of"),
         ({"unknown_users": "skip"}, "unknown_users must be one of mean, error; got 'skip'"),
         ({"num_prototypes": 0}, "num_prototypes must be finite and >= 1; got 0"),
@@ -573,6 +639,47 @@ def test_adapting_takes_one_user_without_ids_and_several_batches(model, batch):
     table = module.table
     table.match(users)
     torch.testing.assert_close(module.adapt(parts)[5:], module.weights_of(["Bo"]), atol=2e-6, rtol=0)
+
+
+def two_camps():
+    """A table in which most like the first prototype, and one answer of a new user for what the second stands for."""
+    module = fixture(score="squared_distance", num_users=10)
+    module.set_weights([str(i) for i in range(10)], torch.tensor([[0.95, 0.05]] * 7 + [[0.05, 0.95]] * 3))
+    return module, pairs(2 * RIGHT, LEFT, user_id=torch.tensor([10]))
+
+
+def test_users_who_are_named_without_an_answer_stay_peers():
+    alone, answer = two_camps()
+    expected = alone.adapt({**answer, "user_id": torch.tensor([0])}, ["new"])[0]
+    named, answer = two_camps()
+    before = named.weights_of(named.users)
+    torch.testing.assert_close(named.adapt(answer, [*named.users, "new"])[10], expected)
+    assert torch.equal(named.weights_of(named.users[:10]), before), "and keep their weights"
+    without, answer = two_camps()
+    own = without.adapt(answer, [*without.users, "new"], peers=False)[10]
+    assert float((own - expected).abs().max()) > 0.005, "peers have a say"
+
+
+def test_who_is_fitted_again_is_compared_with_others_alone():
+    module, answer = two_camps()
+    users = [*module.users, "new"]
+    first = module.adapt(answer, users)[10]
+    torch.testing.assert_close(module.adapt(answer, users)[10], first)
+    module, answer = two_camps()
+    answer["user_id"] = torch.tensor([9])
+    again = module.adapt(answer, module.users)[9]
+    rest = fixture(score="squared_distance", num_users=9)
+    rest.set_weights([str(i) for i in range(9)], module.weights_of([str(i) for i in range(9)]))
+    answer["user_id"] = torch.tensor([0])
+    torch.testing.assert_close(again, rest.adapt(answer, ["9"])[0], atol=1e-6, rtol=0)
+
+
+def test_nobody_left_to_compare_with_is_said():
+    module = fixture(score="squared_distance")
+    answers = pairs(RIGHT.repeat(2, 1), LEFT.repeat(2, 1), user_id=torch.arange(2))
+    with pytest.warns(UserWarning, match="everybody whom the model knows is fitted anew"):
+        module.adapt(answers, module.users)
+    module.adapt(answers, module.users, peers=False)
 
 
 def test_what_adapting_needs(model, batch):
@@ -753,6 +860,7 @@ def test_three_lines_adapt_to_new_users(tmp_path, fitted):
     module, data = PAL.load_from_checkpoint(path, weights_only=True), crowd(num_users=9)
     data.setup("test")
     batch = next(iter(data.test_dataloader()))
+    batch = take_comparisons(batch, batch["user_id"] >= 6)  # of those that the fit has not seen
     model = module
     model.adapt(batch, data.users)
     reward = model.user_reward_module(data.users[-1])

@@ -81,7 +81,7 @@ QUERY = [
 
 
 def test_the_worked_example():
-    curve = few_shot_curve(corners(), SUPPORT, QUERY, USERS, shots=(0, 1, 2, 50), peers=False)
+    curve = few_shot_curve(corners(), SUPPORT, QUERY, USERS, shots=(0, 1, 2, 3, 4, 50), peers=False)
     none, one, two, many = (point.query for point in curve.points)
     # Of the prior, A's margin is 1: ann is right 2 of 3 times, bob never, eve always; tim only calls ties.
     assert none.of_user == {"ann": pytest.approx(2 / 3), "bob": 0.0, "eve": 1.0}
@@ -103,8 +103,9 @@ def test_the_worked_example():
     assert one.log_loss == pytest.approx(sum(losses) / 8, abs=1e-4)
     assert two.of_user == one.of_user and two.log_loss != one.log_loss
 
-    assert [point.shots for point in curve.points] == [0, 1, 2, 50]
-    assert [point.num_users_with_shots for point in curve.points] == [3, 2, 1, 0]
+    assert [point.shots for point in curve.points] == [0, 1, 2, 3]
+    assert curve.left_out == (4, 50), "nobody has so many"
+    assert [point.num_users_with_shots for point in curve.points] == [3, 2, 1, 1]
     assert [point.mean_shots for point in curve.points] == pytest.approx([0, 2 / 3, 1, 4 / 3])
     assert curve.support_of_user == {"ann": 3, "bob": 1, "eve": 0}
     assert curve.num_unmeasured_users == 1, "zoe"
@@ -143,6 +144,24 @@ def test_known_users_have_a_say_unless_told_otherwise():
         found.append(curve.points[0].query.log_loss)
         assert user_accuracy(module, QUERY[:1], USERS).log_loss == pytest.approx(found[-1], abs=1e-6)
     assert abs(found[0] - found[1]) > 1e-3
+
+
+def test_known_users_are_measured_as_if_they_were_new():
+    """What the model knows of them is neither their prior nor a peer."""
+    known = ((0.9, 0.1), (0.8, 0.2), (0.02, 0.98))
+    module = on_features(2, num_users=3)
+    with torch.no_grad():
+        module.network.prototypes.copy_(torch.eye(2))
+    module.set_weights(list("012"), torch.tensor(known))
+    rest = corners(known[:2])
+    answers, asked = [judgements((2, B, A), (2, A, B))], [judgements((2, B, A))]
+    for peers in (True, False):
+        curves = [
+            few_shot_curve(some, answers, asked, list("012"), shots=(0, 1, 2), peers=peers)
+            for some in (module, rest)
+        ]
+        assert curves[0] == curves[1]
+    assert curves[0].points[0].query.of_user == {"2": 0.0}, "the others' mean, not that of all"
 
 
 def test_equal_rewards_are_not_right():
@@ -260,7 +279,7 @@ def test_accuracies_are_those_of_the_module_itself(settings):
     module = on_features(8, **settings).eval()
     support, query = crowd(6, 12, 0), crowd(6, 12, 1)
     query[0]["preference"][:5] = 0.5
-    curve = few_shot_curve(module, support, query, names(6), shots=(0, 100), prior_strength=0.5)
+    curve = few_shot_curve(module, support, query, names(6), shots=(0, 12), prior_strength=0.5)
     module.adapt(support, names(6), prior_strength=0.5)
     known = user_accuracy(module, query, names(6))
     module.table.match(names(6))
@@ -437,5 +456,5 @@ def test_judgements_of_nobody():
 def test_users_without_a_judgement_have_the_prior():
     """Nobody has support judgements at all."""
     curve = few_shot_curve(corners(), [], QUERY, USERS, shots=(0, 10))
-    assert curve.points[0].query == curve.points[1].query
-    assert curve.points[1].mean_shots == 0
+    assert [point.mean_shots for point in curve.points] == [0]
+    assert curve.left_out == (10,)

@@ -28,20 +28,25 @@ their text, since some rows have no id. Rows that summarise news articles (CNN/D
     long ones all prefer the second. Departures: workers with equally many rows are ranked by name, and which rows
     are held out is drawn by numpy, not scikit-learn, so that the published sizes (20,969 / 2,330 / 4,921; see
     :meth:`SummarizeFromFeedbackDataModule.verify_sizes`) are met, but not the same rows.
+``unseen_workers=True``
+    That variant's workers for few-shot fits, beside the ten: those with at least 100 kept rows among the released test
+    rows. They are unseen, whatever ``loader.users`` says: ``fit`` and ``test`` leave them out, and ``pluralign adapt``
+    fits each to n = 1, 2, 5, ..., 100 rows and measures it on all others. Departures: the same rows are measured
+    whatever n, namely those that no n trains on: 100 of a worker's rows, drawn with seed 42, go to the training split
+    (of exactly 100, one less); and since the official list of ids is no rule, ranks 4, 5 and 6 of every ten
+    workers are the minority, as among the ten: 9 of 31, as in the list.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from hashlib import sha1
 from pathlib import Path
 from typing import Literal, NamedTuple, Unpack
 
-import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
-from ..base import PreferenceDataModule
-from ..checks import check_choices
-from ..records import (
+from ...base import PreferenceDataModule
+from ...checks import check_choices
+from ...records import (
     PERCENT,
     Comparison,
     DistinctResponses,
@@ -59,17 +64,14 @@ from ..records import (
     user_field,
     whole_field,
 )
-from ..settings import LenientSettings, OnInvalid
+from ...settings import LenientSettings, OnInvalid
+from .workers import WorkerGroups, held_out, preferred_length, rank_unseen_workers, rank_workers, shot_rows
 
 __all__ = ["SummarizeFromFeedbackDataModule"]
 
 HUB = HubDataset("openai/summarize_from_feedback", "195fc27ff714b2aff32ab8aba9bbee1d35663700")
 FOLDER = "comparisons"
 SPLIT_OF_ROW = {"train": "train", "valid1": "test", "valid2": "test"}
-NUM_WORKERS = 10
-MINORITY = (3, 4, 5)
-"""Ranks, from 0, of the workers who prefer the shorter summary."""
-HELD_OUT_SEED = 42
 PUBLISHED_SIZES = {"train": 20_969, "validation": 2_330, "test": 4_921}
 MIDDLE = 5
 
@@ -103,6 +105,7 @@ class SummarizeFromFeedbackDataModule(PreferenceDataModule):
         labels: Literal["choice", "length"] = "choice",
         split: Literal["released", "posts"] = "released",
         prompt: Literal["post", "tldr"] = "post",
+        unseen_workers: bool = False,
         on_invalid: OnInvalid = "skip",
         **shared: Unpack[LenientSettings],
     ) -> None:
@@ -115,11 +118,13 @@ class SummarizeFromFeedbackDataModule(PreferenceDataModule):
             split: ``released`` or ``posts``.
             prompt: ``post``: the post alone. ``tldr``: ``SUBREDDIT: r/...``, ``TITLE: ...``, ``POST: ...`` and
                 ``TL;DR:`` as paragraphs.
+            unseen_workers: With ``labels="length"`` and ``split="released"``: whether workers outside the ten are there,
+                unseen, for ``pluralign adapt``.
             on_invalid: ``error`` or ``skip``; the release has rows about news articles, so ``skip`` by default.
             **shared: Settings that all datasets share, see :class:`PreferenceDataModule`.
 
         Raises:
-            ValueError: If a setting is not one of its values.
+            ValueError: If a setting is not one of its values, or ``unseen_workers`` does not fit the others.
 
         Example:
             >>> SummarizeFromFeedbackDataModule(labels="length").sources
@@ -129,7 +134,13 @@ class SummarizeFromFeedbackDataModule(PreferenceDataModule):
         """
         super().__init__(on_invalid=on_invalid, **shared)
         check_choices(SummarizeFromFeedbackDataModule.__init__, labels=labels, split=split, prompt=prompt)
+        if unseen_workers and (labels, split) != ("length", "released"):
+            raise ValueError(
+                f"unseen_workers needs labels='length' and split='released'; got labels={labels!r}, split={split!r}"
+            )
         self.data_dir, self.labels, self.split, self.prompt = data_dir, labels, split, prompt
+        self.unseen_workers = unseen_workers
+        self._workers: WorkerGroups | None = None
         carved = labels == "choice" and split == "released"
         self.sources = ("train", "test") if carved else ("train", "validation", "test")
 
@@ -157,6 +168,7 @@ class SummarizeFromFeedbackDataModule(PreferenceDataModule):
             "labels": self.labels,
             "split": self.split,
             "prompt": self.prompt,
+            **({"unseen_workers": True} if self.unseen_workers else {}),
         }
 
     def load(self, source: str) -> Iterator[SourceRow | RecordError]:
@@ -178,10 +190,13 @@ class SummarizeFromFeedbackDataModule(PreferenceDataModule):
         if self.labels == "length":
             total = len(judgements)
             judgements, groups = self._relabel(judgements)
+            self._workers = groups
             if source == "train":
                 rank_zero_info(
                     f"{self.name}: {len(judgements):,} of {total:,} judgements are of two supervised policies by the "
-                    f"{len(groups)} workers with most of them"
+                    f"{len(groups.seen)} workers with most of them"
+                    + f", or by {len(groups.unseen)} unseen ones"
+                    * self.unseen_workers
                 )
         posts: dict[str, list[_Judgement]] = {}
         for judgement in judgements:
@@ -222,15 +237,30 @@ class SummarizeFromFeedbackDataModule(PreferenceDataModule):
     def user_groups(self) -> dict[str, str]:
         """Group of each worker with ``labels="length"``, by rank; ``minority`` prefers shorter, ``majority`` longer.
 
+        The files are read for it, once.
+
         Raises:
             ValueError: If there are too few workers.
         """
-        if self.labels != "length":
-            return {}
-        return self._relabel([item for item in self._judgements() if not isinstance(item, RecordError)])[1]
+        groups = self._worker_groups()
+        return {**groups.seen, **groups.unseen}
+
+    def held_back_users(self) -> list[str]:
+        """The workers that ``unseen_workers`` adds."""
+        return list(self._worker_groups().unseen) if self.unseen_workers else []
+
+    def _worker_groups(self) -> WorkerGroups:
+        """Read once, unless ``load`` has just done so."""
+        if self.labels == "length" and self._workers is None:
+            self._workers = self._relabel(
+                [item for item in self._judgements() if not isinstance(item, RecordError)]
+            )[1]
+        return self._workers or WorkerGroups({}, {})
 
     def verify_sizes(self, sizes: Mapping[str, int] = PUBLISHED_SIZES) -> None:
         """Count the judgements of each split and compare; reads all data, so call it when the full release is there.
+
+        Those of workers whom ``unseen_workers`` adds do not count.
 
         Args:
             sizes: Expected number of judgements by split; the published ones of the length variant by default.
@@ -238,11 +268,12 @@ class SummarizeFromFeedbackDataModule(PreferenceDataModule):
         Raises:
             ValueError: If a number differs; gives all of them.
         """
-        counts = dict.fromkeys(sizes, 0)
+        counts, added = dict.fromkeys(sizes, 0), set(self.held_back_users())
         for source in sizes:
             for row in self.load(source):
                 if not isinstance(row, RecordError):
-                    counts[source] += len(self.to_example(row).comparisons)
+                    comparisons = self.to_example(row).comparisons
+                    counts[source] += sum(comparison.user not in added for comparison in comparisons)
         if counts != dict(sizes):
             raise ValueError(
                 f"labels={self.labels!r}, split={self.split!r}: found {_sizes(counts)} judgements; expected "
@@ -278,68 +309,31 @@ class SummarizeFromFeedbackDataModule(PreferenceDataModule):
             # Equal posts share their memory.
             yield judgement._replace(post=posts.setdefault(judgement.post, judgement.post))
 
-    def _relabel(self, judgements: list[_Judgement]) -> tuple[list[_Judgement], dict[str, str]]:
-        """Keep the rows of the length variant with its labels and its validation split; the group of each worker."""
+    def _relabel(self, judgements: list[_Judgement]) -> tuple[list[_Judgement], WorkerGroups]:
+        """Keep the rows of the length variant with its labels and its splits; the groups of their workers."""
         supervised = [
             row
             for row in judgements
             if all("sup" in policy and "ppo" not in policy for policy in row.policies)
         ]
-        groups = rank_workers([row.worker for row in supervised if row.source == "train"])
+        seen = rank_workers([row.worker for row in supervised if row.source == "train"])
+        unseen: dict[str, str] = {}
+        if self.unseen_workers:
+            unseen = rank_unseen_workers([row.worker for row in supervised if row.source == "test"], seen)
+        groups = {**seen, **unseen}
         relabelled = [
             row._replace(choice=preferred_length(row.summaries, groups[row.worker]), confidence=None)
             for row in supervised
-            if row.worker in groups
+            if row.worker in seen or (row.worker in unseen and row.source == "test")
         ]
         if self.split == "released":
             train = [i for i, row in enumerate(relabelled) if row.source == "train"]
             for i in held_out([relabelled[i].worker for i in train]):
                 relabelled[train[i]] = relabelled[train[i]]._replace(source="validation")
-        return relabelled, groups
-
-
-def rank_workers(workers: Sequence[str]) -> dict[str, str]:
-    """Group of the ten workers with most rows, from the first: the fourth to sixth are the minority.
-
-    Args:
-        workers: Worker of each row.
-
-    Raises:
-        ValueError: If there are fewer than ten workers.
-    """
-    counts = Counter(workers)
-    if len(counts) < NUM_WORKERS:
-        raise ValueError(
-            f"labels='length' needs at least {NUM_WORKERS} workers with training rows of two supervised policies; "
-            f"found {len(counts)}"
-        )
-    ranked = sorted(counts, key=lambda worker: (-counts[worker], worker))[:NUM_WORKERS]
-    return {worker: "minority" if rank in MINORITY else "majority" for rank, worker in enumerate(ranked)}
-
-
-def preferred_length(summaries: tuple[str, str], group: str) -> int:
-    """Index of the summary that a group prefers by its characters as released; 1 for both groups if equally long."""
-    first, second = map(len, summaries)
-    return int(second <= first if group == "minority" else second >= first)
-
-
-def held_out(workers: Sequence[str]) -> list[int]:
-    """Positions of a tenth of the rows (rounded up), of each worker a tenth up to one, drawn with seed 42.
-
-    Args:
-        workers: Worker of each row.
-    """
-    counts = Counter(workers)
-    shares = {worker: counts[worker] // 10 for worker in sorted(counts)}
-    rest = -(-len(workers) // 10) - sum(shares.values())
-    for worker in sorted(counts, key=lambda worker: (-(counts[worker] % 10), worker))[:rest]:
-        shares[worker] += 1
-    rng = np.random.default_rng(HELD_OUT_SEED)
-    drawn: list[int] = []
-    for worker, share in shares.items():
-        own = np.flatnonzero([name == worker for name in workers])
-        drawn += rng.permutation(own)[:share].tolist()
-    return sorted(drawn)
+        few = [i for i, row in enumerate(relabelled) if row.worker in unseen]
+        for i in shot_rows([relabelled[i].worker for i in few]):
+            relabelled[few[i]] = relabelled[few[i]]._replace(source="train")
+        return relabelled, WorkerGroups(seen, unseen)
 
 
 def _parse_judgement(row: SourceRow) -> _Judgement:

@@ -1,0 +1,5 @@
+"""TL;DR comparisons."""
+
+from .module import SummarizeFromFeedbackDataModule
+
+__all__ = ["SummarizeFromFeedbackDataModule"]
