@@ -11,6 +11,7 @@ from pluralign.datamodules.batch import Basis, PreferenceBatch, RewardOutput
 from pluralign.datamodules.checks import check_choices, check_range
 from pluralign.losses import bradley_terry_loss, hinge_loss, norm_bound_loss
 
+from .._step_weights import denominator
 from ..backbone import BackboneConfig
 from ..base import ModuleSettings
 from .network import Judged, PALNetwork, Points, ProjectorShape, UserReward, fit_users
@@ -288,6 +289,10 @@ class PAL(UserModule):
         share = torch.where(rows < 0, 1.0, 1 / counts[rows + 1])
         return share if weight is None else share * weight
 
+    def denominator(self, batch: PreferenceBatch) -> Tensor:
+        """As of every module, by the weights that the loss takes."""
+        return denominator(self._weight(batch), self.num_judged(batch), batch["response_row"].device)
+
     def compute_loss(self, output: RewardOutput, batch: PreferenceBatch) -> Tensor:
         """Loss of the batch's comparisons, plus the excess of ideal points over the bound.
 
@@ -307,7 +312,8 @@ class PAL(UserModule):
         else:
             loss = bradley_terry_loss(chosen, rejected, preference=share, margin=margin, weight=weight)
         if self.norm_bound is not None:
-            excess = norm_bound_loss(output["of_comparisons"]["ideal_points"], bound=self.norm_bound)
+            points = output["of_comparisons"]["ideal_points"]
+            excess = norm_bound_loss(points, bound=self.norm_bound, weight=weight)  # one denominator for both
             loss = loss + self.norm_bound_weight * excess
         return loss
 
