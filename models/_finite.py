@@ -9,7 +9,7 @@ from torch import Tensor, distributed, nn
 
 from pluralign.datamodules.batch import RewardOutput
 
-__all__ = ["BatchName", "FiniteWatch", "Finding", "finding_now", "message", "reads_freely"]
+__all__ = ["BatchName", "Finding", "FiniteWatch", "finding_now", "message", "reads_freely"]
 
 What = Literal["rewards", "loss", "weights"]
 
@@ -81,22 +81,20 @@ def message(finding: Finding, *, precision: str, rate: float | None) -> str:
         "loss": f"the loss is NaN or infinite, and the rewards are finite, at {batch}",
         "weights": f"trained weights are NaN or infinite after {batch}",
     }[what]
-    half = "" if not precision.startswith("16") else (
-        f"trainer.precision={precision} holds no number above 65,504: use bf16-mixed or 32-true; "
+    half = (
+        ""
+        if not precision.startswith("16")
+        else (f"trainer.precision={precision} holds no number above 65,504: use bf16-mixed or 32-true; ")
     )
     lower = "lower the learning rate" + ("" if rate is None else f" (now {rate:g})")
-    overflow = (
-        f"a step before was too large: {lower}, set trainer.gradient_clip_val (such as 1.0), or warm the rate up"
-    )
+    overflow = f"a step before was too large: {lower}, set trainer.gradient_clip_val (such as 1.0), or warm the rate up"
     if weights:
         named = ", ".join(weights[:3]) + (f" and {len(weights) - 3} more" if len(weights) > 3 else "")
         cause = f"the weights of {named} are not finite: {half}{overflow}"
     elif what == "loss":
         cause = f"{half}a margin, weight or share of these records is out of proportion; {overflow}"
     else:
-        cause = (
-            f"{half}a backbone.dtype of float16 overflows likewise; stored features that are not finite; {overflow}"
-        )
+        cause = f"{half}a backbone.dtype of float16 overflows likewise; stored features that are not finite; {overflow}"
     return f"{state}. Likely causes: {cause}"
 
 

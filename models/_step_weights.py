@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, distributed
 from torch.optim import Optimizer
 
-__all__ = ["StepWeights", "denominator"]
+__all__ = ["StepWeights", "weight_total"]
 
 
-def denominator(weight: Tensor | None, number: int, device: torch.device) -> Tensor:
+def weight_total(weight: Tensor | None, number: int, device: torch.device) -> Tensor:
     """What a weighted mean is divided by, a scalar: the sum of the weights, or the number of items without any.
 
     Args:

@@ -87,8 +87,6 @@ class BradleyTerryRM(RewardModule):
         )
         if self.reward_centering:
             # The same mean over the same weights, so that both terms have one denominator.
-            centring = reward_centering_loss(
-                output["chosen"], output["rejected"], weight=batch.get("weight")
-            )
+            centring = reward_centering_loss(output["chosen"], output["rejected"], weight=batch.get("weight"))
             loss = loss + self.reward_centering * centring
         return loss

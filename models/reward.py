@@ -14,7 +14,7 @@ from pluralign.datamodules.columns import provided_by
 from pluralign.metrics import PreferenceMetrics
 
 from ._finite import BatchName, Finding, FiniteWatch, finding_now, message, reads_freely
-from ._step_weights import StepWeights
+from ._step_weights import StepWeights, weight_total
 from .backbone import BackboneConfig
 from .base import BaseModule, ModuleSettings
 
@@ -108,7 +108,7 @@ class RewardModule(BaseModule, ABC):
         Returns:
             A scalar >= 0 on the batch's device, which is not read.
         """
-        return denominator(batch.get("weight"), self.num_judged(batch), batch["response_row"].device)
+        return weight_total(batch.get("weight"), self.num_judged(batch), batch["response_row"].device)
 
     def step(self, batch: PreferenceBatch, stage: str) -> tuple[Tensor, RewardOutput]:
         """Score a batch, measure and log it.

@@ -11,7 +11,7 @@ from pluralign.datamodules.batch import Basis, PreferenceBatch, RewardOutput
 from pluralign.datamodules.checks import check_choices, check_range
 from pluralign.losses import bradley_terry_loss, hinge_loss, norm_bound_loss
 
-from .._step_weights import denominator
+from .._step_weights import weight_total
 from ..backbone import BackboneConfig
 from ..base import ModuleSettings
 from .network import Judged, PALNetwork, Points, ProjectorShape, UserReward, fit_users
@@ -291,7 +291,7 @@ class PAL(UserModule):
 
     def denominator(self, batch: PreferenceBatch) -> Tensor:
         """As of every module, by the weights that the loss takes."""
-        return denominator(self._weight(batch), self.num_judged(batch), batch["response_row"].device)
+        return weight_total(self._weight(batch), self.num_judged(batch), batch["response_row"].device)
 
     def compute_loss(self, output: RewardOutput, batch: PreferenceBatch) -> Tensor:
         """Loss of the batch's comparisons, plus the excess of ideal points over the bound.
