@@ -376,11 +376,37 @@ class PreferenceDataModule(PreparedData):
         settings = changed(
             self.loader, users=users, features=features, prompts=prompts, layout=layout, max_tokens=max_tokens
         )
-        if rank is None:
-            rank = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return self._batches(split, settings, shuffle=shuffle, rank=rank or self._rank())
+
+    def _batches(
+        self,
+        split: str,
+        settings: LoaderConfig,
+        *,
+        shuffle: bool,
+        rank: tuple[int, int],
+        even: bool | None = None,
+    ) -> PreferenceDataLoader:
         title, rows = f"{self.name} {split}", self.rows(split, settings)
         collate = self.collator(settings, requests=self._asks(split))
-        return batch_loader(title, rows, collate, settings, shuffle=shuffle, rank=rank)
+        return batch_loader(title, rows, collate, settings, shuffle=shuffle, rank=rank, even=even)
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _loader(self, split: str, *, shuffle: bool = False, even: bool = False) -> PreferenceDataLoader:
+        """Batches of a trainer's loop, which cannot do without a batch on every rank.
+
+        Raises:
+            ValueError: If there are fewer records than ranks.
+        """
+        records, rank = len(self.rows(split)), self._rank()
+        if rank[1] > max(1, records):
+            raise ValueError(
+                f"{self.name} {split}: {records:,} record{'' if records == 1 else 's'} cannot be divided among {rank[1]} "
+                f"ranks, and each needs one: set trainer.devices to at most {max(1, records)}, or give the split more records"
+            )
+        return self._batches(split, self.loader, shuffle=shuffle, rank=rank, even=even)
 
     def _asks(self, split: str) -> bool:
         """Whether records of a split say whose reward is asked for; only those to predict can."""
@@ -388,21 +414,21 @@ class PreferenceDataModule(PreparedData):
         return split == "predict" and any(entry.stored in present for entry in optional_columns("request"))
 
     def train_dataloader(self) -> DataLoader[PreferenceBatch]:
-        """Batches of the training split, in seeded random order."""
+        """Batches of the training split, in seeded random order; equally many on every rank."""
         overfit = getattr(self.trainer, "overfit_batches", 0)
-        return self.batches("train", shuffle=self.loader.shuffle and not overfit)
+        return self._loader("train", shuffle=self.loader.shuffle and not overfit, even=True)
 
     def val_dataloader(self) -> DataLoader[PreferenceBatch]:
         """Batches of the validation split, in fixed order."""
-        return self.batches("validation")
+        return self._loader("validation")
 
     def test_dataloader(self) -> DataLoader[PreferenceBatch]:
         """Batches of the test split, in fixed order."""
-        return self.batches("test")
+        return self._loader("test")
 
     def predict_dataloader(self) -> DataLoader[PreferenceBatch]:
         """Batches of the rows to score, in fixed order."""
-        return self.batches("predict")
+        return self._loader("predict")
 
     def text_format(self) -> dict[str, str | int | bool | None]:
         """The settled text format; stored with every checkpoint, so that later scoring uses the same."""

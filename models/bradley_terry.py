@@ -42,7 +42,8 @@ class BradleyTerryRM(RewardModule):
             backbone: Which network, in which state.
             label_smoothing: Share of label noise to assume, in [0, 1]: the target share s becomes
                 (1 - smoothing) s + smoothing (1 - s).
-            reward_centering: Coefficient, >= 0, of the squared sum of both rewards, which keeps rewards near 0.
+            reward_centering: Coefficient, >= 0, of the squared sum of both rewards, which keeps rewards near 0; a mean
+                over comparisons, weighted as the rest of the loss is.
             **settings: As :class:`BaseModule` has them.
 
         Raises:
@@ -85,5 +86,7 @@ class BradleyTerryRM(RewardModule):
             weight=batch.get("weight"),
         )
         if self.reward_centering:
-            loss = loss + self.reward_centering * reward_centering_loss(output["chosen"], output["rejected"])
+            # The same mean over the same weights, so that both terms have one denominator.
+            centring = reward_centering_loss(output["chosen"], output["rejected"], weight=batch.get("weight"))
+            loss = loss + self.reward_centering * centring
         return loss

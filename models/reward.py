@@ -6,13 +6,17 @@ from collections.abc import Mapping
 from typing import Any, Unpack
 
 import torch
+from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
 from pluralign.datamodules.columns import COLUMNS, provided_by, with_requests
 from pluralign.metrics import PreferenceMetrics
 
+from ._finite import BatchName, Finding, FiniteWatch, finding_now, message, reads_freely
+from ._step_weights import StepWeights, weight_total
 from .backbone import BackboneConfig
 from .base import BaseModule, ModuleSettings
 
@@ -26,6 +30,8 @@ ASKED = frozenset(column.name for column in COLUMNS if column.item == "request")
 NAMES = frozenset(
     {"id", "response_prompt", "response_index", "comparisons", "comparison_index", "comparison_prompt"}
 )
+LOOK_EVERY = 50
+"""Training batches between two looks for numbers that are not finite, where the trainer logs nothing."""
 """Entries of a batch that say which response or comparison is meant."""
 
 
@@ -62,6 +68,8 @@ class RewardModule(BaseModule, ABC):
         )
         self._checked = False
         self._largest_gap: Tensor | None = None
+        self._step_weights = StepWeights()
+        self._finite: FiniteWatch | None = None
 
     # What a method writes ------------------------------------------------------------------------------
 
@@ -75,7 +83,7 @@ class RewardModule(BaseModule, ABC):
 
     @abstractmethod
     def compute_loss(self, output: RewardOutput, batch: PreferenceBatch) -> Tensor:
-        """Scalar loss of a batch."""
+        """Scalar loss of a batch: a mean over what it judges, divided by :meth:`denominator`, in each of its terms."""
 
     # Steps ---------------------------------------------------------------------------------------------
 
@@ -106,6 +114,17 @@ class RewardModule(BaseModule, ABC):
         """How many items the loss of a batch is a mean over: its weight in an epoch's mean."""
         return len(batch["comparisons"]) if "comparisons" in batch else len(batch["response_row"])
 
+    def denominator(self, batch: PreferenceBatch) -> Tensor:
+        """What the loss of a batch is a sum divided by: the weights of its comparisons, or how many items there are.
+
+        The step's gradient is that of the sums of all its batches, over ranks and accumulated ones, divided by the sum of
+        their denominators; a method whose loss is a mean over something else overrides this.
+
+        Returns:
+            A scalar >= 0 on the batch's device, which is not read.
+        """
+        return weight_total(batch.get("weight"), self.num_judged(batch), batch["response_row"].device)
+
     def step(self, batch: PreferenceBatch, stage: str) -> tuple[Tensor, RewardOutput]:
         """Score a batch, measure and log it.
 
@@ -119,7 +138,14 @@ class RewardModule(BaseModule, ABC):
         if not self._checked:
             self.check_batch(batch)
         output: RewardOutput = self(batch)
+        at_once = reads_freely(output)
+        if at_once:  # before the loss refuses such numbers, and knows nothing of steps and records
+            self._stop_at(finding_now(self, output, None, self._name(batch, stage)))
         loss = self.compute_loss(output, batch)
+        if at_once:
+            self._stop_at(finding_now(self, output, loss, self._name(batch, stage)))
+        if self._finite is not None and stage == "train":
+            self._finite.note(output, loss, self._name(batch, stage))
         self._metrics(stage).update(output, batch)
         size = self.num_judged(batch)
         self.log(
@@ -134,11 +160,99 @@ class RewardModule(BaseModule, ABC):
         return loss, output
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
-        """Loss of one batch."""
+        """Loss of one batch, scaled by what the batch weighs in its optimiser step (:class:`StepWeights`)."""
+        if not self._checked:
+            self.check_batch(batch)
+        trainer = self.attached_trainer
+        if trainer is None or not self.automatic_optimization:
+            return self._train_on(batch, batch_idx)
+        accumulated, ranks = trainer.accumulate_grad_batches, trainer.world_size
+        if accumulated == ranks == 1:
+            return self._train_on(batch, batch_idx)
+        if accumulated > 1 and trainer.strategy.handles_gradient_accumulation:
+            raise ValueError(
+                f"{type(trainer.strategy).__name__} accumulates gradients itself, where judgements of batches with few "
+                "others would weigh more: set trainer.accumulate_grad_batches=1 and larger batches "
+                "(data.loader.max_tokens), or another trainer.strategy, such as ddp or fsdp"
+            )
+        if batch_idx % accumulated == 0:  # where the trainer sets the gradients to zero
+            if self._step_weights.batches >= accumulated > 1:
+                raise RuntimeError(
+                    f"{type(self).__name__}.on_before_optimizer_step does not call that of RewardModule, which "
+                    "divides accumulated gradients by what they are the sum of"
+                )
+            self._step_weights.reset()
+        self._step_weights.begin_batch(self.denominator(batch), ranks)
+        return self._step_weights.scaled(self._train_on(batch, batch_idx), ranks)
+
+    def _train_on(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
+        """Loss of one batch, watched."""
         loss, output = self.step(batch, "train")
         if batch_idx < WATCHED_STEPS and self.current_epoch == 0:
             self.watch(output, batch_idx)
+        if self._finite is not None and self._finite.number % self._look_every == 0:
+            self.look()
         return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Make accumulated gradients the mean's, before they are clipped."""
+        self._step_weights.end_step(optimizer, self.trainer.accumulate_grad_batches)
+
+    # Numbers that are not finite --------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Begin to watch for numbers that are not finite, and with no step under way."""
+        self._finite = FiniteWatch(self._look_every)
+        self._step_weights.reset()
+
+    def on_train_end(self) -> None:
+        """Watch no longer."""
+        self._finite = None
+
+    @property
+    def _look_every(self) -> int:
+        return self.trainer.log_every_n_steps or LOOK_EVERY
+
+    def look(self) -> None:
+        """Stop a run whose rewards, loss or trained weights are no longer finite.
+
+        Called where the trainer logs, before every validation, at the end of every epoch and before a checkpoint is
+        written, since each look waits for the device once. All ranks look together.
+
+        Raises:
+            RuntimeError: Naming the first such batch: step, epoch, records, and likely causes.
+        """
+        trainer = self.attached_trainer
+        if self._finite is None or trainer is None or trainer.state.status != TrainerStatus.RUNNING:
+            return  # what a run that is being stopped still saves is not looked at
+        self._stop_at(self._finite.look(self, trainer.world_size))
+
+    def _stop_at(self, finding: Finding | None) -> None:
+        if finding is None:
+            return
+        trainer = self.attached_trainer
+        optimizers = [] if trainer is None else trainer.optimizers
+        rate = optimizers[0].param_groups[0]["lr"] if optimizers else None
+        precision = "32-true" if trainer is None else str(trainer.precision)
+        raise RuntimeError(message(finding, precision=precision, rate=rate))
+
+    def _name(self, batch: PreferenceBatch, stage: str) -> BatchName:
+        """What a message would call a batch."""
+        trainer, records = self.attached_trainer, batch.get("id", [])
+        if trainer is None or stage != "train":
+            return BatchName(f"a batch of stage {stage}", records)
+        where = f"step {self.global_step} (epoch {self.current_epoch}, batch {trainer.fit_loop.batch_idx})"
+        return BatchName(where, records)
+
+    def on_validation_start(self) -> None:
+        """Begin an evaluation, of weights that are finite."""
+        self.look()
+        super().on_validation_start()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write no weights that are not finite; as every module besides."""
+        self.look()
+        super().on_save_checkpoint(checkpoint)
 
     @torch.no_grad()
     def watch(self, output: RewardOutput, batch_idx: int) -> None:
@@ -207,6 +321,7 @@ class RewardModule(BaseModule, ABC):
 
     def on_train_epoch_end(self) -> None:
         """Log the training metrics of the epoch."""
+        self.look()
         self._log_metrics("train")
 
     def on_validation_epoch_end(self) -> None:

@@ -26,6 +26,7 @@ def batch_loader(
     *,
     shuffle: bool,
     rank: tuple[int, int],
+    even: bool | None = None,
 ) -> PreferenceDataLoader:
     """Batches of records within the bounds that settings give.
 
@@ -36,6 +37,7 @@ def batch_loader(
         settings: Bounds, seed and workers.
         shuffle: Whether the order is random.
         rank: This process and the number of processes.
+        even: Whether every process gets equally many batches; None for what goes with ``shuffle``.
     """
     sampler = (TokenBudgetBatchSampler if shuffle else FixedOrderBatchSampler)(
         np.asarray(rows.sizes),
@@ -47,6 +49,7 @@ def batch_loader(
         seed=settings.seed,
         num_replicas=rank[1],
         rank=rank[0],
+        even=even,
     )
     if sampler.num_oversized:
         rank_zero_warn(

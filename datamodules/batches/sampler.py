@@ -40,6 +40,7 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
         seed: int = 0,
         num_replicas: int = 1,
         rank: int = 0,
+        even: bool | None = None,
     ) -> None:
         """Plan the first epoch.
 
@@ -54,6 +55,8 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
             seed: Seed of the order; equal on all ranks.
             num_replicas: Number of ranks.
             rank: This rank.
+            even: Whether every rank gets equally many batches, as training needs, even if a few come twice; otherwise each
+                record comes once, as evaluation needs. None for what goes with ``shuffle``.
 
         Raises:
             ValueError: If neither bound is given, the layout is unknown, or there are fewer records than ranks.
@@ -63,7 +66,8 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
             raise ValueError("give max_tokens, batch_size or both")
         if layout not in ("shared", "separate"):
             raise ValueError(f"layout must be shared or separate, got {layout!r}")
-        if shuffle and len(sizes) < num_replicas:
+        self.even = shuffle if even is None else even
+        if self.even and len(sizes) < num_replicas:
             raise ValueError(f"{len(sizes)} records cannot be divided among {num_replicas} ranks")
         responses, prefix, own_sum, own_max = np.asarray(sizes, dtype=np.int64).T
         self.rows = np.ones_like(responses) if layout == "shared" else responses
@@ -154,7 +158,7 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
             largest = {int(i) for i in np.argsort(-sizes, kind="stable")[:missing] if sizes[i] > 1}
             if not largest:
                 # Every batch is one record. Training repeats a few; evaluation must count each record once.
-                return batches + batches[:missing] if self.shuffle else batches
+                return batches + batches[:missing] if self.even else batches
             halves = [
                 np.array_split(batch, 2) if i in largest else [batch] for i, batch in enumerate(batches)
             ]

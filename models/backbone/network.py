@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pluralign.datamodules.batch import PreferenceBatch
 
+from .frequencies import FrequencyChanges
 from .loading import BackboneConfig, adapt_model, load_model
 from .packing import PACKED, packed_rows, register
 from .rows import attention_bias, block_mask, length_chunks, pad_to_multiple, pool, separate_rows, take_rows
@@ -78,6 +79,7 @@ class Backbone(nn.Module):
         offset = getattr(getattr(model, "embeddings", None), "padding_idx", None)
         if self.max_positions is not None and offset is not None:
             self.max_positions -= offset + 1  # RoBERTa counts positions from after the padding's id
+        self.frequencies = FrequencyChanges.of(model.config)
         self.flex = _use_flex(model, config.attention)
         self.causal = is_causal(model)
         self.packed = False
@@ -186,6 +188,8 @@ class Backbone(nn.Module):
             inputs["attention_mask"] = block_mask(segments) if self.flex else attention_bias(segments, dtype)
         elif not self.causal:
             inputs["attention_mask"] = (segments >= 0).to(ids.dtype)
+        if self.frequencies.vary:  # left to itself, a network would count the padding's positions, too
+            inputs["position_ids"] = batch["position_ids"]
         # Separate causal rows need no mask: padding is on the right, where no real token looks.
         if self.causal:
             inputs["use_cache"] = False
@@ -230,7 +234,8 @@ class Backbone(nn.Module):
             (R, H), in the backbone's dtype.
 
         Raises:
-            ValueError: If the batch holds stored features although the backbone is trained.
+            ValueError: If the batch holds stored features although the backbone is trained, or rotary frequencies depend
+                on the longest row and cannot be told apart.
         """
         if "features" in batch:
             if not self.frozen:
@@ -239,11 +244,10 @@ class Backbone(nn.Module):
                     "loader.features=null"
                 )
             return batch["features"]
-        rows = self.arrange(batch)
-        chunks = self._chunks(rows)
+        rows, chunks = self._passes(batch)
         if len(chunks) == 1:
             return self._states(rows)[0]
-        pooled = torch.cat([self._states(take_rows(rows, chunk))[0] for chunk in chunks])
+        pooled = torch.cat([self._states(self._take(rows, chunk))[0] for chunk in chunks])
         return pooled[_row_order(chunks, pooled.device)]
 
     def read(self, batch: PreferenceBatch) -> BackboneOutput:
@@ -256,15 +260,15 @@ class Backbone(nn.Module):
             Both, and the rows that they are of; rows that ran in several passes are padded with zeros again.
 
         Raises:
-            ValueError: If the batch holds stored features.
+            ValueError: If the batch holds stored features, or rotary frequencies depend on the longest row and cannot be
+                told apart.
         """
         if "features" in batch:
             raise ValueError("stored features tell no states of tokens: set loader.features=null")
-        rows = self.arrange(batch)
-        chunks = self._chunks(rows)
+        rows, chunks = self._passes(batch)
         if len(chunks) == 1:
             return BackboneOutput(*self._states(rows), rows)
-        parts = [self._states(take_rows(rows, chunk)) for chunk in chunks]
+        parts = [self._states(self._take(rows, chunk)) for chunk in chunks]
         width = rows["input_ids"].shape[1]
         tokens = [nn.functional.pad(states, (0, 0, 0, width - states.shape[1])) for _, states in parts]
         order = _row_order(chunks, tokens[0].device)
@@ -276,6 +280,27 @@ class Backbone(nn.Module):
         """States of the responses and of all tokens of arranged rows, from one pass."""
         tokens = self.encode(rows)
         return pool(tokens, rows, self.pooling), tokens
+
+    def _passes(self, batch: PreferenceBatch) -> tuple[PreferenceBatch, list[list[int]]]:
+        """The batch in the network's rows, and the groups of rows that are run apart; one group is all of them."""
+        if (divided := self.frequencies.sides(batch)) is None:
+            rows = self.arrange(batch)
+            return rows, self._chunks(rows)
+        sides, lengths = divided
+        if not self.config.length_chunks:
+            raise ValueError(
+                f"the backbone's rotary frequencies change beyond {self.frequencies.switches[0]} tokens (rope_type longrope), "
+                "so that shorter and longer rows run apart, which backbone.length_chunks=false forbids: set "
+                f"data.text.max_length to at most {self.frequencies.switches[0]}, or backbone.length_chunks=true"
+            )
+        rows = batch if len(batch["input_ids"]) == len(lengths) else separate_rows(batch)
+        rows = {**rows, "row_lengths": lengths}
+        parts = [(side, length_chunks([lengths[row] for row in side])) for side in sides]
+        return rows, [[side[i] for i in chunk] for side, chunks in parts for chunk in chunks]
+
+    def _take(self, rows: PreferenceBatch, chunk: list[int]) -> PreferenceBatch:
+        part = take_rows(rows, chunk)
+        return pad_to_multiple(part, FLEX_BUCKET) if self.flex else part
 
     def _chunks(self, batch: PreferenceBatch) -> list[list[int]]:
         """Groups of separate rows that are run apart, so that a prompt's short responses carry no long padding."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
 from pluralign.datamodules.checks import check_choices, check_range
 
+from .._step_weights import weight_total
 from ..backbone import BackboneConfig, RewardHead
 from ..base import ModuleSettings
 from ..reward import RewardModule, compared
@@ -230,6 +231,12 @@ class DPRM(RewardModule):
     def num_judged(self, batch: PreferenceBatch) -> int:
         """Responses or comparisons with votes: what the loss is a mean over."""
         return len(batch[self.keys.votes])
+
+    def denominator(self, batch: PreferenceBatch) -> Tensor:
+        """As of every module; weights of comparisons play no part where responses are judged."""
+        if self.judged == "comparisons":
+            return super().denominator(batch)
+        return weight_total(None, self.num_judged(batch), batch["response_row"].device)
 
     def compute_loss(self, output: RewardOutput, batch: PreferenceBatch) -> Tensor:
         """The chosen loss over the judged items, weighted by ``weight`` where comparisons have it."""

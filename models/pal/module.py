@@ -310,7 +310,8 @@ class PAL(UserModule):
         else:
             loss = (losses * weight).sum() / weight.sum().clamp_min(1e-12)
         if self.norm_bound is not None:
-            excess = norm_bound_loss(output["of_comparisons"]["ideal_points"], bound=self.norm_bound)
+            points = output["of_comparisons"]["ideal_points"]
+            excess = norm_bound_loss(points, bound=self.norm_bound, weight=weight)  # one denominator for both
             loss = loss + self.norm_bound_weight * excess
         return loss
 

@@ -151,3 +151,25 @@ def test_texts(tmp_path):
         ("why?|", "never"),
     ]
     assert data.user_groups() == {}
+
+
+class Rank:
+    """What a data module asks of a trainer with two processes."""
+
+    overfit_batches, lightning_module, world_size, global_rank = 0, None, 2, 1
+
+
+def test_a_split_with_fewer_records_than_ranks_is_an_error_that_says_what_to_change():
+    data = SyntheticDataModule(num_train=2, num_validation=1, num_test=1, num_predict=1)
+    for stage in ("fit", "test", "predict"):
+        data.setup(stage)
+    data.trainer = Rank()
+    for split in ("validation", "test", "predict"):
+        loader = getattr(data, f"{'val' if split == 'validation' else split}_dataloader")
+        with pytest.raises(
+            ValueError,
+            match=f"{split}: 1 record cannot be divided among 2 ranks.*trainer.devices to at most 1",
+        ):
+            loader()
+    assert [len(batch["id"]) for batch in data.train_dataloader()] == [1]
+    assert list(data.batches("test", rank=(1, 2))) == [], "loops of one's own may do without"

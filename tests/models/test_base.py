@@ -253,6 +253,27 @@ def test_two_processes_see_the_same_validation_as_one(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("records", [2, 3])
+def test_a_few_validation_records_on_two_processes_count_once_each(tmp_path, records):
+    def validated(**settings):
+        torch.manual_seed(0)
+        few = data(num_validation=records, loader=LoaderConfig(batch_size=1))
+        return trainer(tmp_path, **settings).validate(module(), few, verbose=False)[0]
+
+    one, two = validated(), validated(strategy="ddp_spawn", devices=2)
+    assert two == pytest.approx(one, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_fewer_validation_records_than_processes_are_one_error(tmp_path):
+    run = trainer(tmp_path, strategy="ddp_spawn", devices=2)
+    with pytest.raises(
+        Exception, match=r"validation: 1 record cannot be divided among 2 ranks.*trainer\.devices"
+    ):
+        run.fit(module(), data(num_validation=1))
+
+
+@pytest.mark.slow
 def test_two_processes_share_the_batches_and_hand_the_weights_back(tmp_path):
     model = module()
     run = trainer(tmp_path, strategy="ddp_spawn", devices=2, max_steps=-1, max_epochs=1)

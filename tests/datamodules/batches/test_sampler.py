@@ -107,6 +107,17 @@ def test_evaluation_with_fewer_records_than_ranks():
     assert sorted(i for batches in ranks for batch in batches for i in batch) == [0, 1, 2]
 
 
+@given(cases())
+@settings(max_examples=50, deadline=None)
+def test_training_without_shuffling_gives_every_rank_equally_many_batches(case):
+    sizes, options = case
+    once, even = (epoch_of(sizes, {**options, "even": even}, 0, shuffle=False) for even in (False, True))
+    assert len({len(batches) for batches in even}) == 1
+    seen = Counter(i for batches in even for batch in batches for i in batch)
+    assert set(seen) == set(range(len(sizes)))
+    assert sum(seen.values()) - len(sizes) == sum(map(len, even)) - sum(map(len, once))
+
+
 def test_budget_is_used_not_only_kept():
     sizes = lognormal_sizes(2000)
     sampler = TokenBudgetBatchSampler(sizes, max_tokens=8192)
