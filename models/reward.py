@@ -54,6 +54,7 @@ class RewardModule(BaseModule, ABC):
         )
         self._checked = False
         self._largest_gap: Tensor | None = None
+        self._ended_sums: dict[str, Tensor] | None = None
 
     # What a method writes ------------------------------------------------------------------------------
 
@@ -106,6 +107,8 @@ class RewardModule(BaseModule, ABC):
         loss = self.compute_loss(output, batch)
         self._metrics(stage).update(output, batch)
         size = self.num_judged(batch)
+        if stage == "train":
+            self.step_values = {"train/loss": loss.detach()}
         self.log(
             f"{stage}/loss",
             loss,
@@ -177,9 +180,23 @@ class RewardModule(BaseModule, ABC):
         if shown in values:
             self.log(shown, values[shown], prog_bar=True, sync_dist=True)
 
+    def on_train_epoch_start(self) -> None:
+        """Begin to count."""
+        self._ended_sums = None
+
     def on_train_epoch_end(self) -> None:
-        """Log the training metrics of the epoch."""
+        """Log the training metrics of the epoch; a checkpoint written while it ends still has their sums."""
+        super().on_train_epoch_end()
+        self._ended_sums = self.running_sums()
         self._log_metrics("train")
+
+    def running_sums(self) -> dict[str, Tensor]:
+        """Sums of the training metrics."""
+        return self._ended_sums or self._metrics("train").sums_by_name()
+
+    def restore_sums(self, sums: dict[str, Tensor]) -> None:
+        """Go on counting."""
+        self._metrics("train").add_sums(sums)
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""
