@@ -64,12 +64,14 @@ class Resumption(TypedDict):
         sums: This process's sums of an epoch that is not over.
         shown: As in :class:`RunState`.
         row: Values of a step that is to be logged, and its number; None if it was.
+        unfinished: Whether something follows the last batch, were it the last of all.
     """
 
     random: RandomState | None
     sums: dict[str, Tensor]
     shown: dict[str, Tensor]
     row: tuple[dict[str, float], int] | None
+    unfinished: bool
 
 
 # Random numbers ----------------------------------------------------------------------------------------
@@ -201,6 +203,7 @@ def resumption(trainer: L.Trainer, checkpoint: dict[str, Any], state: RunState |
         sums=state["sums"][own] if own is not None and epochs["ready"] != epochs["processed"] else {},
         shown=state["shown"],
         row=row,
+        unfinished=epochs["ready"] != epochs["processed"],
     )
 
 
@@ -298,6 +301,15 @@ class ResumableModule(L.LightningModule):
                 logger.save()
         if state["random"] is not None:
             restore_random_state(state["random"], self.device)
+
+    def on_fit_end(self) -> None:
+        """Say where a run had nothing left to train, so that Lightning made up for nothing."""
+        if self._resumption is not None and self._resumption["unfinished"]:
+            rank_zero_info(
+                "All steps were trained when the checkpoint was written, but its epoch had not ended: that epoch's metrics, "
+                "and a validation that was due, are not made up. `pluralign validate` measures the model."
+            )
+        self._resumption = None
 
     def on_train_epoch_end(self) -> None:
         """Have a plateau scheduler see the end of the epoch in which a run went on; Lightning leaves that one out."""
