@@ -177,7 +177,7 @@ def resumption(trainer: L.Trainer, checkpoint: dict[str, Any], state: RunState |
     if _batch_is_open(progress) and not state["between_steps"]:
         number: int = progress[LOOP][LOGGED]
         if state["values"] and (number + 1) % max(1, trainer.log_every_n_steps) == 0:
-            row = {**state["values"], "epoch": float(checkpoint["epoch"])}, number
+            row = {**state["values"], "epoch": checkpoint["epoch"]}, number
     if state["validation_rule"] == _validation_rule(trainer):
         _mend(progress, due=state["validation_due"], stepped=not state["between_steps"])
     elif state["validation_due"] and _batch_is_open(progress):
