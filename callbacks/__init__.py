@@ -1,10 +1,21 @@
 """What is worth watching or saving, for any reward module."""
 
+from .checkpoint_io import AtomicCheckpointIO
 from .crowd_calibration import CrowdCalibration
 from .prototype_map import PrototypeMap
 from .recovery_report import RecoveryReport
 from .reward_writer import RewardWriter
+from .run_logger import RunLogger
 from .throughput import Throughput
 from .user_metrics import UserMetrics
 
-__all__ = ["CrowdCalibration", "PrototypeMap", "RecoveryReport", "RewardWriter", "Throughput", "UserMetrics"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "CrowdCalibration",
+    "PrototypeMap",
+    "RecoveryReport",
+    "RewardWriter",
+    "RunLogger",
+    "Throughput",
+    "UserMetrics",
+]

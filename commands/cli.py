@@ -16,6 +16,16 @@ from pluralign.callbacks import Throughput
 from pluralign.datamodules import PreferenceDataModule
 from pluralign.models import RewardModule
 
+from .checkpoints import (
+    RunKeeper,
+    check_writable,
+    choose_checkpoint,
+    follow_root_folder,
+    go_on_in,
+    keep_whole,
+    recipe,
+)
+
 __all__ = ["NoOptions", "PluralignCLI", "option"]
 
 GIVEN_BY_TRAINER: set[str | int] = {
@@ -98,7 +108,7 @@ class PluralignCLI(LightningCLI, Generic[OptionsT]):
             seed_everything_default=0,
             trainer_defaults={
                 "log_every_n_steps": 10,
-                "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "runs"}},
+                "logger": {"class_path": "pluralign.callbacks.RunLogger"},
             },
             parser_class=_Parser,
             parser_kwargs={
@@ -146,14 +156,32 @@ class PluralignCLI(LightningCLI, Generic[OptionsT]):
         self.config = parser.parse_args(args)
 
     def before_instantiate_classes(self) -> None:
-        """Check the verb's own options, and load checkpoints as plain values unless the user says otherwise."""
+        """Choose the checkpoint, as plain values unless the user says otherwise; check the verb's own options."""
+        if self.config.get("weights_only") is None:
+            self.config.weights_only = True
+        follow_root_folder(self.config)
+        self.recipe = recipe(self.parser, self.config)
+        fields_of_options = {each.name for each in fields(self.options_class)}
+        if self.config.ckpt_path and (self.method is not None or "ckpt_path" in fields_of_options):
+            fitting = self.method == "fit"
+            found = choose_checkpoint(self.config, self.recipe, fitting=fitting)
+            resumes = found is not None and fitting and self.config.ckpt_path == "last"
+            if found is not None:
+                self.config.ckpt_path = str(found.path)
+            if resumes and found is not None and go_on_in(self.config, found):
+                self.save_config_callback = None  # the run has kept it
         values = {each.name: self.config[each.name] for each in fields(self.options_class)}
         try:
             self.options = self.options_class(**values)
         except ValueError as error:
             self.fail(str(error))
-        if self.config.get("weights_only") is None:
-            self.config.weights_only = True
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401  as in the base class
+        """Make a trainer whose checkpoints are whole, and can be found again."""
+        trainer = super().instantiate_trainer(**kwargs)
+        keep_whole(trainer, self.config_init.trainer.get("plugins"))
+        trainer.callbacks.insert(0, RunKeeper(self.recipe))  # type: ignore[attr-defined]
+        return trainer
 
     # What a verb does with it --------------------------------------------------------------------------
 
@@ -161,6 +189,8 @@ class PluralignCLI(LightningCLI, Generic[OptionsT]):
         """Run the trainer's method on model and data, with what the options say and these settings."""
         assert self.method is not None  # the caller named it
         settings |= {name: self.config_init[name] for name in self.method_options}
+        if self.method == "fit":
+            check_writable(self.trainer)
         getattr(self.trainer, self.method)(self.model, datamodule=self.datamodule, **settings)
 
     def connect(self) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
@@ -27,7 +28,7 @@ from .batches import (
 from .columns import optional_columns
 from .crowd import VotePriors
 from .joins import SideTable, load_joins, report_joins
-from .prepared import SPLITS, PreparedData
+from .prepared import SPLITS, PreparedData, content_changes, plain_content
 from .records import PreferenceRecord, RecordError, SourceRow
 from .settings import SharedSettings
 from .tokens import CacheReader, SplitReport, TokenTable, decoded_responses, report_split
@@ -77,6 +78,7 @@ class PreferenceDataModule(PreparedData):
         self._tables: dict[str, TokenTable] = {}
         self._reader: CacheReader | None = None
         self._restored: dict[str, Any] | None = None
+        self._content: dict[str, object] = {}
 
     # Lightning -----------------------------------------------------------------------------------------
 
@@ -96,6 +98,7 @@ class PreferenceDataModule(PreparedData):
         if self._reader is None:
             self.prepare_data()
             self._reader = CacheReader(self.cache_folder())
+            self._content = plain_content(self.content())
             self._priors = VotePriors(self.name, self._reader)
         opened: list[str] = []
         for split in STAGES[stage] if stage else self.splits:
@@ -440,17 +443,23 @@ class PreferenceDataModule(PreparedData):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Users, domains and other names, so that indices keep their meaning when a run goes on with other data."""
+        """Users, domains and other names, so that indices keep their meaning with other data; what the data were."""
         others = {name: list(values) for name, values in self.names.items() if name not in ("user", "domain")}
         return {
             "users": list(self.users),
             "domains": list(self.domains),
             "num_training_users": self.num_training_users,
             "names": others,
+            "content": self._content,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take users and domains from a checkpoint."""
+        """Take users and domains from a checkpoint.
+
+        Raises:
+            ValueError: If a run is to go on with other data than it was trained with; says what differs.
+        """
+        self._check_content(state_dict.get("content"))
         self._names = _names_of(state_dict)
         self.users, self.domains = self._names["user"], self._names["domain"]
         # Version 0.1 knew training users only.
@@ -458,6 +467,15 @@ class PreferenceDataModule(PreparedData):
         self._restored = self.state_dict()
         if self._reader is not None:
             self._name_users()
+
+    def _check_content(self, before: object) -> None:
+        fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if fitting and before and (changes := content_changes(before, self._content)):
+            raise ValueError(
+                f"{self.name}: a run cannot go on with other data than it was trained with: {'; '.join(changes)}. Give it "
+                "the data it had; to start a new run from its weights, name the checkpoint as model.init_from and leave "
+                "ckpt_path out"
+            )
 
 
 def _given(record: PreferenceRecord, row: SourceRow) -> GivenRecord:

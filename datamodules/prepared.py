@@ -1,9 +1,10 @@
 """PreparedData: settings, validation of rows and token cache, once for all datasets."""
 
+import json
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,12 +17,46 @@ from .records import PreferenceRecord, RecordError, SourceRow, hash_files, hash_
 from .settings import OnInvalid
 from .tokens import CacheWriter, RecordTokenizer, TextConfig, cache_damage, fingerprint, tokenise
 
-__all__ = ["SPLITS", "PreparedData"]
+__all__ = ["SPLITS", "PreparedData", "content_changes", "plain_content"]
 
 SPLITS = ("train", "validation", "test", "predict")
 VALIDATION_SHARE = 0.05
 MERGED_TOKENS = 4096
 """Half of a loader's budget by default, so that no merged record is a batch alone."""
+NOT_TRAINED_ON = ("test", "predict")
+
+
+def plain_content(content: Mapping[str, object]) -> dict[str, object]:
+    """Content of data, as :meth:`PreparedData.content` has it, in the plain values that a checkpoint holds."""
+    plain: dict[str, object] = json.loads(json.dumps(content, default=str))
+    return plain
+
+
+def content_changes(before: object, now: object, name: str = "") -> list[str]:
+    """What differs between two contents, but for splits that no training reads.
+
+    Args:
+        before: As :func:`plain_content` gave it.
+        now: Likewise.
+        name: Of what is compared; for the recursion.
+
+    Returns:
+        Of every difference, what it is: files of a source by name, settings with both values.
+    """
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        keys = sorted({*before, *now} - {*NOT_TRAINED_ON})
+        parts = [content_changes(before.get(key), now.get(key), f"{name}.{key}".lstrip(".")) for key in keys]
+        return [change for part in parts for change in part]
+    if before == now:
+        return []
+    if name.startswith("sources.") and isinstance(before, list) and isinstance(now, list):
+        same = [file for file, _ in before] == [file for file, _ in now]
+        files = ", ".join(sorted(file for file, _ in now))
+        source = name.removeprefix("sources.")
+        return [
+            f"{source} has other bytes in {files}" if same else f"{source} is read from other files, {files}"
+        ]
+    return [f"{name.removeprefix('settings.')} was {before!r}, is {now!r}"]
 
 
 class PreparedData(L.LightningDataModule, ABC):
@@ -154,16 +189,18 @@ class PreparedData(L.LightningDataModule, ABC):
     def cache_folder(self) -> Path:
         """Where this content's cache stands or will stand."""
         root = self.cache_dir or os.environ.get("PLURALIGN_CACHE") or Path.home() / ".cache" / "pluralign"
-        description = {
-            "name": self.name,
+        description = {"name": self.name, **self.content(), "format": self.tokenizer.fingerprint()}
+        return Path(root) / f"{self.name}-{fingerprint(description)}"
+
+    def content(self) -> dict[str, object]:
+        """What decides the records, whatever the tokens: bytes of the files of each source, and settings."""
+        return {
             "sources": {source: hash_files(self.files(source)) for source in self.sources},
             "settings": self.settings(),
-            "format": self.tokenizer.fingerprint(),
             "on_invalid": self.on_invalid,
             "merged_tokens": self.merged_tokens,
             "validation_share": None if "validation" in self.sources else self.validation_share,
         }
-        return Path(root) / f"{self.name}-{fingerprint(description)}"
 
     def cache_problem(self) -> str | None:
         """What is wrong with the cache, every byte of it compared, once; None if it is there and whole."""

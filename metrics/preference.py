@@ -1,5 +1,7 @@
 """PreferenceMetrics: what a reward module reports, summed exactly over ragged batches and ranks."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -140,6 +142,22 @@ class PreferenceMetrics(Metric):
         bins = ((confidence - 0.5) * 2 * self.num_bins).long().clamp(0, self.num_bins - 1)
         member = (bins[:, None] == torch.arange(self.num_bins, device=bins.device)).double()
         self.bins = self.bins + torch.stack([torch.ones_like(confidence), confidence, agreed]) @ member
+
+    def sums_by_name(self) -> dict[str, Tensor]:
+        """What was counted until now, on this rank."""
+        return {"sums": self.sums, "bins": self.bins, "rewards": self.rewards}
+
+    def add_sums(self, sums: Mapping[str, Tensor]) -> None:
+        """Count what was counted elsewhere.
+
+        Args:
+            sums: As :meth:`sums_by_name` gives them.
+        """
+        for name, value in sums.items():
+            here: Tensor = getattr(self, name)
+            setattr(self, name, here + value.to(here.device))
+        self._update_count += 1  # or torchmetrics would say that there was nothing
+        self._computed = None
 
     @staticmethod
     def _longer_wins(batch: PreferenceBatch, first: Tensor, decided: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from pluralign.datamodules.batch import DataSource, PreferenceBatch, TextFormat
 
 from ._data_source import AdaptedData
 from ._initial_weights import begins, check_file, read_checkpoint
+from ._resumption import ResumableModule
 from .backbone import Backbone, BackboneConfig, StoredFeatures, added_keys
 
 __all__ = ["BaseModule", "ModuleSettings", "data_of", "default_optimizer"]
@@ -62,7 +63,7 @@ def _leave_group() -> None:
         distributed.destroy_process_group()
 
 
-class BaseModule(L.LightningModule):
+class BaseModule(ResumableModule):
     """Base of every module with a backbone; a subclass writes ``configure_model`` and its steps.
 
     What the constructor of a subclass is given becomes its hyperparameters; only plain values may be among them.
@@ -336,17 +337,21 @@ class BaseModule(L.LightningModule):
         return keys - (base - trained - self._loaded_keys)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave frozen weights out and keep the text format beside the rest."""
+        """Leave frozen weights out; keep the text format, and what the run needs to go on, beside the rest."""
         keys = self.saved_keys()
         checkpoint["state_dict"] = {
             name: value for name, value in checkpoint["state_dict"].items() if name in keys
         }
-        checkpoint["pluralign"] = {"version": __version__, "text_format": self.text_format}
+        kept = checkpoint.setdefault("pluralign", {})
+        kept |= {"version": __version__, "text_format": self.text_format}
+        self.keep_run(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take back the text format."""
+        """Take back the text format, and see what there is to do for a run that goes on."""
         self.text_format = checkpoint.get("pluralign", {}).get("text_format")
         self._loaded_keys, self.init_from = frozenset(checkpoint["state_dict"]), None
+        if self.fitting:
+            self.resume_run(checkpoint)
 
     def make_room(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what the sizes of the weights depend on, before they are loaded; nothing, unless overridden."""

@@ -70,6 +70,7 @@ class RewardModule(BaseModule, ABC):
         self._largest_gap: Tensor | None = None
         self._step_weights = StepWeights()
         self._finite: FiniteWatch | None = None
+        self._ended_sums: dict[str, Tensor] | None = None
 
     # What a method writes ------------------------------------------------------------------------------
 
@@ -148,6 +149,8 @@ class RewardModule(BaseModule, ABC):
             self._finite.note(output, loss, self._name(batch, stage))
         self._metrics(stage).update(output, batch)
         size = self.num_judged(batch)
+        if stage == "train":
+            self.step_values = {"train/loss": loss.detach()}
         self.log(
             f"{stage}/loss",
             loss,
@@ -319,10 +322,24 @@ class RewardModule(BaseModule, ABC):
         if shown in values:
             self.log(shown, values[shown], prog_bar=True, sync_dist=True)
 
+    def on_train_epoch_start(self) -> None:
+        """Begin to count."""
+        self._ended_sums = None
+
     def on_train_epoch_end(self) -> None:
-        """Log the training metrics of the epoch."""
+        """Log the training metrics of the epoch; a checkpoint written while it ends still has their sums."""
+        super().on_train_epoch_end()
         self.look()
+        self._ended_sums = self.running_sums()
         self._log_metrics("train")
+
+    def running_sums(self) -> dict[str, Tensor]:
+        """Sums of the training metrics."""
+        return self._ended_sums or self._metrics("train").sums_by_name()
+
+    def restore_sums(self, sums: dict[str, Tensor]) -> None:
+        """Go on counting."""
+        self._metrics("train").add_sums(sums)
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""

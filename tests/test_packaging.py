@@ -211,7 +211,7 @@ CONTRACTS = {
             "pluralign.__version__",
         ),
         top=("torch", "lightning", "torchmetrics"),
-        inside=("transformers", "peft", "bitsandbytes", "safetensors"),
+        inside=("transformers", "peft", "bitsandbytes", "safetensors", "numpy"),
     ),
     "callbacks": Contract(
         own=(

@@ -65,4 +65,6 @@ def batch_loader(
         num_workers=settings.num_workers,
         persistent_workers=settings.num_workers > 0,
         pin_memory=torch.cuda.is_available(),
+        # A loader draws a number whenever it starts over. From the global generator, that would change dropout.
+        generator=torch.Generator(),
     )

@@ -1,0 +1,110 @@
+"""Files that are there whole or not at all, and what to say where a disk does not take them."""
+
+import errno
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+__all__ = ["could_not_write", "written_whole"]
+
+ENDING = ".part"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LOCKED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def could_not_write(path: Path, error: OSError) -> OSError:
+    """What to raise where a file could not be written: names file, disk and what to do.
+
+    Args:
+        path: Of the file.
+        error: As the system gave it.
+    """
+    message = f"could not write {path}: {error.strerror or error}"
+    with suppress(OSError):
+        folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+        disk = shutil.disk_usage(folder)
+        message += (
+            f" ({disk.free / 2**30:,.2f} of {disk.total / 2**30:,.2f} GiB are free on the disk of {folder})"
+        )
+    if path.is_file():
+        message += "; the file that was there before is as it was"
+    if error.errno in FULL:
+        message += ". Make room, or let --trainer.default_root_dir name a folder on another disk"
+    elif error.errno in LOCKED:
+        message += ". Let --trainer.default_root_dir name a folder that you may write to"
+    return OSError(error.errno, message)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A stream whose bytes become the file once all are on the disk; until then the file stays as it was.
+
+    They are written beside the file, in its folder: a file moves in one step only within one file system. What killed
+    processes of this machine have left there of the same file is removed.
+
+    Args:
+        path: Of the file; its folder is made.
+
+    Raises:
+        OSError: If the disk is full, the folder cannot be written or the like; nothing is left of it then.
+    """
+    host = socket.gethostname()
+    part = path.with_name(f".{path.name}.{host}.{os.getpid()}{ENDING}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _clean(path.parent, host)
+        with part.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(path)
+        _sync(path.parent)
+    except BaseException as problem:
+        with suppress(OSError):
+            part.unlink()
+        error = _system_error(problem)
+        if error is None:
+            raise
+        raise could_not_write(path, error) from error
+
+
+def _system_error(problem: BaseException | None) -> OSError | None:
+    """The system's error behind an exception: torch raises another one over it."""
+    while problem is not None and not isinstance(problem, OSError):
+        problem = problem.__cause__ or problem.__context__
+    return problem
+
+
+def _clean(folder: Path, host: str) -> None:
+    """Remove what processes that are no more, of this machine, have begun in a folder."""
+    for left in folder.glob(f".*.{host}.*{ENDING}"):
+        process = left.name.removesuffix(ENDING).rpartition(".")[2]
+        if process.isdigit() and not _alive(int(process)):
+            with suppress(OSError):
+                left.unlink()
+
+
+def _alive(process: int) -> bool:
+    if process == os.getpid():
+        return False  # what it writes now has not begun
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # somebody else's
+    return True
+
+
+def _sync(folder: Path) -> None:
+    """Have the folder's new entry on the disk; not every system lets one."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,329 @@
+"""Which checkpoint `--ckpt_path last` and `best` mean, where a run goes on, and what it keeps to be found again."""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
+
+from pluralign.callbacks import AtomicCheckpointIO
+
+__all__ = [
+    "Found",
+    "RunKeeper",
+    "check_writable",
+    "choose_checkpoint",
+    "follow_root_folder",
+    "go_on_in",
+    "keep_whole",
+    "recipe",
+]
+
+Settings = Mapping[str, Any]
+
+TRAINING = (
+    "precision",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "overfit_batches",
+)
+"""Options of the trainer that decide what is learned; how long, where and how it is logged does not."""
+NOT_OF_TRAINING = ("test", "predict", "cache_dir", "num_workers")
+"""Settings of data that training does not see."""
+OF_TRAINING = ("optimizer", "lr_scheduler", "init_from", "init_may_differ")
+"""Settings of a model that its evaluation does not see."""
+LOGGERS = ("RunLogger", "CSVLogger", "TensorBoardLogger")
+"""Loggers whose folders are SAVE_DIR/NAME/VERSION."""
+SHOWN = 3
+
+
+class Found(NamedTuple):
+    """A checkpoint that was chosen.
+
+    Attributes:
+        path: Where it is.
+        step: Optimiser steps until then.
+        epoch: Epoch that it is from.
+    """
+
+    path: Path
+    step: int
+    epoch: int
+
+
+@dataclass
+class _Search:
+    """What was looked at on the way to a checkpoint."""
+
+    folders: list[Path]
+    looked_at: int = 0
+    unreadable: int = 0
+    weights_alone: int = 0
+    other: str = ""
+
+
+# What identifies a run -----------------------------------------------------------------------------------
+
+
+def recipe(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
+    """What is learned, from what and how: plain values that a checkpoint keeps.
+
+    How long, on which devices and with which logger does not count: a run that goes on may have others.
+    """
+    settings = json.loads(parser.dump(config, format="json", skip_none=False, skip_validation=True))
+    trainer = {name: settings["trainer"].get(name) for name in TRAINING}
+    parts = {name: settings[name] for name in ("seed_everything", "model", "data")}
+    return {**parts, "trainer": trainer}
+
+
+def _differences(before: object, now: object, ignored: Sequence[str], name: str = "") -> Iterator[str]:
+    """What differs, of what both have: a later version may know more settings."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in before.keys() & now.keys():
+            if key not in ignored:
+                yield from _differences(before[key], now[key], ignored, f"{name}.{key}".lstrip("."))
+    elif before != now:
+        yield f"{name} (was {before!r}, is {now!r})".replace(".init_args", "")
+
+
+def _mismatch(kept: Settings | None, wanted: Settings, *, fitting: bool) -> list[str]:
+    """What of a checkpoint's recipe is not as it is wanted; evaluation looks at the model and the kind of data."""
+    if kept is None:
+        return ["no configuration kept in it"]
+    if fitting:
+        return sorted(_differences(kept, wanted, NOT_OF_TRAINING))
+    kinds = [{"data": recipe["data"]["class_path"], "model": recipe["model"]} for recipe in (kept, wanted)]
+    return sorted(_differences(*kinds, OF_TRAINING))
+
+
+# Where to look -------------------------------------------------------------------------------------------
+
+
+def _loggers(config: Namespace) -> list[Namespace]:
+    loggers = config.trainer.logger
+    listed = loggers if isinstance(loggers, list) else [loggers]
+    return [logger for logger in listed if isinstance(logger, Namespace)]
+
+
+def _folders(config: Namespace) -> list[Path]:
+    """Folders whose checkpoints may be this configuration's: of loggers, of the trainer, of callbacks."""
+    settings = [dict(logger.get("init_args") or {}) for logger in _loggers(config)]
+    names = [each.get("save_dir") or (None if "save_dir" not in each else "runs") for each in settings]
+    root = config.trainer.default_root_dir
+    if not any(names):
+        names.append(root or "checkpoints")
+    elif root:
+        names.append(root)
+    callbacks = config.trainer.callbacks or []
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        names.append(dict(callback.get("init_args") or {}).get("dirpath"))
+    return [Path(name) for name in dict.fromkeys(filter(None, names))]
+
+
+def _newest_first(folders: list[Path]) -> list[Path]:
+    paths = {path.resolve(): path for folder in folders for path in folder.rglob("*.ckpt") if path.is_file()}
+    return sorted(paths.values(), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def _candidates(search: _Search, wanted: Settings, *, fitting: bool) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Whole checkpoints of this configuration, the newest first, with what they hold."""
+    for path in _newest_first(search.folders):
+        search.looked_at += 1
+        try:
+            # Mapped, not read: the weights of those that are passed over are not needed.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            assert "state_dict" in content
+        except Exception:  # noqa: BLE001
+            search.unreadable += 1
+            _say(f"passed over {path}, which cannot be read")
+            continue
+        if fitting and "optimizer_states" not in content:
+            search.weights_alone += 1
+        elif mismatch := _mismatch(content.get("pluralign", {}).get("recipe"), wanted, fitting=fitting):
+            more = f" and {len(mismatch) - SHOWN} more" if len(mismatch) > SHOWN else ""
+            search.other = search.other or f"{path} has other settings: {', '.join(mismatch[:SHOWN])}{more}"
+        else:
+            yield path, content
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    print(f"--ckpt_path: {text}")
+
+
+# The choice ----------------------------------------------------------------------------------------------
+
+
+def choose_checkpoint(config: Namespace, wanted: Settings, *, fitting: bool) -> Found | None:
+    """The checkpoint that ``--ckpt_path`` means.
+
+    Args:
+        config: Every option.
+        wanted: This configuration's :func:`recipe`.
+        fitting: Whether a run goes on from it, rather than being evaluated.
+
+    Returns:
+        For ``last`` the newest whole checkpoint of this configuration, for ``best`` the best one of the run that it
+        belongs to; None where a path is given.
+
+    Raises:
+        FileNotFoundError: If there is none; says where it looked and what it found. Or if there is no such path.
+        ValueError: If the path is no checkpoint, or of weights alone where a run is to go on.
+    """
+    given = config.ckpt_path
+    if given in ("last", "best"):
+        search = _Search(_folders(config))
+        for path, content in _candidates(search, wanted, fitting=fitting):
+            chosen = path if given == "last" else _best(path, content)
+            if chosen != path:
+                content = AtomicCheckpointIO().load_checkpoint(chosen, "cpu", weights_only=True)
+            written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(chosen.stat().st_mtime))
+            found = Found(chosen, content["global_step"], content["epoch"])
+            _say(f"{given} is {chosen} (step {found.step:,}, epoch {found.epoch}, written {written})")
+            return found
+        raise FileNotFoundError(_nothing(given, search))
+    if given and given != "hpc" and "://" not in given and not given.startswith("registry"):
+        content = AtomicCheckpointIO().load_checkpoint(given, "cpu", weights_only=config.weights_only)
+        if fitting and "optimizer_states" not in content:
+            raise ValueError(
+                f"{given} holds weights alone, and no run can go on from it; to start a new one from its weights, give "
+                f"--model.init_from {given}"
+            )
+    return None
+
+
+def _best(path: Path, content: Settings) -> Path:
+    """The best checkpoint of the run that wrote one."""
+    for key, state in content.get("callbacks", {}).items():
+        if key.startswith("ModelCheckpoint") and state.get("monitor") and state.get("best_model_path"):
+            best = Path(state["best_model_path"])
+            for place in (best, path.with_name(best.name)):  # the run's folder may have been moved
+                if place.is_file():
+                    return place
+            raise FileNotFoundError(
+                f"--ckpt_path best: {best}, which was the best according to {path}, is gone"
+            )
+    raise FileNotFoundError(
+        f"--ckpt_path best: the run of {path} has validated nothing yet, or has no ModelCheckpoint with a monitor; "
+        "`--ckpt_path last` is its newest"
+    )
+
+
+def _nothing(given: str, search: _Search) -> str:
+    """What to say where no checkpoint was found."""
+    where = " and ".join(map(str, search.folders))
+    message = f"--ckpt_path {given}: there is no checkpoint of this configuration under {where}"
+    counts = {
+        "looked at": search.looked_at,
+        "unreadable": search.unreadable,
+        "of weights alone": search.weights_alone,
+    }
+    told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    message += f" ({told})" if told else " (no *.ckpt file at all)"
+    if search.other:
+        message += f"; {search.other}"
+    return f"{message}. Without --ckpt_path a run starts anew; a path takes any checkpoint"
+
+
+# Where a run goes on, and what it writes -------------------------------------------------------------------
+
+
+def follow_root_folder(config: Namespace) -> None:
+    """Let ``trainer.default_root_dir`` be the folder of all runs where a logger names none."""
+    for logger in _loggers(config):
+        settings = logger.get("init_args")
+        if logger.class_path.endswith("RunLogger") and settings is not None and settings.save_dir is None:
+            settings.save_dir = config.trainer.default_root_dir
+
+
+def go_on_in(config: Namespace, found: Found) -> bool:
+    """Have loggers, and with them checkpoints, go on in the folder of the run that a checkpoint is from.
+
+    Returns:
+        Whether it is one; otherwise the run has a new folder for its log, and says so.
+    """
+    for logger in _loggers(config):
+        settings = logger.get("init_args") or Namespace()
+        if logger.class_path.rpartition(".")[2] not in LOGGERS:
+            continue
+        runs = Path(settings.get("save_dir") or "runs", settings.get("name") or "")
+        if not found.path.resolve().is_relative_to(runs.resolve()):
+            continue
+        version = found.path.resolve().relative_to(runs.resolve()).parts[0]
+        number = version.removeprefix("version_")
+        settings.version = int(number) if number.isdigit() and number != version else version
+        if logger.class_path.endswith("CSVLogger"):  # which would delete what was logged
+            logger.class_path = "pluralign.callbacks.RunLogger"
+        _say(f"the run goes on in {runs / version}")
+        return True
+    _say(f"checkpoints go on in {found.path.parent}; what is logged goes where the logger says")
+    return False
+
+
+def check_writable(trainer: L.Trainer) -> None:
+    """Refuse to train where nothing can be kept.
+
+    Raises:
+        OSError: If the folder of a log, or of checkpoints without one, can neither be made nor written.
+    """
+    folders = [logger.save_dir for logger in trainer.loggers if logger.save_dir] or [trainer.default_root_dir]
+    for name in folders:
+        if "://" in name:
+            continue
+        path = Path(name).absolute()
+        there = next(parent for parent in (path, *path.parents) if parent.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            what = "may not be written" if there.is_dir() else "is no folder"
+            raise PermissionError(
+                f"{name} cannot keep the run: {there} {what}. Let --trainer.default_root_dir name a folder that you may "
+                "write to"
+            )
+
+
+def keep_whole(trainer: L.Trainer, plugins: object) -> None:
+    """Have checkpoints written whole or not at all, unless the user has a plugin of another kind.
+
+    Args:
+        trainer: As it was made.
+        plugins: What it was given.
+    """
+    for plugin in plugins if isinstance(plugins, list) else [plugins]:
+        if isinstance(plugin, AsyncCheckpointIO) and plugin.checkpoint_io is None:
+            plugin.checkpoint_io = AtomicCheckpointIO()
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+
+
+class RunKeeper(L.Callback):
+    """Keeps the recipe in every checkpoint, and the end of a run in its last one."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        """Keep the recipe, as :func:`recipe` gives it."""
+        self.settings = settings
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the recipe."""
+        checkpoint.setdefault("pluralign", {})["recipe"] = self.settings
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Bring ``last.ckpt`` to the end: the last multiple of so many steps seldom is it."""
+        for callback in trainer.checkpoint_callbacks:
+            if (
+                isinstance(callback, ModelCheckpoint)
+                and callback.save_last is True
+                and callback.last_model_path
+            ):
+                trainer.save_checkpoint(callback.last_model_path, callback.save_weights_only)
