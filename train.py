@@ -6,8 +6,11 @@ This file knows what the verbs are called and where they live, and imports nothi
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
 from typing import NamedTuple
+
+from pluralign.commands.program import SWITCHES, run_program
 
 __all__ = ["VERBS", "Verb", "main", "usage"]
 
@@ -36,7 +39,8 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the command line.
 
     Args:
-        args: Words after the program's name; None for those it was called with.
+        args: Words after the program's name; None for those it was called with. With words of its own a caller gets the
+            errors; somebody who called the program is told of them in a line.
 
     Raises:
         SystemExit: With status 2 if there is no such verb.
@@ -46,8 +50,10 @@ def main(args: Sequence[str] | None = None) -> None:
     if first == "data" and rest and rest[0] not in ("-h", "--help"):
         first, rest = f"data {rest[0]}", rest[1:]
     if first in VERBS:
-        module, function = VERBS[first].function.split(":")
-        getattr(import_module(f"pluralign.commands.{module}"), function)(rest)
+        if args is None:
+            run_program(first, rest, partial(_run, first))
+        else:
+            _run(first, rest)
     elif first in ("-h", "--help") or (first == "data" and rest):
         print(usage())
     else:
@@ -55,9 +61,14 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(2)
 
 
+def _run(verb: str, words: Sequence[str]) -> None:
+    module, function = VERBS[verb].function.split(":")
+    getattr(import_module(f"pluralign.commands.{module}"), function)(words)
+
+
 def usage() -> str:
     """What ``pluralign --help`` prints."""
-    width = max(map(len, VERBS))
+    width = max(map(len, [*VERBS, *SWITCHES]))
     return "\n".join(
         [
             "usage: pluralign VERB [--config FILE] [options]",
@@ -69,6 +80,9 @@ def usage() -> str:
             "",
             "All but `data update` take the options of fit, so that one configuration serves them all.",
             "`pluralign VERB --help` lists a verb's options; `--print_config` prints them as a configuration.",
+            "",
+            "with every verb:",
+            *(f"  {name:{width}}  {meaning}" for name, meaning in SWITCHES.items()),
         ]
     )
 

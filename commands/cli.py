@@ -1,9 +1,7 @@
 """The parser of every verb that takes a model and data: the options of Lightning's command line and the verb's own."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
-from difflib import get_close_matches
 from typing import Any, ClassVar, Generic, Literal, NoReturn, Protocol, TypeVar, get_type_hints
 
 from lightning.pytorch import Trainer
@@ -25,6 +23,10 @@ from .checkpoints import (
     keep_whole,
     recipe,
 )
+from .notices import Notices
+from .parser import Parser
+from .program import EPILOG
+from .quiet import BITSANDBYTES, show_messages
 
 __all__ = ["NoOptions", "PluralignCLI", "option"]
 
@@ -108,13 +110,15 @@ class PluralignCLI(LightningCLI, Generic[OptionsT]):
             seed_everything_default=0,
             trainer_defaults={
                 "log_every_n_steps": 10,
+                "enable_model_summary": False,  # Notices says it in a line
                 "logger": {"class_path": "pluralign.callbacks.RunLogger"},
             },
-            parser_class=_Parser,
+            parser_class=Parser,
             parser_kwargs={
                 "prog": f"pluralign {verb}",
                 "usage": "%(prog)s [--config FILE] [options]",
                 "description": description,
+                "epilog": EPILOG,
                 "allow_abbrev": False,
             },
             args=list(words),
@@ -155,6 +159,14 @@ class PluralignCLI(LightningCLI, Generic[OptionsT]):
         """Parse words only; the base class warns whenever a program calls it with words of its own."""
         self.config = parser.parse_args(args)
 
+    def instantiate_trainer(self, **settings: Any) -> Trainer:  # noqa: ANN401  as Lightning has it
+        """Make a trainer whose checkpoints are whole and can be found again; what there is to say of a run comes last."""
+        trainer: Trainer = super().instantiate_trainer(**settings)
+        keep_whole(trainer, self.config_init.trainer.get("plugins"))
+        trainer.callbacks.insert(0, RunKeeper(self.recipe))  # type: ignore[attr-defined]
+        trainer.callbacks.append(Notices())  # type: ignore[attr-defined]
+        return trainer
+
     def before_instantiate_classes(self) -> None:
         """Choose the checkpoint, as plain values unless the user says otherwise; check the verb's own options."""
         if self.config.get("weights_only") is None:
@@ -175,13 +187,8 @@ class PluralignCLI(LightningCLI, Generic[OptionsT]):
             self.options = self.options_class(**values)
         except ValueError as error:
             self.fail(str(error))
-
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401  as in the base class
-        """Make a trainer whose checkpoints are whole, and can be found again."""
-        trainer = super().instantiate_trainer(**kwargs)
-        keep_whole(trainer, self.config_init.trainer.get("plugins"))
-        trainer.callbacks.insert(0, RunKeeper(self.recipe))  # type: ignore[attr-defined]
-        return trainer
+        if self.config.get("model.init_args.backbone.quantization"):
+            show_messages(BITSANDBYTES)
 
     # What a verb does with it --------------------------------------------------------------------------
 
@@ -207,20 +214,3 @@ class PluralignCLI(LightningCLI, Generic[OptionsT]):
 def _tokenizer(name: str | None, tokenizer: str | None) -> str:
     """Tokenizer of a backbone: its own choice, else the one of its weights, else the built-in one."""
     return tokenizer or name or "byte"
-
-
-class _Parser(LightningArgumentParser):
-    """A parser that names the nearest option when it does not know one; jsonargparse makes those of classes alike."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Stop with a message about the options."""
-        unknown: list[str] = []
-        if match := re.match(r"unrecognized arguments: (.*)", message):
-            unknown = [word.partition("=")[0] for word in match[1].split()]
-        elif match := re.match(r"(?:Group '(.*)' does not accept o|O)ption '([\w.]+)'", message):
-            unknown = ["--" + ".".join(filter(None, match.groups()))]
-        if "did you mean" not in message:  # an error passes here once for every class around it
-            for word in unknown:
-                for near in get_close_matches(word, self._option_string_actions, n=1):
-                    message += f"; did you mean {near}?"
-        super().error(message, ex)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from pluralign.datamodules.datasets import update_posteriors
 
+from .program import EPILOG
+
 __all__ = ["update"]
 
 
@@ -27,6 +29,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="pluralign data update",
         description="Add new votes to stored persona votes and recompute every target. Either all of it happens or "
         "nothing.",
+        epilog=EPILOG,
     )
     add = parser.add_argument
     add("posterior_file", help="records of prompt, responses, prior, votes, target (JSON Lines)")

@@ -1,0 +1,203 @@
+"""What the command line says when something goes wrong: one short message where a user can mend it, else everything.
+
+It imports nothing heavy, so that it can stand around all else.
+"""
+
+import dis
+import errno
+import io
+import os
+import re
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType, TracebackType
+
+__all__ = ["ShownFailures", "short_failure"]
+
+PACKAGE = str(Path(__file__).resolve().parent.parent)
+INTERRUPTED = 130
+"""Status of a process that was interrupted, as shells have it."""
+
+SETTINGS_ERROR = "MisconfigurationException"
+"""Lightning's error about settings, whoever's they are."""
+
+ADVICE = {
+    errno.ENOSPC: "free some space there, or set {setting} to a folder on another disk",
+    errno.EDQUOT: "free some space there, or set {setting} to a folder with another quota",
+    errno.EROFS: "nothing can be written there: set {setting} to a folder on another disk",
+    errno.EACCES: "allow it, or set {setting} to a folder of yours",
+    errno.EPERM: "allow it, or set {setting} to a folder of yours",
+    errno.EMFILE: "raise the limit (ulimit -n), or use fewer workers (data.loader.num_workers)",
+    errno.ENAMETOOLONG: "set {setting} to a shorter path",
+}
+"""What to do about an error of the system."""
+
+FRAME = re.compile(r'^ *File "(.+)", line \d+, in .*\n +(.*)$', re.MULTILINE)
+TOLD = re.compile(r"^(?:\w+\.)*(\w+): (.*)\Z", re.MULTILINE | re.DOTALL)
+"""The last lines of a traceback that another process wrote: type and message."""
+
+
+class ShownFailures:
+    """A context in which a verb runs: what goes wrong is said on standard error, and ends in an exit status.
+
+    The status is 1 after an error, 130 if it was interrupted, and what the verb says if it stops by itself.
+    """
+
+    def __init__(self, verb: str, *, full: bool = False) -> None:
+        """Know what runs.
+
+        Args:
+            verb: Which verb.
+            full: Show the traceback of what needs none, too.
+        """
+        self.name, self.full = f"pluralign {verb}", full
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Say what went wrong.
+
+        Raises:
+            SystemExit: If anything did.
+        """
+        if isinstance(error, SystemExit):
+            error = error.__context__ if isinstance(error.__context__, KeyboardInterrupt) else None
+        if isinstance(error, KeyboardInterrupt):  # where Lightning was interrupted it stops with status 1
+            print(f"{self.name}: interrupted", file=sys.stderr)
+            raise SystemExit(INTERRUPTED) from None
+        if isinstance(error, Exception):
+            self._say(error)
+            raise SystemExit(1) from None
+
+    def _say(self, error: Exception) -> None:
+        message = short_failure(error)
+        if self.full or message is None:
+            traceback.print_exception(error)
+        if message is None:
+            message = (
+                f"{type(error).__name__}; a fault of pluralign, or of a library: the lines above say where"
+            )
+        print(f"{self.name}: error{_rank()}: {message}", file=sys.stderr)
+
+
+def short_failure(error: BaseException) -> str | None:
+    """What a user needs to know of an error; None if that is its traceback.
+
+    An error is told in short if a ``raise`` of pluralign's raised it, here or in another process, if it is Lightning's
+    about settings, or if it is the system's about a file. It counts wherever it stands among the causes of an error.
+    """
+    for link in _chain(error):
+        if _raised_by_us(link) or type(link).__name__ == SETTINGS_ERROR:
+            return str(link)
+        if isinstance(link, OSError) and link.errno is not None:
+            return _of_system(link)
+        if told := _of_another_process(str(link)):
+            return told
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, what caused it, and so on."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+
+
+def _frames(trace: TracebackType | None) -> list[TracebackType]:
+    frames = []
+    while trace is not None:
+        frames.append(trace)
+        trace = trace.tb_next
+    return frames
+
+
+def _raised_by_us(error: BaseException) -> bool:
+    """Whether a ``raise`` in pluralign raised it, and not something that pluralign called."""
+    frames = _frames(error.__traceback__)
+    if not frames:
+        return False
+    code, last = frames[-1].tb_frame.f_code, frames[-1].tb_lasti
+    if not _is_ours(code.co_filename):
+        return False
+    return any(each.offset == last and each.opname == "RAISE_VARARGS" for each in dis.get_instructions(code))
+
+
+def _is_ours(file: str) -> bool:
+    return Path(os.path.realpath(file)).is_relative_to(PACKAGE)
+
+
+def _of_another_process(message: str) -> str | None:
+    """What an error says that a worker or a rank raised; torch sends its traceback as the message of another error."""
+    frames = FRAME.findall(message)
+    if not frames:
+        return None
+    file, line = frames[-1]
+    told = TOLD.search(message[message.rindex(line) + len(line) :])
+    if told is None:
+        return None
+    if told[1] == SETTINGS_ERROR or (_is_ours(file) and line.startswith("raise ")):
+        return told[2].strip()
+    return None
+
+
+# Files -------------------------------------------------------------------------------------------------
+
+
+def _of_system(error: OSError) -> str:
+    """The file, what is wrong with it, and the setting to change."""
+    file = error.filename if error.filename is not None else _open_file(error)
+    path = None if file is None or isinstance(file, int) else Path(os.fsdecode(file))
+    where = "" if path is None else f"{path}: "
+    advice = ADVICE.get(error.errno or 0)
+    then = f"; {advice.format(setting=_setting(path))}" if advice else "; --traceback shows who asked for it"
+    return f"{where}{error.strerror}{then}"
+
+
+def _open_file(error: BaseException) -> str | None:
+    """Name of the file that the innermost functions had open; an error while writing does not say which it was."""
+    for trace in reversed(_frames(error.__traceback__)):
+        for value in _values(trace.tb_frame):
+            name = getattr(value, "name", None) if isinstance(value, io.IOBase) else None
+            if isinstance(name, str) and not name.startswith("<"):
+                return name
+    return None
+
+
+def _values(frame: FrameType) -> Iterator[object]:
+    """What a function had at hand, and the attributes of its object."""
+    values = dict(frame.f_locals)
+    yield from values.values()
+    yield from vars(values["self"]).values() if hasattr(values.get("self"), "__dict__") else ()
+
+
+def _setting(path: Path | None) -> str:
+    """The setting that says where a file goes."""
+    run = "--trainer.default_root_dir"
+    if path is None:
+        return f"{run} (the run's files), PLURALIGN_CACHE (caches) or TMPDIR (temporary files)"
+    caches = Path.home() / ".cache"
+    cache = os.environ.get("PLURALIGN_CACHE") or caches / "pluralign"
+    hub = os.environ.get("HF_HOME") or caches / "huggingface"
+    for folder, setting in (
+        (cache, "PLURALIGN_CACHE (or --data.cache_dir)"),
+        (hub, "HF_HOME"),
+        (tempfile.gettempdir(), "TMPDIR"),
+    ):
+        if path.absolute().is_relative_to(Path(folder).absolute()):
+            return setting
+    return f"{run} (or the option that names the file)"
+
+
+def _rank() -> str:
+    """Which process speaks, where several do."""
+    rank = os.environ.get("LOCAL_RANK", "0")
+    return "" if rank == "0" else f" (process {rank})"
