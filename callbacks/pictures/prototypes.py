@@ -150,8 +150,8 @@ def _draw_prototypes(axes: "Axes", places: Tensor) -> None:
 def stood_apart(places: Tensor, distance: float) -> Tensor:
     """Places moved as little as is simple so that any two are at least ``distance`` apart.
 
-    Pairs that are too close push each other away, half of what is missing each, until none is. Equal places part in
-    directions that follow from their numbers.
+    Pairs that are too close push each other away, by a quarter of what is missing each, until none is. Equal places
+    part in directions that follow from their numbers.
 
     Args:
         places: (K, 2).
@@ -171,7 +171,7 @@ def stood_apart(places: Tensor, distance: float) -> Tensor:
         missing = (distance - lengths).clamp_min(0)
         if float(missing.max()) < 0.01 * distance:
             break
-        moved += (gaps / lengths.unsqueeze(2) * missing.unsqueeze(2)).sum(1) / 2
+        moved += (gaps / lengths.unsqueeze(2) * missing.unsqueeze(2)).sum(1) / 4
     still = (moved - places).norm(dim=1, keepdim=True) < 2e-3 * distance
     return torch.where(still, places.double(), moved)
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from matplotlib.figure import Figure
 
 from pluralign.callbacks import CrowdCalibration, PrototypeMap, RecoveryReport
@@ -26,17 +25,25 @@ class Board:
         self.figures.append((tag, figure, global_step))
 
 
-class BoardLogger(DummyLogger):
+class Quiet(Logger):
+    """Keeps no numbers."""
+
+    name, version, experiment = "quiet", 0, None
+
+    def log_metrics(self, metrics, step=None):
+        pass
+
+    def log_hyperparams(self, params):
+        pass
+
+
+class BoardLogger(Quiet):
     def __init__(self):
         super().__init__()
-        self.board = Board()
-
-    @property
-    def experiment(self):
-        return self.board
+        self.experiment = Board()
 
 
-class ImageLogger(DummyLogger):
+class ImageLogger(Quiet):
     """Takes images, as that of Weights & Biases does."""
 
     def __init__(self):
@@ -86,7 +93,7 @@ def test_loggers_get_the_picture_that_is_in_the_folder(trainer, tmp_path):
     board, images, files = BoardLogger(), ImageLogger(), CSVLogger(tmp_path, name="run")
     run = trainer(CrowdCalibration(figure_every_n_validations=2), max_epochs=3, logger=[files, board, images])
     run.fit(LabelRM(), Data())
-    assert [(tag, step) for tag, _, step in board.board.figures] == [
+    assert [(tag, step) for tag, _, step in board.experiment.figures] == [
         ("val/crowd_calibration", 3),
         ("val/crowd_calibration", 9),
     ]
@@ -94,7 +101,7 @@ def test_loggers_get_the_picture_that_is_in_the_folder(trainer, tmp_path):
         ("val/crowd_calibration", 3),
         ("val/crowd_calibration", 9),
     ]
-    assert isinstance(board.board.figures[0][1], Figure)
+    assert isinstance(board.experiment.figures[0][1], Figure)
     folder = tmp_path / "run" / "version_0" / "crowd_calibration"
     assert sorted(path.name for path in folder.glob("*.png")) == ["val_step000003.png", "val_step000009.png"]
 

@@ -507,7 +507,7 @@ def crowded(**settings):
     prototypes = torch.zeros(4, 6)
     prototypes[:2, 0], prototypes[2:, 1], prototypes[3, 1] = 1.0, 1.0, 1.01
     weights = (3 * torch.randn(30, 4, generator=generator)).softmax(1)
-    items = torch.randn(50, 6, generator=generator) * torch.tensor([0.1, 0.1, 9, 9, 9, 9])
+    items = torch.randn(50, 6, generator=generator) * torch.tensor([2, 2, 9, 9, 9, 9])
     known = {
         "stage": "val", "step": 3, "ranks": 1, "prompt": None, "within_prompts": False, "items": items,
         "item_names": [("a", i) for i in range(50)], "num_items": 50, "num_responses": 50, "prototypes": prototypes,
@@ -567,7 +567,7 @@ def test_places_are_moved_no_more_than_they_must():
     for number in (2, 9, 40):
         moved = stood_apart(torch.zeros(number, 2), 20)
         assert float(torch.cdist(moved, moved).fill_diagonal_(99).min()) > 19.5
-        assert float(moved.norm(dim=1).max()) < 20 * number**0.5
+        assert float(moved.norm(dim=1).max()) < 1.2 * 20 * number**0.5
         assert torch.equal(moved, stood_apart(torch.zeros(number, 2), 20))
 
 
