@@ -1,52 +1,54 @@
-"""DPRM on real crowds: every loss and baseline on held-out prompts, and how many votes an item needs.
+"""DPRM on real crowds: every loss and baseline on prompts nobody trained or chose on.
 
-    python benchmarks/dprm.py [--data_dir FOLDER] [--fine_tune] [--figure FILE]
+    python benchmarks/dprm.py [--data_dir FOLDER] [--seeds N] [--sinkhorn] [--fine_tune] [--output FILE]
 
 DICES (safe / unsure / unsafe, about 72 raters a reply) and UKPConvArg1 (first / equal / second, about five workers a
 pair of arguments; whole debates are held out). Linear heads on stored all-MiniLM-L6-v2 features; every method gets the
-same splits, seeds, steps and rates, and keeps the epoch that is best by its own loss on validation. Five seeds, each
-with another split; intervals are 95 % t-intervals over seeds, differences are paired by seed. `--fine_tune` trains the
-first two layers of the encoder as well (five methods, about an hour on one core). Exit status 1 if no trained method beats the constant
-distribution.
+same splits, seeds, steps and rates, and keeps the epoch that is best by its own loss on validation. Validation also says
+which method a recipe should have; the test part, which chooses nothing, says what that is worth.
+
+Ten seeds, each with another split. Intervals are 95 %: over seeds (Student's t) for a method's own mean; for what it
+differs from cross-entropy and from the Bradley-Terry scalar a paired bootstrap over prompts (a dialogue; a side of a
+debate) *and* seeds, and one over seeds alone beside it. A data set that is not in the folder has a synthetic crowd in
+its place, and table and JSON object say so. `--fine_tune` trains the first two layers of the encoder as well (five
+methods, about two hours on one core). Exit status 1 if no trained method beats the constant distribution.
 """
 
 import argparse
-import contextlib
-import io
 import json
 import logging
-import math
 import platform
 import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from rich.table import Table
 
-from pluralign.callbacks import CrowdCalibration
 from pluralign.datamodules import (
     CrowdConfig,
     DICESDataModule,
     LoaderConfig,
+    PreferenceBatch,
     PreferenceDataModule,
+    SyntheticDataModule,
     TextConfig,
     UKPConvArgDataModule,
 )
 from pluralign.datamodules.batches import FeatureWriter
-from pluralign.datamodules.crowd import dirichlet_update
 from pluralign.inference import embed_features
+from pluralign.metrics import Estimate, crossed_estimates, item_values, run_estimate
 from pluralign.models import DPRM, Backbone, BackboneConfig
 
 DEFAULT = Path(__file__).parent.parent.parent / "shared" / "data"
-SEEDS = (0, 1, 2, 3, 4)
-T_QUANTILES = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided 95 %, by number of seeds
+NUM_SEEDS = 10
 METRICS = (
     "total_variation",
     "wasserstein_index",
@@ -56,6 +58,9 @@ METRICS = (
     "expected_reward_error",
 )
 SHOWN = ("TV", "W index", "W reward", "KL", "top-1", r"E\[r] error")
+CROSS_ENTROPY, SCALAR, CONSTANT, LONGER = "cross-entropy", "Bradley-Terry scalar", "constant", "longer wins"
+CHOSEN_BY = "wasserstein_reward"
+"""On validation, among trained methods."""
 METHODS = {
     "constant": {"loss": "constant"},
     "Bradley-Terry scalar": {"loss": "bradley_terry"},
@@ -78,15 +83,8 @@ LABELS = {
 }
 SAME_COST = ("W reward", "W reward+grid")
 """Equal to `W index` where rewards are evenly spaced."""
+VOTES_OF = {"responses": "votes", "comparisons": "comparison_votes"}
 EPOCHS = {"dices": 30, "ukpconvarg1": 15}
-VOTES = (1, 2, 3, 5, 10, 30)
-STRENGTH = 10.0
-CURVES = {
-    "votes": ("#0072B2", "--", "votes alone"),
-    "votes_mean": ("#0072B2", "-", "votes and the mean crowd as prior"),
-    "prediction": ("#D55E00", "--", "prediction, without votes on the item"),
-    "votes_prediction": ("#D55E00", "-", "votes and the prediction as prior"),
-}
 
 
 class TwoRates(DPRM):
@@ -97,6 +95,22 @@ class TwoRates(DPRM):
         own = [p for name, p in self.named_parameters() if not name.startswith("backbone.")]
         slow = [p for name, p in self.named_parameters() if name.startswith("backbone.") and p.requires_grad]
         return [{"params": own}, *([{"params": slow, "lr": 1e-4}] if slow else [])]
+
+
+class Judged(NamedTuple):
+    """Predictions and votes of a split's items, with the records they belong to and names of their own."""
+
+    probs: torch.Tensor
+    votes: torch.Tensor
+    prompts: list[str]
+    items: list[str]
+
+    def values(self, rewards: Sequence[float]) -> torch.Tensor:
+        """Distance of each prediction from its votes, (M, metrics); items without votes are left out before."""
+        found = item_values(
+            self.probs.double(), self.votes.double(), torch.tensor(rewards, dtype=torch.float64)
+        )
+        return torch.stack([found[metric] for metric in METRICS], 1)
 
 
 class Bench:
@@ -120,28 +134,29 @@ class Bench:
     def data(
         self, name: str, seed: int, *, votes: int | None = None, crowd: CrowdConfig | None = None
     ) -> PreferenceDataModule:
-        """A data set in one of its splits."""
+        """A data set in one of its splits, or a synthetic crowd where it is not there."""
         features = None if self.fine_tune or not (self.folder / name).is_dir() else str(self.folder / name)
         sizes = {"max_tokens": 4096, "batch_size": 16} if self.fine_tune else {"max_tokens": None}
-        crowd = crowd or CrowdConfig()
-        common = {"text": self.text, "cache_dir": str(self.folder / "cache"), "split_seed": seed}
+        sizes.setdefault("batch_size", 64 if name == "dices" else 2)
+        loader = LoaderConfig(features=features, crowd=crowd or CrowdConfig(), seed=seed, **sizes)
+        common = {"text": self.text, "cache_dir": str(self.folder / "cache"), "loader": loader}
+        if self.is_synthetic(name):
+            kind = "ratings" if name == "dices" else "crowd"
+            return SyntheticDataModule(judgements=kind, num_labels=3, num_train=400, seed=seed, **common)
+        common |= {"data_dir": str(self.data_dir / name), "split_seed": seed}
         if name == "dices":
-            sizes.setdefault("batch_size", 64)
-            loader = LoaderConfig(features=features, crowd=crowd, seed=seed, **sizes)
-            return DICESDataModule(
-                data_dir=str(self.data_dir / name),
-                votes_per_item=votes,
-                vote_seed=seed,
-                loader=loader,
-                **common,
-            )
-        loader = LoaderConfig(features=features, crowd=crowd, seed=seed, **{"batch_size": 2, **sizes})
-        return UKPConvArgDataModule(data_dir=str(self.data_dir / name), loader=loader, **common)
+            return DICESDataModule(votes_per_item=votes, vote_seed=seed, **common)
+        return UKPConvArgDataModule(**common)
 
-    def embed(self, name: str) -> float:
-        """Fill the feature store of a data set; seconds it took."""
+    def is_synthetic(self, name: str) -> bool:
+        """Whether the data set is not in the folder."""
+        return not (self.data_dir / name).is_dir()
+
+    def embed(self, name: str, seeds: int) -> float:
+        """Fill the feature store of a data set (of all seeds, where each has other texts); seconds it took."""
         start = time.perf_counter()
         data, backbone = self.data(name, 0), Backbone(self.backbone)
+        others = [self.data(name, seed) for seed in range(1, seeds)] if self.is_synthetic(name) else []
         writer = FeatureWriter(
             self.folder / name,
             backbone=self.backbone.description(),
@@ -149,14 +164,13 @@ class Bench:
             hidden_size=backbone.hidden_size,
             dtype="float32",
         )
-        for _ in embed_features(data, backbone, writer, layout=backbone.layout):
-            pass
+        for source in (data, *others):
+            for _ in embed_features(source, backbone, writer, layout=backbone.layout):
+                pass
         return time.perf_counter() - start
 
-    def run(
-        self, data: PreferenceDataModule, name: str, method: dict, seed: int
-    ) -> tuple[dict[str, float], DPRM]:
-        """Train one method; metrics of the held-out test prompts, and the model."""
+    def run(self, data: PreferenceDataModule, name: str, method: dict, seed: int) -> DPRM:
+        """Train one method and take its epoch of least validation loss."""
         L.seed_everything(seed, verbose=False)
         model = TwoRates(
             self.backbone,
@@ -167,9 +181,8 @@ class Bench:
         keep = ModelCheckpoint(
             dirpath=tempfile.mkdtemp(dir=self.folder), monitor="val/loss", save_weights_only=True
         )
-        epochs = 3 if self.fine_tune else EPOCHS[name]
         trainer = L.Trainer(
-            max_epochs=epochs,
+            max_epochs=3 if self.fine_tune else EPOCHS[name],
             accelerator="cpu",
             logger=False,
             callbacks=[keep],
@@ -178,148 +191,178 @@ class Bench:
             enable_model_summary=False,
         )
         trainer.fit(model, data)
-        tester = L.Trainer(
-            accelerator="cpu",
-            logger=False,
-            enable_progress_bar=False,
-            enable_checkpointing=False,
-            callbacks=[
-                CrowdCalibration(str(self.folder / "calibration"), figure_every_n_validations=0, seed=seed)
-            ],
-        )
-        with contextlib.redirect_stdout(io.StringIO()):  # one table at the end is enough
-            best = keep.best_model_path or None
-            found = tester.test(model, data, verbose=False, ckpt_path=best, weights_only=True)
-        return {metric: found[0][f"test/{metric}"] for metric in METRICS}, model
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half the width of its interval over seeds."""
-    tensor = torch.tensor(values, dtype=torch.float64)
-    if len(values) < 2:
-        return float(tensor.mean()), math.nan
-    return float(tensor.mean()), T_QUANTILES[len(values)] * float(tensor.std()) / len(values) ** 0.5
-
-
-def compare(bench: Bench, name: str, methods: dict[str, dict], seeds: tuple[int, ...]) -> dict[str, object]:
-    """Every method on every seed; prints the table."""
-    found: dict[str, dict[str, list[float]]] = {
-        title: {metric: [] for metric in METRICS} for title in methods
-    }
-    for seed in seeds:
-        data = bench.data(name, seed)
-        for title, method in methods.items():
-            for metric, value in bench.run(data, name, method, seed)[0].items():
-                found[title][metric].append(value)
-    kind = "fine-tuned" if bench.fine_tune else "frozen"
-    table = Table(
-        "method", *SHOWN, title=f"{name}, held-out prompts, {kind} all-MiniLM-L6-v2, {len(seeds)} seeds"
-    )
-    summary: dict[str, object] = {}
-    for title, values in found.items():
-        cells, row = [], {}
-        for metric in METRICS:
-            mean, half = interval(values[metric])
-            row[metric] = {"mean": mean, "half_width": half}
-            if title != "cross-entropy" and "cross-entropy" in found:
-                pairs = zip(values[metric], found["cross-entropy"][metric], strict=True)
-                gap, around = interval([own - other for own, other in pairs])
-                row[metric] |= {"minus_cross_entropy": gap, "minus_half_width": around}
-            sure = abs(row[metric].get("minus_cross_entropy", 0.0)) > row[metric].get("minus_half_width", 0.0)
-            better = (row[metric].get("minus_cross_entropy", 0.0) < 0) != (metric == "top1_agreement")
-            mark = ("[green]" if better else "[red]") if sure else ""
-            cells.append(f"{mark}{mean:.3f} ± {half:.3f}")
-        table.add_row(title, *cells)
-        summary[title] = row
-    Console(width=120).print(table)
-    Console(width=120).print("green: better than cross-entropy by a paired 95 % interval; red: worse\n")
-    return summary
-
-
-def subsample(bench: Bench, seeds: tuple[int, ...]) -> list[dict[str, float]]:
-    """What n votes per item tell of the full crowd: total variation on held-out items, four estimates and a fifth.
-
-    Training and test items both have n votes. The fifth is a prediction trained on posteriors with the mean prior.
-    """
-    found: dict[tuple[int, str], list[float]] = {}
-    for votes in VOTES:
-        for seed in seeds:
-            data = bench.data("dices", seed, votes=votes)
-            _, model = bench.run(data, "dices", METHODS["cross-entropy"], seed)
-            crowd = CrowdConfig(prior="mean", prior_strength=STRENGTH)
-            shrunk, _ = bench.run(
-                bench.data("dices", seed, votes=votes, crowd=crowd), "dices", METHODS["cross-entropy"], seed
-            )
-            for name, value in estimates(model, data, votes, seed).items():
-                found.setdefault((votes, name), []).append(value)
-            found.setdefault((votes, "prediction_shrunk"), []).append(shrunk["total_variation"])
-    names = (*CURVES, "prediction_shrunk")
-    table = Table(
-        "votes", "votes alone", "+ mean prior", "prediction", "+ prediction as prior", "trained with prior",
-        title="dices: total variation between an estimate from n votes and the full crowd, held-out items",
-    )  # fmt: skip
-    rows = []
-    for votes in VOTES:
-        row: dict[str, float] = {"num_votes": votes}
-        for name in names:
-            row[name], row[f"{name}_half_width"] = interval(found[votes, name])
-        rows.append(row)
-        table.add_row(str(votes), *(f"{row[name]:.3f} ± {row[f'{name}_half_width']:.3f}" for name in names))
-    Console(width=120).print(table)
-    return rows
+        model.load_state_dict(torch.load(keep.best_model_path, weights_only=True)["state_dict"])
+        return model.eval()
 
 
 @torch.no_grad()
-def estimates(model: DPRM, data: PreferenceDataModule, votes: int, seed: int) -> dict[str, float]:
-    """Mean distance of each estimate from the full crowd over the test items."""
-    random = np.random.default_rng(seed)
-    model.eval()
-    gaps: dict[str, list[torch.Tensor]] = {name: [] for name in CURVES}
-    mean = torch.tensor(data.mean_votes("votes"), dtype=torch.float64)
-    for batch in data.test_dataloader():
-        full = batch["votes"].double()
-        crowd = full / full.sum(-1, keepdim=True)
-        drawn = torch.stack(
-            [
-                torch.from_numpy(random.multivariate_hypergeometric(counts.long().numpy(), votes))
-                for counts in full
-            ]
-        ).double()
-        predicted = model(batch)["labels"].probs.double()
-        predicted = predicted / predicted.sum(-1, keepdim=True)
-        found = {
-            "votes": drawn / votes,
-            "votes_mean": dirichlet_update(mean.expand_as(drawn), STRENGTH, drawn)[0],
-            "prediction": predicted,
-            "votes_prediction": dirichlet_update(predicted, STRENGTH, drawn)[0],
+def judged(
+    predict: Callable[[PreferenceBatch], torch.Tensor], data: PreferenceDataModule, split: str, name: str
+) -> Judged:
+    """Predictions of a split's items that have votes."""
+    on = LABELS[name]["judged"]
+    probs, votes, prompts, items = [], [], [], []
+    data.setup("validate" if split == "validation" else "test")
+    for batch in data.val_dataloader() if split == "validation" else data.test_dataloader():
+        record = batch["response_prompt"]
+        record = record if on == "responses" else record[batch["comparisons"][:, 0]]
+        counts = batch[VOTES_OF[on]]
+        there = counts.sum(-1) > 0
+        probs.append(predict(batch)[there])
+        votes.append(counts[there])
+        names = [batch["id"][i] for i in record[there].tolist()]
+        number = batch["response_index" if on == "responses" else "comparison_index"][there].tolist()
+        prompts += names
+        items += [f"{prompt} {i}" for prompt, i in zip(names, number, strict=True)]
+    return Judged(torch.cat(probs), torch.cat(votes), prompts, items)
+
+
+def longer_wins(data: PreferenceDataModule) -> Callable[[PreferenceBatch], torch.Tensor]:
+    """Predicts how people of the training split voted for the longer response, neither, the shorter one."""
+
+    def sides(batch: PreferenceBatch) -> torch.Tensor:
+        first, second = batch["response_length"][batch["comparisons"]].unbind(1)
+        return (first - second).sign().unsqueeze(1)
+
+    counts = torch.zeros(3, dtype=torch.float64)
+    for batch in data.train_dataloader():
+        votes, side = batch["comparison_votes"].double(), sides(batch)
+        counts += torch.where(side > 0, votes, votes.flip(1))[side.squeeze(1) != 0].sum(0)
+    shares = counts / counts.sum()
+    even = (shares + shares.flip(0)) / 2
+
+    def predict(batch: PreferenceBatch) -> torch.Tensor:
+        side = sides(batch)
+        return torch.where(side > 0, shares, torch.where(side < 0, shares.flip(0), even))
+
+    return predict
+
+
+class Runs:
+    """What every method reached for every item, seed by seed."""
+
+    def __init__(self) -> None:
+        """Start without any."""
+        self.values: dict[str, list[torch.Tensor]] = {}
+        self.chosen_by: dict[str, list[float]] = {}
+        self.units: dict[str, list[list[str]]] = {"prompts": [], "items": []}
+
+    def add(self, title: str, validation: torch.Tensor, test: torch.Tensor) -> None:
+        """Keep a seed's values of a method, (M, metrics) each."""
+        self.values.setdefault(title, []).append(test)
+        reached = float(validation[:, METRICS.index(CHOSEN_BY)].mean())
+        self.chosen_by.setdefault(title, []).append(reached)
+
+    def over_seeds(self, title: str) -> list[Estimate]:
+        """Mean over seeds of every metric, with Student's interval."""
+        means = torch.stack([values.mean(0) for values in self.values[title]])
+        return [run_estimate(column) for column in means.T.tolist()]
+
+    def minus(self, title: str, other: str) -> dict[str, dict[str, dict[str, float]]]:
+        """Paired differences of every metric: over prompts and seeds, over items and seeds, and over seeds."""
+        gaps = [own - others for own, others in zip(self.values[title], self.values[other], strict=True)]
+        run = torch.cat([torch.full((len(gap),), i) for i, gap in enumerate(gaps)])
+        weight = torch.cat([torch.full((len(gap),), 1 / len(gap), dtype=torch.float64) for gap in gaps])
+        intervals: dict[str, list[Estimate]] = {}
+        for kind, units in self.units.items():
+            names = [name for one in units for name in one]
+            numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
+            unit = torch.tensor([numbers[name] for name in names])
+            intervals[f"over_{kind}_and_seeds"] = crossed_estimates(torch.cat(gaps), run, unit, weight=weight)
+        means = torch.stack([gap.mean(0) for gap in gaps])
+        intervals["over_seeds"] = [run_estimate(column) for column in means.T.tolist()]
+        return {
+            metric: {kind: estimates[i]._asdict() for kind, estimates in intervals.items()}
+            for i, metric in enumerate(METRICS)
         }
-        for name, estimate in found.items():
-            gaps[name].append((estimate - crowd).abs().sum(-1) / 2)
-    return {name: float(torch.cat(parts).mean()) for name, parts in gaps.items()}
+
+    def best(self) -> str:
+        """The trained method that is best on validation."""
+        means = {title: sum(values) for title, values in self.chosen_by.items()}
+        return min((title for title in means if title not in (CONSTANT, LONGER)), key=means.__getitem__)
 
 
-def draw(rows: list[dict[str, float]], path: str) -> None:
-    """Picture of :func:`subsample`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def compare(bench: Bench, name: str, methods: dict[str, dict], seeds: int) -> dict[str, object]:
+    """Every method on every seed; prints the tables."""
+    runs, rewards = Runs(), LABELS[name]["rewards"]
+    for seed in range(seeds):
+        data = bench.data(name, seed)
+        predictors: dict[str, Callable[[PreferenceBatch], torch.Tensor]] = {}
+        for title, method in methods.items():
+            model = bench.run(data, name, method, seed)
+            predictors[title] = lambda batch, model=model: model(batch)["labels"].probs
+        if LABELS[name]["judged"] == "comparisons":
+            predictors[LONGER] = longer_wins(data)
+        for title, predict in predictors.items():
+            parts = [judged(predict, data, split, name) for split in ("validation", "test")]
+            runs.add(title, *(part.values(rewards) for part in parts))
+        runs.units["prompts"].append(parts[-1].prompts)
+        runs.units["items"].append(parts[-1].items)
+    summary = summarised(runs)
+    show(summary, name, bench, seeds)
+    return summary
 
-    figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    votes = [row["num_votes"] for row in rows]
-    for name, (colour, line, label) in CURVES.items():
-        values = [row[name] for row in rows]
-        axes.plot(votes, values, line, marker="o", markersize=4, color=colour, label=label)
-        low, high = ([row[name] + sign * row[f"{name}_half_width"] for row in rows] for sign in (-1, 1))
-        axes.fill_between(votes, low, high, color=colour, alpha=0.12, linewidth=0)
-    axes.set(xscale="log", xlabel="votes per item", ylabel="total variation to the full crowd", ylim=0)
-    axes.set_xticks(votes, [str(int(n)) for n in votes])
-    axes.minorticks_off()
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    axes.set_title("DICES: what a few raters tell of seventy")
-    figure.savefig(path)
+
+def summarised(runs: Runs) -> dict[str, object]:
+    """Plain values of everything."""
+    methods: dict[str, dict[str, object]] = {}
+    for title in runs.values:
+        rows = dict(zip(METRICS, runs.over_seeds(title), strict=True))
+        row: dict[str, object] = {metric: estimate._asdict() for metric, estimate in rows.items()}
+        row["validation"] = run_estimate(runs.chosen_by[title])._asdict()
+        for other in (CROSS_ENTROPY, SCALAR):
+            if title != other and other in runs.values:
+                row[f"minus {other}"] = runs.minus(title, other)
+        methods[title] = row
+    return {
+        "methods": methods,
+        "best_on_validation": runs.best(),
+        **{kind: len({name for one in units for name in one}) for kind, units in runs.units.items()},
+    }
+
+
+def verdict(row: dict, other: str, metric: str) -> tuple[str, str]:
+    """Difference with its interval over prompts and seeds, and green or red where it leaves 0 out."""
+    if f"minus {other}" not in row:
+        return "", ""
+    value, low, high = row[f"minus {other}"][metric]["over_prompts_and_seeds"].values()
+    better = (value < 0) != (metric == "top1_agreement")
+    sure = low > 0 or high < 0
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]", ("green" if better else "red") if sure else ""
+
+
+def show(summary: dict, name: str, bench: Bench, seeds: int) -> None:
+    """Print means, and differences from cross-entropy and from one number per response."""
+    kind = "fine-tuned" if bench.fine_tune else "frozen"
+    data = f"a synthetic crowd in place of {name}" if bench.is_synthetic(name) else name
+    console = Console(width=150)
+    table = Table("method", *SHOWN, title=f"{data}, test prompts, {kind} all-MiniLM-L6-v2, {seeds} seeds")
+    for title, row in summary["methods"].items():
+        cells = []
+        for metric in METRICS:
+            mean, low, high = row[metric].values()
+            colour = verdict(row, CROSS_ENTROPY, metric)[1]
+            cells.append(f"[{colour or 'default'}]{mean:.3f} ± {(high - low) / 2:.3f}")
+        table.add_row(title, *cells)
+    console.print(table)
+    console.print(
+        "± over seeds; green: better than cross-entropy by a paired 95 % interval over prompts and seeds; red: worse"
+    )
+    for other in (CROSS_ENTROPY, SCALAR):
+        gaps = Table("method", *SHOWN, title=f"minus {other}, over {summary['prompts']} prompts and seeds")
+        for title, row in summary["methods"].items():
+            if title != other:
+                cells = [verdict(row, other, metric) for metric in METRICS]
+                gaps.add_row(title, *(f"[{colour or 'default'}]{text}" for text, colour in cells))
+        console.print(gaps)
+    console.print(f"best on validation, by {CHOSEN_BY}: {summary['best_on_validation']}\n")
+
+
+def quiet() -> None:
+    """Let tables stand alone."""
+    warnings.filterwarnings("ignore")
+    for name in ("pytorch", "fabric"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.ERROR)
 
 
 def main() -> int:
@@ -328,49 +371,43 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data_dir", default=str(DEFAULT), help="folder that holds dices and ukpconvarg1")
+    parser.add_argument("--fine_tune", action="store_true", help="train the encoder, too: five methods")
     parser.add_argument(
-        "--fine_tune", action="store_true", help="train the encoder, too: five methods, no curve"
+        "--sinkhorn", action="store_true", help="that loss, too: it takes longer than all others"
     )
     parser.add_argument("--sets", nargs="+", choices=list(LABELS), default=list(LABELS), help="which data")
-    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many of the five")
-    parser.add_argument("--figure", help="where to draw the curve over votes per item")
+    parser.add_argument("--seeds", type=int, default=NUM_SEEDS, help="how many, each with its own split")
     parser.add_argument("--output", help="file for the JSON object, too")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
-    seeds = SEEDS[: options.seeds]
-    methods = METHODS
+    quiet()
+    methods = (
+        METHODS if options.sinkhorn else {n: m for n, m in METHODS.items() if m.get("loss") != "sinkhorn"}
+    )
     if options.fine_tune:
         methods = {
-            name: METHODS[name]
-            for name in ("constant", "Bradley-Terry scalar", "cross-entropy", "W reward", "W on Betas")
+            name: METHODS[name] for name in (CONSTANT, SCALAR, CROSS_ENTROPY, "W reward", "W on Betas")
         }
     results: dict[str, object] = {
         "fine_tune": options.fine_tune,
         "machine": platform.processor() or platform.machine(),
-        "seeds": len(seeds),
+        "seeds": options.seeds,
         "torch": torch.__version__,
     }
     failed = False
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options.data_dir, folder, fine_tune=options.fine_tune)
+        results["synthetic"] = [name for name in options.sets if bench.is_synthetic(name)]
         if not options.fine_tune:
-            results["embedding_seconds"] = {name: bench.embed(name) for name in options.sets}
+            results["embedding_seconds"] = {name: bench.embed(name, options.seeds) for name in options.sets}
         for name in options.sets:
             start = time.perf_counter()
             spaced = name == "ukpconvarg1" and not options.fine_tune
             chosen = {title: m for title, m in methods.items() if not (spaced and title in SAME_COST)}
-            summary = results[name] = compare(bench, name, chosen, seeds)
+            summary = results[name] = compare(bench, name, chosen, options.seeds)
             results[f"{name}_seconds"] = time.perf_counter() - start
-            reached = {title: row["total_variation"]["mean"] for title, row in summary.items()}  # type: ignore[attr-defined]
-            failed |= (
-                min(value for title, value in reached.items() if title != "constant") >= reached["constant"]
-            )
-        if "dices" in options.sets and not options.fine_tune:
-            rows = results["votes_per_item"] = subsample(bench, seeds[:3])
-            if options.figure:
-                draw(rows, options.figure)
+            reached = {title: row["total_variation"]["value"] for title, row in summary["methods"].items()}  # type: ignore[attr-defined]
+            constant = reached.pop(CONSTANT)
+            failed |= min(value for title, value in reached.items() if title != LONGER) >= constant
     line = json.dumps(results)
     if options.output:
         Path(options.output).write_text(line + "\n")

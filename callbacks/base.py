@@ -2,9 +2,10 @@
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, get_args
 
 import lightning as L
 import torch
@@ -14,6 +15,11 @@ from rich.table import Table
 from torch import Tensor
 
 from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
+
+from .pictures import PictureFormat, log_picture, save_picture
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["STAGES", "Finding", "Report", "gather_rows", "value_table"]
 
@@ -33,7 +39,7 @@ class Finding(Generic[Whole]):
         step: Optimiser steps.
         path: Where its files go, without their endings.
         entry: Its numbers by name, with ``step``, as they stand in the history.
-        drawn: Whether there is a picture of it.
+        drawn: Endings of the pictures that there are of it.
     """
 
     whole: Whole
@@ -41,7 +47,7 @@ class Finding(Generic[Whole]):
     step: int
     path: Path
     entry: dict[str, float]
-    drawn: bool = False
+    drawn: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -49,9 +55,10 @@ class Finding(Generic[Whole]):
         return f"{STAGES[self.stage].capitalize()} at step {self.step:,}"
 
     def print_files(self, console: Console, what: str) -> None:
-        """Say where the file is, and the picture if there is one."""
-        endings = "json and .png" if self.drawn else "json"
-        console.print(f"{what}: {self.path}.{endings}", soft_wrap=True, highlight=False, markup=False)
+        """Say where the file is, and the pictures if there are any."""
+        endings = [f".{ending}" for ending in ("json", *self.drawn)]
+        listed = " and ".join([", ".join(endings[:-1]), endings[-1]] if self.drawn else endings)
+        console.print(f"{what}: {self.path}{listed}", soft_wrap=True, highlight=False, markup=False)
 
 
 class Report(L.Callback, ABC, Generic[Whole]):
@@ -62,7 +69,8 @@ class Report(L.Callback, ABC, Generic[Whole]):
     drawn (:meth:`draw`) and printed (:meth:`show`).
 
     Values are logged after every validation and test, files written then too; at the end of ``fit``, ``validate`` or
-    ``test`` the last one is printed. Sanity checks are ignored. Several loaders count as one.
+    ``test`` the last one is printed. A picture is written in every one of ``formats``, and goes to the loggers that take
+    pictures (those of TensorBoard and of Weights & Biases). Sanity checks are ignored. Several loaders count as one.
 
     Attributes:
         history: Numbers of every validation since the fit began.
@@ -77,13 +85,22 @@ class Report(L.Callback, ABC, Generic[Whole]):
     whole_sanity_check: ClassVar[bool] = False
     """Whether a sanity check that sees all of the data counts as a validation."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, *, formats: Sequence[PictureFormat] = ("png",)) -> None:
         """Name the folder.
 
         Args:
             folder: Folder in the trainer's log folder, or an absolute path.
+            formats: Formats of the picture, where there is one.
+
+        Raises:
+            ValueError: If a format is not known, named twice, or there is none.
         """
-        self.folder = folder
+        allowed = get_args(PictureFormat)
+        if not formats or isinstance(formats, str) or sorted(set(formats) & set(allowed)) != sorted(formats):
+            raise ValueError(
+                f"formats must be one or more of {', '.join(allowed)}, each once; got {formats!r}"
+            )
+        self.folder, self.formats = folder, tuple(formats)
         self.history: list[dict[str, float]] = []
         self._batches: list[tuple[Tensor, ...]] = []
         self._last: Finding[Whole] | None = None
@@ -130,9 +147,9 @@ class Report(L.Callback, ABC, Generic[Whole]):
         """Whether the picture is drawn at once; otherwise when the report is printed."""
         return False
 
-    def draw(self, finding: Finding[Whole]) -> bool:
-        """Draw the picture beside the file, if there is one to draw; whether it was done."""
-        return False
+    def draw(self, finding: Finding[Whole]) -> "Figure | None":
+        """The picture; None if there is none to draw."""
+        return None
 
     @abstractmethod
     def show(self, finding: Finding[Whole], first: dict[str, float] | None, console: Console) -> None:
@@ -217,7 +234,7 @@ class Report(L.Callback, ABC, Generic[Whole]):
         if trainer.is_global_zero and self.written_at_once:
             self._write(finding)
         if trainer.is_global_zero and self.draws_now(trainer, stage):
-            finding.drawn = self.draw(finding)
+            self._draw(trainer, finding)
         if stage == "val":
             self.history.append(entry)
 
@@ -228,13 +245,23 @@ class Report(L.Callback, ABC, Generic[Whole]):
             text = json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False)
             finding.path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
 
+    def _draw(self, trainer: L.Trainer, finding: Finding[Whole]) -> None:
+        """Draw it for the run's folder and for the loggers."""
+        figure = self.draw(finding)
+        if figure is None:
+            return
+        save_picture(figure, finding.path, self.formats)
+        log_picture(trainer.loggers, f"{finding.stage}/{Path(self.folder).name}", figure, finding.step)
+        finding.drawn = self.formats
+
     def _report(self, trainer: L.Trainer, verb: str) -> None:
         finding = self._last
         if finding is None or verb not in self.verbs or not trainer.is_global_zero:
             return
         if not self.written_at_once:
             self._write(finding)
-        finding.drawn = finding.drawn or self.draw(finding)
+        if not finding.drawn:
+            self._draw(trainer, finding)
         first = self.history[0] if verb == "fit" and len(self.history) > 1 else None
         self.show(finding, first, Console())
 

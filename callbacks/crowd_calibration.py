@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Literal, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import lightning as L
 import torch
@@ -18,7 +18,10 @@ from pluralign.datamodules.columns import provided_by
 from pluralign.metrics import SMALLEST_PROBABILITY, CrowdTable, crowd_table
 
 from .base import STAGES, Finding, Report, value_table
-from .pictures import draw_crowd_table
+from .pictures import PictureFormat, draw_crowd_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["CrowdCalibration"]
 
@@ -30,6 +33,8 @@ VOTES: dict[str, Literal["votes", "comparison_votes"]] = {
 
 JUDGED = {"responses": "label_probs", "comparisons": "comparison_label_probs"}
 """What the file calls predictions, likewise."""
+
+ERROR, ABOVE_BEST = "label_calibration_error", "label_calibration_error_above_best"
 
 TITLES = {
     "wasserstein_index": "Wasserstein distance (labels)",
@@ -82,8 +87,12 @@ class CrowdCalibration(Report[CrowdTable]):
     distribution must reverse when the sides are swapped, or every value here is too good.
 
     Items without votes are left out and counted. After every validation and test it logs the values, and writes
-    ``<stage>_step<step>.json`` with everything and a picture beside it. At the end of ``fit``, ``validate`` or
-    ``test`` it prints a table. Sanity checks are ignored. Several loaders count as one.
+    ``<stage>_step<step>.json`` with everything and a picture beside it, which the loggers of TensorBoard and of
+    Weights & Biases get, too. A panel that would mirror another one is not drawn, and says which it stands for. At the
+    end of ``fit``, ``validate`` or ``test`` it prints a table. Sanity checks are ignored. Several loaders count as one.
+
+    Calibration may get worse while distances still fall. In a fit the log therefore has ``label_calibration_error_above_best``, the mean calibration
+    error less the smallest so far (0 at the best validation), and the report says since when it got worse.
 
     The module needs ``labels``, their names, and ``label_rewards``; for comparisons from first to second.
 
@@ -99,6 +108,7 @@ class CrowdCalibration(Report[CrowdTable]):
         folder: str = "crowd_calibration",
         *,
         figure_every_n_validations: int = 1,
+        formats: Sequence[PictureFormat] = ("png",),
         num_resamples: int = 1000,
         seed: int = 0,
     ) -> None:
@@ -108,19 +118,21 @@ class CrowdCalibration(Report[CrowdTable]):
             folder: Folder in the trainer's log folder, or an absolute path.
             figure_every_n_validations: Draw the first validation of a fit, every n-th after it, and the last; tests
                 and validations outside a fit always. 0 draws nothing at all.
+            formats: Formats of the picture: ``png``, ``pdf``, ``svg``, one or several.
             num_resamples: Resamples of the bootstrap, >= 100.
             seed: Seed of the bootstrap, >= 0.
 
         Raises:
-            ValueError: If a number is below what is allowed.
+            ValueError: If a number is below what is allowed, or a format is not known.
         """
-        super().__init__(folder)
+        super().__init__(folder, formats=formats)
         check_range("figure_every_n_validations", figure_every_n_validations, at_least=0)
         check_range("num_resamples", num_resamples, at_least=100)
         check_range("seed", seed, at_least=0)
         self.figure_every_n_validations = figure_every_n_validations
         self.num_resamples, self.seed = num_resamples, seed
         self._judged = ""
+        self._during_fit = False
 
     # Collecting ----------------------------------------------------------------------------------------
 
@@ -187,6 +199,7 @@ class CrowdCalibration(Report[CrowdTable]):
         self, trainer: L.Trainer, module: L.LightningModule, stage: str, columns: list[Tensor]
     ) -> CrowdTable | None:
         """Compare predictions with votes."""
+        self._during_fit = stage == "val" and trainer.state.fn == TrainerFn.FITTING
         probs, votes, prompts = columns
         wanted = _label_module(module)
         table = crowd_table(
@@ -204,9 +217,12 @@ class CrowdCalibration(Report[CrowdTable]):
         return table
 
     def values(self, module: L.LightningModule, whole: CrowdTable) -> dict[str, float]:
-        """Distances, and the mean calibration error."""
-        distances = {name: value.value for name, value in whole.values.items()}
-        return distances | {"label_calibration_error": whole.mean_calibration_error}
+        """Distances, the mean calibration error, and how far above the least of the fit so far it is."""
+        error = whole.mean_calibration_error
+        values = {name: value.value for name, value in whole.values.items()} | {ERROR: error}
+        if self._during_fit:
+            values[ABOVE_BEST] = error - min([error, *(entry[ERROR] for entry in self.history)])
+        return values
 
     def entry(self, whole: CrowdTable, values: dict[str, float]) -> dict[str, float]:
         """The same, and the calibration error of every label."""
@@ -231,13 +247,11 @@ class CrowdCalibration(Report[CrowdTable]):
         always = stage == "test" or trainer.state.fn == TrainerFn.VALIDATING
         return every > 0 and (always or len(self.history) % every == 0)
 
-    def draw(self, finding: Finding[CrowdTable]) -> bool:
+    def draw(self, finding: Finding[CrowdTable]) -> "Figure | None":
         """Reliability, mean distributions and rewards; nothing if no picture is wanted."""
         if self.figure_every_n_validations == 0:
-            return False
-        title = f"{STAGES[finding.stage]} at step {finding.step:,}: {self._size(finding.whole)}"
-        draw_crowd_table(finding.whole, finding.path.with_suffix(".png"), title)
-        return True
+            return None
+        return draw_crowd_table(finding.whole, f"{finding.title}: {self._size(finding.whole)}")
 
     @staticmethod
     def _size(table: CrowdTable) -> str:
@@ -271,7 +285,25 @@ class CrowdCalibration(Report[CrowdTable]):
                 last=finding.entry,
             )
         )
+        if worse := self._got_worse(finding):
+            console.print(worse, soft_wrap=True, highlight=False, markup=False)
         finding.print_files(console, "crowd calibration")
+
+    def _got_worse(self, finding: Finding[CrowdTable]) -> str:
+        """What there is to say if calibration was better before in this fit; empty if it was not."""
+        if finding.entry.get(ABOVE_BEST, 0.0) <= 0:
+            return ""
+        table, error = finding.whole, finding.entry[ERROR]
+        best = min(self.history, key=lambda entry: entry[ERROR])
+        chance = sum(table.calibration_error_floor) / len(table.labels)
+        others = f"step {best['step']:,.0f}, the best of {len(self.history)} validations"
+        if (first := self.history[0]) is not best and error > first[ERROR]:
+            others += f", and from {first[ERROR]:.3f} at step {first['step']:,.0f}, the first"
+        little = "; less than chance gives, so it may be noise" if error - best[ERROR] < chance else ""
+        return (
+            f"calibration got worse: mean error of the labels {error:.3f}, up from {best[ERROR]:.3f} at {others} "
+            f"(by chance {chance:.3f}{little})"
+        )
 
 
 def _label_module(module: L.LightningModule) -> LabelModule:

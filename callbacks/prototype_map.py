@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
@@ -15,12 +15,15 @@ from torch.utils.hooks import RemovableHandle
 
 from pluralign.datamodules.batch import DataSource, PreferenceBatch, RewardOutput
 from pluralign.datamodules.checks import check_range
-from pluralign.metrics import PrototypeTable
+from pluralign.metrics import PrototypeTable, log_loss, outcomes
 from pluralign.models.base import data_of
 
 from .base import STAGES, Finding, Report
-from .pictures import draw_prototype_table, shortened
+from .pictures import PictureFormat, draw_prototype_table, shortened
 from .prototype_sample import Collection, Points, prototypes_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["PrototypeMap", "headline"]
 
@@ -33,11 +36,14 @@ OTHER_COLUMNS = 47
 class PrototypeMap(Report[PrototypeTable]):
     r"""Show what the prototypes of PAL stand for: a map of the space of preferences, and their favourites.
 
-    The map shows items (responses), prototypes and users' ideal points along the two directions in which all of them
-    together vary most (principal components; under the score ``angle`` of unit vectors, since lengths play no part
-    there). A user has the colour of the prototype with the largest weight, and the marker of the group if groups are
-    known. Beside it are the ideal points alone, on axes of their own, since items often spread much farther, and the
-    mean weights of all users and of each group. With one prototype there is the map alone: all users are where it is.
+    The map shows items (responses), prototypes and users' ideal points along the two directions in which prototypes and
+    ideal points vary most (principal components; under the score ``angle`` of unit vectors, since lengths play no part
+    there): where an item lies in other directions makes no difference between users under squared distances. A user has
+    the colour of the prototype with the largest weight, and the marker of the group if groups are known. Beside it
+    are the ideal points alone, an enlarged part of the same map, since items often spread much farther, and the
+    mean weights of all users and of each group. Stars of prototypes that would hide one another stand apart, with a line
+    to where they belong. With one prototype there is the map alone: all users are where it is, and the directions are
+    the items'. Above it stand accuracy and log loss of the judgements.
 
     What a prototype prefers is told by its own reward (the module's ``basis``) of *every* response: the largest and
     the smallest, with the text if the data module has it. A constant per prompt cancels in every comparison, so that
@@ -47,8 +53,9 @@ class PrototypeMap(Report[PrototypeTable]):
     its own responses; favourites are sought among all.
 
     At the end of ``fit`` (from the last validation), ``validate`` and ``test`` it writes ``<stage>_step<step>.png``,
-    ``<stage>_step<step>.json`` with whole texts, coordinates and weights, and prints a table. Sanity checks are
-    ignored. Several loaders count as one. With several ranks all is of what rank zero saw, and says so.
+    ``<stage>_step<step>.json`` with whole texts, coordinates and weights, and prints a table; the picture also goes to
+    the loggers of TensorBoard and of Weights & Biases. Sanity checks are ignored. Several loaders count as one. With
+    several ranks all but accuracy and log loss is of what rank zero saw, and says so.
 
     .. versionadded:: 0.1
     """
@@ -65,6 +72,7 @@ class PrototypeMap(Report[PrototypeTable]):
         groups: dict[str, str] | None = None,
         max_items: int = 2000,
         max_users: int = 2000,
+        formats: Sequence[PictureFormat] = ("png",),
         seed: int = 0,
     ) -> None:
         """Name the folder and bound what is drawn.
@@ -78,12 +86,13 @@ class PrototypeMap(Report[PrototypeTable]):
             groups: Group of each user, by the user's name; None for those that the data name, if any.
             max_items: Items drawn, a random sample of all, >= 1.
             max_users: Users drawn, a random sample of all, >= 1.
+            formats: Formats of the picture: ``png``, ``pdf``, ``svg``, one or several.
             seed: Seed of both samples, >= 0.
 
         Raises:
-            ValueError: If a number is below what is allowed.
+            ValueError: If a number is below what is allowed, or a format is not known.
         """
-        super().__init__(folder)
+        super().__init__(folder, formats=formats)
         check_range("num_examples", num_examples, at_least=1)
         check_range("max_items", max_items, at_least=1)
         check_range("max_users", max_users, at_least=1)
@@ -157,7 +166,7 @@ class PrototypeMap(Report[PrototypeTable]):
     def collect(
         self, module: L.LightningModule, output: RewardOutput, batch: PreferenceBatch
     ) -> tuple[Tensor, ...]:
-        """Nothing for all ranks: a sample of the batch's places and its most extreme rewards stay on this one.
+        """Margins and shares of the judgements; a sample of places and the most extreme rewards stay on this rank.
 
         Raises:
             ValueError: If module or batch lack what is needed.
@@ -177,7 +186,14 @@ class PrototypeMap(Report[PrototypeTable]):
                 f"package gives; it has {sorted(batch)}"
             )
         self._seen.add(points, basis.rewards, batch)
-        return ()
+        if "chosen" not in output:
+            return self.empty(module)
+        margin = (output["chosen"] - output["rejected"]).detach().float()
+        return margin, batch.get("preference", torch.ones_like(margin)).float()
+
+    def empty(self, module: L.LightningModule) -> tuple[Tensor, ...]:
+        """No judgements."""
+        return (torch.zeros(0, device=module.device),) * 2
 
     # The whole -----------------------------------------------------------------------------------------
 
@@ -209,6 +225,8 @@ class PrototypeMap(Report[PrototypeTable]):
             items, ideal = (torch.nn.functional.normalize(points, dim=-1) for points in (items, ideal))
         items, ideal = items.cpu().clone(), ideal.cpu().clone()
         names = seen.names()
+        margin, share = columns
+        right = outcomes(margin, share)[share != 0.5]
         table = PrototypeTable(
             stage=stage,
             step=trainer.global_step,
@@ -227,6 +245,9 @@ class PrototypeMap(Report[PrototypeTable]):
             effective=float(pal.effective_prototypes()),
             top=seen.top.examples(names),
             bottom=seen.bottom.examples(names),
+            accuracy=float(right.double().mean()) if len(right) else None,
+            log_loss=float(log_loss(margin, share).double().mean()) if len(margin) else None,
+            num_judgements=len(margin),
         )
         if table.finite:
             return table
@@ -261,10 +282,10 @@ class PrototypeMap(Report[PrototypeTable]):
             groups = {} if self._data is None else dict(self._data.user_groups())
         return [str(groups[user]) if user in groups else None for user in users] if groups else []
 
-    def draw(self, finding: Finding[PrototypeTable]) -> bool:
+    def draw(self, finding: Finding[PrototypeTable]) -> "Figure":
         """The map, and the weights."""
-        draw_prototype_table(finding.whole, finding.path.with_suffix(".png"), headline(finding.whole))
-        return True
+        lines = [headline(finding.whole), reached(finding.whole)]
+        return draw_prototype_table(finding.whole, "\n".join(line for line in lines if line))
 
     def show(
         self, finding: Finding[PrototypeTable], first: dict[str, float] | None, console: Console
@@ -279,6 +300,8 @@ class PrototypeMap(Report[PrototypeTable]):
         )
         if table.num_tied:
             caption += f"; {table.num_tied:,} users have no largest weight"
+        if table.num_judgements:
+            caption += f"; {reached(table)}"
         shown = Table(title=escape(headline(table)), caption=caption)
         for column in ("prototype", "weight", "users"):
             shown.add_column(column, justify="right", no_wrap=True)
@@ -308,3 +331,11 @@ def headline(table: PrototypeTable) -> str:
     seen = f"; only what rank 0 of {table.ranks} saw" if table.ranks > 1 else ""
     stage = STAGES[table.stage]
     return f"{stage.capitalize()} at step {table.step:,}: {', '.join(parts)}{seen}"
+
+
+def reached(table: PrototypeTable) -> str:
+    """How well the module does, in a line; empty without judgements."""
+    if not table.num_judgements:
+        return ""
+    right = "" if table.accuracy is None else f"accuracy {table.accuracy:.3f}, "
+    return f"{right}log loss {table.log_loss:.3f} nats on {table.num_judgements:,} judgements"

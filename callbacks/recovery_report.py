@@ -1,7 +1,8 @@
 """RecoveryReport: how much of a known truth a reward model has recovered, as a table and a picture."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import lightning as L
 import torch
@@ -13,7 +14,10 @@ from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
 from pluralign.metrics import log_loss, outcomes, within_prompts
 
 from .base import Finding, Report
-from .pictures import draw_recovery
+from .pictures import PictureFormat, draw_recovery
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["RecoveryReport"]
 
@@ -43,13 +47,21 @@ class RecoveryReport(Report[Recovered]):
     written_at_once = False
     whole_sanity_check = True
 
-    def __init__(self, filename: str = "recovery.png") -> None:
+    def __init__(self, filename: str = "recovery", *, formats: Sequence[PictureFormat] = ("png",)) -> None:
         """Name the picture.
 
         Args:
-            filename: Name in the trainer's log folder, or an absolute path.
+            filename: Name in the trainer's log folder, or an absolute path, without an ending.
+            formats: Endings, hence formats, of the picture: ``png``, ``pdf``, ``svg``, one or several.
+
+        Raises:
+            ValueError: If a format is not known, named twice, or there is none; or ``filename`` has an ending.
         """
-        super().__init__(filename)
+        if filename.endswith((".png", ".pdf", ".svg")):
+            raise ValueError(
+                f"filename must have no ending, which formats=[{filename[-3:]}] gives; got {filename!r}"
+            )
+        super().__init__(filename, formats=formats)
 
     def collect(
         self, module: L.LightningModule, output: RewardOutput, batch: PreferenceBatch
@@ -108,13 +120,12 @@ class RecoveryReport(Report[Recovered]):
         return entry
 
     def path(self, trainer: L.Trainer, stage: str) -> Path:
-        """Of the picture, whole."""
+        """Of the picture, without its ending."""
         return Path(trainer.log_dir or trainer.default_root_dir) / self.folder
 
-    def draw(self, finding: Finding[Recovered]) -> bool:
+    def draw(self, finding: Finding[Recovered]) -> "Figure":
         """Responses, and the way there."""
-        draw_recovery(finding.whole.score, finding.whole.reward, self.history, finding.path)
-        return True
+        return draw_recovery(finding.whole.score, finding.whole.reward, self.history)
 
     def show(self, finding: Finding[Recovered], first: dict[str, float] | None, console: Console) -> None:
         """Print the model's values beside the truth's own."""
@@ -134,4 +145,5 @@ class RecoveryReport(Report[Recovered]):
             values = (start[f"model {name}"], last[f"model {name}"], last.get(f"truth {name}"))
             table.add_row(title, *("-" if value is None else f"{value:.3f}" for value in values))
         console.print(table)
-        console.print(f"picture: {finding.path}", soft_wrap=True, highlight=False)
+        for ending in finding.drawn:
+            console.print(f"picture: {finding.path}.{ending}", soft_wrap=True, highlight=False, markup=False)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ __all__ = ["Example", "Extremes", "PrototypeTable", "Sample", "principal_plane"]
 
 EXACT_SIZE = 1024
 """Longest shorter side of a matrix whose decomposition is computed in full."""
+LEAST_SPREAD = 1e-6
+"""Below this share of the norm a direction is rounding (places are float32)."""
 
 
 class Example(NamedTuple):
@@ -114,6 +116,9 @@ class PrototypeTable:
         bottom: Responses of smallest reward, by prototype.
         groups: Group of each user, None for no group; empty if nothing is known of groups.
         texts: Texts of responses, by record and place, as far as there are any.
+        accuracy: Share of the decided judgements, of all ranks, that the users' rewards agree with; None without any.
+        log_loss: Of all judgements, in nats; None without any.
+        num_judgements: Judgements in all.
     """
 
     stage: str
@@ -135,6 +140,9 @@ class PrototypeTable:
     bottom: Sequence[Sequence[Example]]
     groups: Sequence[str | None] = ()
     texts: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    accuracy: float | None = None
+    log_loss: float | None = None
+    num_judgements: int = 0
 
     @property
     def num_prototypes(self) -> int:
@@ -177,9 +185,21 @@ class PrototypeTable:
         return [(name, len(members[name]), weights[members[name]].mean(0).tolist()) for name in names]
 
     @cached_property
-    def plane(self) -> tuple[Tensor, tuple[float, float]]:
-        """Coordinates of items, prototypes and drawn users, (n + K + m, 2), and each axis' share of the variance."""
-        return principal_plane(torch.cat([self.items, self.prototypes, self.ideal_points]))
+    def plane(self) -> Tensor:
+        """Coordinates of items, prototypes and drawn users, (n + K + m, 2).
+
+        The directions are those in which prototypes and users vary most: under squared distances only these tell one
+        user's rewards from another's. With one prototype they are those of the items.
+        """
+        ideal = torch.cat([self.prototypes, self.ideal_points])
+        return principal_plane(torch.cat([self.items, ideal]), guides=ideal)[0]
+
+    def explained(self, what: Literal["items", "ideal points"]) -> tuple[float, float]:
+        """Share of the variance of the items, or of prototypes and users, along each axis of the plane, in [0, 1]."""
+        number = len(self.items)
+        if what == "items":
+            return variance_shares(self.items, self.plane[:number])
+        return variance_shares(torch.cat([self.prototypes, self.ideal_points]), self.plane[number:])
 
     @property
     def finite(self) -> bool:
@@ -194,8 +214,7 @@ class PrototypeTable:
 
     def as_json(self) -> dict[str, object]:
         """Plain values of everything: what is common first, then prototypes, groups, users and items."""
-        plane, explained = self.plane
-        items, prototypes, users = plane.split([len(self.items), self.num_prototypes, len(self.drawn)])
+        items, prototypes, users = self.plane.split([len(self.items), self.num_prototypes, len(self.drawn)])
 
         def listed(examples: Sequence[Example]) -> list[dict[str, object]]:
             return [{**one._asdict(), "text": self.texts.get(one.name)} for one in examples]
@@ -205,7 +224,11 @@ class PrototypeTable:
             "step": self.step,
             "ranks": self.ranks,
             "prompt": self.prompt,
-            "explained_variance": list(explained),
+            "accuracy": self.accuracy,
+            "log_loss": self.log_loss,
+            "num_judgements": self.num_judgements,
+            "explained_variance": list(self.explained("ideal points")),
+            "explained_variance_of_items": list(self.explained("items")),
             "effective_prototypes": self.effective,
             "num_users": len(self.users),
             "num_users_tied": self.num_tied,
@@ -242,31 +265,52 @@ class PrototypeTable:
         }
 
 
-def principal_plane(points: Tensor) -> tuple[Tensor, tuple[float, float]]:
-    """Coordinates along the two directions in which points vary most.
+def principal_plane(points: Tensor, guides: Tensor | None = None) -> tuple[Tensor, tuple[float, float]]:
+    """Coordinates along the two directions in which guides vary most, or points where there are no guides.
 
     A direction's sign is such that the largest of its entries is positive. Where both sides of the matrix are longer
     than 1,024, the directions come from a seeded randomised decomposition; otherwise it is exact.
 
     Args:
         points: (n, D), n >= 1.
+        guides: (m, D); where they vary in fewer than two directions, the others are those in which what is left of the
+            points varies most. None for the points themselves.
 
     Returns:
-        Coordinates (n, 2) float64, each with mean 0, and the share of the variance along each, in [0, 1]; both are 0
-        where nothing varies.
+        Coordinates (n, 2) float64, each with mean 0, and the share of the points' variance along each, in [0, 1]; both
+        are 0 where nothing varies.
     """
-    centred = points.double() - points.double().mean(0)
-    if min(centred.shape) <= EXACT_SIZE:
-        _, _, directions = torch.linalg.svd(centred, full_matrices=False)
-        directions = directions[:2].T
+    points = points.double()
+    centred = points - points.mean(0)
+    directions = points.new_zeros(points.shape[1], 0)
+    for rows in (points if guides is None else guides.to(points), points):
+        rows = rows - rows.mean(0)
+        left = rows - rows @ directions @ directions.T
+        found = _directions(left, 2 - directions.shape[1], float(rows.norm()))
+        directions = torch.cat([directions, found], 1)
+    plane = torch.nn.functional.pad(centred @ directions, (0, 2 - directions.shape[1]))
+    return plane, variance_shares(points, plane)
+
+
+def variance_shares(points: Tensor, plane: Tensor) -> tuple[float, float]:
+    """Share of the variance of points (n, D) along each of their two coordinates (n, 2), in [0, 1]; 0 without any."""
+    centred, coordinates = (rows.double() - rows.double().mean(0) for rows in (points, plane))
+    total = float(centred.square().sum())
+    if not total > 0:
+        return 0.0, 0.0
+    first, second = (coordinates.square().sum(0) / total).tolist()
+    return first, second
+
+
+def _directions(rows: Tensor, number: int, scale: float) -> Tensor:
+    """At most so many directions (D, number) in which centred rows vary by more than rounding of their ``scale``."""
+    if min(rows.shape) <= EXACT_SIZE:
+        _, sizes, directions = torch.linalg.svd(rows, full_matrices=False)
+        directions = directions.T
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            _, _, directions = torch.svd_lowrank(centred, q=32, niter=8)
-        directions = directions[:, :2]
+            _, sizes, directions = torch.svd_lowrank(rows, q=32, niter=8)
+    directions = directions[:, :number][:, sizes[:number] > LEAST_SPREAD * scale]
     largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
-    plane = centred @ (directions * torch.where(largest < 0, -1.0, 1.0))
-    plane = torch.nn.functional.pad(plane, (0, 2 - plane.shape[1]))
-    total = float(centred.square().sum())
-    first, second = (plane.square().sum(0) / total).tolist() if total > 0 else (0.0, 0.0)
-    return plane, (first, second)
+    return directions * torch.where(largest < 0, -1.0, 1.0)

@@ -1,18 +1,18 @@
 """The picture of a CrowdTable: reliability of every label, mean distributions, expected rewards."""
 
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from pluralign.metrics import NUM_BINS, CrowdTable, Estimate
 
-from .style import BLUE, GREY, ORANGE, bare_axes, plain
+from .style import BLUE, GREY, ORANGE, bare_axes, plain, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import SubFigure
+    from matplotlib.figure import Figure, SubFigure
 
 __all__ = ["draw_crowd_table"]
 
@@ -25,38 +25,77 @@ WIDTH, HEIGHT, BELOW = 2.5, 3.0, 3.5
 """Inches of a label's panel, and of the row of summaries."""
 
 
-def draw_crowd_table(table: CrowdTable, path: Path, title: str) -> None:
-    """Draw one panel per label, and below them the mean distributions and the expected rewards.
+def draw_crowd_table(table: CrowdTable, title: str) -> "Figure":
+    """Draw a panel per label, and below them the mean distributions and the expected rewards.
+
+    What another panel's mirror shows is not drawn: of two labels the second (its probability is what the first leaves);
+    where every comparison counts in both orders, labels from the second side's end of the scale, whose curves are those
+    of the first side's. Expected rewards then stand once for each comparison, in the order whose prediction is larger.
 
     Args:
         table: What to draw.
-        path: Image file to write.
         title: Headline.
+
+    Returns:
+        The picture, not yet written.
     """
     from matplotlib.figure import Figure
 
-    number = len(table.labels)
+    shown = _shown_labels(table)
+    number = len(shown)
     columns = number if number <= 5 else (number + 1) // 2
     rows = -(-number // columns)
-    width = WIDTH * max(columns, 3.4)
+    width = WIDTH * max(columns, 3.4 if number > 1 else 2.6)
     figure = Figure(figsize=(width, HEIGHT * rows + BELOW + 0.5), layout="constrained")
     figure.suptitle(plain(title), fontsize="medium", fontweight="bold")
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(HEIGHT * rows, BELOW))[:, 0]
     ratios = [ratio for _ in range(rows) for ratio in (3.2, 1)]
     axes = above.subplots(2 * rows, columns, squeeze=False, height_ratios=ratios)
-    for k in range(rows * columns):
-        row, column = divmod(k, columns)
+    for i in range(rows * columns):
+        row, column = divmod(i, columns)
         pair = axes[2 * row, column], axes[2 * row + 1, column]
-        if k < number:
-            _draw_label(*pair, table, k, leftmost=column == 0)
+        if i < number:
+            _draw_label(*pair, table, shown[i], leftmost=column == 0)
         else:
             for one in pair:
                 one.set_axis_off()
-    _legend(above)
-    distribution, rewards = below.subplots(1, 2, width_ratios=(1.9, 1))
-    _draw_distribution(distribution, table)
-    _draw_rewards(rewards, table)
-    figure.savefig(path, dpi=120)
+    _legend(above, 4 if number > 1 else 2)
+    if table.both_orders and len(table.labels) == 2:  # both means are a half: nothing to see
+        _draw_rewards(below.subplots(), table)
+    else:
+        distribution, rewards = below.subplots(1, 2, width_ratios=(1.9, 1))
+        _draw_distribution(distribution, table)
+        _draw_rewards(rewards, table)
+    return figure
+
+
+def _shown_labels(table: CrowdTable) -> list[int]:
+    """Labels with a panel of their own: those that are no other one's mirror."""
+    number = len(table.labels)
+    if table.both_orders:
+        return list(range((number + 1) // 2))
+    return [0] if number == 2 else list(range(number))
+
+
+def _mirror(table: CrowdTable, k: int) -> str | None:
+    """The label whose panel would mirror this one's; None if there is none."""
+    number = len(table.labels)
+    if table.both_orders:
+        return table.labels[number - 1 - k] if number - 1 - k != k else None
+    return table.labels[1] if number == 2 else None
+
+
+def _note(table: CrowdTable, k: int) -> str:
+    """What stands in a label's panel."""
+    lines = [
+        f"calibration error {table.calibration_error[k]:.3f}",
+        f"by chance {table.calibration_error_floor[k]:.3f}",
+    ]
+    mirror = _mirror(table, k)
+    if mirror is not None:
+        what = "the same, sides swapped" if table.both_orders else "one minus this"
+        lines.append(f"{shortened(mirror, 22)}: {what}")
+    return plain("\n".join(lines))
 
 
 def _draw_label(curve: "Axes", histogram: "Axes", table: CrowdTable, k: int, *, leftmost: bool) -> None:
@@ -77,8 +116,7 @@ def _draw_label(curve: "Axes", histogram: "Axes", table: CrowdTable, k: int, *, 
         ls="none",
     )
     curve.set_title(_label(table.labels[k], 26, 2), fontsize="small", fontweight="bold")
-    note = f"calibration error {table.calibration_error[k]:.3f}\nby chance {table.calibration_error_floor[k]:.3f}"
-    curve.text(0.04, 0.96, note, transform=curve.transAxes, va="top", fontsize="x-small")
+    curve.text(0.04, 0.96, _note(table, k), transform=curve.transAxes, va="top", fontsize="x-small")
     histogram.bar(
         [one.left for one in bins],
         [one.share for one in bins],
@@ -98,28 +136,34 @@ def _draw_label(curve: "Axes", histogram: "Axes", table: CrowdTable, k: int, *, 
     curve.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
     histogram.locator_params(axis="y", nbins=2)
     if leftmost:
-        curve.set_ylabel("observed share", fontsize="small")
-        histogram.set_ylabel("share", fontsize="small")
+        curve.set_ylabel("observed share of votes", fontsize="small")
+        histogram.set_ylabel("share\nof items", fontsize="small")
     else:
         curve.tick_params(labelleft=False)
         histogram.tick_params(labelleft=False)
 
 
 def _draw_distribution(axes: "Axes", table: CrowdTable) -> None:
-    places = torch.arange(len(table.labels)).tolist()
-    for shift, color, marker, name in (
-        (-0.12, OBSERVED, "o", "observed"),
-        (0.12, PREDICTED, "D", "predicted"),
+    # In both orders a label and its mirror have one mean.
+    shown = _shown_labels(table) if table.both_orders else list(range(len(table.labels)))
+    observed, predicted = ([means[k] for k in shown] for means in (table.observed, table.predicted))
+    for shift, means, color, marker, name in (
+        (-0.12, observed, OBSERVED, "o", "observed"),
+        (0.12, predicted, PREDICTED, "D", "predicted"),
     ):
-        means: tuple[Estimate, ...] = getattr(table, name)
-        at = [place + shift for place in places]
+        at = [place + shift for place in range(len(shown))]
         axes.bar(at, [one.value for one in means], width=0.22, color=color, alpha=0.3)
         _with_interval(axes, at, means, color, marker, name)
-    axes.set_ylim(0, 1.2 * max(one.high for one in (*table.observed, *table.predicted)))
-    axes.set_xlim(-0.6, len(places) - 0.4)
-    small = "x-small" if len(places) > 6 else "small"
-    axes.set_xticks(places, [_label(name, 12, 3) for name in table.labels], fontsize=small)
-    axes.set_ylabel("mean share", fontsize="small")
+    axes.set_ylim(0, 1.2 * max(one.high for one in (*observed, *predicted)))
+    axes.set_xlim(-0.6, len(shown) - 0.4)
+    names = []
+    for k in shown:
+        mirror = _mirror(table, k) if table.both_orders else None
+        names.append(
+            _label(table.labels[k] + (f", as {mirror}" if mirror else ""), 12 if not mirror else 22, 3)
+        )
+    axes.set_xticks(range(len(shown)), names, fontsize="x-small" if len(shown) > 6 else "small")
+    axes.set_ylabel("mean share of votes", fontsize="small")
     axes.set_title("mean distribution", fontsize="small", fontweight="bold")
     axes.legend(loc="upper right", ncols=2, fontsize="small", frameon=False)
     bare_axes(axes)
@@ -127,29 +171,40 @@ def _draw_distribution(axes: "Axes", table: CrowdTable) -> None:
 
 
 def _draw_rewards(axes: "Axes", table: CrowdTable) -> None:
-    rewards, total = table.rewards, len(table.rewards)
+    rewards = _one_order(table)
+    total = len(rewards)
     if total > MOST_POINTS:
         chosen = torch.randperm(total, generator=torch.Generator().manual_seed(0))[:MOST_POINTS]
         rewards = rewards[chosen]
     predicted, observed = rewards.T.tolist()
     low, high = min(table.label_rewards), max(table.label_rewards)
     edge = 0.04 * (high - low) or 1.0
-    axes.plot([low, high], [low, high], color=GREY, ls="--", lw=1)
+    left = min(predicted) if table.both_orders else low
+    axes.plot([left, high], [left, high], color=GREY, ls="--", lw=1)
     axes.scatter(predicted, observed, s=9, color=OBSERVED, alpha=0.25 if total > 300 else 0.6, linewidths=0)
-    axes.set_xlim(low - edge, high + edge)
+    axes.set_xlim(left - edge, high + edge)
     axes.set_ylim(low - edge, high + edge)
-    axes.set_box_aspect(1)
-    axes.set_xlabel("predicted", fontsize="small")
-    axes.set_ylabel("observed", fontsize="small")
+    axes.set_aspect("equal")
+    axes.set_xlabel("predicted (unit: label rewards)", fontsize="small")
+    axes.set_ylabel("observed (unit: label rewards)", fontsize="small")
     some = f" ({len(rewards):,} of {total:,})" if total > MOST_POINTS else ""
-    axes.set_title(f"expected reward{some}", fontsize="small", fontweight="bold")
+    whose = "\nof the preferred side" if table.both_orders else ""
+    axes.set_title(f"expected reward{whose}{some}", fontsize="small", fontweight="bold")
     bare_axes(axes)
+
+
+def _one_order(table: CrowdTable) -> Tensor:
+    """Predicted and observed rewards (M, 2), of every comparison once: in the order whose prediction is larger."""
+    if not table.both_orders:
+        return table.rewards
+    first, second = table.rewards.chunk(2)
+    return torch.where(first[:, :1] >= second[:, :1], first, second)
 
 
 def _with_interval(
     axes: "Axes",
     places: list[float],
-    estimates: list[Estimate] | tuple[Estimate, ...],
+    estimates: list[Estimate],
     color: str,
     marker: str,
     name: str | None = None,
@@ -173,7 +228,7 @@ def _with_interval(
     )
 
 
-def _legend(above: "SubFigure") -> None:
+def _legend(above: "SubFigure", columns: int) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -190,9 +245,9 @@ def _legend(above: "SubFigure") -> None:
             label=f"fewer than {FEW_PROMPTS} prompts",
         ),
         Line2D([], [], color=GREY, ls="--", lw=1, label="calibrated"),
-        Patch(color=PREDICTED, alpha=0.75, label="predictions"),
+        Patch(color=PREDICTED, alpha=0.75, label="how many items have it"),
     ]
-    above.legend(handles=marks, loc="outside upper center", ncols=4, fontsize="small", frameon=False)
+    above.legend(handles=marks, loc="outside upper center", ncols=columns, fontsize="small", frameon=False)
 
 
 def _label(name: str, width: int, lines: int) -> str:

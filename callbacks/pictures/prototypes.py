@@ -1,12 +1,11 @@
 """The picture of a PrototypeTable: the space of preferences, the ideal points alone, the users' mean weights."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from pluralign.metrics import PrototypeTable, principal_plane
+from pluralign.metrics import PrototypeTable
 
 from .style import BLUE, GREY, ORANGE, PALE, SERIES, bare_axes, plain, shortened
 
@@ -30,17 +29,22 @@ LEAST_NAMED = 0.07
 """Mean weight from which it is written into the bar."""
 MOST_EDGED = 400
 """Users beyond which dots have no outline."""
+STAR_WIDTH = 21.0
+"""Points of a prototype's star."""
+MOST_PUSHES = 500
 MOST_NUMBERED = 24
 """Items of one prompt that get their numbers."""
 
 
-def draw_prototype_table(table: PrototypeTable, path: Path, title: str) -> None:
-    """Draw the map, and beside it the ideal points alone and the mean weights, where there are several prototypes.
+def draw_prototype_table(table: PrototypeTable, title: str) -> "Figure":
+    """Draw the map, and beside it its part around the ideal points and the mean weights, with several prototypes.
 
     Args:
         table: What to draw.
-        path: Image file to write.
         title: Headline.
+
+    Returns:
+        The picture, not yet written.
     """
     from matplotlib.figure import Figure
 
@@ -48,25 +52,42 @@ def draw_prototype_table(table: PrototypeTable, path: Path, title: str) -> None:
     low = 0.6 + 0.24 * (1 + len(_largest_groups(table)))
     figure = Figure(figsize=(13.0 if several else 7.6, 7.6), layout="constrained")
     figure.suptitle(plain(title), fontsize="medium", fontweight="bold")
-    plane, explained = table.plane
-    items, prototypes, users = plane.split([len(table.items), table.num_prototypes, len(table.drawn)])
+    items, prototypes, users = table.plane.split([len(table.items), table.num_prototypes, len(table.drawn)])
+    maps = []
     if several:
         left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.35, 1))[0]
         axes = left.subplots()
-        own, weights = right.subplots(2, 1, height_ratios=(BELOW_TITLE - low, low))
-        alone, share = principal_plane(torch.cat([table.prototypes, table.ideal_points]))
-        _draw_users(own, alone[table.num_prototypes :], table)
-        _draw_prototypes(own, alone[: table.num_prototypes])
-        _finish(own, "ideal points alone, on axes of their own", share)
+        part, weights = right.subplots(2, 1, height_ratios=(BELOW_TITLE - low, low))
+        maps.append(part)
+        _draw_users(part, users, table)
         _draw_weights(weights, table)
     else:
         axes = figure.subplots()
+    maps.append(axes)
     _draw_items(axes, items, [] if table.prompt is None else [number for _, number in table.item_names])
     _draw_users(axes, users, table)
-    _draw_prototypes(axes, prototypes)
-    _finish(axes, "space of preferences", explained)
+    for one in maps:
+        one.update_datalim(prototypes.tolist())
+        one.autoscale_view()
+        _finish(one, "space of preferences" if one is axes else "ideal points: the framed part", table)
     _legend(figure, table)
-    figure.savefig(path, dpi=120)
+    figure.draw_without_rendering()
+    for one in maps:  # places and limits are final from here on: equal distances stay equal
+        one.set_autoscale_on(False)
+        one.set_aspect("auto")
+        _draw_prototypes(one, prototypes)
+    if several:
+        _frame(axes, maps[0])
+    return figure
+
+
+def _frame(axes: "Axes", part: "Axes") -> None:
+    """Show on the map which part of it stands beside it."""
+    from matplotlib.patches import Rectangle
+
+    (left, right), (low, high) = part.get_xlim(), part.get_ylim()
+    frame = Rectangle((left, low), right - left, high - low, fill=False, edgecolor=GREY, lw=0.9, ls=":")
+    axes.add_patch(frame)
 
 
 def _draw_items(axes: "Axes", places: Tensor, numbers: list[int]) -> None:
@@ -101,22 +122,58 @@ def _draw_users(axes: "Axes", places: Tensor, table: PrototypeTable) -> None:
 
 
 def _draw_prototypes(axes: "Axes", places: Tensor) -> None:
-    from matplotlib.patheffects import withStroke
-
-    outline = [withStroke(linewidth=3, foreground="white")]
-    for k, (x, y) in enumerate(places.tolist()):
+    """A star each; those that would hide one another stand apart, with a line to a dot where they belong."""
+    pixels = axes.get_figure(root=True).dpi / 72
+    shown = torch.as_tensor(axes.transData.transform(places.numpy())) / pixels
+    moved = stood_apart(shown, 1.25 * STAR_WIDTH)
+    stars = axes.transData.inverted().transform((moved * pixels).numpy()).tolist()
+    for k, ((x, y), star) in enumerate(zip(places.tolist(), stars, strict=True)):
+        color = color_of(k)
+        if float((moved[k] - shown[k]).norm()) > 1:
+            axes.plot([x, star[0]], [y, star[1]], color="black", lw=0.9, zorder=5)
+            axes.plot([x], [y], color=color, marker="o", ms=5, mec="black", mew=0.9, zorder=6)
         axes.scatter(
-            [x], [y], s=330, marker="*", color=color_of(k), edgecolors="black", linewidths=1.1, zorder=5
+            *star, s=STAR_WIDTH**2, marker="*", color=color, edgecolors="black", linewidths=1, zorder=7
         )
         axes.annotate(
             str(k),
-            (x, y),
-            xytext=(9, 7),
-            textcoords="offset points",
+            star,
+            ha="center",
+            va="center_baseline",
+            fontsize=8,
             fontweight="bold",
-            path_effects=outline,
-            zorder=6,
+            color="white" if color in DARK else "black",
+            zorder=8,
         )
+
+
+def stood_apart(places: Tensor, distance: float) -> Tensor:
+    """Places moved as little as is simple so that any two are at least ``distance`` apart.
+
+    Pairs that are too close push each other away, by a quarter of what is missing each, until none is. Equal places
+    part in directions that follow from their numbers.
+
+    Args:
+        places: (K, 2).
+        distance: Wanted, > 0, in the unit of ``places``.
+
+    Returns:
+        (K, 2).
+    """
+    moved = places.double().clone()
+    number = len(moved)
+    angle = 2.4 * torch.arange(number, dtype=torch.float64)  # no two of these are opposite or equal
+    moved += 1e-3 * distance * torch.stack([angle.cos(), angle.sin()], 1)
+    same = torch.eye(number, dtype=torch.bool)
+    for _ in range(MOST_PUSHES):
+        gaps = moved.unsqueeze(1) - moved
+        lengths = gaps.norm(dim=2).masked_fill(same, distance)
+        missing = (distance - lengths).clamp_min(0)
+        if float(missing.max()) < 0.01 * distance:
+            break
+        moved += (gaps / lengths.unsqueeze(2) * missing.unsqueeze(2)).sum(1) / 4
+    still = (moved - places).norm(dim=1, keepdim=True) < 2e-3 * distance
+    return torch.where(still, places.double(), moved)
 
 
 def _draw_weights(axes: "Axes", table: PrototypeTable) -> None:
@@ -163,10 +220,15 @@ def _draw_weights(axes: "Axes", table: PrototypeTable) -> None:
         axes.set_title(title, fontsize="small", fontweight="bold")
 
 
-def _finish(axes: "Axes", title: str, explained: tuple[float, float]) -> None:
+def _finish(axes: "Axes", title: str, table: PrototypeTable) -> None:
     axes.set_title(title, fontsize="small", fontweight="bold")
-    axes.set_xlabel(f"component 1 ({explained[0]:.0%} of the variance)", fontsize="small")
-    axes.set_ylabel(f"component 2 ({explained[1]:.0%})", fontsize="small")
+    shares = zip(table.explained("ideal points"), table.explained("items"), strict=True)
+    for number, (ideal, items) in enumerate(shares, 1):
+        share = f"{items:.0%} of the variance of responses"
+        if table.num_prototypes > 1:
+            share = f"{ideal:.0%} of the variance of ideal points, {items:.0%} of responses'"
+        label = f"direction {number} (distance)\n{share}"
+        (axes.set_xlabel if number == 1 else axes.set_ylabel)(label, fontsize="x-small")
     axes.margins(0.1)
     axes.set_aspect("equal", adjustable="datalim")  # distances are what the model is about
     bare_axes(axes)

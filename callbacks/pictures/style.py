@@ -1,11 +1,34 @@
-"""What pictures share: colours, axes and text."""
+"""What pictures share: colours, axes, text, and the ways to a file and to a logger."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-__all__ = ["BLUE", "GREY", "ORANGE", "PALE", "SERIES", "bare_axes", "plain", "shortened"]
+__all__ = [
+    "BLUE",
+    "GREY",
+    "ORANGE",
+    "PALE",
+    "SERIES",
+    "PictureFormat",
+    "bare_axes",
+    "log_picture",
+    "plain",
+    "save_picture",
+    "shortened",
+]
+
+PictureFormat = Literal["png", "pdf", "svg"]
+"""Formats of pictures: points for screens, curves and letters for print and pages."""
+
+DOTS_PER_INCH = 120
+FOR_PRINT = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "pluralign"}
+"""Letters stay letters, as publishers ask; equal pictures are equal files."""
 
 BLUE, ORANGE, GREY, PALE = "#0072B2", "#D55E00", "#8C8C8C", "#BDBDBD"
 
@@ -41,3 +64,63 @@ def shortened(text: str, length: int) -> str:
     """Text in one line of at most so many characters."""
     line = " ".join(text.split())
     return line if len(line) <= length else f"{line[: length - 3].rstrip()}..."
+
+
+def save_picture(figure: "Figure", path: Path, formats: Iterable[str]) -> None:
+    """Write a picture in every format, replacing files that are there.
+
+    Args:
+        figure: What to write.
+        path: Where to, without an ending.
+        formats: ``png``, ``pdf``, ``svg``: the endings.
+    """
+    from matplotlib import rc_context
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with rc_context(FOR_PRINT):
+        for ending in formats:
+            undated = (
+                {} if ending == "png" else {"metadata": {"CreationDate" if ending == "pdf" else "Date": None}}
+            )
+            figure.savefig(path.with_name(f"{path.name}.{ending}"), dpi=DOTS_PER_INCH, **undated)
+
+
+@runtime_checkable
+class TakesFigures(Protocol):
+    """What a logger writes with, where it takes figures, as that of TensorBoard does."""
+
+    def add_figure(self, tag: str, figure: "Figure", global_step: int | None = None) -> None:
+        """Keep a figure."""
+
+
+@runtime_checkable
+class TakesImages(Protocol):
+    """A logger that takes images, as that of Weights & Biases does."""
+
+    def log_image(self, key: str, images: list[object], step: int | None = None) -> None:
+        """Keep images, (height, width, 4) of bytes."""
+
+
+def log_picture(loggers: "Iterable[Logger]", name: str, figure: "Figure", step: int) -> None:
+    """Give a picture to every logger that takes pictures; for others the file in the run's folder is all.
+
+    Args:
+        loggers: Where to.
+        name: What the logger calls it.
+        figure: The picture.
+        step: Optimiser steps.
+    """
+    for logger in loggers:
+        if isinstance(logger, TakesImages):
+            logger.log_image(name, [_dots(figure)], step=step)
+        elif isinstance(logger.experiment, TakesFigures):
+            logger.experiment.add_figure(name, figure, global_step=step)
+
+
+def _dots(figure: "Figure") -> object:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from numpy import asarray
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return asarray(canvas.buffer_rgba()).copy()

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from pluralign.callbacks import CrowdCalibration
-from pluralign.callbacks.pictures import draw_crowd_table
+from pluralign.callbacks.pictures import draw_crowd_table, save_picture
 from pluralign.datamodules.batch import Labels
 from pluralign.metrics import crowd_table
 from pluralign.models import BackboneConfig, BradleyTerryRM, RewardModule
@@ -350,9 +350,89 @@ def test_pictures_of_any_number_of_labels(tmp_path, number):
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        draw_crowd_table(table, tmp_path / "picture.png", "100 $ and $ more")
+        save_picture(draw_crowd_table(table, "100 $ and $ more"), tmp_path / "picture", ["png"])
     width, height = picture_size(tmp_path / "picture.png")
-    assert (width, height) == {2: (1020, 840), 5: (1500, 840), 7: (1200, 1200), 10: (1500, 1200)}[number]
+    assert (width, height) == {2: (780, 840), 5: (1500, 840), 7: (1200, 1200), 10: (1500, 1200)}[number]
+
+
+def drawn_panels(number, *, both_orders):
+    """Titles of the labels' panels, the words in them, and the names and heights of the bars of means."""
+    generator = torch.Generator().manual_seed(number)
+    names = tuple(f"label {i}" for i in range(number))
+    probs = (2 * torch.randn(60, number, generator=generator)).softmax(-1)
+    votes = torch.randint(0, 4, (60, number), generator=generator) + 1
+    table = crowd_table(
+        probs, votes, torch.arange(60), labels=names, label_rewards=torch.linspace(1, -1, number).tolist(),
+        both_orders=both_orders, num_resamples=100, seed=0,
+    )  # fmt: skip
+    figure = draw_crowd_table(table, "title")
+    panels = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
+    curves = {title: axes for title, axes in panels.items() if title.startswith("label")}
+    notes = [axes.texts[0].get_text() for axes in curves.values()]
+    means = panels.get("mean distribution")
+    bars = [] if means is None else [tick.get_text().replace("\n", " ") for tick in means.get_xticklabels()]
+    (rewards,) = (axes for title, axes in panels.items() if title.startswith("expected reward"))
+    return list(curves), notes, bars, rewards.collections[0].get_offsets()
+
+
+@pytest.mark.parametrize(
+    ("number", "both_orders", "panels", "bars"),
+    [
+        (2, False, [0], ["label 0", "label 1"]),
+        (3, False, [0, 1, 2], ["label 0", "label 1", "label 2"]),
+        (2, True, [0], []),
+        (3, True, [0, 1], ["label 0, as label 2", "label 1"]),
+        (4, True, [0, 1], ["label 0, as label 3", "label 1, as label 2"]),
+    ],
+)
+def test_no_panel_mirrors_another(number, both_orders, panels, bars):
+    titles, notes, names, rewards = drawn_panels(number, both_orders=both_orders)
+    assert titles == [f"label {k}" for k in panels]
+    assert names == bars
+    mirrored = {number - 1 - k for k in panels} - set(panels)
+    assert {k for k in range(number) for note in notes if f"label {k}:" in note} == mirrored, (
+        "each says which"
+    )
+    assert len(rewards) == 60, "every item once"
+    assert not both_orders or float(rewards[:, 0].min()) >= 0
+
+
+class Overconfident(LabelRM):
+    """Its first labels are right, and then it gets surer with every step."""
+
+    def compute_loss(self, output, batch):
+        return -20 * self.sharpness
+
+    def forward(self, batch):
+        batch = {**batch, "features": batch["votes"].clamp_min(0.3).log()}
+        return super().forward(batch)
+
+
+def test_it_says_since_when_calibration_got_worse(trainer, tmp_path, capsys):
+    callback, logger = CrowdCalibration(), CSVLogger(tmp_path, name="run")
+    trainer(callback, max_epochs=3, logger=logger).fit(Overconfident(), Data())
+    errors = [entry["label_calibration_error"] for entry in callback.history]
+    above = [entry["label_calibration_error_above_best"] for entry in callback.history]
+    assert errors == sorted(errors) and errors[0] < errors[-1]
+    assert above == pytest.approx([error - errors[0] for error in errors])
+    with (tmp_path / "run" / "version_0" / "metrics.csv").open() as stream:
+        rows = [row["val/label_calibration_error_above_best"] for row in csv.DictReader(stream)]
+    assert [float(value) for value in rows if value] == pytest.approx(above, abs=1e-6)
+    printed = capsys.readouterr().out
+    assert (
+        f"calibration got worse: mean error of the labels {errors[-1]:.3f}, up from {errors[0]:.3f} at step 3, the best "
+        "of 3 validations" in printed
+    )
+
+
+def test_a_validation_that_is_the_best_says_nothing(trainer, capsys):
+    callback = CrowdCalibration()
+    trainer(callback, max_epochs=2, num_sanity_val_steps=0).fit(LabelRM(), Data())
+    above = [entry["label_calibration_error_above_best"] for entry in callback.history]
+    assert above[0] == 0.0
+    assert ("got worse" in capsys.readouterr().out) == (above[-1] > 0)
+    trainer(CrowdCalibration()).validate(LabelRM(), Data(), verbose=False)
+    assert "got worse" not in capsys.readouterr().out, "alone there is nothing before it"
 
 
 @pytest.mark.slow

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pluralign.callbacks import PrototypeMap
-from pluralign.callbacks.pictures import draw_prototype_table, shortened
+from pluralign.callbacks.pictures import draw_prototype_table, save_picture, shortened
+from pluralign.callbacks.pictures.prototypes import stood_apart
 from pluralign.datamodules import LoaderConfig, PersonaDataModule
 from pluralign.metrics import PrototypeTable
 from pluralign.models import PAL, BackboneConfig, BradleyTerryRM, StoredFeatures
@@ -106,13 +107,15 @@ def places(content):
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def assert_rotated(found, wanted):
-    """Coordinates differ by a motion: every distance is the same, and axes are in the order of their variance."""
-    wanted = wanted.double()
+def assert_rotated(content, wanted):
+    """Coordinates differ by a motion: every distance is the same; ideal points vary most along the first axis."""
+    found, wanted = places(content), wanted.double()
     assert torch.allclose(torch.cdist(found, found), torch.cdist(wanted, wanted), atol=1e-5)
     assert torch.allclose(found.mean(0), torch.zeros(2, dtype=torch.float64), atol=1e-6)
-    assert float((found.T @ found)[0, 1]) == pytest.approx(0, abs=1e-4)
-    assert found[:, 0].var() >= found[:, 1].var()
+    guides = found[len(content["items"]["id"]) :] if len(content["prototypes"]) > 1 else found
+    guides = guides - guides.mean(0)
+    assert float((guides.T @ guides)[0, 1]) == pytest.approx(0, abs=1e-4)
+    assert guides[:, 0].var() >= guides[:, 1].var()
 
 
 def picture_size(path):
@@ -148,7 +151,7 @@ def test_a_validation_is_mapped_as_by_hand(trainer, tmp_path, capsys):
     content = read(tmp_path)
     features = torch.cat([batch["features"] for batch in data.hand_made])
     weights = torch.tensor([[0.9, 0.1], [0.5, 0.5], [0.2, 0.8]])
-    assert_rotated(places(content), torch.cat([features, torch.eye(2), weights]))
+    assert_rotated(content, torch.cat([features, torch.eye(2), weights]))
     names = named(data.hand_made)
     assert list(zip(content["items"]["id"], content["items"]["response"], strict=True)) == names
     assert (content["stage"], content["step"], content["ranks"], content["prompt"]) == ("val", 0, 1, None)
@@ -259,7 +262,7 @@ def test_angles_are_drawn_on_the_circle(trainer, tmp_path):
     features = torch.cat([batch["features"] for batch in data.hand_made])
     weights = torch.tensor([[0.9, 0.1], [0.5, 0.5], [0.2, 0.8]])
     both = torch.nn.functional.normalize(torch.cat([features, torch.eye(2), weights]), dim=-1)
-    assert_rotated(places(read(tmp_path)), both)
+    assert_rotated(read(tmp_path), both)
 
 
 @pytest.mark.parametrize("mix", ["Pw", "f(Pw)", "f(P)w"])
@@ -274,7 +277,7 @@ def test_ideal_points_are_the_networks(trainer, tmp_path, mix):
             ideal = network.project(weights @ network.prototypes)
         else:
             ideal = weights @ (network.prototypes if mix == "Pw" else network.project(network.prototypes))
-        assert_rotated(places(read(tmp_path)), torch.cat([network.project(features), ideal]))
+        assert_rotated(read(tmp_path), torch.cat([network.project(features), ideal]))
 
 
 def test_one_prototype_needs_no_users(trainer, tmp_path, capsys):
@@ -282,7 +285,7 @@ def test_one_prototype_needs_no_users(trainer, tmp_path, capsys):
     trainer(PrototypeMap()).validate(OnFeatures(num_prototypes=1), data, verbose=False)
     content = read(tmp_path)
     features = torch.cat([batch["features"] for batch in data.hand_made])
-    assert_rotated(places(content), torch.cat([features, torch.eye(2)[:1]]))
+    assert_rotated(content, torch.cat([features, torch.eye(2)[:1]]))
     assert content["users"]["user"] == []
     (one,) = content["prototypes"]
     assert (one["mean_weight"], one["num_users"], content["num_users_tied"]) == (1.0, 1, 0)
@@ -310,7 +313,7 @@ def test_prototypes_of_a_prompt(trainer, tmp_path, prompt_id, number, place, cap
         prototypes = module.network.prompt_projectors(batch["prompt_features"])[place]
         ideal = module.weights_of(data.users) @ prototypes
         rewards = torch.cat([module.basis_rewards(each) for each in data.hand_made])
-    assert_rotated(places(content), torch.cat([items, prototypes, ideal]))
+    assert_rotated(content, torch.cat([items, prototypes, ideal]))
     assert content["within_prompts"] is True, "by default, since each prompt has prototypes of its own"
     pairs = rewards.view(6, 2, 2)
     largest = (pairs - pairs.mean(1, keepdim=True)).flatten(0, 1).amax(0)
@@ -494,8 +497,93 @@ def test_pictures_of_any_size(tmp_path, num_prototypes, num_users, num_items, nu
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        draw_prototype_table(table, tmp_path / "picture.png", "a $ and $")
+        save_picture(draw_prototype_table(table, "a $ and $"), tmp_path / "picture", ["png"])
     assert picture_size(tmp_path / "picture.png") == (1560, 912)
+
+
+def crowded(**settings):
+    """Four prototypes, of which the first two are one point and the last two almost; items spread in other directions."""
+    generator = torch.Generator().manual_seed(1)
+    prototypes = torch.zeros(4, 6)
+    prototypes[:2, 0], prototypes[2:, 1], prototypes[3, 1] = 1.0, 1.0, 1.01
+    weights = (3 * torch.randn(30, 4, generator=generator)).softmax(1)
+    items = torch.randn(50, 6, generator=generator) * torch.tensor([2, 2, 9, 9, 9, 9])
+    known = {
+        "stage": "val", "step": 3, "ranks": 1, "prompt": None, "within_prompts": False, "items": items,
+        "item_names": [("a", i) for i in range(50)], "num_items": 50, "num_responses": 50, "prototypes": prototypes,
+        "ideal_points": weights @ prototypes, "drawn": range(30), "users": [str(i) for i in range(30)],
+        "weights": weights, "effective": 4.0, "top": [[]] * 4, "bottom": [[]] * 4,
+    }  # fmt: skip
+    return PrototypeTable(**{**known, **settings})
+
+
+def maps(figure):
+    """The map and its part around the ideal points, by title."""
+    return {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
+
+
+def stars(axes):
+    """Where stars stand, in points of print."""
+    from matplotlib.collections import PathCollection
+
+    groups = [one for one in axes.collections if isinstance(one, PathCollection) and one.get_zorder() == 7]
+    places = torch.tensor([one.get_offsets()[0].tolist() for one in groups])
+    return torch.as_tensor(axes.transData.transform(places.numpy())) * 72 / axes.get_figure(root=True).dpi
+
+
+def test_both_panels_are_one_projection():
+    table = crowded()
+    whole, part = maps(draw_prototype_table(table, "title")).values()
+    users = table.plane[-30:]
+    for axes in (whole, part):
+        offsets = [one.get_offsets().tolist() for one in axes.collections if len(one.get_offsets()) == 30]
+        assert torch.allclose(torch.tensor(offsets[0]).double(), users), "the same coordinates in both"
+        scale = axes.transData.transform([(0, 0), (1, 0), (0, 1)])
+        assert (scale[1] - scale[0])[0] > 0 and (scale[2] - scale[0])[1] > 0, "and the same orientation"
+        assert (scale[1] - scale[0])[0] == pytest.approx((scale[2] - scale[0])[1], rel=0.01), (
+            "distances stay equal"
+        )
+    (left, right), (low, high) = part.get_xlim(), part.get_ylim()
+    (frame,) = whole.patches
+    assert frame.get_bbox().extents.tolist() == pytest.approx([left, low, right, high])
+    assert right - left < 0.5 * (whole.get_xlim()[1] - whole.get_xlim()[0]), "the part is enlarged"
+
+
+def test_stars_do_not_hide_one_another_and_point_to_their_places():
+    figure = draw_prototype_table(crowded(), "title")
+    for axes in maps(figure).values():
+        found = stars(axes)
+        assert len(found) == 4
+        assert float(torch.cdist(found, found).fill_diagonal_(99).min()) > 21, "the width of a star"
+        lines = [line.get_xydata() for line in axes.lines if len(line.get_xydata()) == 2]
+        wanted = crowded().plane[50:54]
+        ends = torch.tensor([line[0].tolist() for line in lines]).double()
+        assert torch.allclose(ends, wanted), "each line begins where its prototype is"
+
+
+def test_places_are_moved_no_more_than_they_must():
+    far = torch.tensor([[0.0, 0], [30, 0], [0, 30]])
+    assert torch.equal(stood_apart(far, 20), far.double())
+    for number in (2, 9, 40):
+        moved = stood_apart(torch.zeros(number, 2), 20)
+        assert float(torch.cdist(moved, moved).fill_diagonal_(99).min()) > 19.5
+        assert float(moved.norm(dim=1).max()) < 1.2 * 20 * number**0.5
+        assert torch.equal(moved, stood_apart(torch.zeros(number, 2), 20))
+
+
+def test_the_headline_says_how_well_the_module_does(trainer, tmp_path):
+    data, module, callback = Data(), OnFeatures(), PrototypeMap(formats=["svg"])
+    run = trainer(callback)
+    run.validate(module, data, verbose=False)
+    content = read(tmp_path)
+    assert content["accuracy"] == pytest.approx(float(run.callback_metrics["val/accuracy"]))
+    assert content["log_loss"] == pytest.approx(float(run.callback_metrics["val/log_loss"]), abs=1e-5)
+    assert content["num_judgements"] == 6
+    words = (tmp_path / "prototype_map" / "val_step000000.svg").read_text(encoding="utf-8")
+    assert (
+        f"accuracy {content['accuracy']:.3f}, log loss {content['log_loss']:.3f} nats on 6 judgements"
+        in words
+    )
 
 
 @pytest.mark.slow
@@ -512,4 +600,5 @@ def test_two_processes_draw_what_the_first_saw(trainer, tmp_path, capfd, monkeyp
         "prompt [2.0]",
         "prompt [2.1]",
     }
+    assert content["num_judgements"] == 6, "of both ranks"
     assert capfd.readouterr().out.count("only what rank 0 of 2 saw") == 1

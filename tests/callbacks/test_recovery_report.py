@@ -134,9 +134,13 @@ def test_a_look_at_a_part_of_the_data_is_no_entry(trainer, module, data):
 
 
 def test_the_picture_may_lie_anywhere(trainer, module, data, tmp_path):
-    path = tmp_path / "new" / "picture.png"
+    path = tmp_path / "new" / "picture"
     trainer(RecoveryReport(filename=str(path))).fit(module(), data())
-    assert path.stat().st_size > 10_000
+    assert path.with_suffix(".png").stat().st_size > 10_000
+    with pytest.raises(
+        ValueError, match=r"must have no ending, which formats=\[svg\] gives; got 'truth.svg'"
+    ):
+        RecoveryReport("truth.svg")
 
 
 def test_without_validation_nothing_is_said(trainer, module, data, tmp_path, capsys):

@@ -33,6 +33,31 @@ def test_planes_of_too_little():
         assert explained == (0.0, 0.0)
 
 
+def test_guides_choose_the_directions():
+    generator = torch.Generator().manual_seed(4)
+    points = torch.randn(40, 5, generator=generator) * torch.tensor([9.0, 1, 1, 8, 1])
+    guides = torch.zeros(6, 5)
+    guides[:, 1], guides[:, 4] = torch.linspace(-2, 2, 6), torch.tensor([1.0, -1, -1, -1, -1, 1])
+    plane, shares = principal_plane(points, guides)
+    centred = (points - points.mean(0)).double()
+    assert torch.allclose(plane.abs(), centred[:, [1, 4]].abs(), atol=1e-5)
+    total = float(centred.square().sum())
+    assert shares == pytest.approx((centred[:, [1, 4]].square().sum(0) / total).tolist(), abs=1e-6)
+
+
+def test_directions_that_guides_lack_are_those_of_the_points():
+    generator = torch.Generator().manual_seed(5)
+    points = torch.randn(40, 4, generator=generator) * torch.tensor([1.0, 9, 1, 1])
+    line = torch.linspace(0, 1, 3).unsqueeze(1) * torch.tensor([1.0, 0, 0, 0])
+    plane, _ = principal_plane(points, line)
+    centred = (points - points.mean(0)).double()
+    assert torch.allclose(plane[:, 0], centred[:, 0], atol=1e-5)
+    rest = torch.cat([torch.zeros(40, 1), points[:, 1:]], 1)
+    assert torch.allclose(plane[:, 1], principal_plane(rest)[0][:, 0], atol=1e-5)
+    for nothing in (torch.ones(1, 4), torch.ones(3, 4)):
+        assert torch.allclose(principal_plane(points, nothing)[0], principal_plane(points)[0])
+
+
 def test_a_large_plane_is_that_of_the_exact_decomposition(monkeypatch):
     generator = torch.Generator().manual_seed(2)
     points = torch.randn(300, 3, generator=generator) @ torch.randn(3, 120, generator=generator)
