@@ -13,6 +13,7 @@ from pluralign.datamodules.batches import TokenBudgetBatchSampler
 from pluralign.datamodules.columns import optional_columns
 from pluralign.datamodules.tokens import TokenRow
 
+from .agreement import people
 from .cli import NoOptions, PluralignCLI
 
 __all__ = ["inspect", "print_inspection"]
@@ -63,11 +64,10 @@ def print_inspection(
             console.print(f"skipped  {message}", markup=False, emoji=False)
     console.print(_lengths(data))
     console.print(_batches(data))
-    if data.users or data.domains:
-        console.print(
-            f"{len(data.users):,} users, {len(data.domains):,} domains: {', '.join(data.domains[:12])}",
-            markup=False,
-        )
+    for part in people(data):
+        console.print(part, markup=False, emoji=False, highlight=False)
+    if data.domains:
+        console.print(f"{len(data.domains):,} domains: {', '.join(data.domains[:12])}", markup=False)
     split = data.splits[0]
     table = data.table(split)
     for row in table[list(range(min(examples, len(table))))]:
