@@ -48,7 +48,9 @@ def judgements(table: TokenTable) -> Judgements:
         -1 where nobody knows.
     """
     numbers: dict[str | None, int] = {None: -1}
-    records, comparisons, shares, users = [], [np.empty((0, 2), np.int64)], [np.empty(0)], []
+    comparisons, shares = [np.empty((0, 2), np.int32)], [np.empty(0, np.float32)]
+    records: list[int] = []
+    users: list[int] = []
     for place, row in enumerate(table.without_tokens().rows()):
         records += [place] * len(row.comparisons)
         comparisons.append(row.comparisons)
@@ -107,7 +109,7 @@ def _votes(table: TokenTable, name: str) -> Tensor:
     """Counts of every item of the split that has any, (items, C) float64."""
     items = "comparisons" if name == "comparison_votes" else "response_index"
     rows = [
-        row.columns[name].reshape(len(getattr(row, items)), -1)
+        np.asarray(row.columns[name], np.float32).reshape(len(getattr(row, items)), -1)
         for row in table.without_tokens().rows()
         if name in row.columns
     ]
