@@ -14,6 +14,7 @@ from pluralign.datamodules.columns import optional_columns
 from pluralign.datamodules.records import listed
 from pluralign.datamodules.tokens import TokenRow
 
+from .agreement import people
 from .cli import NoOptions, PluralignCLI
 
 __all__ = ["inspect", "print_inspection"]
@@ -70,11 +71,10 @@ def print_inspection(
             )
     console.print(_lengths(data))
     console.print(_batches(data))
-    if data.users or data.domains:
-        console.print(
-            f"{len(data.users):,} users, {len(data.domains):,} domains: {', '.join(data.domains[:12])}",
-            markup=False,
-        )
+    for part in people(data):
+        console.print(part, markup=False, emoji=False, highlight=False)
+    if data.domains:
+        console.print(f"{len(data.domains):,} domains: {', '.join(data.domains[:12])}", markup=False)
     split = data.splits[0]
     table = data.table(split)
     for row in table[list(range(min(examples, len(table))))]:

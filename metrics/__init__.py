@@ -1,5 +1,6 @@
 """What is measured: agreement with people, users and groups, crowds of votes, each with intervals where they mean much."""
 
+from .agreement import PairAgreement, VoteAgreement, best_accuracy, pair_agreement, vote_agreement
 from .crowd import NUM_BINS, SMALLEST_PROBABILITY, Bin, CrowdTable, crowd_table, item_values
 from .estimate import Estimate, bootstrap, bootstrap_means, bootstrap_sums, percentile_interval
 from .paired import crossed_estimates, run_estimate
@@ -16,11 +17,14 @@ __all__ = [
     "Estimate",
     "Example",
     "Extremes",
+    "PairAgreement",
     "PreferenceMetrics",
     "PrototypeTable",
     "Sample",
     "UserAccuracy",
     "UserSummary",
+    "VoteAgreement",
+    "best_accuracy",
     "bootstrap",
     "bootstrap_means",
     "bootstrap_sums",
@@ -29,10 +33,12 @@ __all__ = [
     "item_values",
     "log_loss",
     "outcomes",
+    "pair_agreement",
     "percentile_interval",
     "principal_plane",
     "run_estimate",
     "user_margin_accuracy",
     "user_summary",
+    "vote_agreement",
     "within_prompts",
 ]
