@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -149,7 +150,7 @@ def embed_features(
     collate = PreferenceCollator(layout=layout)
     try:
         for split in splits:
-            plan = _plan(data, split, (writer, known), layout, prompts=writer.prompts)
+            plan = _plan(data, split, _Known((writer, known), writer.prompts), set(), layout)
             batches = TokenBudgetBatchSampler(plan.sizes, layout=layout, max_tokens=max_tokens, shuffle=False)
             table, done, total = data.table(split), 0, sum(map(len, plan.keys))
             for batch in batches:
@@ -224,7 +225,7 @@ def embed_missing(
     folder = data.cache_folder().parent / f"features-{_description(store)}"
     if (folder / "meta.json").is_file():
         store = data.add_features(folder)
-    if not _plan(data, split, (store,), "shared", prompts=store.has_prompts).keys:
+    if not _plan(data, split, _Known((store,), store.has_prompts), set(), "shared").keys:
         return
     store.check_backbone(model.backbone_config.description())
     embedder = Embedder(model, data, folder, device=device, dtype=store.dtype, prompts=store.has_prompts)
@@ -240,16 +241,27 @@ def _description(store: FeatureStore) -> str:
     return fingerprint({name: getattr(store, name) for name in parts})
 
 
+class _Known(NamedTuple):
+    """Texts that have a vector, in any of several places."""
+
+    places: Sequence[Container[int]]
+    prompts: bool
+    """Whether prompts have vectors, too."""
+
+    def __contains__(self, key: object) -> bool:
+        return any(key in place for place in self.places)
+
+
 def _plan(
-    data: PreferenceDataModule, split: str, known: Sequence[Container[int]], layout: str, *, prompts: bool
+    data: PreferenceDataModule, split: str, known: _Known | FeatureWriter, planned: set[int], layout: str
 ) -> _Plan:
-    plan, planned = _Plan(), set[int]()
+    plan = _Plan()
     for number, row in enumerate(data.table(split).rows()):
-        for prompt in (False, True) if prompts else (False,):
+        for prompt in (False, True) if known.prompts else (False,):
             text = _text(row, prompt, data.loader.items)
             kept, keys = [], []
             for i, key in enumerate(response_keys(text).tolist()):
-                if key not in planned and not any(key in each for each in known):
+                if key not in known and key not in planned:
                     planned.add(key)
                     kept.append(i)
                     keys.append(key)

@@ -2,6 +2,7 @@
 
 import json
 import random
+import tracemalloc
 
 import lightning as L
 import pytest
@@ -31,7 +32,7 @@ class Labelled(BradleyTerryRM):
             "labels": labels,
             "basis": Basis(rewards, ("a", "b", "c"), "prototype_rewards", True),
             "of_responses": {"depth": output["reward"] + 1},
-            "of_comparisons": {"weights": batch["comparisons"].float()},
+            "of_comparisons": {"weights": batch["comparisons"].float()} if "comparisons" in batch else {},
         }
 
 
@@ -190,6 +191,37 @@ def test_a_value_of_the_wrong_item_is_refused(trainer, module, tmp_path):
         trainer(RewardWriter(str(tmp_path / "rewards.jsonl"))).predict(module(Misplaced), Pairs())
 
 
+class Asking(Pairs):
+    """Three records ask for the same response, one of them beside another one."""
+
+    def predict_dataloader(self):
+        first = next(iter(super().predict_dataloader()))
+        asked = {
+            "request_response": torch.tensor([3, 3, 0, 3]),
+            "request_prompt": torch.tensor([0, 1, 1, 1]),
+            "request_index": torch.tensor([4, 0, 1, 2]),
+            "request_user_id": torch.tensor([1, -1, 0, 2]),
+        }
+        return torch.utils.data.DataLoader([{**first, **asked}], batch_size=None)
+
+
+@pytest.mark.filterwarnings("ignore:rows to predict have user")
+def test_every_request_has_a_line_with_all_that_is_said_of_its_response(trainer, module, tmp_path):
+    path = tmp_path / "rewards.jsonl"
+    (output,) = trainer(RewardWriter(str(path))).predict(module(Labelled), Asking(comparisons=False))
+    written = lines(path)
+    assert [(line["id"], line["response"], line["user"]) for line in written] == [
+        ("first.0", 4, 1),
+        ("first.1", 0, None),
+        ("first.1", 1, 0),
+        ("first.1", 2, 2),
+    ], "these data have no names"
+    for line, response in zip(written, (3, 3, 0, 3), strict=True):
+        assert line["reward"] == float(output["reward"][response])
+        assert line["label_probs"] == output["labels"].probs[response].tolist()
+        assert line["prototype_rewards"] == output["basis"].rewards[response].tolist()
+
+
 class Renaming(BradleyTerryRM):
     """Calls something of its own as lines call something else."""
 
@@ -304,3 +336,15 @@ def test_lines_follow_the_input_and_none_is_lost(tmp_path):
     assert names == [(name, i) for name in (*order[:30], *order[31:], order[30]) for i in range(2)]
     assert [record is None for record, _ in found] == [False] * 98 + [True] * 2
     assert all(line["number"] == int(line["id"][1:]) for _, line in found)
+
+
+def test_memory_does_not_grow_with_the_number_of_lines(tmp_path):
+    path = tmp_path / "lines"
+    rows = ({"id": f"{number}", "response": 0, "text": "x" * 2000} for number in range(3000))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = (GivenRecord(f"{number}", "", [], [], "") for number in reversed(range(3000)))
+    tracemalloc.start()
+    number = sum(record is not None for record, _ in merged([path], given))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert number == 3000 and path.stat().st_size > 6e6 and peak < 1e6

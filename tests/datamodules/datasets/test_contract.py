@@ -70,6 +70,7 @@ def test_splits_share_nothing_and_batches_hold_known_keys(dataset, tmp_path):
     by_split = records(data)
     for split, found in by_split.items():
         assert data.reports[split].rows == len(found) >= data.reports[split].records > 0
+        assert [record.id for record in data.given(split)] == [record.id for record in found]
     ids = [record.id for found in by_split.values() for record in found]
     assert len(set(ids)) == len(ids)
     # Whoever releases a test split may have put a training prompt into it; what we divide is disjoint.
