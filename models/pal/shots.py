@@ -106,8 +106,7 @@ def few_shot_curve(
     Every response is scored once, however many shots there are. The n judgements of a user are drawn at random, and
     those of fewer shots are among them; the prior, which is all there is at 0, is the mean of the model's users. Users
     with support judgements are neither part of that mean nor peers, so that users whom the model knows may be measured,
-    too, as if they were new. The
-    model does not change. Query judgements choose nothing.
+    too, as if they were new. The model does not change. Query judgements choose nothing.
 
     Args:
         model: With weights; on the device that is to do the work.

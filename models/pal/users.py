@@ -43,6 +43,7 @@ class UserTable(nn.Module):
         self.logits: nn.Embedding | None = None
         self._row_of: Mapping[str, int] = {}
         self._index: Tensor | None = None
+        self._judgements: Mapping[str, int] | None = None
         self._judgement_weights: Tensor | None = None
         self._holding, self._held = False, None
 
@@ -63,7 +64,8 @@ class UserTable(nn.Module):
                 f"num_prototypes must be at most the number of users, {len(names)}; got {self.num_prototypes}"
             )
         self.names, self._row_of, self._held = names, row_of, None
-        self._judgement_weights = None
+        if self._judgements is not None:
+            self.balance(self._judgements)
         if self.logits is None or self.logits.num_embeddings != len(names):
             device = None if self.logits is None else self.logits.weight.device
             weight = torch.zeros(len(names), self.num_prototypes, device=device)
@@ -145,6 +147,7 @@ class UserTable(nn.Module):
         Args:
             judgements: By name; users of whom the table has no row are left out.
         """
+        self._judgements = judgements
         counts = torch.tensor([float(judgements.get(name, 0)) for name in self.names] + [0.0])
         counted = counts > 0
         equal = counts.sum() / counted.sum().clamp_min(1)

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from pluralign.callbacks import UserMetrics
+from pluralign.datamodules import LocalDataModule
 from pluralign.models import PAL, BackboneConfig, BradleyTerryRM, RewardModule
 from pluralign.tests.callbacks.conftest import HandMade
 
@@ -161,6 +162,27 @@ def test_groups_come_from_the_data(trainer, tmp_path, capsys):
     run.validate(GivenRM(), Data(), verbose=False)
     assert (read(tmp_path)["groups"], read(tmp_path)["worst_group"]) == ({}, None)
     assert "val/worst_group_accuracy" not in run.callback_metrics
+
+
+def test_groups_come_from_a_column_of_a_file(trainer, module, tmp_path):
+    rows = [
+        {
+            "prompt": f"Why {i}?",
+            "chosen": f"yes {i}",
+            "rejected": "no",
+            "user": f"u{i % 4}",
+            "land": "AB"[i % 2],
+        }
+        for i in range(12)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = LocalDataModule(
+        test=str(tmp_path / "rows.jsonl"), columns={"group": "land"}, cache_dir=str(tmp_path / "cache")
+    )
+    trainer(UserMetrics()).test(module(BradleyTerryRM), data, verbose=False)
+    content = read(tmp_path, "test_step000000")
+    assert content["groups"].keys() == {"A", "B"} and content["num_without_group"] == 0
+    assert content["gain"] is None, "one reward for all"
 
 
 def test_users_without_names_are_numbers(trainer, tmp_path):

@@ -327,6 +327,24 @@ class TestLogits:
             assert (reached <= prior + 1e-12).all()
             assert (reached - best).max() < (2e-2 if loss == "logistic" else 5e-2)
 
+    def test_smoothed_hinge_against_a_search(self):
+        """Two prototypes: the best weight of a grid, by the formula with a width of 5."""
+        differences = torch.tensor([[3.0, -1.0], [-2.0, 0.5], [9.0, -8.0]], dtype=D)
+        user = torch.zeros(3, dtype=torch.int64)
+        prior = torch.tensor([0.5, 0.5], dtype=D)
+        options = {"prior": prior, "prior_strength": 0.2, "loss": "smoothed_hinge"}
+        found = fit_mixture_logits(
+            lambda weights: (differences * weights).sum(1), user, 1, 2, num_steps=400, **options
+        )
+        first = torch.linspace(1e-6, 1 - 1e-6, 200_001, dtype=D)
+        grid = torch.stack([first, 1 - first], 1)
+        lack = (1 - grid @ differences.T).clamp_min(0)
+        losses = torch.where(lack <= 5, lack.square() / 10, lack - 2.5).sum(1)
+        best = grid[(losses + 0.2 * (grid * (grid / prior).log()).sum(1)).argmin()]
+        torch.testing.assert_close(found[0], best, rtol=0, atol=1e-3)
+        with pytest.raises(ValueError, match="loss must be one of logistic, hinge; got 'smoothed_hinge'"):
+            fit_mixture_weights(differences, user, 1, **options)
+
     def test_first_step_of_the_fixture(self):
         """Two unit prototypes, distances, hinge: gradient (+0.6698, -0.6698) on logits (0, 0)."""
         left, right = torch.tensor([1.0, 0.0], dtype=D), torch.tensor([0.0, 2.0], dtype=D)

@@ -170,8 +170,8 @@ def test_balanced_users_count_equally():
     assert loss_of(module, {**batch, "weight": weight}) == pytest.approx(whole / 5.5, rel=1e-5)
     assert module.table.judgement_weights(torch.tensor([0] * 4 + [1] * 2)).mean() == 1
     module.set_weights(["new"], torch.tensor([[0.5, 0.5]]))
-    with pytest.raises(RuntimeError, match="balance"):
-        loss_of(module, batch)
+    weights = dict(zip(module.users, module.table.judgement_weights(torch.arange(3)).tolist(), strict=True))
+    assert weights == {"0": 0.75, "1": 1.5, "new": 1.0}, "of whom nothing is known"
 
 
 def uneven(folder, **splits):

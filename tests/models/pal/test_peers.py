@@ -36,10 +36,16 @@ def averaged(parts, peers=PEERS, loss="logistic"):
     )
 
 
-@pytest.mark.parametrize("loss", ["logistic", "hinge"])
+COSTS = {
+    "logistic": lambda z: math.log1p(math.exp(-z)),
+    "hinge": lambda z: max(0.0, 1 - z),
+    "smoothed_hinge": lambda z: max(0.0, 1 - z) ** 2 / 10 if z >= -4 else 1 - 2.5 - z,
+}
+
+
+@pytest.mark.parametrize("loss", list(COSTS))
 def test_equals_plain_loops(loss):
-    parts = problem()
-    cost = (lambda z: math.log1p(math.exp(-z))) if loss == "logistic" else (lambda z: max(0.0, 1 - z))
+    parts, cost = problem(), COSTS[loss]
     found = averaged(parts, loss=loss)
     for user in range(5):
         mine = (parts["user"] == user).nonzero().flatten().tolist()

@@ -235,6 +235,7 @@ SETTINGS = [
     {"score": "angle", "loss": "cross_entropy"},
     {"loss": "hinge", "mix": "f(Pw)"},
     {"version": "B", "projector": "linear"},
+    {"loss": "smoothed_hinge"},
 ]
 
 
