@@ -81,21 +81,22 @@ def message(finding: Finding, *, precision: str, rate: float | None) -> str:
         "loss": f"the loss is NaN or infinite, and the rewards are finite, at {batch}",
         "weights": f"trained weights are NaN or infinite after {batch}",
     }[what]
-    half = (
-        ""
-        if not precision.startswith("16")
-        else (f"trainer.precision={precision} holds no number above 65,504: use bf16-mixed or 32-true; ")
-    )
     lower = "lower the learning rate" + ("" if rate is None else f" (now {rate:g})")
-    overflow = f"a step before was too large: {lower}, set trainer.gradient_clip_val (such as 1.0), or warm the rate up"
+    causes = [
+        f"an update before was too large: {lower}, warm it up, or set trainer.gradient_clip_val (such as 1.0)"
+    ]
     if weights:
         named = ", ".join(weights[:3]) + (f" and {len(weights) - 3} more" if len(weights) > 3 else "")
-        cause = f"the weights of {named} are not finite: {half}{overflow}"
+        state += f": {named}" if what == "weights" else f", and so are the weights {named}"
     elif what == "loss":
-        cause = f"{half}a margin, weight or share of these records is out of proportion; {overflow}"
+        causes.insert(0, "a margin, weight or share of these records is out of proportion")
     else:
-        cause = f"{half}a backbone.dtype of float16 overflows likewise; stored features that are not finite; {overflow}"
-    return f"{state}. Likely causes: {cause}"
+        causes.append("features of these records are not finite, or float16 overflows (backbone.dtype)")
+    if precision.startswith("16"):
+        causes.insert(
+            0, f"trainer.precision={precision} holds no number above 65,504: use bf16-mixed or 32-true"
+        )
+    return f"{state}. Likely causes: {'; '.join(causes)}"
 
 
 def reads_freely(output: RewardOutput) -> bool:

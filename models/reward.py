@@ -214,7 +214,10 @@ class RewardModule(BaseModule, ABC):
 
     @property
     def _look_every(self) -> int:
-        return self.trainer.log_every_n_steps or LOOK_EVERY
+        every: int = getattr(
+            self.trainer, "log_every_n_steps", 0
+        )  # which Lightning sets without declaring it
+        return every or LOOK_EVERY
 
     def look(self) -> None:
         """Stop a run whose rewards, loss or trained weights are no longer finite.

@@ -16,7 +16,7 @@ class LoaderConfig:
 
     Attributes:
         max_tokens: Bound on rows x padded length of a batch; None for none.
-        batch_size: Bound on prompts per batch; None for none. One of the two must be given.
+        batch_size: Bound on prompts per batch, not on their comparisons; None for none. One of the two must be given.
         mega_batch: Batches' worth of prompts shuffled together, then sorted by length within: larger means
             less padding, smaller means more random order.
         shuffle: Whether training order is random.
