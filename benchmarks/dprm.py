@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 import lightning as L
 import torch
+from intervals import run_estimate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from rich.table import Table
@@ -44,7 +45,7 @@ from pluralign.datamodules import (
 )
 from pluralign.datamodules.batches import FeatureWriter
 from pluralign.inference import embed_features
-from pluralign.metrics import Estimate, crossed_estimates, item_values, run_estimate
+from pluralign.metrics import Estimate, crossed_estimates, item_values
 from pluralign.models import DPRM, Backbone, BackboneConfig
 
 DEFAULT = Path(__file__).parent.parent.parent / "shared" / "data"

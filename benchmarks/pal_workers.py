@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import lightning as L
 import torch
+from intervals import run_estimate
 from pal import DEFAULT, Bench, quiet, trainer
 from rich.console import Console
 from rich.table import Table
@@ -31,7 +32,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from pluralign.datamodules import PreferenceDataModule
-from pluralign.metrics import Estimate, crossed_estimates, log_loss, outcomes, run_estimate
+from pluralign.metrics import Estimate, crossed_estimates, log_loss, outcomes
 from pluralign.models import BradleyTerryRM, RewardModule
 
 SPLITS = ("pairs", "debates")
