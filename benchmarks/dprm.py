@@ -55,10 +55,9 @@ METRICS = (
     "wasserstein_index",
     "wasserstein_reward",
     "kl",
-    "top1_agreement",
     "expected_reward_error",
 )
-SHOWN = ("TV", "W index", "W reward", "KL", "top-1", r"E\[r] error")
+SHOWN = ("TV", "W index", "W reward", "KL", r"E\[r] error")
 CROSS_ENTROPY, SCALAR, CONSTANT, LONGER = "cross-entropy", "Bradley-Terry scalar", "constant", "longer wins"
 CHOSEN_BY = "wasserstein_reward"
 """On validation, among trained methods."""
@@ -327,9 +326,8 @@ def verdict(row: dict, other: str, metric: str) -> tuple[str, str]:
     if f"minus {other}" not in row:
         return "", ""
     value, low, high = row[f"minus {other}"][metric]["over_prompts_and_seeds"].values()
-    better = (value < 0) != (metric == "top1_agreement")
     sure = low > 0 or high < 0
-    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]", ("green" if better else "red") if sure else ""
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]", ("green" if value < 0 else "red") if sure else ""
 
 
 def show(summary: dict, name: str, bench: Bench, seeds: int) -> None:

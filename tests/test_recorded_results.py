@@ -49,7 +49,7 @@ def marked(row, metric):
     if "minus cross-entropy" not in row:
         return shown
     gap = row["minus cross-entropy"][metric]["over_prompts_and_seeds"]
-    return f"**{shown}**" if gap["high"] < 0 else f"{shown} (−)" if gap["low"] > 0 else shown
+    return f"**{shown}**" if gap["high"] < 0 else f"{shown} (\N{MINUS SIGN})" if gap["low"] > 0 else shown
 
 
 @pytest.mark.parametrize("data", ["dices", "ukpconvarg1"])
