@@ -7,7 +7,7 @@ held-out pairs of known arguments (`pairs`) and of whole debates (`debates`). Be
 wins" (with the training votes' share of it as its probability), a Bradley-Terry scalar for everyone, and K = 1 with each
 worker's own liking of length. Fixed numbers of epochs: nothing is chosen on validation or test.
 
-Five seeds, each with another split. Intervals are 95 %: Student's over seeds for means; for differences a paired bootstrap
+Ten seeds, each with another split. Intervals are 95 %: Student's over seeds for means; for differences a paired bootstrap
 over sides of debates *and* seeds, and Student's over seeds alone beside it. Without the data a synthetic crowd of users
 who judge stands in, and table and JSON object say so. Exit status 1 if no PAL beats the constant on held-out pairs.
 """
@@ -209,7 +209,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data_dir", default=str(DEFAULT), help="folder that holds ukpconvarg1")
-    parser.add_argument("--seeds", type=int, default=5, help="how many, each with its own split")
+    parser.add_argument("--seeds", type=int, default=10, help="how many, each with its own split")
     parser.add_argument("--output", help="file for the JSON object, too")
     options = parser.parse_args()
     quiet()

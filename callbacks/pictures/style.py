@@ -127,9 +127,10 @@ def log_picture(loggers: "Iterable[Logger]", name: str, figure: "Figure", step: 
 
 
 def _dots(figure: "Figure") -> object:
-    from numpy import frombuffer, uint8
+    import torch
 
     buffer = BytesIO()
     figure.savefig(buffer, format="rgba", dpi=DOTS_PER_INCH)
     width, height = (int(DOTS_PER_INCH * inches) for inches in figure.get_size_inches())
-    return frombuffer(buffer.getvalue(), dtype=uint8).reshape(height, width, 4)
+    dots = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+    return dots.view(height, width, 4).numpy()
