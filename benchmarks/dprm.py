@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 import lightning as L
 import torch
+from intervals import run_estimate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from rich.table import Table
@@ -44,7 +45,7 @@ from pluralign.datamodules import (
 )
 from pluralign.datamodules.batches import FeatureWriter
 from pluralign.inference import embed_features
-from pluralign.metrics import Estimate, crossed_estimates, item_values, run_estimate
+from pluralign.metrics import Estimate, crossed_estimates, item_values
 from pluralign.models import DPRM, Backbone, BackboneConfig
 
 DEFAULT = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -54,10 +55,9 @@ METRICS = (
     "wasserstein_index",
     "wasserstein_reward",
     "kl",
-    "top1_agreement",
     "expected_reward_error",
 )
-SHOWN = ("TV", "W index", "W reward", "KL", "top-1", r"E\[r] error")
+SHOWN = ("TV", "W index", "W reward", "KL", r"E\[r] error")
 CROSS_ENTROPY, SCALAR, CONSTANT, LONGER = "cross-entropy", "Bradley-Terry scalar", "constant", "longer wins"
 CHOSEN_BY = "wasserstein_reward"
 """On validation, among trained methods."""
@@ -326,9 +326,8 @@ def verdict(row: dict, other: str, metric: str) -> tuple[str, str]:
     if f"minus {other}" not in row:
         return "", ""
     value, low, high = row[f"minus {other}"][metric]["over_prompts_and_seeds"].values()
-    better = (value < 0) != (metric == "top1_agreement")
     sure = low > 0 or high < 0
-    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]", ("green" if better else "red") if sure else ""
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]", ("green" if value < 0 else "red") if sure else ""
 
 
 def show(summary: dict, name: str, bench: Bench, seeds: int) -> None:

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from dprm import DEFAULT, LABELS, METHODS, METRICS, Bench, judged, quiet
+from intervals import run_estimate
 from rich.console import Console
 from rich.table import Table
 
 from pluralign.datamodules import CrowdConfig, PreferenceDataModule
 from pluralign.datamodules.crowd import dirichlet_update
-from pluralign.metrics import run_estimate
 from pluralign.models import DPRM
 
 VOTES = (1, 2, 3, 5, 10, 30)

@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import json
 import logging
-import math
 import platform
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
+from intervals import run_estimate
 from rich.console import Console
 from rich.table import Table
 
@@ -48,7 +48,6 @@ from pluralign.models.pal import fit_mixture_weights
 
 DEFAULT = Path(__file__).parent.parent.parent / "shared" / "data"
 SEEDS = (0, 1, 2, 3, 4)
-T_QUANTILES = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided 95 %, by number of seeds
 PERSONAS = tuple(
     f"interest-in-{name}" for name in ("art", "literature", "math", "music", "science", "sports")
 )
@@ -57,10 +56,8 @@ SHOTS = (0, 1, 2, 5, 10, 20, 50, 100)
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean and half the width of its interval over seeds."""
-    array = np.asarray(values)
-    if len(array) < 2:
-        return float(array.mean()), math.nan
-    return float(array.mean()), float(T_QUANTILES[len(array)] * array.std(ddof=1) / len(array) ** 0.5)
+    mean, _, high = run_estimate(values)
+    return mean, high - mean
 
 
 def shown(values: Sequence[float]) -> str:

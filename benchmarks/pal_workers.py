@@ -7,7 +7,7 @@ held-out pairs of known arguments (`pairs`) and of whole debates (`debates`). Be
 wins" (with the training votes' share of it as its probability), a Bradley-Terry scalar for everyone, and K = 1 with each
 worker's own liking of length. Fixed numbers of epochs: nothing is chosen on validation or test.
 
-Five seeds, each with another split. Intervals are 95 %: Student's over seeds for means; for differences a paired bootstrap
+Ten seeds, each with another split. Intervals are 95 %: Student's over seeds for means; for differences a paired bootstrap
 over sides of debates *and* seeds, and Student's over seeds alone beside it. Without the data a synthetic crowd of users
 who judge stands in, and table and JSON object say so. Exit status 1 if no PAL beats the constant on held-out pairs.
 """
@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import lightning as L
 import torch
+from intervals import run_estimate
 from pal import DEFAULT, Bench, quiet, trainer
 from rich.console import Console
 from rich.table import Table
@@ -31,7 +32,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from pluralign.datamodules import PreferenceDataModule
-from pluralign.metrics import Estimate, crossed_estimates, log_loss, outcomes, run_estimate
+from pluralign.metrics import Estimate, crossed_estimates, log_loss, outcomes
 from pluralign.models import BradleyTerryRM, RewardModule
 
 SPLITS = ("pairs", "debates")
@@ -208,7 +209,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data_dir", default=str(DEFAULT), help="folder that holds ukpconvarg1")
-    parser.add_argument("--seeds", type=int, default=5, help="how many, each with its own split")
+    parser.add_argument("--seeds", type=int, default=10, help="how many, each with its own split")
     parser.add_argument("--output", help="file for the JSON object, too")
     options = parser.parse_args()
     quiet()

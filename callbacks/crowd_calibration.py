@@ -35,6 +35,8 @@ JUDGED = {"responses": "label_probs", "comparisons": "comparison_label_probs"}
 """What the file calls predictions, likewise."""
 
 ERROR, ABOVE_BEST = "label_calibration_error", "label_calibration_error_above_best"
+WORTH_SAYING = 0.1
+"""Share of the calibration error by which it is above the best before the report says so."""
 
 TITLES = {
     "wasserstein_index": "Wasserstein distance (labels)",
@@ -92,7 +94,7 @@ class CrowdCalibration(Report[CrowdTable]):
     end of ``fit``, ``validate`` or ``test`` it prints a table. Sanity checks are ignored. Several loaders count as one.
 
     Calibration may get worse while distances still fall. In a fit the log therefore has ``label_calibration_error_above_best``, the mean calibration
-    error less the smallest so far (0 at the best validation), and the report says since when it got worse.
+    error less the smallest so far (0 at the best validation), and where that is more than a tenth of the error the report says since when it got worse.
 
     The module needs ``labels``, their names, and ``label_rewards``; for comparisons from first to second.
 
@@ -290,10 +292,10 @@ class CrowdCalibration(Report[CrowdTable]):
         finding.print_files(console, "crowd calibration")
 
     def _got_worse(self, finding: Finding[CrowdTable]) -> str:
-        """What there is to say if calibration was better before in this fit; empty if it was not."""
-        if finding.entry.get(ABOVE_BEST, 0.0) <= 0:
-            return ""
+        """What there is to say if calibration was clearly better before in this fit; empty if it was not."""
         table, error = finding.whole, finding.entry[ERROR]
+        if finding.entry.get(ABOVE_BEST, 0.0) <= WORTH_SAYING * error:
+            return ""
         best = min(self.history, key=lambda entry: entry[ERROR])
         chance = sum(table.calibration_error_floor) / len(table.labels)
         others = f"step {best['step']:,.0f}, the best of {len(self.history)} validations"

@@ -3,7 +3,7 @@
 from .agreement import PairAgreement, VoteAgreement, best_accuracy, pair_agreement, vote_agreement
 from .crowd import NUM_BINS, SMALLEST_PROBABILITY, Bin, CrowdTable, crowd_table, item_values
 from .estimate import Estimate, bootstrap, bootstrap_means, bootstrap_sums, percentile_interval
-from .paired import crossed_estimates, run_estimate
+from .paired import crossed_estimates
 from .preference import TIE, PreferenceMetrics, log_loss, outcomes, within_prompts
 from .prototypes import Example, Extremes, PrototypeTable, Sample, principal_plane
 from .users import UserAccuracy, UserSummary, user_margin_accuracy, user_summary
@@ -36,7 +36,6 @@ __all__ = [
     "pair_agreement",
     "percentile_interval",
     "principal_plane",
-    "run_estimate",
     "user_margin_accuracy",
     "user_summary",
     "vote_agreement",

@@ -1,14 +1,11 @@
 """Paired comparison of methods that ran several times: intervals over what was judged and over the runs, both at once."""
 
-import math
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from .estimate import CONFIDENCE, Estimate, percentile_interval
+from .estimate import Estimate, percentile_interval
 
-__all__ = ["crossed_estimates", "run_estimate"]
+__all__ = ["crossed_estimates"]
 
 
 def crossed_estimates(
@@ -70,22 +67,6 @@ def crossed_estimates(
     total = columns.sum(0)
     ends = percentile_interval(drawn[:, 1:] / drawn[:, :1])
     return [Estimate(*row) for row in torch.stack([total[1:] / total[0], *ends], 1).tolist()]
-
-
-def run_estimate(values: Sequence[float]) -> Estimate:
-    """Mean over runs, with Student's 95 % interval; its ends are NaN for a single run.
-
-    Args:
-        values: One value per run, at least one.
-    """
-    from scipy.stats import t
-
-    mean = math.fsum(values) / len(values)
-    if len(values) < 2:
-        return Estimate(mean, math.nan, math.nan)
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * deviation / math.sqrt(len(values))
-    return Estimate(mean, mean - half, mean + half)
 
 
 def _times(number: int, num_resamples: int, generator: torch.Generator) -> Tensor:

@@ -313,4 +313,5 @@ def _directions(rows: Tensor, number: int, scale: float) -> Tensor:
             _, sizes, directions = torch.svd_lowrank(rows, q=32, niter=8)
     directions = directions[:, :number][:, sizes[:number] > LEAST_SPREAD * scale]
     largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
-    return directions * torch.where(largest < 0, -1.0, 1.0)
+    signed: Tensor = directions * torch.where(largest < 0, -1.0, 1.0)
+    return signed

@@ -75,7 +75,7 @@ def draw_prototype_table(table: PrototypeTable, title: str) -> "Figure":
     for one in maps:  # places and limits are final from here on: equal distances stay equal
         one.set_autoscale_on(False)
         one.set_aspect("auto")
-        _draw_prototypes(one, prototypes)
+        _draw_prototypes(one, prototypes, figure.dpi / 72)
     if several:
         _frame(axes, maps[0])
     return figure
@@ -121,9 +121,11 @@ def _draw_users(axes: "Axes", places: Tensor, table: PrototypeTable) -> None:
         axes.scatter(x, y, s=size, c=color, marker=marker, alpha=alpha, edgecolors=edges, linewidths=0.4)
 
 
-def _draw_prototypes(axes: "Axes", places: Tensor) -> None:
-    """A star each; those that would hide one another stand apart, with a line to a dot where they belong."""
-    pixels = axes.get_figure(root=True).dpi / 72
+def _draw_prototypes(axes: "Axes", places: Tensor, pixels: float) -> None:
+    """A star each; those that would hide one another stand apart, with a line to a dot where they belong.
+
+    ``pixels`` are those of a point of print.
+    """
     shown = torch.as_tensor(axes.transData.transform(places.numpy())) / pixels
     moved = stood_apart(shown, 1.25 * STAR_WIDTH)
     stars = axes.transData.inverted().transform((moved * pixels).numpy()).tolist()
@@ -133,7 +135,14 @@ def _draw_prototypes(axes: "Axes", places: Tensor) -> None:
             axes.plot([x, star[0]], [y, star[1]], color="black", lw=0.9, zorder=5)
             axes.plot([x], [y], color=color, marker="o", ms=5, mec="black", mew=0.9, zorder=6)
         axes.scatter(
-            *star, s=STAR_WIDTH**2, marker="*", color=color, edgecolors="black", linewidths=1, zorder=7
+            [star[0]],
+            [star[1]],
+            s=STAR_WIDTH**2,
+            marker="*",
+            color=color,
+            edgecolors="black",
+            linewidths=1,
+            zorder=7,
         )
         axes.annotate(
             str(k),

@@ -1,6 +1,7 @@
 """What pictures share: colours, axes, text, and the ways to a file and to a logger."""
 
 from collections.abc import Iterable
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
@@ -27,8 +28,8 @@ PictureFormat = Literal["png", "pdf", "svg"]
 """Formats of pictures: points for screens, curves and letters for print and pages."""
 
 DOTS_PER_INCH = 120
-FOR_PRINT = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "pluralign"}
-"""Letters stay letters, as publishers ask; equal pictures are equal files."""
+UNDATED: dict[str, dict[str, None]] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+"""Equal pictures are equal files."""
 
 BLUE, ORANGE, GREY, PALE = "#0072B2", "#D55E00", "#8C8C8C", "#BDBDBD"
 
@@ -77,12 +78,11 @@ def save_picture(figure: "Figure", path: Path, formats: Iterable[str]) -> None:
     from matplotlib import rc_context
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with rc_context(FOR_PRINT):
+    # Letters stay letters, as publishers ask.
+    with rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "pluralign"}):
         for ending in formats:
-            undated = (
-                {} if ending == "png" else {"metadata": {"CreationDate" if ending == "pdf" else "Date": None}}
-            )
-            figure.savefig(path.with_name(f"{path.name}.{ending}"), dpi=DOTS_PER_INCH, **undated)
+            file = path.with_name(f"{path.name}.{ending}")
+            figure.savefig(file, dpi=DOTS_PER_INCH, metadata=UNDATED[ending])
 
 
 @runtime_checkable
@@ -91,6 +91,15 @@ class TakesFigures(Protocol):
 
     def add_figure(self, tag: str, figure: "Figure", global_step: int | None = None) -> None:
         """Keep a figure."""
+
+
+@runtime_checkable
+class Writes(Protocol):
+    """A logger that writes with something of its own."""
+
+    @property
+    def experiment(self) -> object:
+        """What it writes with."""
 
 
 @runtime_checkable
@@ -113,14 +122,15 @@ def log_picture(loggers: "Iterable[Logger]", name: str, figure: "Figure", step: 
     for logger in loggers:
         if isinstance(logger, TakesImages):
             logger.log_image(name, [_dots(figure)], step=step)
-        elif isinstance(logger.experiment, TakesFigures):
-            logger.experiment.add_figure(name, figure, global_step=step)
+        elif isinstance(logger, Writes) and isinstance(writer := logger.experiment, TakesFigures):
+            writer.add_figure(name, figure, global_step=step)
 
 
 def _dots(figure: "Figure") -> object:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from numpy import asarray
+    import torch
 
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return asarray(canvas.buffer_rgba()).copy()
+    buffer = BytesIO()
+    figure.savefig(buffer, format="rgba", dpi=DOTS_PER_INCH)
+    width, height = (int(DOTS_PER_INCH * inches) for inches in figure.get_size_inches())
+    dots = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+    return dots.view(height, width, 4).numpy()

@@ -110,5 +110,5 @@ def test_an_image_has_the_colours_of_the_figure():
     logger = ImageLogger()
     log_picture([logger], "name", square(), 7)
     ((key, (image,), step),) = logger.images
-    assert (key, step, image.shape, image.dtype) == ("name", 7, (100, 200, 4), np.uint8)
+    assert (key, step, image.shape, image.dtype) == ("name", 7, (120, 240, 4), np.uint8)
     assert torch.as_tensor(image[10, 10]).tolist() == [0x00, 0x72, 0xB2, 0xFF]

@@ -1,12 +1,11 @@
-"""Intervals over units and runs, beside plain loops and scipy."""
+"""Intervals over units and runs, beside plain loops."""
 
 import math
 
 import pytest
 import torch
-from scipy import stats
 
-from pluralign.metrics import bootstrap_means, crossed_estimates, percentile_interval, run_estimate
+from pluralign.metrics import bootstrap_means, crossed_estimates, percentile_interval
 
 
 def judged(num_runs, num_units, *, by_run=1.0, by_unit=1.0, noise=1.0, seed=0):
@@ -95,13 +94,3 @@ def test_shapes_that_do_not_fit_are_refused_and_nothing_gives_nothing():
         crossed_estimates(values, run, unit[:5])
     (found,) = crossed_estimates(values[:0], run[:0], unit[:0])
     assert all(math.isnan(one) for one in found)
-
-
-def test_runs_have_students_interval():
-    values = [0.3, 0.5, 0.1, 0.45]
-    found = run_estimate(values)
-    wanted = stats.t.interval(0.95, 3, loc=found.value, scale=stats.sem(values))
-    assert tuple(found) == pytest.approx((sum(values) / 4, *wanted))
-    alone = run_estimate([0.3])
-    assert alone.value == 0.3
-    assert math.isnan(alone.low)

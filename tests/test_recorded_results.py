@@ -1,0 +1,92 @@
+"""Tables in docs that come from a benchmark have the numbers that are recorded in benchmarks/results."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+COLUMNS = {
+    "TV": "total_variation",
+    "W index": "wasserstein_index",
+    "W reward": "wasserstein_reward",
+    "KL": "kl",
+    "E[r] error": "expected_reward_error",
+    "accuracy": "accuracy",
+    "log loss": "log_loss",
+}
+HEADS = {"W on Betas": {"head": "beta", "loss": "wasserstein"}, "W index": {"loss": "wasserstein", "cost": "index"},
+         "cross-entropy": {"loss": "cross_entropy"}}  # fmt: skip
+
+
+def recorded(name):
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def table(page, first):
+    """Rows of the table whose first heading is this one, by method."""
+    lines = (ROOT / "docs" / "methods" / page).read_text(encoding="utf-8").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first} |"))
+    end = next(i for i in range(start, len(lines)) if not lines[i].startswith("|"))
+    heads, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines[start:end])
+    return {row[0]: dict(zip(heads[1:], row[1:], strict=True)) for row in rows}
+
+
+def difference(row, other, metric):
+    """Difference from another method over prompts and seeds, as pages write it; empty for the method itself."""
+    if f"minus {other}" not in row:
+        return ""
+    return "{value:+.3f} [{low:+.3f}, {high:+.3f}]".format(
+        **row[f"minus {other}"][metric]["over_prompts_and_seeds"]
+    )
+
+
+def marked(row, metric):
+    """A mean, bold where surely better than cross-entropy, and with a minus where surely worse."""
+    shown = f"{row[metric]['value']:.3f}"
+    if "minus cross-entropy" not in row:
+        return shown
+    gap = row["minus cross-entropy"][metric]["over_prompts_and_seeds"]
+    return f"**{shown}**" if gap["high"] < 0 else f"{shown} (\N{MINUS SIGN})" if gap["low"] > 0 else shown
+
+
+@pytest.mark.parametrize("data", ["dices", "ukpconvarg1"])
+def test_tables_of_dprm(data):
+    methods = recorded("dprm")[data]["methods"]
+    rows = table("dprm.md", data)
+    assert set(rows) == set(methods)
+    for title, cells in rows.items():
+        for head, shown in cells.items():
+            if head in COLUMNS:
+                assert shown == marked(methods[title], COLUMNS[head]), (title, head)
+            else:
+                metric, other = re.fullmatch(r"(.+) minus (.+)", head).groups()
+                assert shown == difference(methods[title], other, COLUMNS[metric]), (title, head)
+
+
+@pytest.mark.parametrize("split", ["pairs", "debates"])
+def test_tables_of_real_workers(split):
+    methods = recorded("pal_workers")[split]["methods"]
+    rows = table("pal.md", f"held-out {split}")
+    assert set(rows) == set(methods)
+    for title, cells in rows.items():
+        for head, shown in cells.items():
+            if head in COLUMNS:
+                assert shown == f"{methods[title][COLUMNS[head]]['value']:.3f}", (title, head)
+            else:
+                other = head.removeprefix("accuracy minus ")
+                assert shown == difference(methods[title], other, "accuracy"), (title, head)
+
+
+@pytest.mark.parametrize("data", ["dices", "ukpconvarg1"])
+def test_recipes_have_the_method_that_is_best_on_validation(data):
+    settings = yaml.safe_load((ROOT / "configs" / f"dprm_{data}.yaml").read_text())["model"]["init_args"]
+    best = recorded("dprm")[data]["best_on_validation"]
+    assert {name: settings.get(name) for name in HEADS[best]} == HEADS[best]
+
+
+def test_results_are_of_the_real_data():
+    assert recorded("dprm")["synthetic"] == []
+    assert recorded("pal_workers")["synthetic"] is False
