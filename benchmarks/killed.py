@@ -100,9 +100,9 @@ def forked(action: Callable[[], object], log: Path) -> int:
             os.dup2(stream.fileno(), 2)
             action()
         status = 0
-    except (Exception, SystemExit):
-        traceback.print_exc()
     finally:
+        if status:
+            traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -14,19 +14,22 @@ from lightning.fabric.utilities.types import _PATH
 
 from .files import written_whole
 
-__all__ = ["AtomicCheckpointIO", "missing_checkpoint", "unreadable_checkpoint"]
+__all__ = ["UNREADABLE", "AtomicCheckpointIO", "missing_checkpoint", "unreadable_checkpoint"]
 
 UNREADABLE = (
     UnpicklingError,
-    RuntimeError,
-    EOFError,
-    OSError,
-    ValueError,
-    KeyError,
+    ArithmeticError,
+    AssertionError,
     AttributeError,
+    EOFError,
     ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
 )
-"""What reading a file raises that is no checkpoint, or not all of one."""
+"""What torch raises on a file that is no checkpoint, or not all of one: any byte may come, so any of these may."""
 ADVICE = "give another one, or `--ckpt_path last`, which passes over files that cannot be read"
 
 
@@ -102,9 +105,10 @@ def missing_checkpoint(path: Path) -> FileNotFoundError:
         names = sorted(other.name for other in path.rglob("*.ckpt"))
         return FileNotFoundError(f"{path} is a folder and no checkpoint; {_among(names)}")
     folder = next(parent for parent in (path.parent, *path.parent.parents) if parent.is_dir())
-    names = sorted(str(other) for other in folder.glob("*.ckpt"))
-    if near := get_close_matches(str(path), names, n=3):
-        return FileNotFoundError(f"there is no checkpoint {path}; did you mean {' or '.join(near)}?")
+    names = sorted(other.name for other in folder.glob("*.ckpt"))
+    if near := get_close_matches(path.name, names, n=3):
+        found = " or ".join(str(folder / name) for name in near)
+        return FileNotFoundError(f"there is no checkpoint {path}; did you mean {found}?")
     where = "" if folder == path.parent else f", nor a folder {path.parent}"
     return FileNotFoundError(f"there is no checkpoint {path}{where}; {_among(names)}")
 

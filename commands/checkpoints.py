@@ -17,6 +17,7 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from pluralign.callbacks import AtomicCheckpointIO
+from pluralign.callbacks.checkpoint_io import UNREADABLE
 
 __all__ = [
     "Found",
@@ -143,8 +144,9 @@ def _candidates(search: _Search, wanted: Settings, *, fitting: bool) -> Iterator
         try:
             # Mapped, not read: the weights of those that are passed over are not needed.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            assert "state_dict" in content
-        except Exception:  # noqa: BLE001
+        except UNREADABLE:
+            content = None
+        if not isinstance(content, dict) or "state_dict" not in content:
             search.unreadable += 1
             _say(f"passed over {path}, which cannot be read")
             continue

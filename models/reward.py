@@ -334,7 +334,10 @@ class RewardModule(BaseModule, ABC):
         super().on_train_epoch_end()
         self.look()
         self._ended_sums = self.running_sums()
-        self._log_metrics("train")
+        if self._metrics(
+            "train"
+        ).update_called:  # or a run went on at the very end, without the sums of before
+            self._log_metrics("train")
 
     def running_sums(self) -> dict[str, Tensor]:
         """Sums of the training metrics."""

@@ -1,0 +1,45 @@
+"""Runs that are killed go on as if nothing had happened, and no kill leaves half a checkpoint: the benchmark, in small."""
+
+import importlib.util
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pluralign.callbacks import AtomicCheckpointIO
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="processes cannot be forked"),
+]
+
+
+@pytest.fixture(scope="module")
+def killed():
+    """The benchmark as a module."""
+    path = Path(__file__).parent.parent / "benchmarks" / "killed.py"
+    spec = importlib.util.spec_from_file_location("killed_benchmark", path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("method", ["BradleyTerryRM", "DPRM", "PAL"])
+def test_a_killed_run_ends_as_one_that_was_left_alone(killed, method, tmp_path):
+    runs = killed.runs_of(method, 2, tmp_path, random.Random(method))
+    assert [run.differs for run in runs] == [[], []]
+
+
+def test_no_kill_leaves_half_a_checkpoint(killed, tmp_path):
+    with killed.temporary_folder(killed.OTHER_DISK):
+        assert killed.unreadable_after(AtomicCheckpointIO(), 10, tmp_path, random.Random(0)) == 0

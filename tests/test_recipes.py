@@ -1,0 +1,77 @@
+"""Every recipe can be interrupted: checkpoints by steps, the best one apart, and how to go on in its first lines."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import pluralign.commands.checkpoints
+from pluralign.train import main
+
+RECIPES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_keeps_a_last_checkpoint_and_says_how_to_go_on(path):
+    text = path.read_text(encoding="utf-8")
+    head = text[: text.index("seed_everything")]
+    assert all(line.startswith("#") for line in head.splitlines())
+    assert "Interrupted?" in head and "`--ckpt_path last`" in head
+    savers = [
+        callback.get("init_args", {})
+        for callback in yaml.safe_load(text)["trainer"]["callbacks"]
+        if callback["class_path"] == "ModelCheckpoint"
+    ]
+    regular = [saver for saver in savers if saver.get("save_last")]
+    assert len(regular) == 1, "two would write last.ckpt and last-v1.ckpt"
+    assert {"every_n_train_steps", "train_time_interval"} & set(regular[0])
+    assert "monitor" not in regular[0], "one by steps would wait for the next validation"
+    assert savers[0].get("monitor"), "the first one is what `best` means"
+
+
+TINY = (
+    "{config: {model_type: llama, vocab_size: 259, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, "
+    "num_attention_heads: 2}, name: null, lora: null, dtype: float32}"
+)
+
+
+class StoppedError(Exception):
+    """What a run is interrupted by."""
+
+
+@pytest.mark.parametrize("name", ["quickstart", "bradley_terry_local"])
+def test_a_recipe_goes_on_by_the_line_that_it_gives(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pairs = (
+        f'{{"prompt": "question {i}", "chosen": "good {i}", "rejected": "bad {i}"}}\n' for i in range(60)
+    )
+    Path("pairs.jsonl").write_text("".join(pairs))
+    words = {
+        "quickstart": ["--data.num_train=96", "--data.num_validation=8", "--trainer.max_epochs=6"],
+        "bradley_terry_local": [
+            f"--model.init_args.backbone={TINY}",
+            "--data.train=pairs.jsonl",
+            "--data.loader.max_tokens=64",
+            "--data.text.tokenizer=byte",
+            "--trainer.accelerator=cpu",
+        ],
+    }[name]
+    command = ["fit", "--config", str(next(path for path in RECIPES if path.stem == name)), *words]
+    command += ["--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=5"]
+    if name == "quickstart":
+        command += ["--trainer.callbacks.every_n_train_steps=20"]  # of the last one that is listed
+
+    def stop(self, trainer, *arguments):
+        if trainer.global_step >= 22:
+            raise StoppedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pluralign.commands.checkpoints.RunKeeper, "on_train_batch_start", stop, raising=False)
+        with pytest.raises(StoppedError):
+            main(command)
+    (path,) = Path("runs").rglob("last.ckpt")
+    assert torch.load(path, weights_only=True)["global_step"] == 20
+    main([*command, "--ckpt_path", "last"])
+    assert torch.load(path, weights_only=True)["global_step"] > 22
+    assert len(list(Path("runs").rglob("metrics.csv"))) == 1
