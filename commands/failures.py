@@ -35,7 +35,8 @@ ADVICE = {
 }
 """What to do about an error of the system."""
 
-FRAME = re.compile(r'^ *File "(.+)", line \d+, in .*\n +(.*)$', re.MULTILINE)
+FRAME = re.compile(r'^ *File "(.+)", line \d+, in .*(?:\n ++(?!File ")(.*))?$', re.MULTILINE)
+"""A function in a traceback: its file, and the line of code where it is to be had."""
 TOLD = re.compile(r"^(?:\w+\.)*(\w+): (.*)\Z", re.MULTILINE | re.DOTALL)
 """The last lines of a traceback that another process wrote: type and message."""
 
@@ -154,29 +155,33 @@ def _of_another_process(message: str) -> str | None:
 
 def _of_system(error: OSError) -> str:
     """The file, what is wrong with it, and the setting to change."""
-    file = error.filename if error.filename is not None else _open_file(error)
-    path = None if file is None or isinstance(file, int) else Path(os.fsdecode(file))
+    assert error.errno is not None  # the caller asked
+    names = (error.filename2, error.filename)  # of a copy the second is written
+    named = next((os.fsdecode(name) for name in names if isinstance(name, str | bytes)), None)
+    file = named or _file_at_hand(error)
+    path = None if file is None else Path(file)
     where = "" if path is None else f"{path}: "
-    advice = ADVICE.get(error.errno or 0)
-    then = f"; {advice.format(setting=_setting(path))}" if advice else "; --traceback shows who asked for it"
-    return f"{where}{error.strerror}{then}"
+    advice = ADVICE.get(error.errno, "--traceback shows what asked for it")
+    return f"{where}{os.strerror(error.errno)}; {advice.format(setting=_setting(path))}"
 
 
-def _open_file(error: BaseException) -> str | None:
-    """Name of the file that the innermost functions had open; an error while writing does not say which it was."""
-    for trace in reversed(_frames(error.__traceback__)):
-        for value in _values(trace.tb_frame):
+def _file_at_hand(error: BaseException) -> str | None:
+    """What was open where it happened, else what pluralign was about; an error while writing names no file."""
+    frames = [trace.tb_frame for trace in reversed(_frames(error.__traceback__))]
+    for frame in frames:
+        for value in _values(frame):
             name = getattr(value, "name", None) if isinstance(value, io.IOBase) else None
             if isinstance(name, str) and not name.startswith("<"):
                 return name
-    return None
+    ours = (frame for frame in frames if _is_ours(frame.f_code.co_filename))
+    return next((str(value) for frame in ours for value in _values(frame) if isinstance(value, Path)), None)
 
 
 def _values(frame: FrameType) -> Iterator[object]:
     """What a function had at hand, and the attributes of its object."""
     values = dict(frame.f_locals)
     yield from values.values()
-    yield from vars(values["self"]).values() if hasattr(values.get("self"), "__dict__") else ()
+    yield from getattr(values.get("self"), "__dict__", {}).values()
 
 
 def _setting(path: Path | None) -> str:
@@ -187,11 +192,9 @@ def _setting(path: Path | None) -> str:
     caches = Path.home() / ".cache"
     cache = os.environ.get("PLURALIGN_CACHE") or caches / "pluralign"
     hub = os.environ.get("HF_HOME") or caches / "huggingface"
-    for folder, setting in (
-        (cache, "PLURALIGN_CACHE (or --data.cache_dir)"),
-        (hub, "HF_HOME"),
-        (tempfile.gettempdir(), "TMPDIR"),
-    ):
+    if path.parent == Path(tempfile.gettempdir()):
+        return "TMPDIR"
+    for folder, setting in ((cache, "PLURALIGN_CACHE (or --data.cache_dir)"), (hub, "HF_HOME")):
         if path.absolute().is_relative_to(Path(folder).absolute()):
             return setting
     return f"{run} (or the option that names the file)"

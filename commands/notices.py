@@ -66,7 +66,9 @@ class Notices(L.Callback):
         """Say from which checkpoint a fit can go on."""
         kept = _kept(trainer) if trainer.is_global_zero and trainer.training else []
         if kept and self._config is not None and self._config.is_file():
-            _say(trainer, f"to go on from {kept[-1].meaning}: {_command('fit', self._config, kept[-1].path)}")
+            _say(
+                trainer, f"to go on from the last checkpoint: {_command('fit', self._config, kept[-1].path)}"
+            )
 
 
 def _kept(trainer: L.Trainer) -> list[Kept]:
@@ -85,7 +87,10 @@ def _kept(trainer: L.Trainer) -> list[Kept]:
     there = [path for path in others if path.exists() and path.name]
     if there:
         last = max(there, key=lambda path: path.stat().st_mtime)
-        best.append(Kept("last checkpoint", _near(last)))
+        unknown = (
+            "" if best else " (which is best is unknown: no ModelCheckpoint has a monitor, such as val/loss)"
+        )
+        best.append(Kept(f"last checkpoint{unknown}", _near(last)))
     return best
 
 
