@@ -197,7 +197,7 @@ CONTRACTS = {
     "datamodules/tokens": data("records", "tokens"),
     "datamodules/crowd": data("records", "tokens", "crowd"),
     "datamodules/batches": data("records", "tokens", "crowd", "batches"),
-    "datamodules/joins.py": data(),
+    "datamodules/joins.py": data("records"),
     "datamodules/prepared.py": data("records", "tokens", "batches", "settings"),
     "datamodules/base.py": data("records", "tokens", "crowd", "batches", "settings", "prepared"),
     "models": Contract(

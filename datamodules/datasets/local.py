@@ -159,8 +159,8 @@ class LocalDataModule(OwnFilesDataModule):
             test: File of the test split.
             predict: File of rows to score; they need no judgement.
             columns: Your column for each of our fields, where the names differ, such as
-                ``{"prompt": "question", "user": "annotator", "group": "country"}``; null for a field that is not to be read though a column
-                has its name.
+                ``{"prompt": "question", "user": "annotator", "group": "country"}``; null for a field
+                that is not to be read though a column has its name (of ``id``: rows are named by their content).
             **shared: Settings that all datasets share, see :class:`PreferenceDataModule`.
 
         Raises:
@@ -181,11 +181,10 @@ class LocalDataModule(OwnFilesDataModule):
             raise ValueError(
                 f"columns switches off unknown fields {listed(sorted(unknown))}; allowed: {', '.join(FIELDS)}"
             )
-        self.theirs = {
-            field: self.columns.get(field, field) for field in FIELDS if field not in self.switched_off
-        }
+        read = [field for field in FIELDS if field == "id" or field not in self.switched_off]
+        self.theirs = {field: self.columns.get(field, field) for field in read}
         self._read_columns = {
-            shape: {self.theirs[field] for field in fields if field in self.theirs}
+            shape: {self.theirs[field] for field in fields if field in self.theirs} | set(self.switched_off)
             for shape, fields in READ.items()
         }
 
@@ -231,7 +230,9 @@ class LocalDataModule(OwnFilesDataModule):
                 missing -= row.fields.keys()
                 seen.update(dict.fromkeys(row.fields))
             unread.add(row.fields, self._read_columns[self._shape(row)])
-            yield names.named(row, content, column=self.theirs["id"]) if "id" in self.theirs else row
+            if "id" in self.switched_off:
+                row = row._replace(fields={**row.fields, "id": None})
+            yield names.named(row, content, column=self.theirs["id"])
         if missing:
             raise ValueError(
                 f"columns names {', '.join(sorted(missing))}, which no row of {self.paths[source]} has; it has "
@@ -240,7 +241,7 @@ class LocalDataModule(OwnFilesDataModule):
 
     def _shape(self, row: SourceRow) -> Shape | None:
         def has(field: str) -> bool:
-            return row.fields.get(self.theirs.get(field, "")) is not None
+            return field in self.theirs and row.fields.get(self.theirs[field]) is not None
 
         if has("responses"):
             return "responses"

@@ -132,9 +132,10 @@ class OwnFilesDataModule(PreferenceDataModule):
             is_file = path.is_file()
         if not is_file:
             there = sorted(other.name for other in path.parent.iterdir()) if path.parent.is_dir() else []
+            kind = "a folder" if path.is_dir() else "not a file"
+            beside = f"has {listed(there)}" if there else "is empty or missing"
             raise FileNotFoundError(
-                f"{source}={str(path)!r} is {'a folder' if path.is_dir() else 'not a file'} (looked for {path.absolute()}; that folder "
-                f"{'has ' + listed(there) if there else 'is empty or missing'}): change {source} to the path "
-                f"of a {self.suffixes} file"
+                f"{source}={str(path)!r} is {kind} (looked for {path.absolute()}; that folder {beside}): change {source} "
+                f"to the path of a {self.suffixes} file"
             )
         return [path]

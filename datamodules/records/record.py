@@ -364,7 +364,7 @@ def _check_columns(field: str, items: Sequence[object], columns: Sequence[Column
             value = entry.of(item)
             if value is None:
                 continue
-            name = f"{field.format(i)}{entry.field}"
+            name = entry.stored if entry.item == "record" else f"{field.format(i)}{entry.field}"
             if entry.kind == "name":
                 _name(name, value)
             elif entry.kind == "counts":

@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -411,8 +411,10 @@ def _check_weights(split: str, writer: _SplitWriter) -> None:
     """Refuse weights by which nothing, or nothing but noise, would be learned: losses divide by their sum."""
     import pyarrow.compute as pc
 
+    if split == "predict":  # nothing is learned from it
+        return
     for name in {"weight", "record_weight"} & writer.present:
-        table = TokenTable.read(writer.path).select_columns([name]).with_format("arrow")[:]
+        table: Any = TokenTable.read(writer.path).select_columns([name]).with_format("arrow")[:]
         values = pc.list_flatten(table.column(name)).to_numpy().astype(np.float64)
         # Items of records that give no weight at all weigh 1.
         others = int(pc.sum(pc.equal(pc.list_value_length(table.column(name)), 0)).as_py() or 0)

@@ -203,6 +203,8 @@ def test_setup_says_what_matched(module, tmp_path, caplog):
         (("weight", [1, 2], [0], [1.0]), r"got \(2,\), \(1,\) and \(1,\)"),
         (("weight", [1], [0], [[1.0]]), r"weight \(n,\), got"),
         (("weight", [1], [0], [float("nan")]), "values must be finite"),
+        (("strength", [1], [0], [1e39]), "values must be finite in float32"),
+        (("weight", [1, 2], [0, 0], [3e38, 3e38]), r"the sum of weight must be at most 3\.4e\+38"),
         (("weight", [1], [0], [-1.0]), "weight must be >= 0, got -1"),
         (("weight", [1], [-1], [1.0]), "index must be >= 0, got -1"),
         (

@@ -1,12 +1,16 @@
 """Local files: every row shape, every format, column mapping, and errors that say what to change."""
 
 import csv
+import io
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from pluralign.commands.inspect import print_inspection
 from pluralign.datamodules import Comparison, LocalDataModule, Message, RecordError, Response
 
 USER = {"role": "user", "content": "Name a fruit."}
@@ -261,6 +265,205 @@ def test_parquet_and_json_give_the_same_records_as_json_lines(tmp_path):
         found.append([data.to_example(row).comparisons for row in data.load("test")])
     assert found[0] == found[1] == found[2]
     assert found[0][0][0].user == "3"
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_conversations_written_as_json_text(tmp_path, suffix):
+    path = tmp_path / f"rows.{suffix}"
+    row = {"prompt": json.dumps([USER]), "chosen": json.dumps([USER, GOOD]), "rejected": json.dumps(BAD)}
+    if suffix == "csv":
+        with path.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, [*row, "responses"])
+            writer.writeheader()
+            writer.writerow(row)
+            writer.writerow(
+                {"prompt": row["prompt"], "responses": json.dumps([json.dumps([GOOD]), "Chair."])}
+            )
+    else:
+        more = {"prompt": row["prompt"], "responses": [json.dumps([GOOD]), {"text": "Chair."}]}
+        path.write_text(f"{json.dumps(row)}\n{json.dumps(more)}")
+    data = LocalDataModule(test=str(path))
+    for record in map(data.to_example, data.load("test")):
+        assert record.prompt == (Message("user", "Name a fruit."),)
+        assert [response.text for response in record.responses] == ["Apple.", "Chair."]
+
+
+@pytest.mark.parametrize("field", ["prompt", "chosen", "responses"])
+def test_conversations_that_python_wrote_are_refused(tmp_path, field):
+    row = (
+        {"prompt": "x", "responses": [str([GOOD])]} if field == "responses" else {**PAIR, field: str([USER])}
+    )
+    with pytest.raises(RecordError, match=rf"wrong type: field '{field}.*json\.dumps writes it"):
+        example(tmp_path, row)
+
+
+def test_columns_that_no_field_reads_are_named_once_a_file(tmp_path):
+    row = {
+        **PAIR,
+        "note": "sweet",
+        "annotator": 7,
+        "length": 12,
+        "flag": True,
+        "score": 3,
+        "tags": ["a"],
+        "more": None,
+    }
+    data = LocalDataModule(test=write(tmp_path, [row, {**row, "id": "b"}]))
+    message = (
+        r"^local test: no field reads these columns of .*rows\.jsonl: annotator, note, tags; "
+        r"columns: \{user: annotator\} would read it as that field$"
+    )
+    with pytest.warns(UserWarning) as caught:
+        data.setup("test")
+    assert [str(one.message) for one in caught] and len(caught) == 1
+    assert re.match(message, str(caught[0].message)), caught[0].message
+    assert data.reports["test"].unread_columns == [
+        "annotator",
+        "flag",
+        "length",
+        "more",
+        "note",
+        "score",
+        "tags",
+    ]
+    with pytest.warns(UserWarning, match="no field reads"):  # from the cache, too
+        LocalDataModule(test=data.paths["test"]).setup("test")
+    console = Console(record=True, width=250, file=io.StringIO())
+    with pytest.warns(UserWarning, match="no field reads"):
+        print_inspection(data := LocalDataModule(test=str(data.paths["test"])), console=console)
+    assert "not read  test: annotator, flag, length, more, note, score, tags" in console.export_text()
+
+
+def test_columns_of_numbers_alone_warn_nobody(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,chosen,rejected,length,margin\nQ,a,b,12,0.5\n")
+    data = LocalDataModule(test=str(path))
+    data.setup("test")
+    assert data.reports["test"].unread_columns == ["length"] and not data.reports["test"].notes
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        ({"question": "Name a fruit.", "chosen": "Apple.", "rejected": "Chair."}, "question"),
+        ({"User Input": "Name one.", "chosen": "A fruit: apple", "rejected": "A fruit: chair"}, "User Input"),
+        ({"instruction": [USER], "responses": ["Apple.", "Chair."], "comparisons": [[0, 1]]}, "instruction"),
+        ({"Prompt": "Name a fruit.", "response": "Apple.", "score": 1}, "Prompt"),
+    ],
+)
+def test_a_prompt_of_another_name_is_not_passed_over(tmp_path, row, column):
+    with pytest.raises(
+        RecordError, match=rf"field '{column}' is .*columns: \{{prompt: {column}\}}; or columns"
+    ) as caught:
+        example(tmp_path, row)
+    assert caught.value.reason == "unread prompt"
+    assert example(tmp_path, row, columns={"prompt": column}).prompt
+    if "chosen" in row:
+        record = example(tmp_path, row, columns={"prompt": None})
+        assert record.prompt == ("A fruit:" if column == "User Input" else "")
+
+
+@pytest.mark.parametrize(
+    "sides",
+    [([USER, GOOD], [USER, BAD]), ("\n\nHuman: Hi\n\nAssistant: Hello", "\n\nHuman: Hi\n\nAssistant: Go")],
+)
+def test_sides_that_bring_their_prompt_need_no_other(tmp_path, sides):
+    assert example(tmp_path, {"question": "Hi", "chosen": sides[0], "rejected": sides[1]}).prompt
+
+
+def test_a_split_without_any_prompt_warns_unless_told(tmp_path):
+    rows = [{"chosen": "Apple.", "rejected": "Chair."}, {"chosen": "Pear.", "rejected": "Sofa."}]
+    path = write(tmp_path, rows)
+    with pytest.warns(
+        UserWarning, match="local test: none of its 2 records has a prompt: answers are read without"
+    ):
+        LocalDataModule(test=path).setup("test")
+    LocalDataModule(test=path, columns={"prompt": None}).setup("test")
+    data = LocalDataModule(test=write(tmp_path, [*rows, PAIR]))
+    data.setup("test")
+    assert data.reports["test"].without_prompt == 2 and "2 records without a prompt" in str(
+        data.reports["test"]
+    )
+
+
+def test_fields_are_switched_off(tmp_path):
+    row = {**PAIR, "preference": "a-is-better", "user": "ann", "id": "same"}
+    off = {"preference": None, "user": None, "id": None}
+    record = example(tmp_path, row, columns=off)
+    assert (record.comparisons, record.id) == ((Comparison(0, 1),), "89ddc182ac37f52e")
+    LocalDataModule(test=write(tmp_path, [row, {**row, "chosen": "Pear."}]), columns=off).setup("test")
+    first = LocalDataModule(test=write(tmp_path, [row])).cache_folder()
+    assert LocalDataModule(test=write(tmp_path, [row]), columns=off).cache_folder() != first
+    with pytest.raises(ValueError, match="columns switches off unknown fields note; allowed: prompt"):
+        LocalDataModule(test="x.jsonl", columns={"note": None})
+
+
+@pytest.mark.parametrize("name", ["", "  ", "\u00a0", "\u200b", "\u3000\t"])
+@pytest.mark.parametrize("field", ["user", "domain", "source", "aspect"])
+def test_blank_names_are_nobody(tmp_path, field, name):
+    with pytest.raises(RecordError, match=f"missing field: field '.*{field}' is .*a name that is not blank"):
+        example(tmp_path, {**PAIR, field: name})
+
+
+def test_whole_numbers_that_a_float_does_not_hold_are_no_names(tmp_path):
+    assert example(tmp_path, {**PAIR, "user": 2**63}).comparisons[0].user == str(2**63)
+    with pytest.raises(RecordError, match=r"field 'user' is .*below 2\^53"):
+        example(tmp_path, {**PAIR, "user": 2.0**53})
+
+
+def test_judgements_given_again_count_again_and_are_counted(tmp_path):
+    ann = {**PAIR, "user": "ann"}
+    turned = {**ann, "chosen": ann["rejected"], "rejected": ann["chosen"], "preference": 0.0}
+    ranked = {
+        "prompt": "Name a tree.",
+        "responses": ["Oak.", "Elm.", "Stone."],
+        "comparisons": [
+            [0, 2],
+            [0, 2],
+            [1, 2],
+            [0, 2, 0.5],
+            {"chosen": 0, "rejected": 2, "user": "bo"},
+            [2, 0],
+        ],
+    }
+    rows = [
+        PAIR,
+        ann,
+        {**PAIR, "user": "bo"},
+        PAIR,
+        turned,
+        {**PAIR, "preference": 0.4},
+        {**PAIR, "domain": "d"},
+        ranked,
+    ]
+    data = LocalDataModule(test=write(tmp_path, rows))
+    data.setup("test")
+    report = data.reports["test"]
+    assert (report.comparisons, report.repeated) == (13, 3), (
+        "PAIR, ann's turned round, and one within the record"
+    )
+    assert "3 comparisons repeat a judgement" in str(report)
+
+
+def test_judgements_of_skipped_rows_are_not_counted(tmp_path):
+    rows = [{**PAIR, "id": "a"}, {**PAIR, "id": "a"}, {**PAIR, "prompt": "Other?", "id": "a"}]
+    data = LocalDataModule(test=write(tmp_path, rows), on_invalid="skip")
+    data.setup("test")
+    assert (data.reports["test"].records, data.reports["test"].repeated) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("weights", "field", "total"),
+    [([0, 0], "weight", "0"), ([3e38, 3e38], "weight", r"6e\+38"), ([0, 0.0], "record_weight", "0")],
+)
+def test_weights_by_which_nothing_is_learned(tmp_path, weights, field, total):
+    rows = [{**PAIR, "id": str(i), field: weight} for i, weight in enumerate(weights)]
+    with pytest.raises(
+        ValueError, match=rf"^test: the sum of {field} must be above 0 and at most 3\.4e\+38 .*, got {total}"
+    ):
+        LocalDataModule(test=write(tmp_path, rows)).setup("test")
+    LocalDataModule(test=write(tmp_path, [*rows[:1], {**PAIR, "id": "last"}])).setup("test")
+    LocalDataModule(predict=write(tmp_path, rows)).prepare_data()
 
 
 def test_columns_are_mapped(tmp_path):

@@ -93,6 +93,52 @@ def test_votes_are_counted_and_priors_kept(tmp_path):
     )
 
 
+def test_a_vote_that_is_there_again_counts_once(tmp_path):
+    times = [{"time": 3}, {"time": 3.0}, {"time": 4}, {}, {"time": None}, {"time": "2024-05-30"}]
+    votes = [[vote(1, **time) for time in times] + [vote(1, "poet", time=3)], []]
+    assert example(tmp_path, row(votes=votes)).responses[0].votes == (0, 5, 0, 0, 0, 0)
+    data = PersonaVotesDataModule(test=str(write(tmp_path, [row(votes=votes)], "test.jsonl")))
+    with pytest.warns(
+        UserWarning, match=r"persona_votes test: 2 votes of .*test\.jsonl repeat one .*count once"
+    ):
+        data.setup("test")
+    stored = write(tmp_path, [row(votes=votes)], "stored.jsonl")
+    report = update_posteriors(stored, write(tmp_path, [], "new.jsonl"))
+    assert report.repeated == 2 and "stored twice, counted once  2" in str(report)
+    assert read(stored)[0]["votes"] == votes, "what is stored stays"
+    assert read(stored)[0]["target"][0] == [0, 1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "times", [(1, 1.0), (None, None), ("2024-05-30", "2024-05-30T01:00+01:00"), (2**60, 2**60)]
+)
+def test_two_labels_at_one_time_contradict(tmp_path, times):
+    votes = [
+        [vote(0), vote(4, "poet", time=5)],
+        [vote(label, "poet", time=time) for label, time in enumerate(times)],
+    ]
+    with pytest.raises(
+        RecordError,
+        match=r"contradictory votes: field 'votes\[1\]\[1\]\.label' is 1; allowed: label 0, which 'poet'",
+    ):
+        example(tmp_path, row(votes=votes))
+
+
+def test_times_are_exact(tmp_path):
+    now = 1_700_000_000_000_000_000
+    votes = [[vote(0, time=now), vote(1, time=now + 1)], []]
+    assert example(tmp_path, row(votes=votes), forgetting=0.5).responses[0].votes == (0.5, 1, 0, 0, 0, 0)
+
+
+def test_columns_of_text_that_are_not_read_are_named(tmp_path):
+    data = PersonaVotesDataModule(
+        test=str(write(tmp_path, [row(priors=[PRIOR], why="of taste")], "test.jsonl"))
+    )
+    with pytest.warns(UserWarning, match=r"no field reads these columns of .*test\.jsonl: why$"):
+        data.setup("test")
+    assert data.reports["test"].unread_columns == ["priors", "why"]
+
+
 def test_what_a_row_may_leave_out_or_say_otherwise(tmp_path):
     messages = [{"role": "user", "content": "Name a fruit."}]
     record = example(tmp_path, row(id=None, prompt=messages, prior=PRIOR, votes=[[vote(5)], []]))
@@ -532,6 +578,53 @@ def test_votes_that_are_refused(tmp_path, reason, field, place, votes):
     error = caught.value
     assert (error.reason, error.field, error.file, error.line) == (reason, field, str(file), place)
     assert path.read_bytes() == before
+
+
+SAME_CHECKS = [
+    row(id="q0", prompt=[]),
+    row(id="q0", prompt=[{"role": "robot", "content": "Hi"}]),
+    row(id="q0", responses=["Apple.", " "]),
+    row(id="\u200b"),
+    row(id="q0", votes=[[vote(0, "\u00a0")], []]),
+    row(id="q0", votes=[[vote(0, "\udc00")], []]),
+    row(id="q0", votes=[[vote(0), vote(1)], []]),
+    row(id="q0", target=[[2, -1, 0, 0, 0, 0], None]),
+    row(id="q0", note=[[[]]] * 99 + [json.loads("[" * 120 + "]" * 120)]),
+    row(),
+]
+
+
+@pytest.mark.parametrize("second", SAME_CHECKS)
+def test_loader_and_update_refuse_the_same_in_the_same_words(tmp_path, second):
+    path = write(tmp_path, [row(), second], "stored.jsonl")
+    data = PersonaVotesDataModule(test=str(path))
+    messages = []
+    for check in (data.prepare_data, lambda: update_posteriors(path, new(tmp_path, []))):
+        with pytest.raises(RecordError, match=r"stored\.jsonl:2: ") as caught:
+            check()
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+
+
+def test_a_new_vote_that_would_make_the_record_unreadable_is_refused(tmp_path):
+    path = stored(tmp_path)
+    before = path.read_bytes()
+    votes = new(tmp_path, [line(0, "ann", why=json.loads("[" * 99 + "]" * 99))])
+    with pytest.raises(RecordError, match=r"stored\.jsonl:1: nested too deeply"):
+        update_posteriors(path, votes)
+    assert path.read_bytes() == before
+
+
+def test_a_half_character_in_a_new_vote_has_its_place(tmp_path):
+    with pytest.raises(RecordError, match=r"new\.jsonl:2: not UTF-8: field 'persona'"):
+        update_posteriors(stored(tmp_path), new(tmp_path, [TEN[0], line(0, "\ud800")]))
+
+
+def test_the_new_votes_are_not_replaced_by_the_output(tmp_path):
+    votes = new(tmp_path, TEN)
+    with pytest.raises(ValueError, match=r"output='.*new\.jsonl' is votes_file itself"):
+        update_posteriors(stored(tmp_path), votes, output=votes)
+    assert len(read(votes)) == 10
 
 
 @pytest.mark.parametrize(

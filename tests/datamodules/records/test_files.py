@@ -129,6 +129,55 @@ def test_parquet_leaves_nulls_out(tmp_path):
     ]
 
 
+def test_csv_columns_given_twice(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("a,b,c,b\n1,2,3,4\n")
+    with pytest.raises(
+        RecordError, match=r"a\.csv:1: duplicate column: field 'header' is 'b'; .*\(it is there 2 times\)"
+    ):
+        list(read_csv(path))
+    path.write_text("a,,b,\n1,,2,\n")  # a spreadsheet's empty columns
+    assert [row.fields for row in read_csv(path)] == [{"a": "1", "b": "2"}]
+
+
+def test_csv_cells_of_any_length(tmp_path):
+    path, limit = tmp_path / "a.csv", csv.field_size_limit()
+    path.write_text(f"a,b\n{'x' * 300_000},1\n2,3\n")
+    rows = read_csv(path)
+    assert len(next(rows).fields["a"]) == 300_000
+    assert csv.field_size_limit() == limit, "other readers of the process keep theirs"
+    assert next(rows).fields == {"a": "2", "b": "3"}
+
+
+def test_parquet_columns_given_twice(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table([["x"], ["y"]], names=["a", "a"]), tmp_path / "a.parquet")
+    with pytest.raises(RecordError, match=r"a\.parquet:1: duplicate column: field 'header' is 'a'"):
+        list(read_parquet(tmp_path / "a.parquet"))
+
+
+def test_parquet_cells_that_python_cannot_hold_are_errors_of_their_row(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = pa.array([b"fine", b"\xff\xfe", b"too"]).view(pa.string())
+    days = pa.array([0, 1, 10**8], pa.int32()).view(pa.date32())
+    pq.write_table(pa.table({"a": texts, "day": days}), tmp_path / "a.parquet")
+    first, second, third = read_parquet(tmp_path / "a.parquet")
+    assert (first.line, first.fields["a"]) == (1, "fine")
+    assert [(error.line, error.reason) for error in (second, third)] == [(2, "wrong type"), (3, "wrong type")]
+
+
+def test_json_lines_that_are_called_json(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": 1}\n{"a": 2}\n')
+    with pytest.raises(
+        RecordError, match=r"a\.json: not JSON: .*JSON Lines, one object a line, have the ending \.jsonl"
+    ):
+        list(read_json_list(tmp_path / "a.json"))
+
+
 def test_unknown_suffix(tmp_path):
     with pytest.raises(ValueError, match=r"unknown suffix '\.tsv'.*\.jsonl, \.json, \.csv, \.parquet"):
         read_table(tmp_path / "a.tsv")

@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+import torch
 
 from pluralign.datamodules import (
     Comparison,
@@ -13,7 +14,7 @@ from pluralign.datamodules import (
     RecordError,
     Response,
 )
-from pluralign.datamodules.records.record import parse_messages
+from pluralign.datamodules.records import listed, parse_messages
 
 
 def record(**changes):
@@ -108,6 +109,18 @@ CASES = [
     ("out of range", "comparisons[0].weight", lambda: compare(0, 1, weight=-0.1)),
     ("wrong type", "comparisons[0].strength", lambda: compare(0, 1, strength="strong")),
     ("not finite", "comparisons[0].votes[0]", lambda: compare(0, 1, votes=(math.nan, 1))),
+    ("not finite", "comparisons[0].weight", lambda: compare(0, 1, weight=3.41e38)),
+    ("not finite", "comparisons[0].margin", lambda: compare(0, 1, margin=-1e39)),
+    ("not finite", "comparisons[0].strength", lambda: compare(0, 1, strength=10**39)),
+    ("not finite", "comparisons[0].votes[1]", lambda: compare(0, 1, votes=(1, 1e60))),
+    ("not finite", "comparisons[0].votes", lambda: compare(0, 1, votes=(3e38, 1e38))),
+    ("not finite", "responses[0].score", lambda: record(responses=(Response("a", 1e300),))),
+    ("not finite", "record_weight", lambda: record(weight=2**129)),
+    ("missing field", "id", lambda: record(id="\u2003\u200b")),
+    ("missing field", "source", lambda: record(source="\ufeff")),
+    ("missing field", "aspect", lambda: record(aspect="")),
+    ("missing field", "comparisons[0].user", lambda: compare(0, 1, user="\u00a0\t")),
+    ("missing field", "comparisons[0].domain", lambda: compare(0, 1, domain="\u2800\u3164")),
 ]
 
 
@@ -127,8 +140,51 @@ def test_an_error_names_place_field_value_and_what_is_allowed():
     assert isinstance(placed, ValueError)
 
 
-def test_a_long_value_is_shortened():
-    assert len(str(RecordError("text", "x" * 5000, "less", reason="wrong type"))) < 250
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 2**100, 3.4028234663852886e38, 2**24 + 1, 1e-46])
+def test_whatever_float32_holds_is_read(tmp_path, value):
+    assert compare(0, 1, strength=value).comparisons[0].strength == value
+    data = module(
+        tmp_path, {**GOOD, "strength": value, "margin": 2**25 + 1, "weight": 2**31, "votes": [2**40 + 1, 0]}
+    )
+    data.setup("test")
+    (row,) = data.table("test")[[0]]
+    assert row.columns["strength"].tolist() == [float(torch.tensor(float(value)))]
+    assert row.columns["comparison_votes"].tolist() == [2.0**40, 0]
+
+
+@pytest.mark.parametrize("name", ["ann", "\u200bann", "7", ".", "\u0661", "\U0001f600", "e\u0301", "\u4e2d"])
+def test_names_that_show_something(name):
+    assert compare(0, 1, user=name, domain=name).comparisons[0].user == name
+
+
+def nested(levels, made=()):
+    for _ in range(levels):
+        made = [made]
+    return made
+
+
+HUGE = {
+    "text": "x" * 5000,
+    "bytes": b"x" * 5000,
+    "list": list(range(9999)),
+    "object": {str(i): i for i in range(999)},
+    "deep": nested(100_000),
+    "whole number": 10**5000,
+    "half": "\ud800",
+}
+
+
+@pytest.mark.parametrize("value", HUGE.values(), ids=HUGE.keys())
+def test_a_value_of_any_size_and_depth_is_shortened(value):
+    error = RecordError("text", value, "less", reason="wrong type").at("f", 1)
+    assert len(str(error)) < 250 and str(error).encode()
+    assert len(str(RecordError("x" * 999, 1, "less", reason="wrong type"))) < 250
+
+
+def test_names_in_messages_are_bounded_and_printable():
+    assert listed(["a", "b c"]) == "a, b c"
+    assert listed(["", "a\nb", "\ud800", "x" * 60]) == f"'', 'a\\nb', '\\ud800', {'x' * 60!r}"
+    assert listed([str(i) for i in range(1030)], 3) == "0, 1, 2 and 1,027 more"
 
 
 @pytest.mark.parametrize(
@@ -140,6 +196,7 @@ def test_a_long_value_is_shortened():
         ([{"role": "user"}], "missing field", "p[0].content"),
         ([{"content": "Hi"}], "missing field", "p[0].role"),
         ([{"role": "user", "content": 5}], "wrong type", "p[0].content"),
+        ([{"role": "human", "content": "Hi"}], "out of range", "p[0].role"),
     ],
 )
 def test_messages_that_are_none(value, reason, field):
