@@ -137,12 +137,13 @@ class Bench:
         """A data set in one of its splits, or a synthetic crowd where it is not there."""
         features = None if self.fine_tune or not (self.folder / name).is_dir() else str(self.folder / name)
         sizes = {"max_tokens": 4096, "batch_size": 16} if self.fine_tune else {"max_tokens": None}
-        sizes.setdefault("batch_size", 64 if name == "dices" else 2)
+        sizes.setdefault("batch_size", 64 if name == "dices" or self.is_synthetic(name) else 2)
         loader = LoaderConfig(features=features, crowd=crowd or CrowdConfig(), seed=seed, **sizes)
         common = {"text": self.text, "cache_dir": str(self.folder / "cache"), "loader": loader}
         if self.is_synthetic(name):
             kind = "ratings" if name == "dices" else "crowd"
-            return SyntheticDataModule(judgements=kind, num_labels=3, num_train=400, seed=seed, **common)
+            sizes = {"num_train": 200, "num_validation": 64, "num_test": 64, "num_predict": 1}
+            return SyntheticDataModule(judgements=kind, num_labels=3, seed=seed, **sizes, **common)
         common |= {"data_dir": str(self.data_dir / name), "split_seed": seed}
         if name == "dices":
             return DICESDataModule(votes_per_item=votes, vote_seed=seed, **common)
