@@ -95,10 +95,10 @@ def restore_random_state(state: RandomState, device: torch.device) -> None:
     """Go on with random numbers where another process was; says so if the device's own cannot be."""
     import numpy as np
 
-    version, keys, gauss = state["python"]
-    random.setstate((version, tuple(keys), gauss))
-    name, words, *rest = state["numpy"]
-    np.random.set_state((name, np.asarray(words, dtype=np.uint32), *rest))
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, place, has_gauss, waiting = state["numpy"]
+    np.random.set_state((name, np.asarray(keys, dtype=np.uint32), place, has_gauss, waiting))
     torch.set_rng_state(state["torch"].cpu())
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
