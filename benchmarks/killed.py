@@ -1,6 +1,6 @@
 """Runs that are killed at random points and go on, beside the same run left alone; and checkpoints killed while written.
 
-Run without arguments; it takes some minutes. Every method trains a tiny network with dropout on the synthetic crowd, in a
+Run without arguments; it takes two minutes or so. Every method trains a tiny network with dropout on the synthetic crowd, in a
 process that is killed (SIGKILL) after a random time and then resumed by ``--ckpt_path last``. Weights, state of the
 optimiser and of the random numbers, and every row of the log (but for speeds) are to equal those of the run that nobody
 killed, bit for bit. Then processes are killed that replace a checkpoint over and over, with the temporary folder on another
@@ -75,14 +75,14 @@ class Killed(NamedTuple):
         rows: After how many rows of the log, drawn at random.
         seconds: How long after the last of these, drawn at random.
         step: Of the checkpoint it went on from; None if there was none yet, and it began anew.
-        in_validation: Whether a validation followed the checkpoint's batch, and had to be made up.
+        made_up: Whether a validation was to follow the checkpoint's batch, and had to be made up.
         differs: What was not as in the run left alone.
     """
 
     rows: int
     seconds: float
     step: int | None
-    in_validation: bool
+    made_up: bool
     differs: list[str]
 
 
@@ -249,15 +249,24 @@ def kill_and_resume(
     process, _ = started(recipe, folder)
     if not killed(process, seconds, reached):
         return None
-    path = run / "checkpoints" / "last.ckpt"
-    step, due = None, False
-    if path.is_file():
-        content = torch.load(path, weights_only=True)
-        step, due = content["global_step"], content["pluralign"]["run"]["validation_due"]
-    words = ["--trainer.logger.version", "version_0"] if step is None else ["--ckpt_path", "last"]
-    finished(*started(recipe, folder, *words))
+    paths = sorted(run.glob("checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    step, made_up = progress(paths[-1]) if paths else (None, False)
+    words = ["--ckpt_path", "last"] if paths else ["--trainer.logger.version", "version_0"]
+    process, log = started(recipe, folder, *words)
+    finished(process, log)
+    if paths and f"last is {paths[-1].relative_to(folder)} " not in log.read_text():
+        raise RuntimeError(f"the run did not go on from {paths[-1]}, its newest checkpoint")
     found = outcome(folder)
-    return Killed(rows, seconds, step, due, [name for name in wanted if not equal(wanted[name], found[name])])
+    differs = [name for name in wanted if not equal(wanted[name], found[name])]
+    return Killed(rows, seconds, step, made_up, differs)
+
+
+def progress(path: Path) -> tuple[int, bool]:
+    """Step of a checkpoint, and whether the validation that follows its batch had not been run."""
+    content = torch.load(path, weights_only=True)
+    batches = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+    after_batch = batches["completed"] < batches["processed"]  # or it was written by the validation
+    return content["global_step"], after_batch and content["pluralign"]["run"]["validation_due"]
 
 
 def runs_of(method: str, kills: int, folder: Path, draw: random.Random) -> list[Killed]:
@@ -343,7 +352,7 @@ def main() -> int:
             counts = (
                 len(runs),
                 sum(run.step is None for run in runs),
-                sum(run.in_validation for run in runs),
+                sum(run.made_up for run in runs),
                 sum(bool(run.differs) for run in runs),
             )
             table.add_row(method, *map(str, counts))
