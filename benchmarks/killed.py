@@ -1,6 +1,6 @@
 """Runs that are killed at random points and go on, beside the same run left alone; and checkpoints killed while written.
 
-Run without arguments; it takes some minutes. Every method trains a tiny network with dropout on the synthetic crowd, in a
+Run without arguments; it takes two minutes or so. Every method trains a tiny network with dropout on the synthetic crowd, in a
 process that is killed (SIGKILL) after a random time and then resumed by ``--ckpt_path last``. Weights, state of the
 optimiser and of the random numbers, and every row of the log (but for speeds) are to equal those of the run that nobody
 killed, bit for bit. Then processes are killed that replace a checkpoint over and over, with the temporary folder on another
@@ -72,15 +72,17 @@ class Killed(NamedTuple):
     """One run that was killed.
 
     Attributes:
-        seconds: After how long.
+        rows: After how many rows of the log, drawn at random.
+        seconds: How long after the last of these, drawn at random.
         step: Of the checkpoint it went on from; None if there was none yet, and it began anew.
-        in_validation: Whether a validation followed the checkpoint's batch, and had to be made up.
+        made_up: Whether a validation was to follow the checkpoint's batch, and had to be made up.
         differs: What was not as in the run left alone.
     """
 
+    rows: int
     seconds: float
     step: int | None
-    in_validation: bool
+    made_up: bool
     differs: list[str]
 
 
@@ -114,8 +116,12 @@ def finished(process: int, log: Path) -> None:
         raise RuntimeError(f"a run failed:\n{log.read_text()[-3000:]}")
 
 
-def killed(process: int, seconds: float) -> bool:
-    """Kill a process after a while; whether it was alive until then."""
+def killed(process: int, seconds: float, reached: Callable[[], bool] = lambda: True) -> bool:
+    """Kill a process so long after it has reached something; whether it was alive until then."""
+    while not reached():
+        if os.waitpid(process, os.WNOHANG)[0]:
+            return False
+        time.sleep(0.002)
     time.sleep(seconds)
     os.kill(process, signal.SIGKILL)
     return os.WIFSIGNALED(os.waitpid(process, 0)[1])
@@ -218,45 +224,61 @@ def equal(left: object, right: object) -> bool:
     return left == right
 
 
-def left_alone(recipe: Path, folder: Path) -> tuple[dict[str, Any], float, float]:
-    """Outcome of a run that nobody kills, and after how many seconds its training begins and ends."""
+def left_alone(recipe: Path, folder: Path) -> tuple[dict[str, Any], float]:
+    """Outcome of a run that nobody kills, and the seconds between two rows of its log."""
     finished(*started(recipe, folder / "first"))  # writes the token cache
-    began = time.time()
     finished(*started(recipe, folder / "alone"))
-    saved = (
-        folder / "alone" / "runs" / "lightning_logs" / "version_0" / "config.yaml"
-    )  # last before the first batch
-    return outcome(folder / "alone"), saved.stat().st_mtime - began, time.time() - began
+    run = folder / "alone" / "runs" / "lightning_logs" / "version_0"
+    wanted = outcome(folder / "alone")
+    training = (run / "metrics.csv").stat().st_mtime - (run / "config.yaml").stat().st_mtime
+    return wanted, training / len(wanted["log"])
 
 
-def kill_and_resume(recipe: Path, folder: Path, wanted: dict[str, Any], seconds: float) -> Killed | None:
-    """Kill a run after a while, have it go on, and compare; None if it was over before."""
-    process, _ = started(recipe, folder)
-    if not killed(process, seconds):
-        return None
+def kill_and_resume(
+    recipe: Path, folder: Path, wanted: dict[str, Any], rows: int, seconds: float
+) -> Killed | None:
+    """Kill a run so long after it has logged so many rows, have it go on, and compare; None if it was over before."""
     run = folder / "runs" / "lightning_logs" / "version_0"
-    path = run / "checkpoints" / "last.ckpt"
-    words, step, due = [], None, False
-    if path.is_file():
-        content = torch.load(path, weights_only=True)
-        step, due = content["global_step"], content["pluralign"]["run"]["validation_due"]
-        words = ["--ckpt_path", "last"]
-    else:
-        words = ["--trainer.logger.version", "version_0"]
-    finished(*started(recipe, folder, *words))
+
+    def reached() -> bool:
+        if rows == 0:
+            return (run / "config.yaml").is_file()  # the last before the first batch
+        log = run / "metrics.csv"
+        return log.is_file() and log.read_bytes().count(b"\n") > rows
+
+    process, _ = started(recipe, folder)
+    if not killed(process, seconds, reached):
+        return None
+    paths = sorted(run.glob("checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    step, made_up = progress(paths[-1]) if paths else (None, False)
+    words = ["--ckpt_path", "last"] if paths else ["--trainer.logger.version", "version_0"]
+    process, log = started(recipe, folder, *words)
+    finished(process, log)
+    if paths and f"last is {paths[-1].relative_to(folder)} " not in log.read_text():
+        raise RuntimeError(f"the run did not go on from {paths[-1]}, its newest checkpoint")
     found = outcome(folder)
-    return Killed(seconds, step, due, [name for name in wanted if not equal(wanted[name], found[name])])
+    differs = [name for name in wanted if not equal(wanted[name], found[name])]
+    return Killed(rows, seconds, step, made_up, differs)
+
+
+def progress(path: Path) -> tuple[int, bool]:
+    """Step of a checkpoint, and whether the validation that follows its batch had not been run."""
+    content = torch.load(path, weights_only=True)
+    batches = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+    after_batch = batches["completed"] < batches["processed"]  # or it was written by the validation
+    return content["global_step"], after_batch and content["pluralign"]["run"]["validation_due"]
 
 
 def runs_of(method: str, kills: int, folder: Path, draw: random.Random) -> list[Killed]:
     """Runs of a method that were killed, each at a random point of its training."""
     recipe = write_recipe(method, folder)
-    wanted, begins, ends = left_alone(recipe, folder)
+    wanted, between = left_alone(recipe, folder)
     runs: list[Killed] = []
     attempt = 0
     while len(runs) < kills:
         attempt += 1
-        run = kill_and_resume(recipe, folder / f"run_{attempt}", wanted, draw.uniform(begins, ends))
+        rows, seconds = draw.randrange(len(wanted["log"])), draw.uniform(0.0, 1.5 * between)
+        run = kill_and_resume(recipe, folder / f"run_{attempt}", wanted, rows, seconds)
         if run is not None:
             runs.append(run)
     return runs
@@ -330,7 +352,7 @@ def main() -> int:
             counts = (
                 len(runs),
                 sum(run.step is None for run in runs),
-                sum(run.in_validation for run in runs),
+                sum(run.made_up for run in runs),
                 sum(bool(run.differs) for run in runs),
             )
             table.add_row(method, *map(str, counts))

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ class _Table(ExperimentWriter):
             self._write(self.metrics, "a")
         self.metrics = []
 
-    def _write(self, rows: list[Row], mode: str) -> None:
+    def _write(self, rows: Sequence[Row], mode: str) -> None:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self.metrics_keys)
         if mode == "w":

@@ -104,8 +104,8 @@ def _mismatch(kept: Settings | None, wanted: Settings, *, fitting: bool) -> list
         return ["no configuration kept in it"]
     if fitting:
         return sorted(_differences(kept, wanted, NOT_OF_TRAINING))
-    kinds = [{"data": recipe["data"]["class_path"], "model": recipe["model"]} for recipe in (kept, wanted)]
-    return sorted(_differences(*kinds, OF_TRAINING))
+    before, now = ({"data": each["data"]["class_path"], "model": each["model"]} for each in (kept, wanted))
+    return sorted(_differences(before, now, OF_TRAINING))
 
 
 # Where to look -------------------------------------------------------------------------------------------
@@ -256,8 +256,8 @@ def go_on_in(config: Namespace, found: Found) -> bool:
         Whether it is one; otherwise the run has a new folder for its log, and says so.
     """
     for logger in _loggers(config):
-        settings = logger.get("init_args") or Namespace()
-        if logger.class_path.rpartition(".")[2] not in LOGGERS:
+        settings = logger.get("init_args")
+        if settings is None or logger.class_path.rpartition(".")[2] not in LOGGERS:
             continue
         runs = Path(settings.get("save_dir") or "runs", settings.get("name") or "")
         if not found.path.resolve().is_relative_to(runs.resolve()):

@@ -81,8 +81,10 @@ def random_state(device: torch.device) -> RandomState:
     """State of the random numbers of Python, NumPy, torch and, if it is a CUDA device, of ``device``."""
     import numpy as np
 
-    name, keys, *rest = np.random.get_state(legacy=True)
-    numpy = (name, keys.tolist(), *rest)
+    name, keys, place, has_gauss, gauss = cast(
+        tuple[str, Any, int, int, float], np.random.get_state(legacy=True)
+    )
+    numpy = name, keys.tolist(), place, has_gauss, gauss
     state = RandomState(python=random.getstate(), numpy=numpy, torch=torch.get_rng_state())
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -93,9 +95,10 @@ def restore_random_state(state: RandomState, device: torch.device) -> None:
     """Go on with random numbers where another process was; says so if the device's own cannot be."""
     import numpy as np
 
-    version, keys, gauss = state["python"]
-    random.setstate((version, tuple(keys), gauss))
-    np.random.set_state(state["numpy"])
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, place, has_gauss, waiting = state["numpy"]
+    np.random.set_state((name, np.asarray(keys, dtype=np.uint32), place, has_gauss, waiting))
     torch.set_rng_state(state["torch"].cpu())
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
@@ -123,7 +126,7 @@ def run_state(
     mine = random_state(device), {name: value.detach().cpu().clone() for name, value in sums.items()}
     ranks = [mine]
     if trainer.world_size > 1 and distributed.is_available() and distributed.is_initialized():
-        ranks = cast(list[Any], [None] * distributed.get_world_size())
+        ranks = [mine] * distributed.get_world_size()
         distributed.all_gather_object(ranks, mine)
     batches = trainer.fit_loop.epoch_loop.batch_progress
     return RunState(
@@ -176,7 +179,7 @@ def resumption(trainer: L.Trainer, checkpoint: dict[str, Any], state: RunState |
     row = None
     if _batch_is_open(progress) and not state["between_steps"]:
         number: int = progress[LOOP][LOGGED]
-        if state["values"] and (number + 1) % max(1, trainer.log_every_n_steps) == 0:
+        if state["values"] and (number + 1) % max(1, vars(trainer)["log_every_n_steps"]) == 0:
             row = {**state["values"], "epoch": checkpoint["epoch"]}, number
     if state["validation_rule"] == _validation_rule(trainer):
         _mend(progress, due=state["validation_due"], stepped=not state["between_steps"])
