@@ -154,6 +154,11 @@ class PluralignCLI(LightningCLI, Generic[OptionsT]):
         if self.config.get("weights_only") is None:
             self.config.weights_only = True
 
+    def instantiate_classes(self) -> None:
+        """Make model, data and trainer; whatever the verb, the data know the network that will read them."""
+        super().instantiate_classes()
+        self.datamodule.network = self.model
+
     # What a verb does with it --------------------------------------------------------------------------
 
     def run_method(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal, Unpack
 
 from torch.utils.data import DataLoader
 
-from .batch import PreferenceBatch
+from .batch import PreferenceBatch, TextExtent
 from .batches import (
     FeatureStore,
     FeatureTable,
@@ -198,6 +198,12 @@ class PreferenceDataModule(PreparedData):
     def user_groups(self) -> Mapping[str, str]:
         """Group of each user, by name; users may lack one, and data without groups name none."""
         return {}
+
+    @property
+    def extents(self) -> dict[str, TextExtent]:
+        """How far the tokens of every split go, of those that are not open, too; empty before ``setup``."""
+        reports = {} if self._reader is None else self._reader.reports
+        return {split: TextExtent(report.longest, report.largest_token) for split, report in reports.items()}
 
     def mean_votes(self, name: str) -> list[float] | None:
         """Mean share of every category over the training split's judged items; None if it has no such votes.

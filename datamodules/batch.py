@@ -16,7 +16,16 @@ from typing import Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor
 
-__all__ = ["Basis", "DataSource", "Features", "Labels", "PreferenceBatch", "RewardOutput", "TextFormat"]
+__all__ = [
+    "Basis",
+    "DataSource",
+    "Features",
+    "Labels",
+    "PreferenceBatch",
+    "RewardOutput",
+    "TextExtent",
+    "TextFormat",
+]
 
 TextFormat = dict[str, str | int | bool | None]
 """The settled text format: what a checkpoint keeps, so that later scoring uses the same."""
@@ -165,6 +174,15 @@ class RewardOutput(TypedDict, total=False):
     """(P, ...): what else the method says of comparisons."""
 
 
+class TextExtent(NamedTuple):
+    """How far the tokens of a split go: what a network must have to read it."""
+
+    longest: int
+    """Tokens of the longest response with its prompt."""
+    largest_token: int
+    """Largest token id."""
+
+
 class Features(Protocol):
     """What a model asks of a feature store."""
 
@@ -208,6 +226,11 @@ class DataSource(Protocol):
 
     def text_format(self) -> TextFormat:
         """The settled text format."""
+        ...
+
+    @property
+    def extents(self) -> Mapping[str, TextExtent]:
+        """How far the tokens of every split go, of those that are not open, too; empty before ``setup``."""
         ...
 
     def mean_votes(self, name: str) -> list[float] | None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Never
 
-from pluralign.datamodules.batch import Features, TextFormat
+from pluralign.datamodules.batch import Features, TextExtent, TextFormat
 
 __all__ = ["AdaptedData"]
 
@@ -48,6 +48,11 @@ class AdaptedData:
     def user_groups(self) -> Mapping[str, str]:
         """Group of each user, by name; empty where there are none."""
         return self._groups()
+
+    @property
+    def extents(self) -> Mapping[str, TextExtent]:
+        """Nothing: its batches are looked at instead."""
+        return {}
 
     def text_format(self) -> TextFormat:
         """The text format; empty, which fits any, if it says none."""

@@ -50,10 +50,12 @@ def prompt_digest(record: PreferenceRecord, cut: int) -> bytes:
         record: A row of the data.
         cut: Tokens cut from its prompt.
     """
-    prompt: object = record.prompt
-    if isinstance(prompt, tuple):
-        prompt = [[message.role, message.content] for message in prompt]
-    elif not record.prompt.strip():
+    prompt: object
+    if isinstance(record.prompt, tuple):
+        prompt = [[message.role, message.content] for message in record.prompt]
+    elif record.prompt.strip():
+        prompt = record.prompt
+    else:
         prompt = [record.prompt, sorted(response.text for response in record.responses)]
     said = [entry.of(record) for entry in optional_columns("record")]
     text = json.dumps([prompt, cut, record.group, said])
@@ -339,7 +341,7 @@ def _arrow(records: Sequence[Numbered]) -> "pa.RecordBatch":
     fields = schema()
     data: dict[str, list[object]] = {name: [] for name in fields.names}
     for row, _, file, line in records:
-        origins = row.origins or ([],) * len(ORIGINS)
+        origins: Sequence[object] = row.origins or ([],) * len(ORIGINS)
         values: dict[str, object] = {
             **row._asdict(),
             "file": file,

@@ -63,7 +63,9 @@ def test_identical_scores_stop_the_run_with_an_explanation(tmp_path):
 
 
 def test_a_foreign_vocabulary_is_an_error_and_not_an_index_out_of_range(tmp_path):
-    with pytest.raises(ValueError, match=r"token id \d+ is outside the backbone's vocabulary of 100"):
+    with pytest.raises(
+        ValueError, match=r"token id \d+ of the train split is outside the backbone's vocabulary of 100"
+    ):
         trainer(tmp_path).fit(module(config={**TINY, "vocab_size": 100}), data())
 
 
