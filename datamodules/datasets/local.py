@@ -43,7 +43,8 @@ a cell. ``id``, ``user``, ``domain``, ``source`` and ``aspect`` may be text or w
 
 A row without id is named by its content, so that rows put in before it do not rename it: the first 16 hexadecimal digits
 of the SHA-1 of the fields above that it has, under our names, as JSON with sorted keys (a file's null or empty cell is
-no field). The n-th row of equal content, from the second on, gets ``:n`` behind that. Rows are never merged here.
+no field). The n-th row of equal content, from the second on, gets ``:n`` behind that. Rows of equal prompts become one
+record when they are tokenised, in which each judgement still knows its row (``merged_tokens``).
 """
 
 import json

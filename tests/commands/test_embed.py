@@ -221,9 +221,10 @@ def test_a_network_that_cannot_read_the_tokens_is_refused(networks):
         ValueError, match=r"token id \d+ of the .* split is outside the backbone's vocabulary of 100"
     ):
         main(["embed", *words])
-    words = [*conf(network=networks / "bert"), *QUIET, "--output=store", "--data.text.max_length=80"]
+    words = [*conf(network=networks / "llama"), *QUIET, "--output=store", "--data.text.max_length=80"]
+    words.append('--model.backbone.config={"max_position_embeddings": 40}')
     with pytest.raises(
-        ValueError, match=r"the backbone has 64 positions: set data\.text\.max_length to at most 64"
+        ValueError, match=r"the backbone has 40 positions: set data\.text\.max_length to at most 40"
     ):
         main(["embed", *words])
 
