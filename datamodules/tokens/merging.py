@@ -78,8 +78,8 @@ def merge_rows(rows: Sequence[TokenRow], *, max_tokens: int, equal_once: bool) -
     """Which rows of one prompt become a record.
 
     Where not all of them fit into one, responses are put into blocks of half its size, and the judgements within two
-    blocks into one record: n responses that are compared at random are read in about n / 2 records of all their pairs,
-    instead of in one for every judgement.
+    blocks into one record: b blocks whose responses are compared at random give about b^2 / 2 records, however many
+    judgements there are.
 
     Args:
         rows: Of one prompt.
