@@ -190,6 +190,11 @@ class PluralignCLI(LightningCLI, Generic[OptionsT]):
         if self.config.get("model.init_args.backbone.quantization"):
             show_messages(BITSANDBYTES)
 
+    def instantiate_classes(self) -> None:
+        """Make model, data and trainer; whatever the verb, the data know the network that will read them."""
+        super().instantiate_classes()
+        self.datamodule.network = self.model
+
     # What a verb does with it --------------------------------------------------------------------------
 
     def run_method(self, **settings: object) -> None:

@@ -9,7 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from .batch import GivenRecord, GivenResponse, PreferenceBatch
+from .batch import GivenRecord, GivenResponse, PreferenceBatch, TextExtent
 from .batches import (
     FeatureStore,
     FeatureTable,
@@ -279,6 +279,12 @@ class PreferenceDataModule(PreparedData):
             return {}
         counts = self._reader.judgements_of_users()
         return {name: counts[name] for name in self.training_users}
+
+    @property
+    def extents(self) -> dict[str, TextExtent]:
+        """How far the tokens of every split go, of those that are not open, too; empty before ``setup``."""
+        reports = {} if self._reader is None else self._reader.reports
+        return {split: TextExtent(report.longest, report.largest_token) for split, report in reports.items()}
 
     def mean_votes(self, name: str) -> list[float] | None:
         """Mean share of every category over the training split's judged items; None if it has no such votes.

@@ -25,6 +25,7 @@ __all__ = [
     "Labels",
     "PreferenceBatch",
     "RewardOutput",
+    "TextExtent",
     "TextFormat",
 ]
 
@@ -215,6 +216,15 @@ class GivenRecord(NamedTuple):
     """File and line."""
 
 
+class TextExtent(NamedTuple):
+    """How far the tokens of a split go: what a network must have to read it."""
+
+    longest: int
+    """Tokens of the longest response with its prompt."""
+    largest_token: int
+    """Largest token id."""
+
+
 class Features(Protocol):
     """What a model asks of a feature store."""
 
@@ -262,6 +272,11 @@ class DataSource(Protocol):
 
     def text_format(self) -> TextFormat:
         """The settled text format."""
+        ...
+
+    @property
+    def extents(self) -> Mapping[str, TextExtent]:
+        """How far the tokens of every split go, of those that are not open, too; empty before ``setup``."""
         ...
 
     def mean_votes(self, name: str) -> list[float] | None:

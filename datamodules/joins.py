@@ -1,9 +1,9 @@
 """Side tables: values for records, responses or comparisons that are joined when batches are made.
 
 Strengths, margins, weights or priors that somebody computes after the data were tokenised need no new token cache: they
-are a file beside it. An entry names its item by the record's key (:func:`pluralign.datamodules.records.record.record_key`, the
-``record_key`` of every batch) and the item's place in its record (``response_index`` or ``comparison_index``; 0 for the
-record itself). The order of the entries means nothing.
+are a file beside it. An entry names its item by the key of its row of the data
+(:func:`pluralign.datamodules.records.record.record_key`) and the item's place in that row (0 for the record itself), whatever
+the row was merged with: :func:`batch_items` says both of what is in a batch. The order of the entries means nothing.
 
 The file is Parquet with three columns: ``record_key`` (int64), ``index`` (int64), and the values under the name of
 their column, numbers or equally long lists of numbers, so that any program can write one.
@@ -20,10 +20,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from .batch import PreferenceBatch
 from .columns import Column, Item, optional_columns
 from .records import FLOAT32_MAX, readable
 
-__all__ = ["SideTable", "joinable_columns", "load_joins", "report_joins"]
+__all__ = ["SideTable", "batch_items", "joinable_columns", "load_joins", "report_joins"]
 
 Keys = NDArray[np.int64]
 LARGEST_INDEX = 2**31 - 1
@@ -227,6 +228,20 @@ class SideTable:
                 f"side table {path}: a value is no number, or lists differ in length ({error})"
             ) from error
         return cls(names[0], keys, index, values, path=str(path))
+
+
+def batch_items(batch: PreferenceBatch, item: Item) -> tuple[Tensor, Tensor]:
+    """What a side table calls the records, responses or comparisons of a batch: keys and places, (n,) int64 each."""
+    if item == "record":
+        return batch["record_key"], torch.zeros_like(batch["record_key"])
+    if item == "response":
+        if "response_key" in batch:
+            return batch["response_key"], batch["response_place"]
+        return batch["record_key"][batch["response_prompt"]], batch["response_index"]
+    if "comparison_key" in batch:
+        return batch["comparison_key"], batch["comparison_place"]
+    prompts = batch["response_prompt"][batch["comparisons"][:, 0]]
+    return batch["record_key"][prompts], batch["comparison_index"]
 
 
 def load_joins(paths: Iterable[str]) -> tuple[SideTable, ...]:

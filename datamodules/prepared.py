@@ -5,8 +5,9 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
@@ -59,6 +60,15 @@ def content_changes(before: object, now: object, name: str = "") -> list[str]:
     return [f"{name.removeprefix('settings.')} was {before!r}, is {now!r}"]
 
 
+class ReadsText(Protocol):
+    """A module whose network will read the text."""
+
+    @property
+    def max_positions(self) -> int | None:
+        """Positions that the network has; None if that is not known, or it has no bound."""
+        ...
+
+
 class PreparedData(L.LightningDataModule, ABC):
     """Half of every data module: the settings, what a dataset implements, and the way of its rows into the cache.
 
@@ -70,6 +80,7 @@ class PreparedData(L.LightningDataModule, ABC):
         sources: Parts that :meth:`load` can read. A source named like a split becomes that split. Without a
             source ``validation``, a share of ``train`` is held out by a hash of the prompt. Empty until the
             constructor of a dataset whose parts depend on its settings fills it.
+        network: Module whose positions bound texts where ``text.max_length`` does not; None for the trainer's.
         where_to_get: What to do where ``data_dir`` is missing, of a dataset that is not on the Hugging Face hub.
     """
 
@@ -124,6 +135,7 @@ class PreparedData(L.LightningDataModule, ABC):
         self.text, self.loader, self.on_invalid = text, loader, on_invalid
         self.validation_share, self.cache_dir = validation_share, cache_dir
         self.merged_tokens = merged_tokens
+        self.network: ReadsText | None = None
         self._tokenizer: RecordTokenizer | None = None
         self._whole: Path | None = None  # the cache folder whose every byte was compared
 
@@ -172,10 +184,16 @@ class PreparedData(L.LightningDataModule, ABC):
 
     @property
     def tokenizer(self) -> RecordTokenizer:
-        """The tokenizer with its settled format; loaded on first use."""
+        """The tokenizer with its settled format; loaded on first use, when the model should be known."""
         if self._tokenizer is None:
-            self._tokenizer = RecordTokenizer(self.text)
+            limit = self.text.max_length or self.max_positions()
+            self._tokenizer = RecordTokenizer(replace(self.text, max_length=limit))
         return self._tokenizer
+
+    def max_positions(self) -> int | None:
+        """Positions of the network that will read the text; None if it has no bound, or nobody knows it yet."""
+        module = self.network or getattr(self.trainer, "lightning_module", None)
+        return getattr(module, "max_positions", None)
 
     @property
     def splits(self) -> tuple[str, ...]:

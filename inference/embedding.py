@@ -93,15 +93,17 @@ class Embedder:
             Split, texts of it that are done, and how many there are to do, after every batch.
 
         Raises:
-            ValueError: If the network cannot read a batch.
+            ValueError: If the network cannot read a split.
         """
+        if splits is None:
+            self._data.setup()
+        self._model.check_data(self._data)
         return embed_features(
             self._data,
             self._encode,
             self.writer,
             layout=self.backbone.layout,
             max_tokens=max_tokens,
-            check=self._model.check_network,
             splits=splits,
             known=known,
         )
@@ -122,7 +124,6 @@ def embed_features(
     *,
     layout: str,
     max_tokens: int = 16_384,
-    check: Callable[[PreferenceBatch], None] | None = None,
     splits: Sequence[str] | None = None,
     known: Container[int] = (),
 ) -> Iterator[tuple[str, int, int]]:
@@ -137,7 +138,6 @@ def embed_features(
         writer: The store.
         layout: ``shared`` or ``separate`` rows, as the network takes them.
         max_tokens: Bound on rows x padded length of a batch.
-        check: Looks at every batch before it is encoded, and raises if the network cannot read it.
         splits: Splits that are set up; None for all, which are prepared and set up here.
         known: Keys of texts that have a vector elsewhere.
 
@@ -160,10 +160,7 @@ def embed_features(
                     take_row_responses(_text(row, plan.prompt[i], data.loader.items), plan.kept[i])
                     for row, i in zip(rows, batch, strict=True)
                 ]
-                texts = collate(parts)
-                if check is not None:
-                    check(texts)
-                writer.add(keys, encode(texts))
+                writer.add(keys, encode(collate(parts)))
                 done += len(keys)
                 yield split, done, total
     finally:

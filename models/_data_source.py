@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Never
 
-from pluralign.datamodules.batch import Features, GivenRecord, TextFormat
+from pluralign.datamodules.batch import Features, GivenRecord, TextExtent, TextFormat
 
 __all__ = ["AdaptedData"]
 
@@ -53,6 +53,11 @@ class AdaptedData:
     def judgements_of_users(self) -> Mapping[str, int]:
         """Judgements of each user in the training split; empty if it counts none."""
         return self._judgements()
+
+    @property
+    def extents(self) -> Mapping[str, TextExtent]:
+        """Nothing: its batches are looked at instead."""
+        return {}
 
     def text_format(self) -> TextFormat:
         """The text format; empty, which fits any, if it says none."""

@@ -18,9 +18,10 @@ from pluralign import __version__
 from pluralign.datamodules.batch import DataSource, PreferenceBatch, TextFormat
 
 from ._data_source import AdaptedData
+from ._extents import batch_extents, check_extents
 from ._initial_weights import begins, check_file, read_checkpoint
 from ._resumption import ResumableModule
-from .backbone import Backbone, BackboneConfig, StoredFeatures, added_keys
+from .backbone import Backbone, BackboneConfig, StoredFeatures, added_keys, configured_positions
 
 __all__ = ["BaseModule", "ModuleSettings", "data_of", "default_optimizer"]
 
@@ -120,6 +121,7 @@ class BaseModule(ResumableModule):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.backbone: Backbone | StoredFeatures | None = None
         self.text_format: TextFormat | None = None
+        self._max_positions: tuple[int | None, ...] = ()  # once they were looked up
         self._loaded_keys: frozenset[str] = frozenset()
         self._started = False
 
@@ -227,22 +229,24 @@ class BaseModule(ResumableModule):
         """Take over the data's text format; say so where it replaces another one.
 
         Raises:
-            ValueError: If it differs from that of the run that this one starts from.
+            ValueError: If it differs from that of the run that this one starts from, or the network cannot read the data.
             FileNotFoundError: If there is no file that ``init_from`` names, and no checkpoint was restored.
             RuntimeError: If ``configure_model`` left ``init_from`` aside.
         """
         if self.init_from is not None:
             self._check_format()
             self._check_start()
+        self.check_data(self.data)
         current = self._data_format()
         if changes := self._format_changes(current):
             rank_zero_info(f"text format: {changes}")
         self.text_format = current or self.text_format
 
     def begin_evaluation(self) -> None:
-        """Refuse data in another text format than the model was trained with, and weights that started nowhere."""
+        """Refuse data in another text format than was trained with, or that the network cannot read, and no weights."""
         self._check_format()
         self._check_start()
+        self.check_data(self.data)
 
     def on_validation_start(self) -> None:
         """Begin an evaluation."""
@@ -286,30 +290,32 @@ class BaseModule(ResumableModule):
             f"{name}: trained with {stored.get(name)!r}, now {current.get(name)!r}" for name in names
         )
 
-    def check_network(self, batch: PreferenceBatch) -> None:
-        """Make sure that a batch's tokens are ones that the network has, and at positions that it has.
+    @property
+    def max_positions(self) -> int | None:
+        """Longest text that the backbone has positions for, known before it is built; None for no bound."""
+        if isinstance(self.backbone, Backbone):
+            return self.backbone.max_positions
+        if self._max_positions == ():
+            self._max_positions = (configured_positions(self.backbone_config),)
+        return self._max_positions[0]
+
+    def check_data(self, data: DataSource | None) -> None:
+        """Make sure that the network can read every split, to the last row.
 
         Raises:
-            ValueError: If they are not.
+            ValueError: If it cannot; names the split.
         """
-        backbone = self.backbone
-        if backbone is None or "input_ids" not in batch:
-            return
-        largest = int(batch["input_ids"].max())
-        if backbone.vocab_size is not None and largest >= backbone.vocab_size:
-            raise ValueError(
-                f"token id {largest} is outside the backbone's vocabulary of {backbone.vocab_size}: data.text.tokenizer "
-                "and backbone do not belong together"
-            )
-        limit = backbone.max_positions
-        longest = 1 + int(batch["position_ids"].max())
-        allowed = (self.text_format or {}).get("max_length")
-        longest = max(longest, allowed) if isinstance(allowed, int) else longest
-        if limit is not None and longest > limit:
-            raise ValueError(
-                f"responses may have {longest} tokens with their prompt, but the backbone has "
-                f"{limit} positions: set data.text.max_length to at most {limit}"
-            )
+        if data is not None and self.backbone is not None:
+            check_extents(self.backbone, {f"the {split} split": of for split, of in data.extents.items()})
+
+    def check_network(self, batch: PreferenceBatch) -> None:
+        """Make sure of the same for a batch, whose data may not say how far they go.
+
+        Raises:
+            ValueError: If the network cannot read it.
+        """
+        if self.backbone is not None:
+            check_extents(self.backbone, batch_extents(batch))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimiser over ``parameter_groups()``, with the scheduler if there is one."""

@@ -56,8 +56,9 @@ list of messages is a conversation, in every kind of file; what only looks like 
 
 A row without id is named by its content, so that rows put in before it do not rename it: the first 16 hexadecimal digits
 of the SHA-1 of the fields above that it has, under our names, as JSON with sorted keys (a file's null or empty cell is
-no field). The n-th row of equal content, from the second on, gets ``:n`` behind that. Rows are never merged here: a judgement
-that is given again, in another row or in one record, counts again, and the report says how many do.
+no field). The n-th row of equal content, from the second on, gets ``:n`` behind that. Rows of equal prompts become one
+record when they are tokenised, in which each judgement still knows its row (``merged_tokens``): a judgement that is
+given again, in another row or in one record, counts again, and the report says how many do.
 """
 
 from collections.abc import Callable, Iterator, Mapping

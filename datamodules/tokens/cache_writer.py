@@ -166,6 +166,7 @@ class _SplitWriter:
         kept = np.load(self.kept_path) if self.kept_path.is_file() else np.arange(len(self.ids))
         sizes = np.asarray(self.sizes, dtype=np.int64).reshape(-1, 4)[kept]
         report.tokens = report.tokens_apart = int(sizes[:, 1:3].sum())
+        report.longest = int((sizes[:, 1] + sizes[:, 3]).max(initial=0))
         merged = merge_split(
             self.path, kept, bytes(self.digests), report, max_tokens=max_tokens, equal_once=equal_once
         )
@@ -280,6 +281,7 @@ class CacheWriter:
                 report.dropped["user or domain of a response, which the predict split alone reads"] += unread
             report.responses += len(tokens.responses)
             report.comparisons += len(tokens.comparisons)
+            report.largest_token = max(report.largest_token, int(tokens.tokens.max()))
             report.cut_prompts += tokens.cut > 0
             report.cut_tokens += tokens.cut
             report.dropped.update(tokens.dropped)

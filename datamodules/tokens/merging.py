@@ -50,10 +50,12 @@ def prompt_digest(record: PreferenceRecord, cut: int) -> bytes:
         record: A row of the data.
         cut: Tokens cut from its prompt.
     """
-    prompt: object = record.prompt
-    if isinstance(prompt, tuple):
-        prompt = [[message.role, message.content] for message in prompt]
-    elif not record.prompt.strip():
+    prompt: object
+    if isinstance(record.prompt, tuple):
+        prompt = [[message.role, message.content] for message in record.prompt]
+    elif record.prompt.strip():
+        prompt = record.prompt
+    else:
         prompt = [record.prompt, sorted(response.text for response in record.responses)]
     said = [entry.of(record) for entry in optional_columns("record")]
     text = json.dumps([prompt, cut, record.group, said])
@@ -76,8 +78,8 @@ def merge_rows(rows: Sequence[TokenRow], *, max_tokens: int, equal_once: bool) -
     """Which rows of one prompt become a record.
 
     Where not all of them fit into one, responses are put into blocks of half its size, and the judgements within two
-    blocks into one record: n responses that are compared at random are read in about n / 2 records of all their pairs,
-    instead of in one for every judgement.
+    blocks into one record: b blocks whose responses are compared at random give about b^2 / 2 records, however many
+    judgements there are.
 
     Args:
         rows: Of one prompt.
@@ -339,7 +341,7 @@ def _arrow(records: Sequence[Numbered]) -> "pa.RecordBatch":
     fields = schema()
     data: dict[str, list[object]] = {name: [] for name in fields.names}
     for row, _, file, line in records:
-        origins = row.origins or ([],) * len(ORIGINS)
+        origins: Sequence[object] = row.origins or ([],) * len(ORIGINS)
         values: dict[str, object] = {
             **row._asdict(),
             "file": file,

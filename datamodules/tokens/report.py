@@ -21,6 +21,8 @@ class SplitReport:
         merged: Rows that are part of a record with others.
         tokens: Tokens of an epoch, in shared rows.
         tokens_apart: As many as there would be if every row were a record of its own.
+        longest: Tokens of the longest response with its prompt.
+        largest_token: Largest token id.
         cut_prompts: Records whose prompt was cut from the left.
         cut_tokens: Tokens cut in all.
         invalid: Rows skipped, by reason.
@@ -41,6 +43,8 @@ class SplitReport:
     merged: int = 0
     tokens: int = 0
     tokens_apart: int = 0
+    longest: int = 0
+    largest_token: int = 0
     cut_prompts: int = 0
     cut_tokens: int = 0
     invalid: Counter[str] = field(default_factory=Counter)

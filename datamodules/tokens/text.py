@@ -44,7 +44,8 @@ class TextConfig:
             the template if there is one.
         prompt_format: Plain format of a user turn (or of a prompt given as text); holds ``{text}`` once.
         response_format: Plain format of an assistant turn and of the response; holds ``{text}`` once.
-        max_length: Largest number of tokens of prompt plus response plus EOS; None for no limit.
+        max_length: Largest number of tokens of prompt plus response plus EOS; None for as many as the model's backbone
+            has positions, and for no limit where it has none or there is no model.
         truncation: What happens above ``max_length``: ``prompt_left`` cuts the prompt from the left and keeps
             responses and EOS whole, ``drop`` leaves the response out with its comparisons, ``error`` stops.
             All responses of a prompt see the same cut. Every cut and drop is counted and reported.
@@ -57,7 +58,7 @@ class TextConfig:
     format: Literal["auto", "chat", "plain"] = "auto"
     prompt_format: str = "\n\nHuman: {text}\n\nAssistant:"
     response_format: str = " {text}"
-    max_length: int | None = 1024
+    max_length: int | None = None
     truncation: Literal["prompt_left", "drop", "error"] = "prompt_left"
     date: str = "2024-07-26"
 

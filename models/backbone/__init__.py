@@ -1,7 +1,7 @@
 """Networks that read batches: loading, rows, packing, heads."""
 
 from .head import RewardHead
-from .loading import BackboneConfig, LoRAConfig, added_keys
+from .loading import BackboneConfig, LoRAConfig, added_keys, configured_positions
 from .network import Backbone, BackboneOutput, StoredFeatures
 
 __all__ = [
@@ -12,4 +12,5 @@ __all__ = [
     "RewardHead",
     "StoredFeatures",
     "added_keys",
+    "configured_positions",
 ]

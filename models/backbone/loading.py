@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 
 from pluralign.datamodules.checks import check_choices, check_range
 
-__all__ = ["BackboneConfig", "LoRAConfig", "adapt_model", "added_keys", "load_model"]
+__all__ = [
+    "BackboneConfig",
+    "LoRAConfig",
+    "adapt_model",
+    "added_keys",
+    "configured_positions",
+    "load_model",
+    "num_positions",
+]
 
 
 @dataclass(frozen=True)
@@ -187,24 +195,15 @@ def load_model(config: BackboneConfig) -> "PreTrainedModel":
     Raises:
         ValueError: If it cannot be loaded, lacks weights, or is an encoder-decoder.
     """
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
     dtype: torch.dtype = getattr(torch, config.dtype)
+    network = _network_config(config)
     # FlexAttention is set later, when the device is known; otherwise transformers takes the best it has.
     attention = config.attention if config.attention in ("sdpa", "eager") else None
     if config.name is None:
-        fields = dict(config.config)
-        network = AutoConfig.for_model(fields.pop("model_type"), **fields)
         model: PreTrainedModel = AutoModel.from_config(network, dtype=dtype, attn_implementation=attention)
     else:
-        common = {"revision": config.revision or "main", "trust_remote_code": config.trust_remote_code}
-        try:
-            network = AutoConfig.from_pretrained(config.name, **common, **config.config)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"backbone.name={config.name!r} could not be loaded; allowed: a folder with config.json and weights, "
-                f"or a name on the Hugging Face hub ({error})"
-            ) from error
         model, report = AutoModel.from_pretrained(
             config.name,
             config=network,
@@ -212,7 +211,7 @@ def load_model(config: BackboneConfig) -> "PreTrainedModel":
             attn_implementation=attention,
             quantization_config=_quantization(config, dtype),
             output_loading_info=True,
-            **common,
+            **_origin(config),
         )
         missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
         if missing:
@@ -229,6 +228,52 @@ def load_model(config: BackboneConfig) -> "PreTrainedModel":
         # BERT's own pooler is never used here, and unused parameters stall distributed training.
         model.register_module("pooler", None)
     return model
+
+
+def _origin(config: BackboneConfig) -> dict[str, Any]:
+    return {"revision": config.revision or "main", "trust_remote_code": config.trust_remote_code}
+
+
+def _network_config(config: BackboneConfig) -> "PretrainedConfig":
+    from transformers import AutoConfig
+
+    if config.name is None:
+        fields = dict(config.config)
+        network: PretrainedConfig = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        return network
+    try:
+        network = AutoConfig.from_pretrained(config.name, **_origin(config), **config.config)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"backbone.name={config.name!r} could not be loaded; allowed: a folder with config.json and weights, "
+            f"or a name on the Hugging Face hub ({error})"
+        ) from error
+    return network
+
+
+def num_positions(model: "PreTrainedModel") -> int | None:
+    """Longest text that a network has positions for; None if its configuration names no bound."""
+    size: int | None = getattr(model.config, "max_position_embeddings", None)
+    offset = getattr(getattr(model, "embeddings", None), "padding_idx", None)
+    # RoBERTa counts positions from after the padding's id.
+    return size if size is None or offset is None else size - (offset + 1)
+
+
+def configured_positions(config: BackboneConfig) -> int | None:
+    """The same of the network that a configuration names, without its weights; None also where it cannot be found.
+
+    What is wrong with the configuration is said where the network is loaded.
+    """
+    from transformers import AutoModel
+
+    try:
+        network = _network_config(config)
+        if getattr(network, "max_position_embeddings", None) is None:
+            return None
+        with torch.device("meta"):
+            return num_positions(AutoModel.from_config(network, trust_remote_code=config.trust_remote_code))
+    except (ImportError, OSError, ValueError):
+        return None
 
 
 def _check_fields(network: "PretrainedConfig", given: set[str]) -> None:

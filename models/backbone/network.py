@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pluralign.datamodules.batch import PreferenceBatch
 
 from .frequencies import FrequencyChanges
-from .loading import BackboneConfig, adapt_model, load_model
+from .loading import BackboneConfig, adapt_model, load_model, num_positions
 from .packing import PACKED, packed_rows, register
 from .rows import attention_bias, block_mask, length_chunks, pad_to_multiple, pool, separate_rows, take_rows
 
@@ -75,10 +75,7 @@ class Backbone(nn.Module):
             raise ValueError("backbone.quantization='4bit' trains no adapters on the CPU: use 8bit, or a GPU")
         self.hidden_size: int = _hidden_size(model.config)
         self.vocab_size: int | None = getattr(model.config, "vocab_size", None)
-        self.max_positions: int | None = getattr(model.config, "max_position_embeddings", None)
-        offset = getattr(getattr(model, "embeddings", None), "padding_idx", None)
-        if self.max_positions is not None and offset is not None:
-            self.max_positions -= offset + 1  # RoBERTa counts positions from after the padding's id
+        self.max_positions = num_positions(model)
         self.frequencies = FrequencyChanges.of(model.config)
         self.flex = _use_flex(model, config.attention)
         self.causal = is_causal(model)

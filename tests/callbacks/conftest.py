@@ -41,6 +41,10 @@ class HandMade(L.LightningDataModule):
 
     train_dataloader = val_dataloader = test_dataloader = loader
 
+    @property
+    def extents(self):
+        return {}
+
     def user_groups(self):
         return {}
 

@@ -217,11 +217,14 @@ def test_a_store_of_something_else_is_refused(networks):
 def test_a_network_that_cannot_read_the_tokens_is_refused(networks):
     """On a GPU, an embedding beyond its table or its positions takes the whole process down."""
     words = [*conf(network=networks / "narrow"), *QUIET, "--output=store"]
-    with pytest.raises(ValueError, match=r"token id \d+ is outside the backbone's vocabulary of 100"):
-        main(["embed", *words])
-    words = [*conf(network=networks / "bert"), *QUIET, "--output=store", "--data.text.max_length=80"]
     with pytest.raises(
-        ValueError, match=r"the backbone has 64 positions: set data\.text\.max_length to at most 64"
+        ValueError, match=r"token id \d+ of the .* split is outside the backbone's vocabulary of 100"
+    ):
+        main(["embed", *words])
+    words = [*conf(network=networks / "llama"), *QUIET, "--output=store", "--data.text.max_length=80"]
+    words.append('--model.backbone.config={"max_position_embeddings": 40}')
+    with pytest.raises(
+        ValueError, match=r"the backbone has 40 positions: set data\.text\.max_length to at most 40"
     ):
         main(["embed", *words])
 

@@ -63,15 +63,17 @@ def test_identical_scores_stop_the_run_with_an_explanation(tmp_path):
 
 
 def test_a_foreign_vocabulary_is_an_error_and_not_an_index_out_of_range(tmp_path):
-    with pytest.raises(ValueError, match=r"token id \d+ is outside the backbone's vocabulary of 100"):
+    with pytest.raises(
+        ValueError, match=r"token id \d+ of the train split is outside the backbone's vocabulary of 100"
+    ):
         trainer(tmp_path).fit(module(config={**TINY, "vocab_size": 100}), data())
 
 
 def test_texts_longer_than_the_positions_are_an_error(tmp_path):
-    config = {**TINY, "max_position_embeddings": 128}
-    with pytest.raises(ValueError, match=r"has 128 positions: set data\.text\.max_length to at most 128"):
+    config = {**TINY, "max_position_embeddings": 48}
+    with pytest.raises(ValueError, match=r"has 48 positions: set data\.text\.max_length to at most 48"):
         trainer(tmp_path).fit(module(config=config), data(text=TextConfig(max_length=512)))
-    trainer(tmp_path).fit(module(config=config), data(text=TextConfig(max_length=128)))
+    trainer(tmp_path).fit(module(config=config), data(text=TextConfig(max_length=48)))
 
 
 def test_half_precision_everywhere_is_refused(tmp_path):

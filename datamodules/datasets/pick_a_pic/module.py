@@ -259,6 +259,9 @@ class PickAPicDataModule(OwnFilesDataModule):
 
     # Vectors -------------------------------------------------------------------------------------------
 
+    def max_positions(self) -> None:
+        """No bound: what is tokenised are names of pictures, which no network reads."""
+
     def cache_folder(self) -> Path:
         """Where this content's cache stands or will stand; the files, which are large, are hashed once."""
         if self._folder is None:

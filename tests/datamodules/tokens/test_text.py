@@ -458,7 +458,7 @@ def test_tokenizer_without_an_end_is_refused(tmp_path):
         {"prompt_format": "{text}"},
         {"response_format": "{text}"},
         {"max_length": 77},
-        {"max_length": None},
+        {"max_length": 78},
         {"truncation": "drop"},
         {"date": "2000-01-01"},
         {"format": "plain"},
