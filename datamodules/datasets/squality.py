@@ -153,7 +153,7 @@ class SQuALITYDataModule(PreferenceDataModule):
                 continue
             for key, systems in questions.items():
                 fields = {"id": f"{passage}/{key}", "passage": passage, "systems": systems}
-                number = int(key) + 1 if str(key).isdecimal() else None
+                number = int(key) + 1 if str(key).isascii() and str(key).isdecimal() else None
                 yield row._replace(fields={**fields, "question": texts.get((passage, number))})
 
     def to_example(self, row: SourceRow) -> PreferenceRecord:

@@ -48,7 +48,9 @@ def json_cell(field: str, text: str) -> object:
     """
     try:
         value, odd = decode_json(text)
-    except (ValueError, RecursionError) as error:
+    except RecordError as error:
+        raise RecordError(field, text, error.allowed, reason=error.reason) from None
+    except ValueError as error:
         problem = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         raise RecordError(field, text, f"JSON in a cell ({problem})", reason="wrong type") from None
     if odd:
@@ -69,7 +71,7 @@ def conversation(field: str, text: str) -> object:
         return text
     try:
         value, odd = decode_json(text)
-    except (ValueError, RecursionError):
+    except ValueError:  # too deep, too
         if not MESSAGES.match(text):
             return text
         allowed = "text, or messages as JSON (json.dumps writes it, str does not)"

@@ -133,7 +133,10 @@ def read_json_lines(path: Path, *, empty: bool = False) -> Iterator[SourceRow | 
                     "line", line[:40], "UTF-8 text", reason="not UTF-8", file=str(path), line=number
                 )
                 continue
-            except (ValueError, RecursionError) as error:  # too deep, or a number of too many digits
+            except RecordError as error:
+                yield error.at(str(path), number)
+                continue
+            except ValueError as error:  # a number of too many digits, too
                 problem = (
                     f"{error.msg} at column {error.colno}"
                     if isinstance(error, json.JSONDecodeError)
@@ -160,7 +163,9 @@ def read_json(path: Path, allowed: str) -> Decoded:
         content = stream.read()
     try:
         return decode_json(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+    except RecordError as error:
+        raise error.at(str(path), 0) from None
+    except ValueError as error:
         lines = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
         allowed += " (JSON Lines, one object a line, have the ending .jsonl)" if lines else ""
         raise RecordError("file", str(error), allowed, reason="not JSON", file=str(path)) from error

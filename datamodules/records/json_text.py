@@ -42,7 +42,7 @@ def decode_json(text: str) -> Decoded:
 
     Raises:
         ValueError: If it is no JSON, or holds a whole number of thousands of digits.
-        RecursionError: If it is nested deeper than Python can read.
+        RecordError: If it is nested deeper than Python can read.
     """
     repeated = False
 
@@ -56,7 +56,10 @@ def decode_json(text: str) -> Decoded:
         marked.key = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         return marked
 
-    value = json.loads(text, object_pairs_hook=to_object)
+    try:
+        value = json.loads(text, object_pairs_hook=to_object)
+    except RecursionError:  # how deep Python reads depends on who calls
+        raise too_deep("line") from None
     deep = text.count("[") + text.count("{") > MAX_DEPTH
     return Decoded(value, repeated or deep or HALF.search(text) is not None)
 
@@ -75,8 +78,7 @@ def check_json(value: object, field: str = "") -> None:
     while level:
         depth += 1
         if depth > MAX_DEPTH + 1:
-            allowed = f"JSON of at most {MAX_DEPTH} levels"
-            raise RecordError(field or "line", "deeper JSON", allowed, reason="nested too deeply")
+            raise too_deep(field or "line")
         level = [child for _, child in _children(level)]
     places = [(field, value)]
     while places:
@@ -89,6 +91,12 @@ def check_json(value: object, field: str = "") -> None:
                 allowed = "text that encodes as UTF-8 (it has half of a character)"
                 raise RecordError(path or "line", text, allowed, reason="not UTF-8")
         places += reversed([(_inside(path, name), child) for name, child in _children([inside])])
+
+
+def too_deep(field: str) -> RecordError:
+    """The error of JSON with too many levels."""
+    allowed = f"JSON of at most {MAX_DEPTH} levels"
+    return RecordError(field, "deeper JSON", allowed, reason="nested too deeply")
 
 
 def is_utf8(text: str) -> bool:

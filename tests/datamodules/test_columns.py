@@ -283,8 +283,8 @@ def test_a_row_with_some_responses(tmp_path):
     [
         ({"source": "a\0b"}, "without a NUL"),
         ({"source": ["web"]}, "'source'"),
-        ({"record_weight": -1}, "'weight' is -1"),
-        ({"record_weight": "heavy"}, "'weight'"),
+        ({"record_weight": -1}, "'record_weight' is -1"),
+        ({"record_weight": "heavy"}, "'record_weight'"),
     ],
 )
 def test_malformed_columns_of_records(tmp_path, fields, message):

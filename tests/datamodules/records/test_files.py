@@ -253,5 +253,5 @@ def test_deep_json_is_an_error_of_its_line(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("[" * 100_000 + "\n" + json.dumps({"a": 1}))
     first, second = read_json_lines(path)
-    assert first.reason == "not JSON"
+    assert first.reason == "nested too deeply"
     assert second.fields == {"a": 1}

@@ -58,7 +58,9 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("on_invalid", ["error", "skip"])
-@pytest.mark.parametrize(("name", "content", "value", "allowed"), FAULTS)
+@pytest.mark.parametrize(
+    ("name", "content", "value", "allowed"), FAULTS, ids=[f"{name}-{value}" for name, _, value, _ in FAULTS]
+)
 def test_files_that_are_something_else(tmp_path, name, content, value, allowed, on_invalid):
     path = tmp_path / name
     path.write_bytes(content(tmp_path) if callable(content) else content)
