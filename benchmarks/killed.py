@@ -22,7 +22,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
@@ -97,16 +97,16 @@ def forked(action: Callable[[], object], log: Path) -> int:
         return process
     status = 1
     try:
-        with log.open("a") as stream:
+        with log.open("a") as stream, redirect_stdout(stream), redirect_stderr(stream):
             os.dup2(stream.fileno(), 1)
             os.dup2(stream.fileno(), 2)
-            action()
-        status = 0
+            try:
+                action()
+                status = 0
+            finally:
+                if status:
+                    traceback.print_exc()
     finally:
-        if status:
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(status)
 
 

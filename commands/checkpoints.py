@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 import torch
@@ -20,14 +20,12 @@ from pluralign.callbacks import AtomicCheckpointIO
 from pluralign.callbacks.checkpoint_io import UNREADABLE
 
 __all__ = [
-    "Found",
     "RunKeeper",
     "check_writable",
-    "choose_checkpoint",
     "follow_root_folder",
-    "go_on_in",
     "keep_whole",
     "recipe",
+    "settle_checkpoint",
 ]
 
 Settings = Mapping[str, Any]
@@ -47,20 +45,6 @@ OF_TRAINING = ("optimizer", "lr_scheduler", "init_from", "init_may_differ")
 LOGGERS = ("RunLogger", "CSVLogger", "TensorBoardLogger")
 """Loggers whose folders are SAVE_DIR/NAME/VERSION."""
 SHOWN = 3
-
-
-class Found(NamedTuple):
-    """A checkpoint that was chosen.
-
-    Attributes:
-        path: Where it is.
-        step: Optimiser steps until then.
-        epoch: Epoch that it is from.
-    """
-
-    path: Path
-    step: int
-    epoch: int
 
 
 @dataclass
@@ -167,22 +151,31 @@ def _say(text: str) -> None:
 # The choice ----------------------------------------------------------------------------------------------
 
 
-def choose_checkpoint(config: Namespace, wanted: Settings, *, fitting: bool) -> Found | None:
-    """The checkpoint that ``--ckpt_path`` means.
+def settle_checkpoint(config: Namespace, wanted: Settings, fitting: bool) -> bool:
+    """Put the path in the place of ``last`` and ``best``, and have a run go on in its folder after ``last``.
 
     Args:
-        config: Every option.
+        config: Every option; changed.
         wanted: This configuration's :func:`recipe`.
-        fitting: Whether a run goes on from it, rather than being evaluated.
+        fitting: Whether a run goes on from the checkpoint, rather than being evaluated.
 
     Returns:
-        For ``last`` the newest whole checkpoint of this configuration, for ``best`` the best one of the run that it
-        belongs to; None where a path is given.
+        Whether the run goes on in the folder of the one that was interrupted.
 
     Raises:
         FileNotFoundError: If there is none; says where it looked and what it found. Or if there is no such path.
         ValueError: If the path is no checkpoint, or of weights alone where a run is to go on.
     """
+    given = config.ckpt_path
+    found = _choice(config, wanted, fitting=fitting)
+    if found is None:
+        return False
+    config.ckpt_path = str(found)
+    return fitting and given == "last" and _go_on_in(config, found)
+
+
+def _choice(config: Namespace, wanted: Settings, *, fitting: bool) -> Path | None:
+    """The checkpoint that ``last`` or ``best`` means; None where a path is given, which is looked at."""
     given = config.ckpt_path
     if given in ("last", "best"):
         search = _Search(_folders(config))
@@ -191,9 +184,9 @@ def choose_checkpoint(config: Namespace, wanted: Settings, *, fitting: bool) -> 
             if chosen != path:
                 content = AtomicCheckpointIO().load_checkpoint(chosen, "cpu", weights_only=True)
             written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(chosen.stat().st_mtime))
-            found = Found(chosen, content["global_step"], content["epoch"])
-            _say(f"{given} is {chosen} (step {found.step:,}, epoch {found.epoch}, written {written})")
-            return found
+            step, epoch = content["global_step"], content["epoch"]
+            _say(f"{given} is {chosen} (step {step:,}, epoch {epoch}, written {written})")
+            return chosen
         raise FileNotFoundError(_nothing(given, search))
     if given and given != "hpc" and "://" not in given and not given.startswith("registry"):
         content = AtomicCheckpointIO().load_checkpoint(given, "cpu", weights_only=config.weights_only)
@@ -249,7 +242,7 @@ def follow_root_folder(config: Namespace) -> None:
             settings.save_dir = config.trainer.default_root_dir
 
 
-def go_on_in(config: Namespace, found: Found) -> bool:
+def _go_on_in(config: Namespace, path: Path) -> bool:
     """Have loggers, and with them checkpoints, go on in the folder of the run that a checkpoint is from.
 
     Returns:
@@ -260,16 +253,16 @@ def go_on_in(config: Namespace, found: Found) -> bool:
         if settings is None or logger.class_path.rpartition(".")[2] not in LOGGERS:
             continue
         runs = Path(settings.get("save_dir") or "runs", settings.get("name") or "")
-        if not found.path.resolve().is_relative_to(runs.resolve()):
+        if not path.resolve().is_relative_to(runs.resolve()):
             continue
-        version = found.path.resolve().relative_to(runs.resolve()).parts[0]
+        version = path.resolve().relative_to(runs.resolve()).parts[0]
         number = version.removeprefix("version_")
         settings.version = int(number) if number.isdigit() and number != version else version
         if logger.class_path.endswith("CSVLogger"):  # which would delete what was logged
             logger.class_path = "pluralign.callbacks.RunLogger"
         _say(f"the run goes on in {runs / version}")
         return True
-    _say(f"checkpoints go on in {found.path.parent}; what is logged goes where the logger says")
+    _say(f"checkpoints go on in {path.parent}; what is logged goes where the logger says")
     return False
 
 

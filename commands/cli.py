@@ -17,11 +17,10 @@ from pluralign.models import RewardModule
 from .checkpoints import (
     RunKeeper,
     check_writable,
-    choose_checkpoint,
     follow_root_folder,
-    go_on_in,
     keep_whole,
     recipe,
+    settle_checkpoint,
 )
 from .notices import Notices
 from .parser import Parser
@@ -173,15 +172,16 @@ class PluralignCLI(LightningCLI, Generic[OptionsT]):
             self.config.weights_only = True
         follow_root_folder(self.config)
         self.recipe = recipe(self.parser, self.config)
-        fields_of_options = {each.name for each in fields(self.options_class)}
-        if self.config.ckpt_path and (self.method is not None or "ckpt_path" in fields_of_options):
-            fitting = self.method == "fit"
-            found = choose_checkpoint(self.config, self.recipe, fitting=fitting)
-            resumes = found is not None and fitting and self.config.ckpt_path == "last"
-            if found is not None:
-                self.config.ckpt_path = str(found.path)
-            if resumes and found is not None and go_on_in(self.config, found):
-                self.save_config_callback = None  # the run has kept it
+        named = self.method is not None or self.config.ckpt_path in (
+            "last",
+            "best",
+        )  # other verbs look themselves
+        if (
+            self.config.ckpt_path
+            and named
+            and settle_checkpoint(self.config, self.recipe, self.method == "fit")
+        ):
+            self.save_config_callback = None  # the run that goes on has kept it
         values = {each.name: self.config[each.name] for each in fields(self.options_class)}
         try:
             self.options = self.options_class(**values)

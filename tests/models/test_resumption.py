@@ -1,6 +1,7 @@
 """Runs that go on from any of their checkpoints end as the run that was never interrupted: dropout, log, validations."""
 
 import random
+from functools import partial
 
 import lightning as L
 import numpy as np
@@ -49,7 +50,7 @@ def run(tmp_path, tiny):
 
         module = BradleyTerryRM(
             BackboneConfig(config=tiny(attention_dropout=0.3)),
-            optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-2),
+            optimizer=partial(torch.optim.AdamW, lr=1e-2),
             lr_scheduler=scheduler if plateau else None,
         )
         data = SyntheticDataModule(
@@ -180,3 +181,35 @@ def test_weights_alone_keep_no_state(run, tmp_path):
     trainer, _ = run("whole", max_epochs=1)
     trainer.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
     assert "run" not in torch.load(tmp_path / "weights.ckpt", weights_only=True)["pluralign"]
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_with_their_own_random_numbers_each(trainer, tiny, tmp_path):
+
+    def fit(folder, checkpoint=None):
+        L.seed_everything(0, verbose=False)
+        module = BradleyTerryRM(BackboneConfig(config=tiny(attention_dropout=0.3)))
+        data = SyntheticDataModule(
+            num_train=16, num_validation=4, num_test=4, num_predict=4, loader=LoaderConfig(batch_size=2)
+        )
+        saver = ModelCheckpoint(
+            tmp_path / folder, filename="steps-{step}", every_n_train_steps=1, save_top_k=-1
+        )
+        trainer(
+            saver, strategy="ddp_spawn", devices=2, enable_checkpointing=True, val_check_interval=0.5
+        ).fit(module, data, ckpt_path=checkpoint, weights_only=True)
+
+    fit("whole")
+    path = tmp_path / "whole" / "steps-step=2.ckpt"
+    state = torch.load(path, weights_only=True)["pluralign"]["run"]
+    assert len(state["random"]) == len(state["sums"]) == 2 and state["validation_due"]
+    assert not torch.equal(state["sums"][0]["sums"], state["sums"][1]["sums"])
+    fit("again", path)
+    ends = [tmp_path / folder / "steps-step=4.ckpt" for folder in ("whole", "again")]
+    wanted, found = (torch.load(end, weights_only=True) for end in ends)
+    for name, value in wanted["state_dict"].items():
+        assert torch.equal(found["state_dict"][name], value), name
+    for one, other in zip(
+        wanted["pluralign"]["run"]["random"], found["pluralign"]["run"]["random"], strict=True
+    ):
+        assert torch.equal(one["torch"], other["torch"])

@@ -153,15 +153,16 @@ def test_a_trained_bias_is_kept_when_a_run_goes_on(tmp_path):
     run.save_checkpoint(tmp_path / "model.ckpt")
     trained = model.bias.detach().clone()
     assert not torch.allclose(trained.softmax(-1), torch.tensor(symmetrised(data("ratings"))).float())
-    other = data("ratings", seed=5)
     resumed = module("ratings", optimizer=still)
     # the optimiser's own state would come back with its rate
-    trainer(tmp_path, max_steps=2).fit(resumed, other, ckpt_path=tmp_path / "model.ckpt", weights_only=True)
+    trainer(tmp_path, max_steps=2).fit(
+        resumed, data("ratings"), ckpt_path=tmp_path / "model.ckpt", weights_only=True
+    )
     assert torch.equal(resumed.bias.detach(), trained)
     loaded = DPRM.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
     assert torch.equal(loaded.bias.detach(), trained)
     loaded.optimizer = still
-    trainer(tmp_path, max_steps=1).fit(loaded, other)
+    trainer(tmp_path, max_steps=1).fit(loaded, data("ratings", seed=5))
     assert torch.equal(loaded.bias.detach(), trained)
 
 
