@@ -14,9 +14,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from .batches import LoaderConfig
 from .checks import check_choices, check_range
-from .records import PreferenceRecord, RecordError, SourceRow, hash_files, hash_split
+from .records import PreferenceRecord, RecordError, SourceRow, hash_files, hash_share, hash_split
 from .settings import OnInvalid
-from .tokens import CacheWriter, RecordTokenizer, TextConfig, cache_damage, fingerprint, tokenise
+from .tokens import CacheWriter, RecordTokenizer, SplitReport, TextConfig, cache_damage, fingerprint, tokenise
 
 __all__ = ["SPLITS", "PreparedData", "content_changes", "plain_content"]
 
@@ -115,7 +115,7 @@ class PreparedData(L.LightningDataModule, ABC):
             on_invalid: ``error`` stops at the first row that is not a valid record, ``skip`` counts such rows
                 by reason and reports them at the end of ``setup``.
             validation_share: Share of the training prompts held out for validation if the dataset has no
-                validation source, in (0, 1); refused where it always has one.
+                validation source, in (0, 1), and at least one prompt of several; refused where it always has one.
             merged_tokens: Rows of equal prompts become one record of at most so many tokens, >= 0, in which an equal
                 response is read once; 0 leaves every row a record of its own. Rows to be scored are never merged.
             cache_dir: Folder of token caches; None for ``$PLURALIGN_CACHE`` or ``~/.cache/pluralign``.
@@ -136,6 +136,8 @@ class PreparedData(L.LightningDataModule, ABC):
         self.validation_share, self.cache_dir = validation_share, cache_dir
         self.merged_tokens = merged_tokens
         self.network: ReadsText | None = None
+        self._held_out: str | None = None
+        self._ends: tuple[tuple[float, str], tuple[float, str]] | None = None
         self._tokenizer: RecordTokenizer | None = None
         self._whole: Path | None = None  # the cache folder whose every byte was compared
 
@@ -245,20 +247,37 @@ class PreparedData(L.LightningDataModule, ABC):
         self._whole = folder
 
     def _write_cache(self, folder: Path) -> None:
-        with CacheWriter(
-            folder,
-            self.splits,
-            source=self.name,
-            on_invalid=self.on_invalid,
-            merged_tokens=self.merged_tokens,
-        ) as writer:
-            for source in self.sources:
-                tokenise(self, source, writer)
-            writer.finish(self.tokenizer.fingerprint())
+        self._held_out, self._ends = None, None
+        while True:
+            with CacheWriter(
+                folder,
+                self.splits,
+                source=self.name,
+                on_invalid=self.on_invalid,
+                merged_tokens=self.merged_tokens,
+            ) as writer:
+                for source in self.sources:
+                    tokenise(self, source, writer)
+                if not self._hold_one_out(writer.reports):
+                    writer.finish(self.tokenizer.fingerprint())
+                    return
 
     def route(self, record: PreferenceRecord, source: str) -> str:
         """Split of a record: its source's, or validation for a hashed share of the training prompts."""
-        if source == "train" and "validation" not in self.sources:
-            held_out = math.ceil(self.validation_share * 10_000)
-            return hash_split(record.split_key, {"validation": held_out, "train": 10_000 - held_out})
-        return source
+        if source != "train" or "validation" in self.sources:
+            return source
+        key, held_out = record.split_key, math.ceil(self.validation_share * 10_000)
+        if key == self._held_out:
+            return "validation"
+        place = hash_share(key), key
+        first, last = self._ends or (place, place)
+        self._ends = min(first, place), max(last, place)
+        return hash_split(key, {"validation": held_out, "train": 10_000 - held_out})
+
+    def _hold_one_out(self, reports: Mapping[str, SplitReport]) -> bool:
+        """Whether to begin again: of a few prompts a share may take none, and then one of them is held out."""
+        if self._held_out is not None or self._ends is None or reports["validation"].rows:
+            return False
+        (_, first), (_, last) = self._ends
+        self._held_out = first if first != last else None
+        return self._held_out is not None

@@ -856,7 +856,7 @@ def test_inspection_shows_counts_reasons_and_special_tokens(tmp_path):
     assert "1 prompts cut (46 tokens)" in shown
     assert "train.jsonl:4: not JSON" in shown
     assert str(data.cache_folder()) in shown and "max_length=60" in shown
-    assert "1 users, 1 domains: law" in shown
+    assert "1 domain: law" in shown
     numbers = [line.split("│")[1:-1] for line in shown.splitlines() if "│ train" in line]
     assert [cell.strip() for cell in numbers[0][:5]] == ["train", "4", "2", "4", "2"]
     lengths = {

@@ -587,3 +587,20 @@ def test_a_user_of_two_groups_is_refused(tmp_path):
         ValueError, match="validation: user 'ann' is of groups 'Chad' and 'Peru', and a user has one"
     ):
         data.user_groups()
+
+
+@pytest.mark.parametrize("number", range(2, 8))
+def test_of_a_few_prompts_one_at_least_is_held_out(tmp_path, number):
+    rows = [{"prompt": f"Question {i}?", "chosen": "Yes.", "rejected": "No."} for i in range(number)]
+    data = LocalDataModule(train=write(tmp_path, rows * 2, "few.jsonl"), validation_share=0.0001)
+    data.setup("fit")
+    train, held_out = ({row.id for row in data.table(split).rows()} for split in ("train", "validation"))
+    assert (len(train), len(held_out)) == (number - 1, 1)
+    assert data.reports["train"].rows == 2 * (number - 1)
+    assert not train & held_out
+
+
+def test_one_prompt_cannot_be_divided(tmp_path):
+    row = {"prompt": "Only one?", "chosen": "Yes.", "rejected": "No."}
+    with pytest.raises(ValueError, match="nothing is left of the validation split"):
+        LocalDataModule(train=write(tmp_path, [row], "one.jsonl")).setup("fit")

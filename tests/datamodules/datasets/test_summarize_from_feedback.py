@@ -135,7 +135,7 @@ def test_posts_are_split_by_their_text(tmp_path):
 
 
 def test_batches_name_workers_and_subreddits(tmp_path):
-    rows = [row(f"Post {i}.", worker=f"w{i}") for i in range(3)]
+    rows = [row(f"{post} {i}.", worker=f"w{i}") for post in ("Post", "Note") for i in range(3)]
     rows += [
         row("Held out.", (" One.", " Two."), 1, "w2", split="valid1"),
         row("Held out.", (" Two.", " Three."), 0, "new", split="valid1"),

@@ -85,4 +85,5 @@ def test_unseen_users_by_the_first_48_bits():
     shares = {user: int(sha1(f"5:{user}".encode()).hexdigest()[:12], 16) / 16**12 for user in users}
     assert [hash_share(f"5:{user}") for user in users] == list(shares.values())
     _, unseen = UserProtocol(unseen_share=0.3, seed=5).divide(dict.fromkeys(users, 1))
-    assert unseen == [user for user in users if shares[user] < 0.3]
+    assert unseen == [user for user in users if shares[user] <= sorted(shares.values())[119]]
+    assert len(unseen) == 120
