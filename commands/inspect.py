@@ -74,7 +74,10 @@ def print_inspection(
     for part in people(data):
         console.print(part, markup=False, emoji=False, highlight=False)
     if data.domains:
-        console.print(f"{len(data.domains):,} domain{'s' * (len(data.domains) > 1)}: {', '.join(data.domains[:12])}", markup=False)
+        console.print(
+            f"{len(data.domains):,} domain{'s' * (len(data.domains) > 1)}: {', '.join(data.domains[:12])}",
+            markup=False,
+        )
     split = data.splits[0]
     table = data.table(split)
     for row in table[list(range(min(examples, len(table))))]:
