@@ -129,7 +129,7 @@ ALWAYS = ("id", "prompt", "messages", *OF_RECORD)
 READ: dict[Shape | None, tuple[str, ...]] = {
     "responses": (*ALWAYS, "responses", "comparisons", *SEVERAL.values(), *SHARED),
     "pair": (*ALWAYS, "chosen", "rejected", "preference", *JUDGED),
-    "response": (*ALWAYS, "response", *RATED),
+    "response": (*ALWAYS, "response", *RATED, *ASKED),
     None: FIELDS,
 }
 """Fields that a row of each shape may have; others are passed over, as unknown columns are."""

@@ -94,8 +94,8 @@ def failure(function):
     ("function", "message"),
     [
         (ours, "loader.users.unseen_share must be <= 1; got 2.5"),
-        (record, "a non-empty string"),
-        (worker, "a non-empty string"),
+        (record, "a name that is not blank"),
+        (worker, "a name that is not blank"),
         (of_lightning, "`devices` must be positive"),
         (
             full_disk,
