@@ -1,12 +1,9 @@
-"""PreferenceDataModule: splits, users, loaders and what others ask of data; once for all datasets."""
+"""PreferenceDataModule: splits, loaders and what others ask of data; once for all datasets."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Literal, Unpack
 
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from .batch import GivenRecord, GivenResponse, PreferenceBatch, TextExtent
@@ -18,17 +15,16 @@ from .batches import (
     PreferenceCollator,
     PreferenceDataLoader,
     RequestView,
-    UserProtocol,
     UserView,
     batch_loader,
     changed,
-    joined,
     user_view,
 )
 from .columns import optional_columns
 from .crowd import VotePriors
 from .joins import SideTable, load_joins, report_joins
-from .prepared import SPLITS, PreparedData, content_changes, plain_content
+from .named import NamedData
+from .prepared import SPLITS, plain_content
 from .records import PreferenceRecord, RecordError, SourceRow
 from .settings import SharedSettings
 from .tokens import CacheReader, SplitReport, TokenTable, decoded_responses, report_split
@@ -43,16 +39,14 @@ STAGES = {
 }
 
 
-class PreferenceDataModule(PreparedData):
+class PreferenceDataModule(NamedData):
     """Base of every data module. A dataset implements :meth:`load` and :meth:`to_example`.
 
     ``setup`` memory-maps the splits of its stage from the token cache that ``prepare_data`` wrote.
 
+    Users, domains and other names are :class:`NamedData`'s, the settings :class:`PreparedData`'s.
+
     Attributes:
-        users: Judges, those of the training split first; ``user_id`` indexes it.
-        num_training_users: How many of ``users`` were the training split's; a restored run counts its own.
-        training_users: Judges that the loader of this training split shows, by ``loader.users``.
-        domains: Domains of the training split; ``domain_id`` indexes it.
         reports: What became of the rows, by split; filled by ``setup``.
     """
 
@@ -63,22 +57,13 @@ class PreferenceDataModule(PreparedData):
             **shared: As :class:`PreparedData` has them.
         """
         super().__init__(**shared)
-        self.users: list[str] = []
-        self.num_training_users = 0
-        self.training_users: list[str] = []
-        self.domains: list[str] = []
         self.reports: dict[str, SplitReport] = {}
-        self._names: dict[str, list[str]] = {}
         self._added_features: Path | None = None
         self._store: FeatureStore | None = None
         self._joins: tuple[tuple[str, ...], tuple[SideTable, ...]] = (), ()
         self._loaded: dict[tuple[object, ...], LoaderRows] = {}
-        self._divided: tuple[UserProtocol, tuple[list[str], list[str]]] | None = None
         self._priors: VotePriors | None = None
         self._tables: dict[str, TokenTable] = {}
-        self._reader: CacheReader | None = None
-        self._restored: dict[str, Any] | None = None
-        self._content: dict[str, object] = {}
 
     # Lightning -----------------------------------------------------------------------------------------
 
@@ -112,45 +97,6 @@ class PreferenceDataModule(PreparedData):
             self.name, joins, {split: self._tables[split] for split in opened}, self._reader.categories
         )
         self._name_users()
-
-    def _name_users(self) -> None:
-        """Order of users and domains: as in a restored run, then as the data have them; unseen users last."""
-        assert self._reader is not None  # the caller opened it
-        names, number = dict(self._reader.names), self._reader.num_training_users
-        training = names["user"][:number]
-        if self._divides(self.loader.users):
-            training, _ = self.divided_users()
-            names["user"] = joined(training, names["user"])
-        self.training_users, self.num_training_users = list(training), len(training)
-        if self._restored is not None:
-            self.num_training_users = self._restored["num_training_users"]
-            before = _names_of(self._restored)
-            names = {column: joined(before.get(column, []), values) for column, values in names.items()}
-        self._names, self.users, self.domains = names, names["user"], names["domain"]
-
-    def divided_users(self) -> tuple[list[str], list[str]]:
-        """Seen and unseen users, as ``loader.users`` says.
-
-        Raises:
-            RuntimeError: If ``setup`` has not run.
-            ValueError: If there is no training split, an unseen user is not in it, or nobody is seen.
-        """
-        if self._reader is None:
-            raise RuntimeError("call setup() first: the users are in the data")
-        protocol = replace(self.loader.users, unseen=(*self.loader.users.unseen, *self.held_back_users()))
-        if self._divided is None or self._divided[0] != protocol:
-            counts = self._reader.judgements_of_users()
-            names = self._reader.names["user"][: self._reader.num_training_users]
-            self._divided = protocol, protocol.divide({name: counts[name] for name in names})
-        return self._divided[1]
-
-    def held_back_users(self) -> Sequence[str]:
-        """Users whom the data's own rule leaves unseen, besides those of ``loader.users``; none unless a data set says so."""
-        return ()
-
-    def _divides(self, protocol: UserProtocol) -> bool:
-        """Whether any judgement may be left out."""
-        return protocol.active or bool(self.held_back_users())
 
     def table(self, split: str) -> TokenTable:
         """The tokenised records of a split.
@@ -204,11 +150,6 @@ class PreferenceDataModule(PreparedData):
     # What modules, callbacks and commands ask --------------------------------------------------------------
 
     @property
-    def names(self) -> dict[str, list[str]]:
-        """What indices point at, by column: ``user`` and ``domain`` as above, ``source`` and ``aspect`` of records."""
-        return {**self._names, "user": self.users, "domain": self.domains}
-
-    @property
     def features(self) -> FeatureStore | None:
         """The store that ``loader.features`` names, opened when first asked for; None without one.
 
@@ -253,32 +194,6 @@ class PreferenceDataModule(PreparedData):
         if self._joins[0] != self.loader.joins:
             self._joins = self.loader.joins, load_joins(self.loader.joins)
         return self._joins[1]
-
-    def user_groups(self) -> Mapping[str, str]:
-        """Group of each user, by name; users may lack one, and data without groups name none.
-
-        Raises:
-            ValueError: If a user is of two groups.
-        """
-        groups, nobody = ({}, 0) if self._reader is None else self._reader.groups_of_users()
-        if nobody:
-            rank_zero_warn(
-                f"{self.name}: {nobody:,} judgements have a group but no user, so that it says nothing"
-            )
-        return groups
-
-    def judgements_of_users(self) -> dict[str, int]:
-        """Judgements in the training split of each user whom its loader shows; empty where data have no such split.
-
-        Raises:
-            RuntimeError: If ``setup`` has not run.
-        """
-        if self._reader is None:
-            raise RuntimeError("call setup() first: the judgements are in the data")
-        if "train" not in self.splits:
-            return {}
-        counts = self._reader.judgements_of_users()
-        return {name: counts[name] for name in self.training_users}
 
     @property
     def extents(self) -> dict[str, TextExtent]:
@@ -448,41 +363,6 @@ class PreferenceDataModule(PreparedData):
             else {**description, "items": self.loader.items}
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        """Users, domains and other names, so that indices keep their meaning with other data; what the data were."""
-        others = {name: list(values) for name, values in self.names.items() if name not in ("user", "domain")}
-        return {
-            "users": list(self.users),
-            "domains": list(self.domains),
-            "num_training_users": self.num_training_users,
-            "names": others,
-            "content": self._content,
-        }
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take users and domains from a checkpoint.
-
-        Raises:
-            ValueError: If a run is to go on with other data than it was trained with; says what differs.
-        """
-        self._check_content(state_dict.get("content"))
-        self._names = _names_of(state_dict)
-        self.users, self.domains = self._names["user"], self._names["domain"]
-        # Version 0.1 knew training users only.
-        self.num_training_users = state_dict.get("num_training_users", len(self.users))
-        self._restored = self.state_dict()
-        if self._reader is not None:
-            self._name_users()
-
-    def _check_content(self, before: object) -> None:
-        fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        if fitting and before and (changes := content_changes(before, self._content)):
-            raise ValueError(
-                f"{self.name}: a run cannot go on with other data than it was trained with: {'; '.join(changes)}. Give it "
-                "the data it had; to start a new run from its weights, name the checkpoint as model.init_from and leave "
-                "ckpt_path out"
-            )
-
 
 def _given(record: PreferenceRecord, row: SourceRow) -> GivenRecord:
     prompt = record.prompt
@@ -495,9 +375,3 @@ def _given(record: PreferenceRecord, row: SourceRow) -> GivenRecord:
         [(comparison.user, comparison.domain) for comparison in record.comparisons],
         f"{row.file}:{row.line}",
     )
-
-
-def _names_of(state: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Names in a saved state; version 0.1 knew users and domains only."""
-    names = {**state.get("names", {}), "user": state["users"], "domain": state["domains"]}
-    return {column: list(values) for column, values in names.items()}

@@ -199,7 +199,8 @@ CONTRACTS = {
     "datamodules/batches": data("records", "tokens", "crowd", "batches"),
     "datamodules/joins.py": data("records"),
     "datamodules/prepared.py": data("records", "tokens", "batches", "settings"),
-    "datamodules/base.py": data("records", "tokens", "crowd", "batches", "settings", "prepared"),
+    "datamodules/named.py": data("records", "tokens", "batches", "settings", "prepared"),
+    "datamodules/base.py": data("records", "tokens", "crowd", "batches", "settings", "prepared", "named"),
     "models": Contract(
         own=(
             "pluralign.models",

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from ..columns import Column, optional_columns
 from ..records import PreferenceRecord
-from .cache import CHUNK, ORIGINS, Columns, Origins, TokenRow, TokenTable, token_rows
+from .cache import CHUNK, ORIGINS, TokenTable, token_rows
 from .report import SplitReport
+from .rows import Columns, Origins, TokenRow
 from .schema import schema
 from .text import common_prefix
 

@@ -15,7 +15,8 @@ from ..backbone import BackboneConfig
 from ..base import ModuleSettings
 from .judgements import JudgementLoss, judgement_losses
 from .network import Judged, PALNetwork, Points, ProjectorShape, UserReward, fit_users
-from .users import UserModule, UserTable
+from .user_table import UserTable
+from .users import UserModule
 
 __all__ = ["PAL"]
 

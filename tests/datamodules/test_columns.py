@@ -28,7 +28,7 @@ from pluralign.datamodules.columns import (
 )
 from pluralign.datamodules.records import record_key
 from pluralign.datamodules.tokens import cache_writer
-from pluralign.datamodules.tokens.cache import take_row_responses
+from pluralign.datamodules.tokens.rows import take_row_responses
 
 TEXT = TextConfig(prompt_format="{text}|", response_format="{text}")
 

@@ -12,7 +12,7 @@ import torch
 from pluralign.datamodules import FeatureStore, LocalDataModule, TextConfig
 from pluralign.datamodules.base import LoaderConfig
 from pluralign.datamodules.batches.features import FeatureTable, FeatureWriter, response_keys
-from pluralign.datamodules.tokens.cache import prompt_alone, without_prompt
+from pluralign.datamodules.tokens.rows import prompt_alone, without_prompt
 from pluralign.inference.embedding import embed_features
 
 pytestmark = pytest.mark.filterwarnings("ignore:local .* records share a prompt")

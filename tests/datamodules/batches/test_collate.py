@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pluralign.datamodules.batches.collate import PreferenceCollator
 from pluralign.datamodules.crowd import CrowdConfig, CrowdPriors
-from pluralign.datamodules.tokens.cache import TokenRow
+from pluralign.datamodules.tokens.rows import TokenRow
 from pluralign.models.backbone.rows import separate_rows
 
 KEYS = {"first": -3, "second": 2**62}

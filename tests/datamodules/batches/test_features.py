@@ -12,7 +12,7 @@ import torch
 
 from pluralign.datamodules import FeatureStore, LocalDataModule, TextConfig
 from pluralign.datamodules.batches.features import FeatureTable, FeatureWriter, prompt_key, response_keys
-from pluralign.datamodules.tokens.cache import TokenRow, prompt_alone, without_prompt
+from pluralign.datamodules.tokens.rows import TokenRow, prompt_alone, without_prompt
 
 BACKBONE = {
     "weights": "tiny",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pluralign.datamodules.batches.collate import PreferenceCollator
-from pluralign.datamodules.tokens.cache import TokenRow
+from pluralign.datamodules.tokens.rows import TokenRow
 from pluralign.models import Backbone, BackboneConfig
 from pluralign.models.backbone.frequencies import FrequencyChanges
 

@@ -104,7 +104,7 @@ def test_bidirectional_networks_take_separate_rows_and_ignore_padding(model_type
 @pytest.mark.parametrize("pooling", ["last", "mean", "cls"])
 def test_separate_rows_run_in_chunks_of_similar_length(pooling, monkeypatch):
     from pluralign.datamodules.batches.collate import PreferenceCollator
-    from pluralign.datamodules.tokens.cache import TokenRow
+    from pluralign.datamodules.tokens.rows import TokenRow
 
     rng = np.random.default_rng(0)
     lengths = np.asarray([5, 160, 3, 170, 4, 166, 2], dtype=np.int32)
@@ -146,7 +146,7 @@ def test_a_layout_that_fails_the_check_falls_back_with_a_warning(monkeypatch, ba
 def test_states_depend_on_nothing_but_prompt_and_response(pooling, batch, rows):
     """Not on the batch, its padding, its order, the siblings or the layout."""
     from pluralign.datamodules.batches.collate import PreferenceCollator
-    from pluralign.datamodules.tokens.cache import TokenRow
+    from pluralign.datamodules.tokens.rows import TokenRow
 
     backbone = Backbone(tiny("llama", pooling=pooling))
     records = rows((3, 5, 2))

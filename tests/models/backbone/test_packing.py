@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pluralign.datamodules.batches.collate import PreferenceCollator
-from pluralign.datamodules.tokens.cache import TokenRow
+from pluralign.datamodules.tokens.rows import TokenRow
 from pluralign.models import Backbone, BackboneConfig, LoRAConfig
 from pluralign.models.backbone.packing import packed_attention, packed_rows
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pluralign.models.pal.network import PALNetwork, Projectors, ProjectorShape
-from pluralign.models.pal.users import UserTable
+from pluralign.models.pal.user_table import UserTable
 
 
 @pytest.mark.parametrize(
