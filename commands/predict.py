@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from pluralign.callbacks import RewardWriter
 from pluralign.inference import embed_missing
 from pluralign.models.pal import UserModule
@@ -50,6 +52,11 @@ def predict(words: Sequence[str]) -> None:
             "scored, such as --data.predict FILE"
         )
     _settle_writer(cli)
+    if not cli.config_init.ckpt_path and cli.model.init_from is None:
+        rank_zero_warn(
+            "no --ckpt_path: whatever is new on the backbone is as nobody trained it, and so are these predictions; name a "
+            "checkpoint, last or best"
+        )
     if isinstance(cli.model, UserModule):
         cli.model.unknown_requests = cli.options.unknown_users
     if cli.datamodule.loader.features is not None:

@@ -38,6 +38,7 @@ HIDDEN_WARNINGS = (
     r"The '\w+' does not have many workers",  # a count of cores, not of time
     r"Found \d+ module\(s\) in eval mode",  # a frozen backbone, as it should be
     r"Starting from v1\.9\.0, `tensorboardX` has been removed",
+    r"The dirpath has changed from",  # a run that is measured or scored has a folder of its own, as it should
     r"isinstance\(treespec, LeafSpec\)",
 )
 """Beginnings of warnings of libraries, as regular expressions."""

@@ -283,3 +283,10 @@ def test_two_processes_write_one_file():
     for line in (*one, *both):
         line.pop("prototype_rewards")
     assert one == both and not list(Path().glob("two*.partial"))
+
+
+def test_without_a_checkpoint_it_says_that_nobody_trained_the_model():
+    small = Path(__file__).parents[1] / "conf" / "bradley_terry_synthetic.yaml"
+    with pytest.warns(UserWarning, match="no --ckpt_path: .* name a checkpoint, last or best"):
+        main(["predict", "--config", str(small), *QUIET, "--output", "new.jsonl"])
+    assert lines("new.jsonl")
