@@ -30,9 +30,9 @@ ASKED = frozenset(column.name for column in COLUMNS if column.item == "request")
 NAMES = frozenset(
     {"id", "response_prompt", "response_index", "comparisons", "comparison_index", "comparison_prompt"}
 )
+"""Entries of a batch that say which response or comparison is meant."""
 LOOK_EVERY = 50
 """Training batches between two looks for numbers that are not finite, where the trainer logs nothing."""
-"""Entries of a batch that say which response or comparison is meant."""
 
 
 def compared(output: RewardOutput, batch: PreferenceBatch) -> RewardOutput:
@@ -204,7 +204,8 @@ class RewardModule(BaseModule, ABC):
     # Numbers that are not finite --------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Begin to watch for numbers that are not finite, and with no step under way."""
+        """Go on where a run was interrupted; begin to watch for numbers that are not finite, with no step under way."""
+        super().on_train_start()
         self._finite = FiniteWatch(self._look_every)
         self._step_weights.reset()
 
