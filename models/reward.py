@@ -164,6 +164,7 @@ class RewardModule(BaseModule, ABC):
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
         """Loss of one batch, scaled by what the batch weighs in its optimiser step (:class:`StepWeights`)."""
+        self.check_resumed()
         if not self._checked:
             self.check_batch(batch)
         trainer = self.attached_trainer
