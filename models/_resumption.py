@@ -305,6 +305,18 @@ class ResumableModule(L.LightningModule):
         if state["random"] is not None:
             restore_random_state(state["random"], self.device)
 
+    def check_resumed(self) -> None:
+        """Make sure, in a training step, that nothing is left to make up.
+
+        Raises:
+            RuntimeError: If a subclass's ``on_train_start`` left it out, so that the run would go on with other numbers.
+        """
+        if self._resumption is not None:
+            raise RuntimeError(
+                f"{type(self).__name__}.on_train_start does not call that of its base class, which restores the random "
+                "numbers, sums and metrics of a run that goes on"
+            )
+
     def on_fit_end(self) -> None:
         """Say where a run had nothing left to train, so that Lightning made up for nothing."""
         if self._resumption is not None and self._resumption["unfinished"]:

@@ -30,9 +30,9 @@ ASKED = frozenset(column.name for column in COLUMNS if column.item == "request")
 NAMES = frozenset(
     {"id", "response_prompt", "response_index", "comparisons", "comparison_index", "comparison_prompt"}
 )
+"""Entries of a batch that say which response or comparison is meant."""
 LOOK_EVERY = 50
 """Training batches between two looks for numbers that are not finite, where the trainer logs nothing."""
-"""Entries of a batch that say which response or comparison is meant."""
 
 
 def compared(output: RewardOutput, batch: PreferenceBatch) -> RewardOutput:
@@ -164,6 +164,7 @@ class RewardModule(BaseModule, ABC):
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
         """Loss of one batch, scaled by what the batch weighs in its optimiser step (:class:`StepWeights`)."""
+        self.check_resumed()
         if not self._checked:
             self.check_batch(batch)
         trainer = self.attached_trainer
@@ -204,7 +205,8 @@ class RewardModule(BaseModule, ABC):
     # Numbers that are not finite --------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Begin to watch for numbers that are not finite, and with no step under way."""
+        """Go on where a run was interrupted; begin to watch for numbers that are not finite, with no step under way."""
+        super().on_train_start()
         self._finite = FiniteWatch(self._look_every)
         self._step_weights.reset()
 

@@ -42,13 +42,13 @@ class Counted(L.Callback):
 def run(tmp_path, tiny):
     """Fit with dropout, saving after every step and every validation; trainer and module."""
 
-    def fit(folder, checkpoint=None, plateau=False, **settings):
+    def fit(folder, checkpoint=None, plateau=False, method=BradleyTerryRM, **settings):
         L.seed_everything(0, verbose=False)
 
         def scheduler(optimizer):
             return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=1.0)
 
-        module = BradleyTerryRM(
+        module = method(
             BackboneConfig(config=tiny(attention_dropout=0.3)),
             optimizer=partial(torch.optim.AdamW, lr=1e-2),
             lr_scheduler=scheduler if plateau else None,
@@ -117,6 +117,19 @@ def test_without_the_random_state_dropout_would_differ(run, tmp_path, caplog):
     torch.save(content, tmp_path / "without.ckpt")
     _, module = run("again", tmp_path / "without.ckpt")
     assert not torch.equal(module.head.weight, reference.head.weight)
+
+
+class Forgetful(BradleyTerryRM):
+    """Leaves out what its base class does when training begins."""
+
+    def on_train_start(self):
+        pass
+
+
+def test_a_module_that_leaves_out_what_is_to_be_made_up_is_refused(run, tmp_path):
+    run("whole", max_epochs=1)
+    with pytest.raises(RuntimeError, match=r"Forgetful.* does not call that of its base class"):
+        run("again", tmp_path / "whole" / "steps-step=2.ckpt", method=Forgetful)
 
 
 def test_another_number_of_processes_is_said(run, tmp_path):
