@@ -78,7 +78,7 @@ class _Table(ExperimentWriter):
 
     def _read(self) -> list[Row]:
         with self._fs.open(self.metrics_file_path, "r", newline="") as file:
-            text: str = file.read()
+            text = str(file.read())
         if not text.endswith("\n"):
             text, self._changed = text[: text.rfind("\n") + 1], True  # its writer died within the last line
         return [

@@ -161,7 +161,7 @@ class PluralignCLI(LightningCLI, Generic[OptionsT]):
     def instantiate_trainer(self, **settings: Any) -> Trainer:  # noqa: ANN401  as Lightning has it
         """Make a trainer whose checkpoints are whole and can be found again; what there is to say of a run comes last."""
         trainer: Trainer = super().instantiate_trainer(**settings)
-        keep_whole(trainer, self.config_init.trainer.get("plugins"))
+        keep_whole(trainer, self.config_init["trainer"].get("plugins"))
         trainer.callbacks.insert(0, RunKeeper(self.recipe))  # type: ignore[attr-defined]
         trainer.callbacks.append(Notices())  # type: ignore[attr-defined]
         return trainer

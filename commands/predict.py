@@ -52,7 +52,7 @@ def predict(words: Sequence[str]) -> None:
             "scored, such as --data.predict FILE"
         )
     _settle_writer(cli)
-    if not cli.config_init.ckpt_path and cli.model.init_from is None:
+    if not cli.config_init["ckpt_path"] and cli.model.init_from is None:
         rank_zero_warn(
             "no --ckpt_path: whatever is new on the backbone is as nobody trained it, and so are these predictions; name a "
             "checkpoint, last or best"

@@ -80,7 +80,7 @@ class Embedder:
         )
 
     def run(
-        self, *, max_tokens: int = 16_384, splits: Sequence[str] | None = None, known: Container[int] = ()
+        self, *, max_tokens: int = 16_384, splits: Sequence[str] | None = None, known: Container[object] = ()
     ) -> Iterator[tuple[str, int, int]]:
         """Embed what the store does not have yet of every split; what an interrupted run has embedded is kept.
 
@@ -125,7 +125,7 @@ def embed_features(
     layout: str,
     max_tokens: int = 16_384,
     splits: Sequence[str] | None = None,
-    known: Container[int] = (),
+    known: Container[object] = (),
 ) -> Iterator[tuple[str, int, int]]:
     """Embed what a store does not have yet of every split of a data module.
 
@@ -241,7 +241,7 @@ def _description(store: FeatureStore) -> str:
 class _Known(NamedTuple):
     """Texts that have a vector, in any of several places."""
 
-    places: Sequence[Container[int]]
+    places: Sequence[Container[object]]
     prompts: bool
     """Whether prompts have vectors, too."""
 

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor
 
 from pluralign.datamodules.batch import RewardOutput
 
@@ -51,7 +52,7 @@ def _all_finite(values: Iterable[Tensor], device: torch.device) -> Tensor:
 def _weight_flags(module: nn.Module) -> tuple[list[str], Tensor | None]:
     """Names of what is trained, and whether each is finite, (n,) bool; of sharded weights, what this rank has of them."""
     trained = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
-    local = [weight.to_local() if hasattr(weight, "to_local") else weight for weight in trained.values()]
+    local = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in trained.values()]
     flags = [weight.detach().isfinite().all() for weight in local]
     return list(trained), torch.stack(flags) if flags else None
 

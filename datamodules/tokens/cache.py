@@ -288,7 +288,9 @@ class CacheReader:
             ValueError: If a user is of two groups.
         """
         import pyarrow as pa
-        import pyarrow.compute as pc
+        import pyarrow.compute
+
+        pc: Any = pyarrow.compute  # made when it is imported, which type checkers do not see
 
         groups: dict[str, str] = {}
         nobody = 0

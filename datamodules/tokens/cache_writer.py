@@ -411,7 +411,9 @@ def _check_keys(split: str, writer: _SplitWriter) -> None:
 
 def _check_weights(split: str, writer: _SplitWriter) -> None:
     """Refuse weights by which nothing, or nothing but noise, would be learned: losses divide by their sum."""
-    import pyarrow.compute as pc
+    import pyarrow.compute
+
+    pc: Any = pyarrow.compute  # made when it is imported, which type checkers do not see
 
     if split == "predict":  # nothing is learned from it
         return

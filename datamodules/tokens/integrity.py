@@ -41,14 +41,13 @@ def read_meta(folder: Path) -> dict[str, object]:
     try:
         whole = json.loads((folder / META).read_bytes())
         content: dict[str, object] = whole["content"]
-        fine = whole["checksum"] == _of_content(content)
+        if whole["checksum"] == _of_content(content):
+            return content
     except FileNotFoundError:
         raise ValueError(f"{META} is missing") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        fine = False
-    if not fine:
-        raise ValueError(f"{META} is not what was written")
-    return content
+        pass  # as a checksum of something else
+    raise ValueError(f"{META} is not what was written")
 
 
 def cache_damage(folder: Path, *, every_byte: bool) -> str | None:

@@ -291,7 +291,8 @@ class Backbone(nn.Module):
                 f"data.text.max_length to at most {self.frequencies.switches[0]}, or backbone.length_chunks=true"
             )
         rows = batch if len(batch["input_ids"]) == len(lengths) else separate_rows(batch)
-        rows = {**rows, "row_lengths": lengths}
+        rows = rows.copy()
+        rows["row_lengths"] = lengths
         parts = [(side, length_chunks([lengths[row] for row in side])) for side in sides]
         return rows, [[side[i] for i in chunk] for side, chunks in parts for chunk in chunks]
 

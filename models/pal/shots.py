@@ -139,7 +139,8 @@ def few_shot_curve(
         asked = _Query(model, placed_judgements(model, query, users), users, group_of_user)
         judge, _ = judges_and_shares(learned)
         rank = shot_ranks(judge, len(users), seed=seed)
-        prior, others = model.table.others([users[i] for i in judge.unique().tolist()])
+        judges: list[int] = judge.unique().tolist()
+        prior, others = model.table.others([users[i] for i in judges])
         fit = partial(_fit, model, num_users=len(users), prior=prior, peers=others if peers else None)
         prior_weight, losses = chosen_prior_weight(
             fit,
@@ -232,7 +233,8 @@ def fitted_weights(
     """
     judge, _ = judges_and_shares(support)
     with _evaluated(model):
-        prior, others = model.table.others([users[i] for i in judge.unique().tolist()])
+        judges: list[int] = judge.unique().tolist()
+        prior, others = model.table.others([users[i] for i in judges])
         return _fit(
             model,
             support,
