@@ -10,6 +10,7 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torchmetrics import SumMetric
 
 from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
 from pluralign.datamodules.columns import COLUMNS, provided_by, with_requests
@@ -65,6 +66,14 @@ class RewardModule(BaseModule, ABC):
         super().__init__(backbone, **settings)
         self.metrics = nn.ModuleDict(
             {f"{stage}_metrics": PreferenceMetrics() for stage in ("train", "val", "test")}
+        )
+        # Not a MeanMetric, which takes no weights where it looks for no NaN, and waits for the device where it does.
+        self.sums = nn.ModuleDict(
+            {
+                f"{stage}_{of}": SumMetric(nan_strategy="disable")
+                for stage in ("val", "test")
+                for of in ("loss", "weight")
+            }
         )
         self._checked = False
         self._largest_gap: Tensor | None = None
@@ -148,18 +157,13 @@ class RewardModule(BaseModule, ABC):
         if self._finite is not None and stage == "train":
             self._finite.note(output, loss, self._name(batch, stage))
         self._metrics(stage).update(output, batch)
-        size = self.num_judged(batch)
         if stage == "train":
             self.step_values = {"train/loss": loss.detach()}
-        self.log(
-            f"{stage}/loss",
-            loss,
-            batch_size=size,
-            prog_bar=True,
-            on_step=stage == "train",
-            on_epoch=stage != "train",
-            sync_dist=stage != "train",
-        )
+            self.log("train/loss", loss, batch_size=self.num_judged(batch), prog_bar=True)
+        else:  # the split's mean, however its judgements are put into batches
+            weight = self.denominator(batch)
+            self._sum(stage, "loss").update(loss * weight)
+            self._sum(stage, "weight").update(weight)
         return loss, output
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
@@ -326,6 +330,11 @@ class RewardModule(BaseModule, ABC):
         self.log_dict({name: value for name, value in values.items() if name != shown}, sync_dist=True)
         if shown in values:
             self.log(shown, values[shown], prog_bar=True, sync_dist=True)
+        if stage != "train":
+            loss, weight = self._sum(stage, "loss"), self._sum(stage, "weight")
+            self.log(f"{stage}/loss", loss.compute() / weight.compute(), prog_bar=True, sync_dist=True)
+            loss.reset()
+            weight.reset()
 
     def on_train_epoch_start(self) -> None:
         """Begin to count."""
@@ -356,6 +365,11 @@ class RewardModule(BaseModule, ABC):
     def on_test_epoch_end(self) -> None:
         """Log the test metrics."""
         self._log_metrics("test")
+
+    def _sum(self, stage: str, of: str) -> SumMetric:
+        metric = self.sums[f"{stage}_{of}"]
+        assert isinstance(metric, SumMetric)  # nn.ModuleDict forgets the type
+        return metric
 
     def _metrics(self, stage: str) -> PreferenceMetrics:
         metrics = self.metrics[f"{stage}_metrics"]
