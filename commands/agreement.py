@@ -66,30 +66,34 @@ def judgements(table: TokenTable) -> Judgements:
 
 
 def _agreement(judged: Mapping[str, Judgements]) -> Iterator[Table | str]:
-    table = Table(
-        "agreement", "judgements", "ties", "pairs", "judged again", "disputed", "two agree", "on the losing side",
-        "one reward reaches at most", "a reward per user at most",
-    )  # fmt: skip
     telling = False
+    measured: dict[str, dict[str, str]] = {}
     for split, (record, comparisons, share, user) in judged.items():
         found = pair_agreement(record, comparisons, share, user)
+        named = bool((user >= 0).all())
+        measured[split] = {
+            "judgements": f"{found.judgements:,}",
+            "ties": f"{found.ties:,}",
+            "pairs": f"{found.pairs:,}",
+            "judged again": f"{found.judged_again:,}",
+            "disputed": f"{found.disputed:,}",
+            "two agree": _percent(found.two_agree),
+            "on the losing side": _percent(found.minority),
+            "one reward reaches at most": _percent(best_accuracy(record, comparisons, share)),
+            "a reward per user at most": _percent(best_accuracy(record, comparisons, share, user))
+            if named
+            else "-",
+        }
         telling = telling or found.judged_again > 0 or not math.isnan(found.minority)
-        table.add_row(
-            split,
-            *(
-                f"{n:,}"
-                for n in (found.judgements, found.ties, found.pairs, found.judged_again, found.disputed)
-            ),
-            _percent(found.two_agree),
-            _percent(found.minority),
-            _percent(best_accuracy(record, comparisons, share)),
-            _percent(best_accuracy(record, comparisons, share, user)) if bool((user >= 0).all()) else "-",
-        )
         if found.repeated or found.contradicted:
             yield (
                 f"{split}: users judged a pair again the same way {found.repeated:,} times, and {found.contradicted:,} "
                 "pairs both ways"
             )
+    # A row for each measure, since so many columns would be cut in a terminal of the usual width.
+    table = Table("agreement", *measured)
+    for name in next(iter(measured.values())):
+        table.add_row(name, *(values[name] for values in measured.values()))
     yield table
     if not telling:
         yield "Each pair was judged once: nothing in these judgements tells how far people agree."

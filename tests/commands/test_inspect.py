@@ -11,11 +11,11 @@ from pluralign.commands.inspect import print_inspection
 from pluralign.datamodules import LocalDataModule
 
 
-def shown(path, rows, **settings):
+def shown(path, rows, width=250, **settings):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     stream = io.StringIO()
     data = LocalDataModule(test=str(path), cache_dir=str(path.parent / "cache"), **settings)
-    print_inspection(data, console=Console(file=stream, width=250), examples=0)
+    print_inspection(data, console=Console(file=stream, width=width), examples=0)
     return data, stream.getvalue()
 
 
@@ -25,6 +25,19 @@ def cells(text, title):
     head = next(i for i, line in enumerate(lines) if title in line)
     names = [name.strip() for name in lines[head].strip("┃ ").split("┃")]
     return dict(zip(names, (v.strip() for v in lines[head + 2].strip("│ ").split("│")), strict=True))
+
+
+def measures(text):
+    """Names of the splits under "agreement", and the first split's values by the measure."""
+    lines = text.splitlines()
+    head = next(i for i, line in enumerate(lines) if "┃ agreement" in line)
+    table = {}
+    for line in lines[head + 2 :]:
+        if not line.startswith("│"):
+            break
+        name, value, *_ = (cell.strip() for cell in line.strip("│ ").split("│"))
+        table[name] = value
+    return [name.strip() for name in lines[head].strip("┃ ").split("┃")][1:], table
 
 
 CROWD = {
@@ -44,8 +57,8 @@ CROWD = {
 
 def test_agreement_of_a_crowd(tmp_path):
     data, text = shown(tmp_path / "crowd.jsonl", [CROWD, {**CROWD, "prompt": "And tomorrow?"}])
-    table = cells(text, "disputed")
-    assert table["agreement"] == "test"
+    splits, table = measures(text)
+    assert splits == ["test"]
     assert (table["judgements"], table["ties"], table["pairs"]) == ("14", "2", "4")
     assert (table["judged again"], table["disputed"], table["two agree"]) == ("4", "4", "33.3%")
     assert table["one reward reaches at most"] == "66.7%"  # Ada and Cy's side of both pairs
@@ -60,6 +73,12 @@ def test_agreement_of_a_crowd(tmp_path):
     assert comparisons.shape == (14, 2)
 
 
+def test_agreement_is_whole_in_a_terminal_of_the_usual_width(tmp_path):
+    _, text = shown(tmp_path / "crowd.jsonl", [CROWD], width=80)
+    _, table = measures(text)
+    assert (table["one reward reaches at most"], table["a reward per user at most"]) == ("66.7%", "83.3%")
+
+
 @pytest.mark.parametrize(
     ("row", "wanted"), [({}, "nothing in these judgements tells"), ({"preference": 0.75}, "25.0%")]
 )
@@ -67,7 +86,7 @@ def test_pairs_that_were_judged_once(tmp_path, row, wanted):
     pair = {"prompt": "Name a hat.", "chosen": "Bowler.", "rejected": "Shoe."}
     _, text = shown(tmp_path / "pairs.jsonl", [{**pair, **row}])
     assert wanted in text
-    assert cells(text, "disputed")["a reward per user at most"] == "-"
+    assert measures(text)[1]["a reward per user at most"] == "-"
     assert "least judgements" not in text
 
 
