@@ -273,7 +273,7 @@ def test_quickstart_recovers_the_truth(capsys):
     )
     printed = capsys.readouterr().out
     assert "Recovered truth" in printed
-    picture = Path(printed.split("picture: ")[1].strip().replace("\n", ""))
+    picture = Path(printed.split("picture: ")[1].split(".png")[0].replace("\n", "") + ".png")
     assert picture.stat().st_size > 10_000
     metrics = (picture.parent / "metrics.csv").read_text().splitlines()
     column = metrics[0].split(",").index("val/accuracy")

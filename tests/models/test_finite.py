@@ -188,4 +188,5 @@ def test_every_rank_names_the_rank_where_it_began(tmp_path, monkeypatch):
     )
     assert first == second and steps == "4"
     listed = names.strip("[]")
-    assert f"step 2 (epoch 0, batch 2), records {listed}, on rank 1. " in first and "on rank 0" not in first
+    assert f"step 2 (epoch 0, batch 2), records {listed}, on rank 1, " in first
+    assert "on rank 0" not in first
