@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar, Generic, Literal, NoReturn, Protocol, TypeVar, get_type_hints
 
+from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
@@ -172,16 +173,18 @@ class PluralignCLI(LightningCLI, Generic[OptionsT]):
             self.config.weights_only = True
         follow_root_folder(self.config)
         self.recipe = recipe(self.parser, self.config)
-        named = self.method is not None or self.config.ckpt_path in (
+        given = self.config.clone()
+        given.ckpt_path = None  # a run that goes on keeps what it would keep if it had never stopped
+        chosen = self.config.ckpt_path in (
             "last",
             "best",
-        )  # other verbs look themselves
+        )  # a path is looked at by the verbs that are no method
         if (
             self.config.ckpt_path
-            and named
+            and (chosen or self.method is not None)
             and settle_checkpoint(self.config, self.recipe, self.method == "fit")
         ):
-            self.save_config_callback = None  # the run that goes on has kept it
+            self.save_config_callback = _saving(given)
         values = {each.name: self.config[each.name] for each in fields(self.options_class)}
         try:
             self.options = self.options_class(**values)
@@ -214,6 +217,11 @@ class PluralignCLI(LightningCLI, Generic[OptionsT]):
     def fail(self, message: str) -> NoReturn:
         """Stop with status 2 and a message about the options."""
         self.parser.error(message)
+
+
+def _saving(given: Namespace) -> Any:  # noqa: ANN401  stands for a class in LightningCLI
+    """What makes the callback that saves a configuration, of this one in place of the settled one."""
+    return lambda parser, _, **settings: SaveConfigCallback(parser, given, **settings)
 
 
 def _tokenizer(name: str | None, tokenizer: str | None) -> str:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from pluralign.models.base import data_of
+
 __all__ = ["Notices"]
 
 
@@ -52,7 +54,8 @@ class Notices(L.Callback):
         if not kept:
             _say(trainer, "no checkpoint was kept")
         elif self._config is not None and self._config.is_file():
-            splits = getattr(trainer.datamodule, "splits", ())  # type: ignore[attr-defined]
+            data = data_of(trainer)
+            splits = () if data is None else data.splits
             verbs = [
                 "test" if "test" in splits else "validate",
                 *(["predict"] if "predict" in splits else []),

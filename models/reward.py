@@ -331,10 +331,29 @@ class RewardModule(BaseModule, ABC):
         if shown in values:
             self.log(shown, values[shown], prog_bar=True, sync_dist=True)
         if stage != "train":
+            self._warn_of_ties(stage, values)
             loss, weight = self._sum(stage, "loss"), self._sum(stage, "weight")
             self.log(f"{stage}/loss", loss.compute() / weight.compute(), prog_bar=True, sync_dist=True)
             loss.reset()
             weight.reset()
+
+    def _warn_of_ties(self, stage: str, values: Mapping[str, Tensor]) -> None:
+        """Say that a model tells no two responses apart: its accuracy is 0, and its loss that of a coin."""
+        trainer = self.attached_trainer
+        tied = values.get(f"{stage}/tied_scores")
+        if not self.tells_apart or tied is None or (trainer is not None and trainer.sanity_checking):
+            return
+        if float(tied) == 1.0:
+            rank_zero_warn(
+                f"{stage}: the two responses of every comparison have equal rewards, so that accuracy is 0 whatever the loss "
+                "says. Likely causes: a learning rate so high that the network answers alike to everything, or weights that "
+                "were not loaded"
+            )
+
+    @property
+    def tells_apart(self) -> bool:
+        """Whether the method, as it is set, may give different responses different rewards."""
+        return True
 
     def on_train_epoch_start(self) -> None:
         """Begin to count."""

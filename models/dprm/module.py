@@ -173,6 +173,11 @@ class DPRM(RewardModule):
             return
         self.bias.copy_(self.label_head.start(self.bias.new_tensor(mean)))
 
+    @property
+    def tells_apart(self) -> bool:
+        """Not as a baseline that learns the crowd's mean alone."""
+        return self.objective.numbers != 0
+
     def numbers(self, batch: PreferenceBatch) -> Tensor:
         """What the network says of every response, (R, numbers of the label head), before any bias."""
         backbone, scale = self.built_backbone(), self.label_head.scale(self.judged)

@@ -125,6 +125,10 @@ def test_a_finished_run_may_be_longer_and_the_longest_wins(capsys):
     fit("--trainer.max_epochs=2", "--ckpt_path=last")
     assert step() == 8
     assert [row["step"] for row in rows() if "val/loss" in row] == ["3", "7"]
+    saved = yaml.safe_load((RUN / "config.yaml").read_text())
+    assert (saved["trainer"]["max_epochs"], saved["ckpt_path"]) == (2, None), (
+        "as if it had been so long at once"
+    )
 
 
 def test_last_is_the_newest_of_this_configuration(capsys):

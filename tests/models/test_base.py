@@ -56,6 +56,11 @@ def test_a_missing_key_is_named_before_anything_is_learned(tmp_path):
         trainer(tmp_path).fit(module(NeedsRatings), data())
 
 
+def test_identical_scores_of_a_whole_split_are_warned_of(tmp_path):
+    with pytest.warns(UserWarning, match="val: the two responses of every comparison have equal rewards"):
+        trainer(tmp_path).validate(module(Constant), data(), verbose=False)
+
+
 def test_identical_scores_stop_the_run_with_an_explanation(tmp_path):
     with pytest.raises(RuntimeError, match="identical rewards in each of the first 3 batches"):
         trainer(tmp_path, max_steps=8, num_sanity_val_steps=0).fit(module(Constant), data())
