@@ -30,6 +30,7 @@ def fit(tmp_path, monkeypatch, configuration):
     main(["fit", "--config", "recipe.yaml"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "settings"),
     [

@@ -817,6 +817,7 @@ def peak(count):
     return top, size
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows():
     small, small_size = peak(600)
     large, large_size = peak(3000)

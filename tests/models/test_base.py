@@ -246,6 +246,7 @@ def test_a_foreign_data_module_answers_with_what_it_has(tmp_path):
     assert data_of(run).text_format() == run.datamodule.text_format()
 
 
+@pytest.mark.slow
 def test_two_processes_see_the_same_validation_as_one(tmp_path):
     def validated(**settings):
         torch.manual_seed(0)

@@ -114,6 +114,7 @@ def test_networks_that_do_not_hand_arguments_on_run_masked_rows(monkeypatch, lla
     assert backbone(batch()).shape == (6, 32)
 
 
+@pytest.mark.slow
 def test_a_pickled_backbone_runs_in_a_fresh_process(llama, batch, tmp_path):
     backbone, data = Backbone(llama()).eval(), batch()
     with torch.no_grad():
