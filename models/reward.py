@@ -153,7 +153,7 @@ class RewardModule(BaseModule, ABC):
             self._stop_at(finding_now(self, output, None, self._name(batch, stage)))
         loss = self.compute_loss(output, batch)
         if at_once:
-            self._stop_at(finding_now(self, output, loss, self._name(batch, stage)))
+            self._stop_at(finding_now(self, RewardOutput(), loss, self._name(batch, stage)))
         if self._finite is not None and stage == "train":
             self._finite.note(output, loss, self._name(batch, stage))
         self._metrics(stage).update(output, batch)
