@@ -80,6 +80,33 @@ def test_tables_of_real_workers(split):
                 assert shown == difference(methods[title], other, "accuracy"), (title, head)
 
 
+def mean_and_half_width(value):
+    return "{:.3f} ± {:.3f}".format(*value)
+
+
+def test_tables_of_the_synthetic_crowd():
+    found = recorded("pal")["synthetic"]
+    for row, name in (("accuracy", "accuracy"), ("where groups disagree", "conflict")):
+        for number, shown in table("pal.md", "K")[row].items():
+            assert shown == mean_and_half_width(found[f"{name} K={number}"]), (row, number)
+    for labels, shown in table("pal.md", "labels of an unseen user")["accuracy, mean over users"].items():
+        assert shown == mean_and_half_width(found[f"users {labels.removesuffix(' users')}"]), labels
+
+
+def test_table_of_personas():
+    found = recorded("pal")["persona"]
+    rows = table("pal.md", "K*")
+    assert set(rows) == set(found)
+    for personas, cells in rows.items():
+        assert len(cells) == 12
+        for head, shown in cells.items():
+            of = found[personas]["accuracy" if head.startswith("K") else "users"]
+            name = (
+                head.replace("K*", personas).removeprefix("K = ").removeprefix("n = ").removesuffix(" users")
+            )
+            assert shown == f"{of[name][0]:.3f}", (personas, head)
+
+
 @pytest.mark.parametrize("data", ["dices", "ukpconvarg1"])
 def test_recipes_have_the_method_that_is_best_on_validation(data):
     settings = yaml.safe_load((ROOT / "configs" / f"dprm_{data}.yaml").read_text())["model"]["init_args"]
