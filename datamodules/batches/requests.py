@@ -35,7 +35,7 @@ class RequestView(torch.utils.data.Dataset[list[TokenRow]]):
     """
 
     def __init__(self, rows: TokenTable | UserView | FeatureTable, table: TokenTable | UserView) -> None:
-        """Find what is equal, by a hash of 64 bits of the tokens; 8 bytes a record stay in memory.
+        """Find what is equal, by a hash of 64 bits of the tokens; some tens of bytes a record stay in memory.
 
         Args:
             rows: What is read.
