@@ -96,7 +96,8 @@ def test_equal_rewards_are_never_right_and_their_loss_is_that_of_a_coin(trainer,
             return {name: value * 0 for name, value in super().forward(batch).items()}
 
     report = RecoveryReport()
-    trainer(report).validate(module(Zero), data(), verbose=False)
+    with pytest.warns(UserWarning, match="every comparison have equal rewards"):
+        trainer(report).validate(module(Zero), data(), verbose=False)
     assert report.history[0]["model accuracy"] == 0
     assert report.history[0]["model log loss"] == pytest.approx(math.log(2))
 
