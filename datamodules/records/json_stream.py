@@ -100,7 +100,9 @@ class JsonValues:
                     continue
                 self._place = error.pos
                 raise self._wrong(error.msg) from None
-            if end < len(self._text) or not self._more():  # a number may go on behind the piece
+            # Of a number that goes on in the next piece, the beginning is one too.
+            needed = TOKEN if isinstance(decoded.value, int | float) else 0
+            if end + needed <= len(self._text) or not self._more():
                 self._place = end
                 return decoded
 
