@@ -1,0 +1,279 @@
+"""What form a table has, and how to read it: the settings that do, why, and what nobody can tell from the rows."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from ...records import listed
+from ..local.fields import KINDS_OF_RECORD, READ, Shape, value_at
+from .form import SIDES, Given, Guess
+from .judged import who_won
+from .known import known_table
+from .profile import ColumnProfile, TableProfile, profile, words
+from .readings import Question, Reading
+from .roles import Choice, choose_domain, choose_prompt, choose_users, whole_sides
+from .sides import ColumnPair, find_sides, several_sides
+
+__all__ = ["guess_table"]
+
+RESPONSES = ("responses", "completions", "generations", "answers", "outputs", "candidates", "replies")
+"""Names of lists of answers."""
+RESPONSE = ("response", "answer", "output", "completion", "reply", "generation", "summary", "text", "modelresponse")
+"""Names of one answer."""
+RATINGS = ("score", "rating", "reward", "grade", "stars", "overall")
+WITHOUT = (
+    "nothing in these columns looks like answers that somebody compared or rated: two columns whose names differ in one word "
+    "(answer_a and answer_b, chosen and rejected), a list of responses, or a response"
+)
+
+
+def guess_table(
+    rows: Iterable[Mapping[str, object]], *, text_cells: bool = False, given: Given | None = None
+) -> Guess:
+    """Guess how a table is to be read.
+
+    Names of columns and what stands in them decide. Where they allow two readings that give other labels, the guess has a
+    question in place of an answer.
+
+    Args:
+        rows: The first rows of the table; a few thousand are looked at.
+        text_cells: Whether numbers are written as text, as in CSV.
+        given: What the user says of it; the rest is guessed.
+
+    Example:
+        >>> rows = [{"question": "Name a fruit, please.", "answer_a": "An apple.", "answer_b": "A chair.", "winner": "A"}]
+        >>> guess_table(rows).settings()["columns"]["first"]
+        'answer_a'
+    """
+    given = given or Given()
+    table = profile(rows, text_cells=text_cells)
+    guess = _shaped(table, given)
+    guess = replace(guess, known=None if given.columns else known_table(table))
+    if guess.shape is None:
+        return guess
+    return _with_names(_with_roles(guess, given), given)
+
+
+def _shaped(table: TableProfile, given: Given) -> Guess:
+    """The form of the rows, and their sides or responses."""
+    if not table.columns:
+        return Guess(None, "there are no columns", table)
+    for shape, (one, other) in SIDES.items():
+        first, second = given.columns.get(one), given.columns.get(other)
+        if first is not None and second is not None:
+            pair = ColumnPair(first, second, ("a", "b"), (), shape == "pair")
+            return _of_pair(table, pair, given)
+    sides = find_sides(table)
+    if sides is not None:
+        names = SIDES["pair" if sides.pair.is_judged else "neutral"]
+        guess = _of_pair(table, sides.pair, given)
+        if sides.others and guess.shape is not None:
+            pairs = (sides.pair, *sides.others)
+            readings = tuple(
+                Reading(f"{pair.first} and {pair.second}", dict(zip(names, pair.names, strict=True))) for pair in pairs
+            )
+            question = Question("the sides", "several columns may be the two answers", readings)
+            guess = replace(guess, questions=(question, *guess.questions))
+        return guess
+    if several := several_sides(table):
+        return Guess(
+            None,
+            f"{len(several)} answers to each prompt, each in a column of its own ({listed(several, 4)}): write one row for every "
+            "pair that was compared, or a list of responses with comparisons",
+            table,
+        )
+    return _of_responses(table, given)
+
+
+def _of_pair(table: TableProfile, pair: ColumnPair, given: Given) -> Guess:
+    shape: Shape = "pair" if pair.is_judged else "neutral"
+    sides = dict(zip(SIDES[shape], pair.names, strict=True))
+    if several := _several_a_side(table, pair):
+        return Guess(None, several, table)
+    if pair.is_judged:
+        form = f"pairs whose columns say who won: {pair.first} was preferred to {pair.second}"
+    else:
+        form = f"pairs of {pair.first} and {pair.second}, of which another column says who won"
+    guess = Guess(shape, form, table, Reading(form, sides))
+    return who_won(guess, pair, given) if not pair.is_judged else _with_share(guess, pair)
+
+
+def _several_a_side(table: TableProfile, pair: ColumnPair) -> str:
+    """Why lists of texts are no conversations: they share no beginning, so that each text is an answer."""
+    if not all(table.columns[name].kind == "texts" for name in pair.names if name in table.columns):
+        return ""
+    sides = [[value_at(row, name) for name in pair.names] for row in table.rows]
+    lists = [side for side in sides if all(isinstance(value, list) and value for value in side)]
+    begin = sum(one[0] == other[0] for one, other in lists if isinstance(one, list) and isinstance(other, list))
+    if begin >= 0.9 * len(lists):
+        return ""
+    return (
+        f"{pair.first} and {pair.second} hold lists of texts that share no beginning: several answers a side, not the turns of "
+        "one. Write one row for every pair, or a list of responses with comparisons"
+    )
+
+
+def _with_share(guess: Guess, pair: ColumnPair) -> Guess:
+    """A pair whose sides say who won, with what else says by how much."""
+    column = guess.table.columns.get("preference")
+    notes = []
+    reading = guess.reading
+    if column is not None and column.numbers and 0 <= column.numbers[0] <= column.numbers[-1] <= 1:
+        notes.append(f"preference is read as the share that prefers {pair.first}")
+    elif column is not None:
+        reading = replace(reading, columns={**reading.columns, "preference": None})
+        notes.append(f"preference holds {column.shown}, which is no share, and is not read")
+    evidence, contradictions = _scores_beside(guess.table, pair)
+    return replace(guess, reading=reading, evidence=(*guess.evidence, *evidence), notes=(*notes, *contradictions))
+
+
+def _scores_beside(table: TableProfile, pair: ColumnPair) -> tuple[list[str], list[str]]:
+    """How often scores of both sides agree with the sides' names."""
+    evidence, notes = [], []
+    for name, column in table.columns.items():
+        if not set(words(name)) & {pair.marks[0]} or column.kind != "number" or name in pair.names:
+            continue
+        mark = tuple(pair.marks[1] if word == pair.marks[0] else word for word in words(name))
+        other = next((o for o in table.columns if words(o) == mark and table.columns[o].kind == "number"), None)
+        if other is None:
+            continue
+        both = [(value_at(row, name), value_at(row, other)) for row in table.rows]
+        numbers = [(float(a), float(b)) for a, b in both if _is_number(a) and _is_number(b)]  # type: ignore[arg-type]
+        wrong = sum(a < b for a, b in numbers)
+        said = f"{name} is below {other} in {wrong:,} of {len(numbers):,} rows"
+        if wrong:
+            notes.append(f"{said}, though the names say that {pair.first} was preferred")
+        elif numbers:
+            evidence.append(said)
+    return evidence, notes
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, str):
+        return value.replace(".", "", 1).lstrip("+-").isdecimal()
+    return isinstance(value, int | float)
+
+
+def _of_responses(table: TableProfile, given: Given) -> Guess:
+    """Rows of a list of responses, or of one."""
+    for name, column in table.columns.items():
+        if "".join(words(name)) in RESPONSES and column.kind in ("texts", "objects") and name in table.top:
+            return _of_list(table, column)
+    named = [
+        column
+        for name, column in table.columns.items()
+        if "".join(words(name)) in RESPONSE and (column.is_prose or (column.kind == "text" and column.is_varied))
+    ]
+    if given.columns.get("response"):
+        named = [column for column in table.columns.values() if column.name == given.columns["response"]]
+    if not named:
+        prompt = choose_prompt(table, ())
+        if prompt.column:
+            return Guess(None, f"prompts alone ({prompt.column}): there is no answer to score", table)
+        return Guess(None, WITHOUT, table)
+    response = min(named, key=lambda column: RESPONSE.index("".join(words(column.name))) if column.name in table.top else 99)
+    rating, notes = _rating(table)
+    form = f"one answer a row ({response.name})" + (f", rated by {rating}" if rating else ", rated by nothing")
+    columns: dict[str, str | None] = {"response": response.name}
+    if rating:
+        columns["score"] = rating
+    return Guess("response", form, table, Reading(form, columns), notes=notes)
+
+
+def _of_list(table: TableProfile, column: ColumnProfile) -> Guess:
+    objects = column.kind == "objects"
+    if objects:
+        keys = {str(key) for row in table.rows for entry in _entries(row, column.name) for key in entry}
+        if unknown := sorted(keys - {"text", "score", "votes", "user", "domain", "prior"}):
+            form = (
+                f"a list of answers a row ({column.name}), each an object with {listed(unknown)}; only text, score, votes, user and "
+                "domain are read of it: write it with these names"
+            )
+            return Guess(None, form, table)
+    judged = "comparisons" in table.top
+    form = f"a list of answers a row ({column.name})" + (", compared in comparisons" if judged else "")
+    columns: dict[str, str | None] = {"responses": column.name}
+    notes = []
+    if not judged:
+        notes.append("there is no column comparisons, so that no answer is preferred to another: such rows train no reward on pairs")
+    ranks = [name for name in table.top if set(words(name)) & {"rank", "ranking", "ranks"}]
+    if ranks and not judged:
+        form += f"; {ranks[0]} is not read: write it as comparisons, [[i, j], ...], i preferred to j"
+        return Guess(None, form, table)
+    return Guess("responses", form, table, Reading(form, columns), notes=tuple(notes))
+
+
+def _entries(row: Mapping[str, object], name: str) -> Iterable[Mapping[str, object]]:
+    value = row.get(name)
+    return [entry for entry in value if isinstance(entry, Mapping)] if isinstance(value, list) else []
+
+
+def _rating(table: TableProfile) -> tuple[str | None, tuple[str, ...]]:
+    """The column of one answer's rating; several are for the user to choose from."""
+    names = [
+        name for name, column in table.columns.items() if column.kind == "number" and set(words(name)) & set(RATINGS)
+    ]
+    if "score" in names or len(names) == 1:
+        return ("score" if "score" in names else names[0]), ()
+    return None, (f"{listed(names)} may rate the answer: columns: {{score: {names[0]}}} reads one of them",) if names else ()
+
+
+# The other fields ------------------------------------------------------------------------------------
+
+
+def _with_roles(guess: Guess, given: Given) -> Guess:
+    """Prompt, users and domain."""
+    answers = [column for name, column in guess.reading.columns.items() if column and name in ("chosen", "rejected", "first", "second", "responses", "response")]
+    if "prompt" in given.columns:
+        prompt = Choice(given.columns["prompt"])
+    elif guess.shape in SIDES and whole_sides(guess.table, answers):
+        prompt = Choice(notes=("the prompt is what both sides share",))
+    else:
+        prompt = choose_prompt(guess.table, answers)
+    users = Choice(given.columns["user"]) if "user" in given.columns else choose_users(guess.table)
+    domain = Choice(given.columns["domain"]) if "domain" in given.columns else choose_domain(guess.table)
+    columns = dict(guess.reading.columns)
+    for name, choice in (("prompt", prompt), ("user", users), ("domain", domain)):
+        if choice.column:
+            columns.setdefault(name, choice.column)
+    evidence = (*guess.evidence, *(choice.evidence for choice in (prompt, users, domain) if choice.evidence))
+    notes = (*guess.notes, *(note for choice in (prompt, users, domain) for note in choice.notes))
+    questions = (*guess.questions, *(choice.question for choice in (prompt, users, domain) if choice.question))
+    return replace(guess, reading=replace(guess.reading, columns=columns), evidence=evidence, notes=notes, questions=questions)
+
+
+def _with_names(guess: Guess, given: Given) -> Guess:
+    """Fields switched off whose names columns have that hold something else; what the user says comes last."""
+    columns = dict(guess.reading.columns)
+    notes = list(guess.notes)
+    for name in READ[guess.shape]:
+        column = guess.table.columns.get(name)
+        if name in columns or column is None or name not in guess.table.top:
+            continue
+        if why := _misfit(name, column):
+            columns[name] = None
+            notes.append(f"{name} {why}, and is not read")
+    columns |= given.columns
+    reading = replace(
+        guess.reading,
+        columns=columns,
+        codes={**guess.reading.codes, **given.codes},
+        options={**guess.reading.options, **given.options},
+    )
+    return replace(guess, reading=reading, notes=tuple(notes))
+
+
+def _misfit(name: str, column: ColumnProfile) -> str:
+    """Why a column cannot be what its name says; empty if it can."""
+    if name == "id":
+        return "" if column.is_unique else "repeats: rows are named by their content"
+    if name in ("group", "user", "domain", *(n for n, kind in KINDS_OF_RECORD.items() if kind == "name")):
+        fits = (column.kind == "text" and not column.is_prose) or column.is_whole
+        return "" if fits else f"holds {column.shown}: no names"
+    if name in ("margin", "weight", "strength", "score", "record_weight"):
+        fits = column.kind == "number" and (name not in ("weight", "record_weight") or column.numbers[0] >= 0)
+        return "" if fits else f"holds {column.shown}: no such number"
+    if name in ("votes", "prior"):
+        return "" if column.kind == "numbers" else f"holds {column.kind}: no counts"
+    if name == "messages":
+        return "is a conversation, too; the prompt is read elsewhere"
+    return ""

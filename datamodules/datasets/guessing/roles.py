@@ -1,0 +1,197 @@
+"""Which column holds the prompt, the user, the domain: by names that others use, and by what stands in them."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from ...records import RecordError, conversation, listed
+from ..local.fields import value_at
+from .profile import ColumnProfile, TableProfile, is_messages, words
+from .readings import Question, Reading
+
+__all__ = ["Choice", "choose_domain", "choose_prompt", "choose_users", "whole_sides"]
+
+PROMPT = (
+    "prompt", "question", "query", "instruction", "instructions", "input", "userinput", "userprompt", "prompttext",
+    "questiontext", "fulltext", "context", "conversation", "dialogue", "dialog", "history", "chathistory", "post", "article",
+    "document", "passage", "sourcetext", "messages", "task", "problem", "request", "title",
+)  # fmt: skip
+"""Names of what was asked, without case and punctuation."""
+ASKED = ("prompt", "question", "query", "instruction")
+"""Words in other names of it."""
+PERSON = (
+    "user", "annotator", "worker", "rater", "judge", "evaluator", "labeler", "labeller", "participant", "respondent", "person",
+    "crowdworker", "reviewer", "assessor", "voter",
+)  # fmt: skip
+ALSO = ("id", "hash", "name", "anon", "uuid", "key")
+DOMAIN = ("domain", "category", "topic", "subset", "subreddit", "theme")
+MOST_DOMAINS = 200
+COPIED = 0.99
+"""Share of rows in which one column must hold another's text to be the longer of the two."""
+
+
+class Choice(NamedTuple):
+    """What a field is read from.
+
+    Attributes:
+        column: The column; None for none.
+        evidence: Why, where it was not the name alone.
+        question: What is open; None if nothing is.
+        notes: What is to be said beside it.
+    """
+
+    column: str | None = None
+    evidence: str = ""
+    question: Question | None = None
+    notes: tuple[str, ...] = ()
+
+
+# The prompt --------------------------------------------------------------------------------------------
+
+
+def choose_prompt(table: TableProfile, answers: Sequence[str]) -> Choice:
+    """The column of what was asked.
+
+    Args:
+        table: What the table holds.
+        answers: Columns of the responses.
+    """
+    candidates = [column for column in table.columns.values() if _may_ask(column, table, answers)]
+    candidates = _outermost(candidates)
+    if not candidates:
+        return Choice()
+    if len(candidates) == 1:
+        return Choice(candidates[0].name)
+    holding = [
+        column
+        for column in candidates
+        if all(_holds(table, column, other) for other in candidates if other is not column)
+    ]
+    if holding:
+        best = next((column for column in holding if words(column.name) == ("prompt",)), holding[0])
+        others = [column.name for column in candidates if column is not best]
+        return Choice(best.name, f"{best.name} holds the text of {listed(others)}, too")
+    names = [column.name for column in candidates]
+    readings = tuple(Reading(f"{name} alone is the prompt", {"prompt": name}) for name in names)
+    why = (
+        f"{listed(names)} hold text that may be what was asked. If people saw several of them, write one column that joins "
+        "them: a prompt that lacks a part is a wrong label"
+    )
+    return Choice(question=Question("the prompt", why, readings))
+
+
+def _may_ask(column: ColumnProfile, table: TableProfile, answers: Sequence[str]) -> bool:
+    if column.kind not in ("text", "messages") or column.missing > 0.95:
+        return False
+    if any(column.name == name or column.name.startswith(f"{name}.") for name in answers):
+        return False
+    last = words(column.name.rpartition(".")[2])
+    plain = "".join(last)
+    named = plain in PROMPT or (
+        any(word in ASKED for word in last) and not set(last) & {"id", "hash", "type", "source", "len", "length", "name"}
+    )
+    if "." in column.name:
+        named = named and (plain in (*ASKED, "post", "fulltext", "text") or any(w in ASKED for w in words(column.name)))
+    if not named or (column.is_constant and table.rows and len(table.rows) > 4):
+        return False
+    if column.kind == "messages":
+        return not _ends_with_assistant(table, column.name)
+    return column.is_prose or plain in ("prompt", "question", "query", "instruction", "input")
+
+
+def _ends_with_assistant(table: TableProfile, name: str) -> bool:
+    """Whether a conversation holds the answer, as a copy of one side does."""
+    ends = [_turns(value_at(row, name))[-1:] for row in table.rows[:50]]
+    return bool(ends) and all(turn and turn[0][0] in ("assistant", "gpt", "model") for turn in ends if turn)
+
+
+def _outermost(columns: Iterable[ColumnProfile]) -> list[ColumnProfile]:
+    """Columns that lie in no other."""
+    every = list(columns)
+    return [column for column in every if not any(column.name.startswith(f"{other.name}.") for other in every)]
+
+
+def _holds(table: TableProfile, column: ColumnProfile, other: ColumnProfile) -> bool:
+    """Whether a column's text holds another's in nearly every row."""
+    rows = [row for row in table.rows[:500] if value_at(row, other.name) is not None]
+    held = sum(_text(value_at(row, other.name)) in _text(value_at(row, column.name)) for row in rows)
+    return held >= COPIED * len(rows)
+
+
+def _text(value: object) -> str:
+    return "\n".join(content.strip() for _, content in _turns(value)) or str(value or "").strip()
+
+
+def _turns(value: object) -> list[tuple[str, str]]:
+    """Speaker and text of the turns of a conversation, in whatever form; none of anything else."""
+    if isinstance(value, str):
+        try:
+            value = conversation("", value)
+        except RecordError:
+            return []
+    if not is_messages(value):
+        return []
+    turns = value if isinstance(value, list) else [value]
+    return [(str(turn.get("role", turn.get("from"))), str(turn.get("content", turn.get("value")))) for turn in turns]
+
+
+def whole_sides(table: TableProfile, names: Sequence[str]) -> bool:
+    """Whether the sides hold what was asked, too: they are conversations that begin with another turn than the assistant's.
+
+    Args:
+        table: What the table holds.
+        names: Columns of the sides.
+    """
+    if any(table.columns[name].kind == "texts" for name in names):
+        return True
+    begins = [_turns(value_at(row, name))[:1] for row in table.rows[:50] for name in names]
+    told = [turn[0][0] for turn in begins if turn]
+    return len(told) > 0.9 * len(begins) and all(role not in ("assistant", "gpt", "model", "bot") for role in told)
+
+
+# People and domains ------------------------------------------------------------------------------------
+
+
+def choose_users(table: TableProfile) -> Choice:
+    """The column of who judged.
+
+    Args:
+        table: What the table holds.
+    """
+    candidates = [column for column in table.columns.values() if _may_be_person(column)]
+    once = [column.name for column in candidates if column.is_unique and len(table.rows) > 20]
+    candidates = [column for column in candidates if column.name not in once]
+    notes = tuple(f"{name} is another in every row, so it tells of no user" for name in once)
+    if len(candidates) < 2:
+        return Choice(candidates[0].name if candidates else None, notes=notes)
+    names = [column.name for column in candidates]
+    readings = tuple(Reading(f"{column.name} judged: {column.shown}", {"user": column.name}) for column in candidates)
+    question = Question("who judged", f"{listed(names)} may name who judged", (*readings, Reading("neither", {"user": None})))
+    return Choice(question=question, notes=notes)
+
+
+def _may_be_person(column: ColumnProfile) -> bool:
+    parts = words(column.name.rpartition(".")[2])
+    if not parts or not set(parts) <= {*PERSON, *ALSO} or not set(parts) & set(PERSON):
+        return False
+    return (column.kind == "text" and not column.is_prose) or column.is_whole
+
+
+def choose_domain(table: TableProfile) -> Choice:
+    """The column of domains, of which there are few.
+
+    Args:
+        table: What the table holds.
+    """
+    candidates = [
+        column.name
+        for column in table.columns.values()
+        if words(column.name.rpartition(".")[2]) in {(name,) for name in DOMAIN}
+        and column.kind == "text"
+        and len(column.values) <= MOST_DOMAINS
+        and not column.is_unique
+    ]
+    if "domain" in candidates or len(candidates) == 1:
+        return Choice("domain" if "domain" in candidates else candidates[0])
+    if not candidates:
+        return Choice()
+    return Choice(notes=(f"{listed(candidates)} may name domains: columns: {{domain: {candidates[0]}}} reads one of them",))
