@@ -2,6 +2,7 @@
 
 from .dices import DICESDataModule
 from .dsp import DSPDataModule
+from .guessing import GivenSettings, OpenQuestion, TableGuess, TableReading, guess_table, outcome_words
 from .helpsteer2 import HelpSteer2DataModule
 from .hh_rlhf import HHRLHFDataModule
 from .local import LocalDataModule
@@ -19,9 +20,11 @@ from .ukpconvarg1 import UKPConvArgDataModule
 __all__ = [
     "DICESDataModule",
     "DSPDataModule",
+    "GivenSettings",
     "HHRLHFDataModule",
     "HelpSteer2DataModule",
     "LocalDataModule",
+    "OpenQuestion",
     "PRISMDataModule",
     "PandaLMDataModule",
     "PersonaDataModule",
@@ -31,6 +34,10 @@ __all__ = [
     "SafeRLHFDataModule",
     "SummarizeFromFeedbackDataModule",
     "SyntheticDataModule",
+    "TableGuess",
+    "TableReading",
     "UKPConvArgDataModule",
+    "guess_table",
+    "outcome_words",
     "update_posteriors",
 ]

@@ -1,8 +1,7 @@
 """What form a table has, guessed from its first rows; where two readings exist, both are said and none is taken."""
 
-from .form import Given, Guess
+from .form import GivenSettings, TableGuess
 from .guess import guess_table
-from .known import KNOWN
-from .readings import Question, Reading, answers, says
+from .readings import OpenQuestion, TableReading, outcome_words
 
-__all__ = ["KNOWN", "Given", "Guess", "Question", "Reading", "answers", "guess_table", "says"]
+__all__ = ["GivenSettings", "OpenQuestion", "TableGuess", "TableReading", "guess_table", "outcome_words"]

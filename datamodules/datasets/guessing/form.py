@@ -7,15 +7,15 @@ from typing import NamedTuple
 from ..local.fields import FORMS, Shape
 from .known import KnownTable
 from .profile import TableProfile
-from .readings import Codes, Question, Reading
+from .readings import Codes, OpenQuestion, TableReading
 
-__all__ = ["SIDES", "Given", "Guess"]
+__all__ = ["SIDES", "GivenSettings", "TableGuess"]
 
 SIDES: dict[str, tuple[str, str]] = {"pair": ("chosen", "rejected"), "neutral": ("first", "second")}
 """Fields of the two sides by the shape of a row."""
 
 
-class Given(NamedTuple):
+class GivenSettings(NamedTuple):
     """What the user says of a table.
 
     Attributes:
@@ -30,7 +30,7 @@ class Given(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Guess:
+class TableGuess:
     """What form a table has.
 
     Attributes:
@@ -47,9 +47,9 @@ class Guess:
     shape: Shape | None
     form: str
     table: TableProfile
-    reading: Reading = field(default_factory=lambda: Reading("nothing"))
+    reading: TableReading = field(default_factory=lambda: TableReading("nothing"))
     evidence: tuple[str, ...] = ()
-    questions: tuple[Question, ...] = ()
+    questions: tuple[OpenQuestion, ...] = ()
     notes: tuple[str, ...] = ()
     known: KnownTable | None = None
 
@@ -58,7 +58,7 @@ class Guess:
         """Whether there is one way to read it."""
         return self.shape is not None and not self.questions
 
-    def settings(self, *readings: Reading) -> dict[str, object]:
+    def settings(self, *readings: TableReading) -> dict[str, object]:
         """Settings of :class:`LocalDataModule` that read the table.
 
         Args:

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 from ...records import listed
 from ..local.fields import KINDS_OF_RECORD, READ, Shape, value_at
-from .form import SIDES, Given, Guess
+from .form import SIDES, GivenSettings, TableGuess
 from .judged import who_won
 from .known import known_table
 from .profile import ColumnProfile, TableProfile, profile, words
-from .readings import Question, Reading
+from .readings import OpenQuestion, TableReading
 from .roles import Choice, choose_domain, choose_prompt, choose_users, whole_sides
 from .sides import ColumnPair, find_sides, several_sides
 
@@ -27,9 +27,9 @@ WITHOUT = (
 
 
 def guess_table(
-    rows: Iterable[Mapping[str, object]], *, text_cells: bool = False, given: Given | None = None
-) -> Guess:
-    """Guess how a table is to be read.
+    rows: Iterable[Mapping[str, object]], *, text_cells: bool = False, given: GivenSettings | None = None
+) -> TableGuess:
+    """TableGuess how a table is to be read.
 
     Names of columns and what stands in them decide. Where they allow two readings that give other labels, the guess has a
     question in place of an answer.
@@ -44,7 +44,7 @@ def guess_table(
         >>> guess_table(rows).settings()["columns"]["first"]
         'answer_a'
     """
-    given = given or Given()
+    given = given or GivenSettings()
     table = profile(rows, text_cells=text_cells)
     guess = _shaped(table, given)
     guess = replace(guess, known=None if given.columns else known_table(table))
@@ -53,10 +53,10 @@ def guess_table(
     return _with_names(_with_roles(guess, given), given)
 
 
-def _shaped(table: TableProfile, given: Given) -> Guess:
+def _shaped(table: TableProfile, given: GivenSettings) -> TableGuess:
     """The form of the rows, and their sides or responses."""
     if not table.columns:
-        return Guess(None, "there are no columns", table)
+        return TableGuess(None, "there are no columns", table)
     for shape, (one, other) in SIDES.items():
         first, second = given.columns.get(one), given.columns.get(other)
         if first is not None and second is not None:
@@ -69,13 +69,13 @@ def _shaped(table: TableProfile, given: Given) -> Guess:
         if sides.others and guess.shape is not None:
             pairs = (sides.pair, *sides.others)
             readings = tuple(
-                Reading(f"{pair.first} and {pair.second}", dict(zip(names, pair.names, strict=True))) for pair in pairs
+                TableReading(f"{pair.first} and {pair.second}", dict(zip(names, pair.names, strict=True))) for pair in pairs
             )
-            question = Question("the sides", "several columns may be the two answers", readings)
+            question = OpenQuestion("the sides", "several columns may be the two answers", readings)
             guess = replace(guess, questions=(question, *guess.questions))
         return guess
     if several := several_sides(table):
-        return Guess(
+        return TableGuess(
             None,
             f"{len(several)} answers to each prompt, each in a column of its own ({listed(several, 4)}): write one row for every "
             "pair that was compared, or a list of responses with comparisons",
@@ -84,16 +84,16 @@ def _shaped(table: TableProfile, given: Given) -> Guess:
     return _of_responses(table, given)
 
 
-def _of_pair(table: TableProfile, pair: ColumnPair, given: Given) -> Guess:
+def _of_pair(table: TableProfile, pair: ColumnPair, given: GivenSettings) -> TableGuess:
     shape: Shape = "pair" if pair.is_judged else "neutral"
     sides = dict(zip(SIDES[shape], pair.names, strict=True))
     if several := _several_a_side(table, pair):
-        return Guess(None, several, table)
+        return TableGuess(None, several, table)
     if pair.is_judged:
         form = f"pairs whose columns say who won: {pair.first} was preferred to {pair.second}"
     else:
         form = f"pairs of {pair.first} and {pair.second}, of which another column says who won"
-    guess = Guess(shape, form, table, Reading(form, sides))
+    guess = TableGuess(shape, form, table, TableReading(form, sides))
     return who_won(guess, pair, given) if not pair.is_judged else _with_share(guess, pair)
 
 
@@ -112,7 +112,7 @@ def _several_a_side(table: TableProfile, pair: ColumnPair) -> str:
     )
 
 
-def _with_share(guess: Guess, pair: ColumnPair) -> Guess:
+def _with_share(guess: TableGuess, pair: ColumnPair) -> TableGuess:
     """A pair whose sides say who won, with what else says by how much."""
     column = guess.table.columns.get("preference")
     notes = []
@@ -153,7 +153,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float)
 
 
-def _of_responses(table: TableProfile, given: Given) -> Guess:
+def _of_responses(table: TableProfile, given: GivenSettings) -> TableGuess:
     """Rows of a list of responses, or of one."""
     for name, column in table.columns.items():
         if "".join(words(name)) in RESPONSES and column.kind in ("texts", "objects") and name in table.top:
@@ -168,18 +168,18 @@ def _of_responses(table: TableProfile, given: Given) -> Guess:
     if not named:
         prompt = choose_prompt(table, ())
         if prompt.column:
-            return Guess(None, f"prompts alone ({prompt.column}): there is no answer to score", table)
-        return Guess(None, WITHOUT, table)
+            return TableGuess(None, f"prompts alone ({prompt.column}): there is no answer to score", table)
+        return TableGuess(None, WITHOUT, table)
     response = min(named, key=lambda column: RESPONSE.index("".join(words(column.name))) if column.name in table.top else 99)
     rating, notes = _rating(table)
     form = f"one answer a row ({response.name})" + (f", rated by {rating}" if rating else ", rated by nothing")
     columns: dict[str, str | None] = {"response": response.name}
     if rating:
         columns["score"] = rating
-    return Guess("response", form, table, Reading(form, columns), notes=notes)
+    return TableGuess("response", form, table, TableReading(form, columns), notes=notes)
 
 
-def _of_list(table: TableProfile, column: ColumnProfile) -> Guess:
+def _of_list(table: TableProfile, column: ColumnProfile) -> TableGuess:
     objects = column.kind == "objects"
     if objects:
         keys = {str(key) for row in table.rows for entry in _entries(row, column.name) for key in entry}
@@ -188,7 +188,7 @@ def _of_list(table: TableProfile, column: ColumnProfile) -> Guess:
                 f"a list of answers a row ({column.name}), each an object with {listed(unknown)}; only text, score, votes, user and "
                 "domain are read of it: write it with these names"
             )
-            return Guess(None, form, table)
+            return TableGuess(None, form, table)
     judged = "comparisons" in table.top
     form = f"a list of answers a row ({column.name})" + (", compared in comparisons" if judged else "")
     columns: dict[str, str | None] = {"responses": column.name}
@@ -198,8 +198,8 @@ def _of_list(table: TableProfile, column: ColumnProfile) -> Guess:
     ranks = [name for name in table.top if set(words(name)) & {"rank", "ranking", "ranks"}]
     if ranks and not judged:
         form += f"; {ranks[0]} is not read: write it as comparisons, [[i, j], ...], i preferred to j"
-        return Guess(None, form, table)
-    return Guess("responses", form, table, Reading(form, columns), notes=tuple(notes))
+        return TableGuess(None, form, table)
+    return TableGuess("responses", form, table, TableReading(form, columns), notes=tuple(notes))
 
 
 def _entries(row: Mapping[str, object], name: str) -> Iterable[Mapping[str, object]]:
@@ -220,7 +220,7 @@ def _rating(table: TableProfile) -> tuple[str | None, tuple[str, ...]]:
 # The other fields ------------------------------------------------------------------------------------
 
 
-def _with_roles(guess: Guess, given: Given) -> Guess:
+def _with_roles(guess: TableGuess, given: GivenSettings) -> TableGuess:
     """Prompt, users and domain."""
     answers = [column for name, column in guess.reading.columns.items() if column and name in ("chosen", "rejected", "first", "second", "responses", "response")]
     if "prompt" in given.columns:
@@ -241,7 +241,7 @@ def _with_roles(guess: Guess, given: Given) -> Guess:
     return replace(guess, reading=replace(guess.reading, columns=columns), evidence=evidence, notes=notes, questions=questions)
 
 
-def _with_names(guess: Guess, given: Given) -> Guess:
+def _with_names(guess: TableGuess, given: GivenSettings) -> TableGuess:
     """Fields switched off whose names columns have that hold something else; what the user says comes last."""
     columns = dict(guess.reading.columns)
     notes = list(guess.notes)

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from ...records import Judgement, listed
 from ..local.fields import value_at
-from .form import Given, Guess
+from .form import GivenSettings, TableGuess
 from .outcome import Candidate, candidates
 from .profile import TableProfile, profile
-from .readings import Answers, Judge, Question, Reading, answers
+from .readings import Answers, Judge, OpenQuestion, TableReading
 from .roles import choose_users
 from .sides import ColumnPair
 
@@ -29,11 +29,11 @@ NOTHING = (
 class Told(NamedTuple):
     """A reading and what the rows then say."""
 
-    reading: Reading
+    reading: TableReading
     answers: Answers
 
 
-def who_won(guess: Guess, pair: ColumnPair, given: Given) -> Guess:
+def who_won(guess: TableGuess, pair: ColumnPair, given: GivenSettings) -> TableGuess:
     """A guess with what says who won, or with the question.
 
     Args:
@@ -80,12 +80,11 @@ def who_won(guess: Guess, pair: ColumnPair, given: Given) -> Guess:
     )
 
 
-def _told(table: TableProfile, reading: Reading) -> Told:
-    assert reading.judge is not None  # of a candidate
-    return Told(reading, answers(table.rows, reading.judge))
+def _told(table: TableProfile, reading: TableReading) -> Told:
+    return Told(reading, reading.answers(table.rows))
 
 
-def _names(reading: Reading) -> str:
+def _names(reading: TableReading) -> str:
     return " and ".join(column for column in reading.columns.values() if column)
 
 
@@ -94,7 +93,7 @@ def _agreeing(best: Told, other: Told) -> str:
     return f"{_names(other.reading)} names the same winner in all of {both:,} rows"
 
 
-def _parted(certain: Sequence[Told]) -> tuple[str, tuple[Reading, ...]] | None:
+def _parted(certain: Sequence[Told]) -> tuple[str, tuple[TableReading, ...]] | None:
     """Why two certain readings cannot both be right."""
     best = certain[0]
     for other in certain[1:]:
@@ -105,11 +104,11 @@ def _parted(certain: Sequence[Told]) -> tuple[str, tuple[Reading, ...]] | None:
     return None
 
 
-def _asked(guess: Guess, why: str, readings: Sequence[Reading]) -> Guess:
-    return replace(guess, questions=(*guess.questions, Question("who won", why, tuple(readings))))
+def _asked(guess: TableGuess, why: str, readings: Sequence[TableReading]) -> TableGuess:
+    return replace(guess, questions=(*guess.questions, OpenQuestion("who won", why, tuple(readings))))
 
 
-def _unknown(guess: Guess, open_ones: Sequence[Candidate], problems: Sequence[str]) -> Guess:
+def _unknown(guess: TableGuess, open_ones: Sequence[Candidate], problems: Sequence[str]) -> TableGuess:
     """A guess of a pair whose winner no column names for certain."""
     if open_ones:
         first, *others = open_ones
@@ -119,7 +118,7 @@ def _unknown(guess: Guess, open_ones: Sequence[Candidate], problems: Sequence[st
     return _asked(guess, problems[0] if problems else NOTHING, ())
 
 
-def _as_given(guess: Guess, pair: ColumnPair, given: Given) -> Guess:
+def _as_given(guess: TableGuess, pair: ColumnPair, given: GivenSettings) -> TableGuess:
     """What the user says, which is used as it is; codes of a winner are looked at, so that unknown ones are asked for."""
     winner = given.columns.get("winner")
     every = {name: candidate for candidate in candidates(guess.table, pair) for name in candidate.columns}
@@ -158,7 +157,7 @@ def _list(row: Mapping[str, object], name: str) -> list[Mapping[str, object]]:
     return [entry for entry in value if isinstance(entry, Mapping)] if isinstance(value, list) else []
 
 
-def _of_several(name: str, reading: Reading, user: str | None) -> Reading:
+def _of_several(name: str, reading: TableReading, user: str | None) -> TableReading:
     columns: dict[str, str | None] = {"judgements": name}
     columns |= {f"judgements.{field}": column for field, column in reading.columns.items() if field != column}
     if user and user != "user":

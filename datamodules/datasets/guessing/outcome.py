@@ -1,12 +1,10 @@
 """Who won a pair, as far as the columns tell it: each column that may say it, with every way to read it."""
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from ...records import (
-    CODES,
     Judgement,
     Outcome,
     RecordError,
@@ -20,7 +18,7 @@ from ...records import (
 )
 from ..local.fields import value_at
 from .profile import ColumnProfile, TableProfile, words
-from .readings import Codes, Judge, Reading
+from .readings import Codes, Judge, TableReading
 from .sides import ColumnPair, column_pairs
 
 __all__ = ["Candidate", "candidates"]
@@ -58,7 +56,7 @@ class Candidate(NamedTuple):
     """
 
     columns: tuple[str, ...]
-    readings: tuple[Reading, ...]
+    readings: tuple[TableReading, ...]
     why: str = ""
     problem: str = ""
 
@@ -115,7 +113,7 @@ def _one_hot(table: TableProfile) -> Iterator[Candidate]:
             return one_hot_judgement(values, list(outcomes.values()))
 
         meaning = f"{', '.join(outcomes)} hold 1 where {', '.join(outcomes.values())} is the outcome"
-        yield Candidate(tuple(outcomes), (Reading(meaning, fields, judge=judge),))
+        yield Candidate(tuple(outcomes), (TableReading(meaning, fields, judge=judge),))
 
 
 def _number(value: object) -> object:
@@ -140,7 +138,7 @@ def _scores(table: TableProfile, sides: ColumnPair) -> Iterator[Candidate]:
         ranked = any(word in RANK for word in pair.stem)
         first, second = pair.names[::-1] if ranked else pair.names
         meaning = f"the {'lower' if ranked else 'greater'} of {pair.first} and {pair.second} wins, equal ones are a tie"
-        reading = Reading(
+        reading = TableReading(
             meaning, {"first_score": first, "second_score": second}, judge=_by_scores(first, second)
         )
         yield Candidate(pair.names, (reading,))
@@ -296,7 +294,7 @@ def _of_one_side(column: ColumnProfile, side: Side) -> Candidate | None:
     return Candidate((column.name,), (_shared(column.name, *ends, meaning),))
 
 
-def _shared(name: str, nobody: float, everybody: float, meaning: str) -> Reading:
+def _shared(name: str, nobody: float, everybody: float, meaning: str) -> TableReading:
     """A reading by a share: which numbers stand for nobody and for everybody preferring the first side."""
 
     def judge(row: Mapping[str, object]) -> Judgement | None:
@@ -307,7 +305,7 @@ def _shared(name: str, nobody: float, everybody: float, meaning: str) -> Reading
         return Judgement((number - nobody) / (everybody - nobody))
 
     options = {} if (nobody, everybody) == (0, 1) else {"preference_range": [nobody, everybody]}
-    return Reading(meaning, {"preference": name}, options=options, judge=judge)
+    return TableReading(meaning, {"preference": name}, options=options, judge=judge)
 
 
 def _share(column: ColumnProfile) -> Candidate:
@@ -328,7 +326,7 @@ def _signed(column: ColumnProfile) -> Candidate:
             return None if value is None else signed_judgement(column.name, value, side)
 
         meaning = f"above 0, {column.name} prefers the {side} side"
-        readings.append(Reading(meaning, {"strength": column.name}, options={"positive": side}, judge=judge))
+        readings.append(TableReading(meaning, {"strength": column.name}, options={"positive": side}, judge=judge))
     if set(column.numbers) <= {-1.0, 0.0, 1.0} and not any(word in DEGREE for word in words(column.name)):
         for zero, one in (("second", "first"), ("first", "second")):
             codes: dict[str, str | float] = {"-1": "none", "0": zero, "1": one}
@@ -372,7 +370,7 @@ def _scale(column: ColumnProfile, sides: ColumnPair) -> Candidate:
     return Candidate((column.name,), tuple(readings), why)
 
 
-def coded(name: str, codes: Codes, meaning: str) -> Reading:
+def coded(name: str, codes: Codes, meaning: str) -> TableReading:
     """A reading by a column of codes.
 
     Args:
@@ -386,7 +384,7 @@ def coded(name: str, codes: Codes, meaning: str) -> Reading:
         value = value_at(row, name)
         return None if value is None else coded_judgement(name, value, known)
 
-    return Reading(meaning, {"winner": name}, codes=codes, judge=judge)
+    return TableReading(meaning, {"winner": name}, codes=codes, judge=judge)
 
 
 def _codes_shown(codes: Codes) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ...records import Judgement, RecordError
 from .profile import Rows
 
-__all__ = ["Answers", "Codes", "Judge", "Question", "Reading", "answers", "says"]
+__all__ = ["Answers", "Codes", "Judge", "OpenQuestion", "TableReading", "outcome_words"]
 
 Codes = Mapping[str, str | float]
 Judge = Callable[[Mapping[str, object]], Judgement | None]
@@ -15,7 +15,7 @@ Judge = Callable[[Mapping[str, object]], Judgement | None]
 
 
 @dataclass(frozen=True)
-class Reading:
+class TableReading:
     """One way to read something of a table.
 
     Attributes:
@@ -32,9 +32,26 @@ class Reading:
     options: Mapping[str, object] = field(default_factory=dict)
     judge: Judge | None = None
 
+    def answers(self, rows: Rows) -> "Answers":
+        """What rows say of who won.
+
+        Args:
+            rows: A sample.
+        """
+        shares: list[float | None] = []
+        unread: Counter[str] = Counter()
+        for row in rows:
+            judgement = None
+            try:
+                judgement = self.judge(row) if self.judge is not None else None
+            except RecordError as error:
+                unread[error.reason] += 1
+            shares.append(None if judgement is None else judgement.share)
+        return Answers(tuple(shares), unread)
+
 
 @dataclass(frozen=True)
-class Question:
+class OpenQuestion:
     """Something that rows do not tell.
 
     Attributes:
@@ -45,7 +62,7 @@ class Question:
 
     about: str
     why: str
-    readings: tuple[Reading, ...] = ()
+    readings: tuple[TableReading, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,26 +102,7 @@ class Answers:
         return len(both), sum((one > 0.5) == (another > 0.5) for one, another in both)
 
 
-def answers(rows: Rows, judge: Judge) -> Answers:
-    """What rows say.
-
-    Args:
-        rows: A sample.
-        judge: Reads a row.
-    """
-    shares: list[float | None] = []
-    unread: Counter[str] = Counter()
-    for row in rows:
-        try:
-            judgement = judge(row)
-        except RecordError as error:
-            unread[error.reason] += 1
-            judgement = None
-        shares.append(None if judgement is None else judgement.share)
-    return Answers(tuple(shares), unread)
-
-
-def says(share: float | None) -> str:
+def outcome_words(share: float | None) -> str:
     """Who won, in a few words."""
     if share is None:
         return "nobody judged"

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from ...records import RecordError, conversation, listed
 from ..local.fields import value_at
 from .profile import ColumnProfile, TableProfile, is_messages, words
-from .readings import Question, Reading
+from .readings import OpenQuestion, TableReading
 
 __all__ = ["Choice", "choose_domain", "choose_prompt", "choose_users", "whole_sides"]
 
@@ -41,7 +41,7 @@ class Choice(NamedTuple):
 
     column: str | None = None
     evidence: str = ""
-    question: Question | None = None
+    question: OpenQuestion | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -71,12 +71,12 @@ def choose_prompt(table: TableProfile, answers: Sequence[str]) -> Choice:
         others = [column.name for column in candidates if column is not best]
         return Choice(best.name, f"{best.name} holds the text of {listed(others)}, too")
     names = [column.name for column in candidates]
-    readings = tuple(Reading(f"{name} alone is the prompt", {"prompt": name}) for name in names)
+    readings = tuple(TableReading(f"{name} alone is the prompt", {"prompt": name}) for name in names)
     why = (
         f"{listed(names)} hold text that may be what was asked. If people saw several of them, write one column that joins "
         "them: a prompt that lacks a part is a wrong label"
     )
-    return Choice(question=Question("the prompt", why, readings))
+    return Choice(question=OpenQuestion("the prompt", why, readings))
 
 
 def _may_ask(column: ColumnProfile, table: TableProfile, answers: Sequence[str]) -> bool:
@@ -164,8 +164,8 @@ def choose_users(table: TableProfile) -> Choice:
     if len(candidates) < 2:
         return Choice(candidates[0].name if candidates else None, notes=notes)
     names = [column.name for column in candidates]
-    readings = tuple(Reading(f"{column.name} judged: {column.shown}", {"user": column.name}) for column in candidates)
-    question = Question("who judged", f"{listed(names)} may name who judged", (*readings, Reading("neither", {"user": None})))
+    readings = tuple(TableReading(f"{column.name} judged: {column.shown}", {"user": column.name}) for column in candidates)
+    question = OpenQuestion("who judged", f"{listed(names)} may name who judged", (*readings, TableReading("neither", {"user": None})))
     return Choice(question=question, notes=notes)
 
 

@@ -1,0 +1,268 @@
+r"""LocalDataModule: preference data of your own, from JSON Lines, JSON, CSV or Parquet files.
+
+* Source, licence, revision: yours.
+* Split rule: one file a split; without a ``validation`` file a share of ``train`` is held out by a hash of the
+  prompt.
+* Columns read: those of the row's shape, which is told by the columns it has. JSON null, an empty CSV cell and
+  a Parquet null are like a missing column. Columns of text that no field reads are named in a warning, with the setting that
+  reads them; ``pluralign data inspect`` lists all that are not read. Two texts without a prompt, whose row has a column
+  that is called like one (``question``), are an error: map it, or say ``columns: {prompt: null}`` if nobody asked anything.
+
+A pair, with or without a prompt; everything in brackets may be left out, here and below::
+
+    {"prompt": "Name a fruit.", "chosen": "Apple.", "rejected": "Chair.",
+     ["id": "q1", "preference": 0.8, "user": "ann", "group": "students", "domain": "food", "margin": 0.5,
+      "weight": 2, "strength": 1, "votes": [4, 0, 1]]}
+
+``group`` is the user's (a country, an age, a profession): the same in all rows of a user, or missing there. Reports on
+users (``UserMetrics``, ``pluralign adapt``) then say how well each group is served.
+
+Conversations (``prompt``, or ``messages``, or both sides may be lists of messages). Without a prompt the leading
+messages that both sides share are the prompt, and what follows is the response::
+
+    {"prompt": [{"role": "user", "content": "Name a fruit."}],
+     "chosen": [{"role": "assistant", "content": "Apple."}], "rejected": "Chair."}
+    {"chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}],
+     "rejected": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Go away."}]}
+
+Two texts without a prompt. Dialogues in the form of HH-RLHF are taken apart into turns; otherwise the longest
+common beginning that ends at a space is the prompt::
+
+    {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi\n\nAssistant: Go away."}
+
+Several responses (a comparison is an object, or ``[i, j]``, or ``[i, j, share]``, i preferred to j; ``user``,
+``group``, ``domain``, ``weight`` of the row hold for comparisons that have none of their own; a response may be an object with
+``text``, ``score``, ``votes``, ``user``, ``domain``)::
+
+    {"prompt": "Name a fruit.", "responses": ["Apple.", "Pear.", "Chair."],
+     "comparisons": [[0, 2], [1, 2, 0.9], {"chosen": 0, "rejected": 1, "preference": 0.5, "user": "ann"}],
+     ["scores": [4.5, 4, 1], "votes": [[0, 5], [1, 4], [5, 0]]]}
+
+One response with a rating, with vote counts, or with neither (to be scored)::
+
+    {"prompt": "Name a fruit.", "response": "Apple.", ["score": 4.5, "votes": [0, 1, 4]]}
+
+Rows of the file ``predict``, of any shape, say whose reward is asked for; a response that is an object may have ``user``
+and ``domain`` of its own. The same response for several users is scored once::
+
+    {"prompt": "Name a fruit.", "response": "Apple.", "user": "ann"}
+    {"prompt": "Name a fruit.", "responses": ["Apple.", {"text": "Apple.", "user": "bob"}, "Pear."], "user": "ann"}
+
+In CSV, numbers are read from text (``2``, ``-0.5``, ``1e-3``; not ``1_000``, `` 1 `` or ``nan``), and ``messages``,
+``responses``, ``comparisons``, ``scores``, ``votes`` are JSON in a cell. A prompt or a side that is, as a whole, the JSON of a
+list of messages is a conversation, in every kind of file; what only looks like one (Python's ``str`` of it) is refused.
+``id``, ``user``, ``group``, ``domain``, ``source`` and ``aspect`` may be text or whole numbers. Every shape may have
+``source`` (which part of a mixture), ``aspect`` (the preference asked for) and ``record_weight``.
+
+A row without id is named by its content, so that rows put in before it do not rename it: the first 16 hexadecimal digits
+of the SHA-1 of the fields above that it has, under our names, as JSON with sorted keys (a file's null or empty cell is
+no field). The n-th row of equal content, from the second on, gets ``:n`` behind that. Rows of equal prompts become one
+record when they are tokenised, in which each judgement still knows its row (``merged_tokens``): a judgement that is
+given again, in another row or in one record, counts again, and the report says how many do.
+"""
+
+from collections.abc import Iterator
+from typing import Unpack
+
+from ...checks import check_choices
+from ...records import ContentNames, PreferenceRecord, RecordError, Side, SourceRow, listed
+from ...settings import SharedSettings
+from ..hh_rlhf import TURN
+from ..own_files import OwnFilesDataModule, UnreadColumns, likely_columns
+from .fields import (
+    ASKED,
+    FIELDS,
+    KINDS_OF_RECORD,
+    NESTED,
+    OF_RECORD,
+    FieldNames,
+    Shape,
+    column_values,
+    row_name,
+    value_at,
+)
+from .judged import JudgementReader
+from .shapes import Content, chosen_pair, neutral_pair, one_response, ranked_responses
+
+__all__ = ["LocalDataModule"]
+
+
+class LocalDataModule(OwnFilesDataModule):
+    """Your own pairs, ranked responses or ratings, from JSON Lines, JSON, CSV or Parquet files."""
+
+    name = "local"
+    suffixes = ".jsonl, .ndjson, .json, .csv, .tsv, .parquet or .arrow"
+
+    def __init__(
+        self,
+        *,
+        train: str | list[str] | None = None,
+        validation: str | list[str] | None = None,
+        test: str | list[str] | None = None,
+        predict: str | list[str] | None = None,
+        columns: dict[str, str | None] | None = None,
+        codes: dict[str, str | float] | None = None,
+        positive: Side | None = None,
+        preference_range: tuple[float, float] = (0.0, 1.0),
+        judges: list[str] | None = None,
+        **shared: Unpack[SharedSettings],
+    ) -> None:
+        """Name the files; reads nothing. What a row may look like is in the module's description.
+
+        Args:
+            train: Rows of the training split: a file, a pattern (``train-*.parquet``), a folder of shards or of
+                ``save_to_disk``, a URL, or a list of such; see the module's description.
+            validation: Rows of the validation split; without any a share of ``train`` is held out.
+            test: Rows of the test split.
+            predict: Rows to score; they need no judgement.
+            columns: Your column for each of our fields, where the names differ, such as
+                ``{"prompt": "question", "user": "annotator", "group": "country"}``; null for a field
+                that is not to be read though a column has its name (of ``id``: rows are named by their content). Dots
+                reach into objects and lists: ``question.text``, ``answers.0``.
+            codes: What your words or numbers for the winner mean: ``first``, ``second``, ``tie``, ``none`` (nobody judged) or a
+                number, the share that prefers the first, with ``positive`` a signed strength:
+                ``{"left": "first", "right": "second"}``.
+            positive: Which side a ``strength`` above 0 prefers, of rows of ``first`` and ``second``; there is no default.
+            preference_range: Values of ``preference`` that stand for nobody and for everybody preferring the first side:
+                ``[0, 100]`` for percentages, ``[2, 1]`` where 1 is the first and 2 the second.
+            judges: Columns that hold what one judge each said of ``first`` and ``second``; their names are the users.
+            **shared: Settings that all datasets share, see :class:`PreferenceDataModule`.
+
+        Raises:
+            ValueError: If there is no file at all, ``columns`` names a field that does not exist, or a code a meaning.
+
+        Example:
+            >>> LocalDataModule(train="pairs.jsonl", columns={"prompt": "question"}).splits
+            ('train', 'validation')
+
+        .. versionadded:: 0.1
+        """
+        super().__init__(**shared)
+        check_choices(LocalDataModule.__init__, positive=positive)
+        self.name_files(train=train, validation=validation, test=test, predict=predict)
+        self.field_names = FieldNames(columns or {})
+        allowed = (*FIELDS, *NESTED)
+        self.name_columns(self.field_names.given, allowed)
+        if unknown := set(self.field_names.switched_off) - set(allowed):
+            raise ValueError(
+                f"columns switches off unknown fields {listed(sorted(unknown))}; allowed: {', '.join(allowed)}"
+            )
+        self.reader = JudgementReader.of_settings(
+            codes, positive, preference_range, self.field_names.nested, judges
+        )
+        self.codes = codes or {}
+
+    @property
+    def needs_prompts(self) -> bool:
+        """Whether records without a prompt are worth a warning: not if the prompt is switched off."""
+        return "prompt" in self.field_names.theirs
+
+    def notes(self, source: str) -> list[str]:
+        """Columns that no field reads, though one may have been meant to."""
+        unread = self.unread[source]
+        missing = [
+            field
+            for field, column in self.field_names.theirs.items()
+            if field not in self.columns and column not in unread.read
+        ]
+        return unread.notes(self.place(source), missing)
+
+    def settings(self) -> dict[str, object]:
+        """How columns and values are read, and the file names, whose endings say how files are read."""
+        return {
+            "columns": self.columns,
+            "switched_off": self.field_names.switched_off,
+            "codes": {str(code): meaning for code, meaning in self.codes.items()},
+            "positive": self.reader.positive,
+            "preference_range": self.reader.preference_range,
+            "judges": self.reader.judges,
+            "names": self.file_names(),
+        }
+
+    def load(self, source: str) -> Iterator[SourceRow | RecordError]:
+        """Rows of the split's file; those without an id get one by their content.
+
+        Raises:
+            ValueError: If a column that ``columns`` names occurs in no row of the (first) split.
+        """
+        missing = (
+            (self.columns | {name: name for name in self.reader.judges}) if source == self.sources[0] else {}
+        )
+        seen: dict[str, None] = {}
+        unread = self.unread[source] = UnreadColumns()
+        contents = ContentNames()
+        for row in self.source_rows(source):
+            if isinstance(row, RecordError):
+                yield row
+                continue
+            if missing:
+                missing = {
+                    field: column
+                    for field, column in missing.items()
+                    if not self.field_names.occurs(row, field, column)
+                }
+                seen.update(dict.fromkeys(row.fields))
+            shape = self.field_names.shape(row)
+            unread.add(row.fields, self.field_names.read(shape))
+            yield self._named(row, shape, contents)
+        if missing:
+            raise ValueError(
+                f"columns names {', '.join(sorted(missing.values()))}, which no row of {self.place(source)} has; it has "
+                f"{listed(seen) or 'no columns'}"
+            )
+
+    def _named(self, row: SourceRow, shape: Shape | None, contents: ContentNames) -> SourceRow:
+        """A row with an id: its own, unless that is missing, empty or switched off."""
+        column = self.field_names.theirs["id"]
+        given = None if "id" in self.field_names.switched_off else value_at(row.fields, column)
+        if given in (None, ""):
+            given = contents.of(self.field_names.content(row, shape))
+        return row._replace(fields={**row.fields, column: given})
+
+    def to_example(self, row: SourceRow) -> PreferenceRecord:
+        """A record, by the shape of the row."""
+        shape = self.field_names.shape(row)
+        fields = self.field_names.values(row)
+        self._refuse_unread_prompt(row, shape, fields)
+        content = self._by_shape(row, shape, fields)
+        of_record = {
+            OF_RECORD[field]: value for field, value in column_values("", KINDS_OF_RECORD, fields).items()
+        }
+        return PreferenceRecord(
+            id=row_name("id", fields.get("id")) or "",
+            prompt=content.prompt,
+            responses=tuple(content.responses),
+            comparisons=tuple(content.comparisons),
+            group=content.group,
+            **of_record,
+            **column_values("", ASKED, fields),
+        )
+
+    def _by_shape(self, row: SourceRow, shape: Shape | None, fields: dict[str, object]) -> Content:
+        if shape == "responses":
+            return ranked_responses(fields, self.reader)
+        if shape == "pair":
+            return chosen_pair(fields, self.reader)
+        if shape == "neutral":
+            return neutral_pair(fields, self.reader)
+        if shape == "response":
+            return one_response(fields)
+        has = listed(column for column in row.fields if column != self.field_names.theirs["id"]) or "none"
+        allowed = f"chosen and rejected, or first and second, or responses, or response; the row has {has}"
+        raise RecordError("chosen", None, allowed, reason="missing field")
+
+    def _refuse_unread_prompt(self, row: SourceRow, shape: Shape | None, fields: dict[str, object]) -> None:
+        """Refuse answers whose question stands in a column that no field reads, unless they bring a prompt themselves."""
+        if shape is None or not self.needs_prompts or "prompt" in fields or "messages" in fields:
+            return
+        names = {"pair": ("chosen", "rejected"), "neutral": ("first", "second")}.get(shape, ())
+        sides = [fields.get(side) for side in names]
+        if names and all(not isinstance(side, str) or TURN.match(side.strip()) for side in sides):
+            return
+        unread = [column for column in row.fields if column not in self.field_names.read(shape)]
+        for column in likely_columns("prompt", unread):
+            allowed = (
+                f"a column that is read, for the row has no prompt: columns: {{prompt: {column}}}; or columns: "
+                "{prompt: null} where the answers stand alone"
+            )
+            raise RecordError(column, row.fields[column], allowed, reason="unread prompt")
