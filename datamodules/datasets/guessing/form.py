@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from ..local.fields import FORMS, Shape
 from .known import KnownTable
@@ -15,7 +14,8 @@ SIDES: dict[str, tuple[str, str]] = {"pair": ("chosen", "rejected"), "neutral": 
 """Fields of the two sides by the shape of a row."""
 
 
-class GivenSettings(NamedTuple):
+@dataclass(frozen=True)
+class GivenSettings:
     """What the user says of a table.
 
     Attributes:
@@ -24,9 +24,9 @@ class GivenSettings(NamedTuple):
         options: Other settings, such as ``positive``.
     """
 
-    columns: Mapping[str, str | None] = {}
-    codes: Codes = {}
-    options: Mapping[str, object] = {}
+    columns: Mapping[str, str | None] = field(default_factory=dict)
+    codes: Codes = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
