@@ -1,8 +1,7 @@
 """``pluralign data inspect FILE``: what the data seem to be, how to read them, and what their first rows then say."""
 
-import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -14,13 +13,14 @@ import pluralign.datamodules
 from pluralign.datamodules import PreferenceDataModule
 from pluralign.datamodules.datasets import (
     GivenSettings,
+    KnownTable,
     OpenQuestion,
     TableGuess,
     TableReading,
     guess_table,
     outcome_words,
 )
-from pluralign.datamodules.records import RecordError, listed
+from pluralign.datamodules.records import RecordError
 
 from .outcomes import data_block, print_outcome
 from .parser import Parser
@@ -51,14 +51,18 @@ def inspect_unknown(words: Sequence[str], *, console: Console | None = None) -> 
     given = GivenSettings(
         options.columns,
         options.codes,
-        {name: options[name] for name in ("positive", "preference_range", "judges") if options[name] is not None},
+        {
+            name: options[name]
+            for name in ("positive", "preference_range", "judges")
+            if options[name] is not None
+        },
     )
     console.rule(Text(", ".join(options.data), "bold"))
     if not sample.readable:
         raise ValueError(f"{', '.join(options.data)} has no row that can be read" + _first_error(sample))
     guess = guess_table((row.fields for row in sample.readable), text_cells=sample.text_cells, given=given)
     _print_rows(sample, console)
-    if guess.known is not None and _print_known(guess.known.module, guess, sample, console):
+    if guess.known is not None and _print_known(guess.known, sample, options.examples, console):
         return
     _print_guess(guess, console)
     if not guess.is_certain:
@@ -87,10 +91,25 @@ def _parser() -> Parser:
     )
     add("--rows", type=int, default=2000, help="how many rows are looked at")
     add("--examples", type=int, default=3, help="how many of them are shown")
-    add("--columns", type=dict[str, str | None], default={}, help="column of a field, where the guess is not yours")
+    add(
+        "--columns",
+        type=dict[str, str | None],
+        default={},
+        help="column of a field, where the guess is not yours",
+    )
     add("--codes", type=dict[str, str | float], default={}, help="what your codes of the winner mean")
-    add("--positive", type=Literal["first", "second"] | None, default=None, help="which side a number above 0 prefers")
-    add("--preference_range", type=list[float] | None, default=None, help="values of a share: for the second, for the first")
+    add(
+        "--positive",
+        type=Literal["first", "second"] | None,
+        default=None,
+        help="which side a number above 0 prefers",
+    )
+    add(
+        "--preference_range",
+        type=list[float] | None,
+        default=None,
+        help="values of a share: for the second, for the first",
+    )
     add("--judges", type=list[str] | None, default=None, help="columns that hold what one judge each said")
     return parser
 
@@ -129,13 +148,17 @@ def _print_question(question: OpenQuestion, guess: TableGuess, sample: Sample, c
             console.print(Text(f"           {_said(reading, guess)}"))
         _print_block(data_block("LocalDataModule", sample.train, guess.settings(reading)), console)
     if question.readings:
-        console.print(Text("\nPaste the one that is right, or give its settings here: --columns, --codes, --positive."))
+        console.print(
+            Text("\nPaste the one that is right, or give its settings here: --columns, --codes, --positive.")
+        )
 
 
 def _said(reading: TableReading, guess: TableGuess) -> str:
     """What the rows say by a reading: the first ones, and all together."""
     answers = reading.answers(guess.table.rows)
-    first = "; ".join(f"row {i}: {outcome_words(share)}" for i, share in enumerate(answers.shares[:FIRST_ROWS], 1))
+    first = "; ".join(
+        f"row {i}: {outcome_words(share)}" for i, share in enumerate(answers.shares[:FIRST_ROWS], 1)
+    )
     wins, ties, losses = answers.counts
     return f"{first} ... in all the first wins {wins:,}, ties {ties:,}, the second wins {losses:,}"
 
@@ -147,7 +170,11 @@ def _print_columns(guess: TableGuess, console: Console) -> None:
     for name in islice(guess.table.columns, 40):
         column = guess.table.columns[name]
         gaps = f", missing in {column.missing:.0%} of the rows" if column.missing else ""
-        kind = f"text of {column.mean_letters:,.0f} letters on average" if column.is_prose and column.kind == "text" else column.shown
+        kind = (
+            f"text of {column.mean_letters:,.0f} letters on average"
+            if column.is_prose and column.kind == "text"
+            else column.shown
+        )
         console.print(Text(f"  {name}: {kind}{gaps}"), overflow="ellipsis", no_wrap=True)
 
 
@@ -165,13 +192,19 @@ def _print_reading(guess: TableGuess, sample: Sample, examples: int, console: Co
         data = SampledDataModule(sample, settings, on_invalid="skip")
         outcome = take_records(data, len(sample.rows))
         dropped = tokenised(sample, settings).dropped if outcome.records else {}
-    sides = [str(guess.reading.columns.get(name)) for name in ("first", "second") if name in guess.reading.columns]
-    print_outcome(outcome, examples, console, sides=sides, dropped=dropped, unread=data.unread_columns("test"))
+    sides = [
+        str(guess.reading.columns.get(name)) for name in ("first", "second") if name in guess.reading.columns
+    ]
+    print_outcome(
+        outcome, examples, console, sides=sides, dropped=dropped, unread=data.unread_columns("test")
+    )
     if not outcome.records:
         raise SystemExit(NOTHING_CHOSEN)
     console.rule("[bold]paste this", align="left")
     if sample.hub is not None:
-        console.print(Text(f"# {sample.hub.place}, written to a folder by datasets.load_dataset(...).save_to_disk(...)"))
+        console.print(
+            Text(f"# {sample.hub.place}, written to a folder by datasets.load_dataset(...).save_to_disk(...)")
+        )
     train = sample.train if sample.hub is None else sample.hub.name.partition("/")[2]
     _print_block(data_block("LocalDataModule", train, settings), console)
     _print_next(console)
@@ -188,6 +221,25 @@ def _print_next(console: Console) -> None:
     )
 
 
-def _print_known(module: str, guess: TableGuess, sample: Sample, console: Console) -> bool:
-    """Say which data module reads this public data set; whether that is all that there is to say."""
-    return False
+def _print_known(known: KnownTable, sample: Sample, examples: int, console: Console) -> bool:
+    """Say which data module reads this public data set, and what it reads; False where its files lie otherwise."""
+    console.print(Text.assemble(("it is    ", "bold cyan"), f"a table that {known.module} reads: use that"))
+    module: type[PreferenceDataModule] = getattr(pluralign.datamodules, known.module)
+    settings = dict(known.settings)
+    if sample.hub is None:
+        settings["data_dir"] = str(known.folder(Path(sample.readable[0].file)))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                outcome = take_records(module(**settings), len(sample.rows))  # type: ignore[arg-type]
+        except (ValueError, OSError) as error:
+            console.print(
+                Text.assemble(("mind     ", "bold cyan"), f"it does not find its files there: {error}")
+            )
+            return False
+        print_outcome(outcome, examples, console)
+    console.rule("[bold]paste this", align="left")
+    _print_block(data_block(known.module, None, settings), console)
+    page = f"docs/data_sets/{module.name}.md"
+    console.print(Text(f"next: {page} says what it reads, and which recipe in configs/ trains on it"))
+    return True

@@ -20,7 +20,9 @@ SHOWN_LETTERS = 280
 """Letters of a text that an example shows."""
 TOP = 5
 """Names that are shown of many."""
-PLAIN = re.compile(r"(?!(?:y|n|yes|no|on|off|true|false|null|none)$)[A-Za-z_][\w./ -]*[\w/]|[A-Za-z]", re.IGNORECASE)
+PLAIN = re.compile(
+    r"(?!(?:y|n|yes|no|on|off|true|false|null|none)$)[A-Za-z_][\w./ -]*[\w/]|[A-Za-z]", re.IGNORECASE
+)
 """Text that YAML takes for text without quotes."""
 
 
@@ -99,11 +101,19 @@ def _counts(outcome: Outcome, dropped: Mapping[str, int], sides: Sequence[str]) 
         table.add_row("ties", f"{ties:,}  {ties / total:.1%}")
         table.add_row(f"the second{names[1]} wins", f"{second:,}  {second / total:.1%}")
         shares = [c.preference for c in comparisons if c.preference not in (0.0, 0.5, 1.0)]
-        table.add_row("shares in between", f"{len(shares):,}" + (f", mean {sum(shares) / len(shares):.2f}" if shares else ""))
-    scores = [response.score for record in records for response in record.responses if response.score is not None]
+        table.add_row(
+            "shares in between",
+            f"{len(shares):,}" + (f", mean {sum(shares) / len(shares):.2f}" if shares else ""),
+        )
+    scores = [
+        response.score for record in records for response in record.responses if response.score is not None
+    ]
     if scores:
         table.add_row("scores", f"{len(scores):,}, from {min(scores):g} to {max(scores):g}")
-    for title, names_of in (("users", [c.user for c in comparisons]), ("domains", [c.domain for c in comparisons])):
+    for title, names_of in (
+        ("users", [c.user for c in comparisons]),
+        ("domains", [c.domain for c in comparisons]),
+    ):
         table.add_row(title, _names(names_of))
     lost = [f"{n:,} {why}" for counts in (outcome.lost, dropped) for why, n in sorted(counts.items())]
     table.add_row("lost and why", "\n".join(lost) or "nothing")
@@ -152,14 +162,20 @@ def _print_example(record: PreferenceRecord, console: Console, sides: Sequence[s
 
 
 def _won(comparison: Comparison, sides: Sequence[str]) -> str:
-    names = [sides[i] if i < len(sides) else f"response {i}" for i in (comparison.chosen, comparison.rejected)]
+    names = [
+        sides[i] if i < len(sides) else f"response {i}" for i in (comparison.chosen, comparison.rejected)
+    ]
     if comparison.preference < 0.5:
         names.reverse()
     share = max(comparison.preference, 1 - comparison.preference)
     parts = ["a tie" if share == 0.5 else f"{names[0]} wins over {names[1]}"]
     if share not in (0.5, 1.0):
         parts.append(f"share {share:.2f}")
-    parts += [f"{name} {value}" for name, value in (("user", comparison.user), ("domain", comparison.domain)) if value]
+    parts += [
+        f"{name} {value}"
+        for name, value in (("user", comparison.user), ("domain", comparison.domain))
+        if value
+    ]
     if comparison.strength is not None:
         parts.append(f"strength {comparison.strength:g}")
     return ", ".join(parts)
@@ -168,4 +184,6 @@ def _won(comparison: Comparison, sides: Sequence[str]) -> str:
 def _short(text: str) -> str:
     """A text on few lines; the end of a long one is left out."""
     text = re.sub(r"\n\s*\n+", "\n", text.strip())
-    return text if len(text) <= SHOWN_LETTERS else f"{text[:SHOWN_LETTERS].rstrip()} ... ({len(text):,} letters)"
+    return (
+        text if len(text) <= SHOWN_LETTERS else f"{text[:SHOWN_LETTERS].rstrip()} ... ({len(text):,} letters)"
+    )

@@ -8,10 +8,16 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Unpack
 
-from pluralign.datamodules import LocalDataModule, PreferenceDataModule, PreferenceRecord, RecordError, TextConfig
+from pluralign.datamodules import (
+    LocalDataModule,
+    PreferenceDataModule,
+    PreferenceRecord,
+    RecordError,
+    TextConfig,
+)
 from pluralign.datamodules.records import HubTable, SourceRow, find_tables, has_text_cells
 from pluralign.datamodules.settings import SharedSettings
-from pluralign.datamodules.tokens import SplitReport
+from pluralign.datamodules.tokens import CacheReader, SplitReport
 
 __all__ = ["Outcome", "Sample", "SampledDataModule", "take_records", "take_sample", "tokenised"]
 
@@ -158,7 +164,5 @@ def tokenised(sample: Sample, settings: dict[str, object]) -> SplitReport:
     with tempfile.TemporaryDirectory(prefix="pluralign_") as folder:
         text = TextConfig(tokenizer="byte")
         data = SampledDataModule(sample, settings, text=text, on_invalid="skip", cache_dir=folder)
-        data.setup()
-        report = data.reports["test"]
-        del data  # its tables are mapped into memory
-    return report
+        data.prepare_data()
+        return CacheReader(data.cache_folder()).reports["test"]

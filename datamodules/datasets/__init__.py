@@ -2,7 +2,15 @@
 
 from .dices import DICESDataModule
 from .dsp import DSPDataModule
-from .guessing import GivenSettings, OpenQuestion, TableGuess, TableReading, guess_table, outcome_words
+from .guessing import (
+    GivenSettings,
+    KnownTable,
+    OpenQuestion,
+    TableGuess,
+    TableReading,
+    guess_table,
+    outcome_words,
+)
 from .helpsteer2 import HelpSteer2DataModule
 from .hh_rlhf import HHRLHFDataModule
 from .local import LocalDataModule
@@ -23,6 +31,7 @@ __all__ = [
     "GivenSettings",
     "HHRLHFDataModule",
     "HelpSteer2DataModule",
+    "KnownTable",
     "LocalDataModule",
     "OpenQuestion",
     "PRISMDataModule",

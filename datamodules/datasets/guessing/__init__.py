@@ -2,6 +2,16 @@
 
 from .form import GivenSettings, TableGuess
 from .guess import guess_table
+from .known import KNOWN, KnownTable
 from .readings import OpenQuestion, TableReading, outcome_words
 
-__all__ = ["GivenSettings", "OpenQuestion", "TableGuess", "TableReading", "guess_table", "outcome_words"]
+__all__ = [
+    "KNOWN",
+    "GivenSettings",
+    "KnownTable",
+    "OpenQuestion",
+    "TableGuess",
+    "TableReading",
+    "guess_table",
+    "outcome_words",
+]

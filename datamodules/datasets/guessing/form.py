@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..local.fields import FORMS, Shape
+from ..local.fields import FORMS, MAPPED_ONLY, Shape
 from .known import KnownTable
 from .profile import TableProfile
 from .readings import Codes, OpenQuestion, TableReading
@@ -64,7 +64,11 @@ class TableGuess:
         Args:
             *readings: Answers to the questions.
         """
-        columns, codes, options = dict(self.reading.columns), dict(self.reading.codes), dict(self.reading.options)
+        columns, codes, options = (
+            dict(self.reading.columns),
+            dict(self.reading.codes),
+            dict(self.reading.options),
+        )
         for reading in readings:
             columns |= reading.columns
             codes |= reading.codes
@@ -79,6 +83,8 @@ class TableGuess:
 
     def _is_needed(self, name: str, column: str | None) -> bool:
         """Whether a field must be named: not one of a column of its name, nor one switched off that no column has."""
+        if name in MAPPED_ONLY:
+            return column is not None
         return name in self.table.top or name == "prompt" if column is None else name != column
 
 

@@ -8,16 +8,37 @@ from ..local.fields import KINDS_OF_RECORD, READ, Shape, value_at
 from .form import SIDES, GivenSettings, TableGuess
 from .judged import who_won
 from .known import known_table
+from .outcome import is_winner_name
 from .profile import ColumnProfile, TableProfile, profile, words
 from .readings import OpenQuestion, TableReading
-from .roles import Choice, choose_domain, choose_prompt, choose_users, whole_sides
+from .roles import (
+    ASSISTANT,
+    Choice,
+    choose_domain,
+    choose_prompt,
+    choose_users,
+    is_of_list,
+    turns_of,
+    unnamed_prompt,
+    whole_sides,
+)
 from .sides import ColumnPair, find_sides, several_sides
 
 __all__ = ["guess_table"]
 
 RESPONSES = ("responses", "completions", "generations", "answers", "outputs", "candidates", "replies")
 """Names of lists of answers."""
-RESPONSE = ("response", "answer", "output", "completion", "reply", "generation", "summary", "text", "modelresponse")
+RESPONSE = (
+    "response",
+    "answer",
+    "output",
+    "completion",
+    "reply",
+    "generation",
+    "summary",
+    "text",
+    "modelresponse",
+)
 """Names of one answer."""
 RATINGS = ("score", "rating", "reward", "grade", "stars", "overall")
 WITHOUT = (
@@ -69,7 +90,8 @@ def _shaped(table: TableProfile, given: GivenSettings) -> TableGuess:
         if sides.others and guess.shape is not None:
             pairs = (sides.pair, *sides.others)
             readings = tuple(
-                TableReading(f"{pair.first} and {pair.second}", dict(zip(names, pair.names, strict=True))) for pair in pairs
+                TableReading(f"{pair.first} and {pair.second}", dict(zip(names, pair.names, strict=True)))
+                for pair in pairs
             )
             question = OpenQuestion("the sides", "several columns may be the two answers", readings)
             guess = replace(guess, questions=(question, *guess.questions))
@@ -103,7 +125,9 @@ def _several_a_side(table: TableProfile, pair: ColumnPair) -> str:
         return ""
     sides = [[value_at(row, name) for name in pair.names] for row in table.rows]
     lists = [side for side in sides if all(isinstance(value, list) and value for value in side)]
-    begin = sum(one[0] == other[0] for one, other in lists if isinstance(one, list) and isinstance(other, list))
+    begin = sum(
+        one[0] == other[0] for one, other in lists if isinstance(one, list) and isinstance(other, list)
+    )
     if begin >= 0.9 * len(lists):
         return ""
     return (
@@ -123,17 +147,39 @@ def _with_share(guess: TableGuess, pair: ColumnPair) -> TableGuess:
         reading = replace(reading, columns={**reading.columns, "preference": None})
         notes.append(f"preference holds {column.shown}, which is no share, and is not read")
     evidence, contradictions = _scores_beside(guess.table, pair)
-    return replace(guess, reading=reading, evidence=(*guess.evidence, *evidence), notes=(*notes, *contradictions))
+    doubts = [
+        f"{name} holds {other.shown} and is not read: that {pair.first} was preferred is what the names say"
+        for name, other in guess.table.columns.items()
+        if name in guess.table.top
+        and name not in (*pair.names, "preference", "strength", "margin")
+        and is_winner_name(name)
+        and other.kind in ("number", "text")
+        and not other.is_prose
+        and not other.is_constant
+    ]
+    return replace(
+        guess,
+        reading=reading,
+        evidence=(*guess.evidence, *evidence),
+        notes=(*notes, *contradictions, *doubts),
+    )
 
 
 def _scores_beside(table: TableProfile, pair: ColumnPair) -> tuple[list[str], list[str]]:
     """How often scores of both sides agree with the sides' names."""
     evidence, notes = [], []
     for name, column in table.columns.items():
-        if not set(words(name)) & {pair.marks[0]} or column.kind != "number" or name in pair.names:
+        if (
+            is_of_list(name)
+            or not set(words(name)) & {pair.marks[0]}
+            or column.kind != "number"
+            or name in pair.names
+        ):
             continue
         mark = tuple(pair.marks[1] if word == pair.marks[0] else word for word in words(name))
-        other = next((o for o in table.columns if words(o) == mark and table.columns[o].kind == "number"), None)
+        other = next(
+            (o for o in table.columns if words(o) == mark and table.columns[o].kind == "number"), None
+        )
         if other is None:
             continue
         both = [(value_at(row, name), value_at(row, other)) for row in table.rows]
@@ -161,7 +207,8 @@ def _of_responses(table: TableProfile, given: GivenSettings) -> TableGuess:
     named = [
         column
         for name, column in table.columns.items()
-        if "".join(words(name)) in RESPONSE and (column.is_prose or (column.kind == "text" and column.is_varied))
+        if "".join(words(name)) in RESPONSE
+        and (column.is_prose or (column.kind == "text" and column.is_varied))
     ]
     if given.columns.get("response"):
         named = [column for column in table.columns.values() if column.name == given.columns["response"]]
@@ -170,9 +217,14 @@ def _of_responses(table: TableProfile, given: GivenSettings) -> TableGuess:
         if prompt.column:
             return TableGuess(None, f"prompts alone ({prompt.column}): there is no answer to score", table)
         return TableGuess(None, WITHOUT, table)
-    response = min(named, key=lambda column: RESPONSE.index("".join(words(column.name))) if column.name in table.top else 99)
+    response = min(
+        named,
+        key=lambda column: RESPONSE.index("".join(words(column.name))) if column.name in table.top else 99,
+    )
     rating, notes = _rating(table)
-    form = f"one answer a row ({response.name})" + (f", rated by {rating}" if rating else ", rated by nothing")
+    form = f"one answer a row ({response.name})" + (
+        f", rated by {rating}" if rating else ", rated by nothing"
+    )
     columns: dict[str, str | None] = {"response": response.name}
     if rating:
         columns["score"] = rating
@@ -194,7 +246,9 @@ def _of_list(table: TableProfile, column: ColumnProfile) -> TableGuess:
     columns: dict[str, str | None] = {"responses": column.name}
     notes = []
     if not judged:
-        notes.append("there is no column comparisons, so that no answer is preferred to another: such rows train no reward on pairs")
+        notes.append(
+            "there is no column comparisons, so that no answer is preferred to another: such rows train no reward on pairs"
+        )
     ranks = [name for name in table.top if set(words(name)) & {"rank", "ranking", "ranks"}]
     if ranks and not judged:
         form += f"; {ranks[0]} is not read: write it as comparisons, [[i, j], ...], i preferred to j"
@@ -210,11 +264,15 @@ def _entries(row: Mapping[str, object], name: str) -> Iterable[Mapping[str, obje
 def _rating(table: TableProfile) -> tuple[str | None, tuple[str, ...]]:
     """The column of one answer's rating; several are for the user to choose from."""
     names = [
-        name for name, column in table.columns.items() if column.kind == "number" and set(words(name)) & set(RATINGS)
+        name
+        for name, column in table.columns.items()
+        if column.kind == "number" and set(words(name)) & set(RATINGS)
     ]
     if "score" in names or len(names) == 1:
         return ("score" if "score" in names else names[0]), ()
-    return None, (f"{listed(names)} may rate the answer: columns: {{score: {names[0]}}} reads one of them",) if names else ()
+    return None, (
+        f"{listed(names)} may rate the answer: columns: {{score: {names[0]}}} reads one of them",
+    ) if names else ()
 
 
 # The other fields ------------------------------------------------------------------------------------
@@ -222,13 +280,19 @@ def _rating(table: TableProfile) -> tuple[str | None, tuple[str, ...]]:
 
 def _with_roles(guess: TableGuess, given: GivenSettings) -> TableGuess:
     """Prompt, users and domain."""
-    answers = [column for name, column in guess.reading.columns.items() if column and name in ("chosen", "rejected", "first", "second", "responses", "response")]
+    answers = [
+        column
+        for name, column in guess.reading.columns.items()
+        if column and name in ("chosen", "rejected", "first", "second", "responses", "response")
+    ]
     if "prompt" in given.columns:
         prompt = Choice(given.columns["prompt"])
     elif guess.shape in SIDES and whole_sides(guess.table, answers):
         prompt = Choice(notes=("the prompt is what both sides share",))
     else:
         prompt = choose_prompt(guess.table, answers)
+        if prompt == Choice() and guess.shape in SIDES:
+            prompt = unnamed_prompt(guess.table, answers)
     users = Choice(given.columns["user"]) if "user" in given.columns else choose_users(guess.table)
     domain = Choice(given.columns["domain"]) if "domain" in given.columns else choose_domain(guess.table)
     columns = dict(guess.reading.columns)
@@ -236,9 +300,37 @@ def _with_roles(guess: TableGuess, given: GivenSettings) -> TableGuess:
         if choice.column:
             columns.setdefault(name, choice.column)
     evidence = (*guess.evidence, *(choice.evidence for choice in (prompt, users, domain) if choice.evidence))
+    if guess.shape in SIDES and "turn" not in given.columns and _judges_turns(guess.table, answers):
+        columns["turn"] = "turn"
+        evidence = (
+            *evidence,
+            "turn says which answer of a conversation was judged: some have more than it says",
+        )
     notes = (*guess.notes, *(note for choice in (prompt, users, domain) for note in choice.notes))
-    questions = (*guess.questions, *(choice.question for choice in (prompt, users, domain) if choice.question))
-    return replace(guess, reading=replace(guess.reading, columns=columns), evidence=evidence, notes=notes, questions=questions)
+    questions = (
+        *guess.questions,
+        *(choice.question for choice in (prompt, users, domain) if choice.question),
+    )
+    return replace(
+        guess,
+        reading=replace(guess.reading, columns=columns),
+        evidence=evidence,
+        notes=notes,
+        questions=questions,
+    )
+
+
+def _judges_turns(table: TableProfile, answers: list[str]) -> bool:
+    """Whether a column ``turn`` counts the answers of a conversation up to the one that was judged."""
+    column = table.columns.get("turn")
+    if column is None or not column.is_whole or column.numbers[0] < 1:
+        return False
+    spoken = [
+        (value_at(row, "turn"), sum(role in ASSISTANT for role, _ in turns_of(value_at(row, answers[0]))))
+        for row in table.rows
+    ]
+    judged = [(int(turn), number) for turn, number in spoken if isinstance(turn, int | float)]
+    return all(turn <= number for turn, number in judged) and any(turn < number for turn, number in judged)
 
 
 def _with_names(guess: TableGuess, given: GivenSettings) -> TableGuess:

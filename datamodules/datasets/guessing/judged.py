@@ -49,7 +49,9 @@ def who_won(guess: TableGuess, pair: ColumnPair, given: GivenSettings) -> TableG
     certain = [_told(table, candidate.readings[0]) for candidate in every if len(candidate.readings) == 1]
     open_ones = [candidate for candidate in every if len(candidate.readings) != 1 and not candidate.problem]
     listed_ones = list(_lists(table, pair))
-    certain += [_told(table, candidate.readings[0]) for candidate in listed_ones if len(candidate.readings) == 1]
+    certain += [
+        _told(table, candidate.readings[0]) for candidate in listed_ones if len(candidate.readings) == 1
+    ]
     open_ones += [candidate for candidate in listed_ones if len(candidate.readings) != 1]
     certain = [told for told in certain if told.answers.readable > 0.5]
     if not certain:
@@ -65,8 +67,14 @@ def who_won(guess: TableGuess, pair: ColumnPair, given: GivenSettings) -> TableG
             continue
         (both, same), nearest = max(fits, key=lambda fit: fit[0][1] / max(1, fit[0][0]))
         if same < both:
-            return _asked(guess, f"{_names(best.reading)} and {listed(candidate.columns)} name another winner in {both - same:,} of {both:,} rows", (best.reading, *candidate.readings))
-        evidence.append(f"{nearest.reading.meaning}: so it agrees with {_names(best.reading)} in all of {both:,} rows")
+            return _asked(
+                guess,
+                f"{_names(best.reading)} and {listed(candidate.columns)} name another winner in {both - same:,} of {both:,} rows",
+                (best.reading, *candidate.readings),
+            )
+        evidence.append(
+            f"{nearest.reading.meaning}: so it agrees with {_names(best.reading)} in all of {both:,} rows"
+        )
     reading = best.reading
     return replace(
         guess,
@@ -112,7 +120,11 @@ def _unknown(guess: TableGuess, open_ones: Sequence[Candidate], problems: Sequen
     """A guess of a pair whose winner no column names for certain."""
     if open_ones:
         first, *others = open_ones
-        also = f"; {listed([name for other in others for name in other.columns])} may say it, too" if others else ""
+        also = (
+            f"; {listed([name for other in others for name in other.columns])} may say it, too"
+            if others
+            else ""
+        )
         readings = (*first.readings, *(reading for other in others for reading in other.readings))
         return _asked(guess, first.why + also, readings)
     return _asked(guess, problems[0] if problems else NOTHING, ())
@@ -141,7 +153,11 @@ def _lists(table: TableProfile, pair: ColumnPair) -> Iterator[Candidate]:
         if table.columns[name].kind != "objects" if name in table.columns else True:
             continue
         inside = profile(
-            ({str(key): value for key, value in entry.items()} for row in table.rows for entry in _list(row, name)),
+            (
+                {str(key): value for key, value in entry.items()}
+                for row in table.rows
+                for entry in _list(row, name)
+            ),
             text_cells=False,
         )
         user = choose_users(inside).column

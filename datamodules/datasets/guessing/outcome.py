@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from statistics import fmean
 from typing import NamedTuple
 
 from ...records import (
@@ -19,9 +20,10 @@ from ...records import (
 from ..local.fields import value_at
 from .profile import ColumnProfile, TableProfile, words
 from .readings import Codes, Judge, TableReading
+from .roles import PERSON
 from .sides import ColumnPair, column_pairs
 
-__all__ = ["Candidate", "candidates"]
+__all__ = ["Candidate", "candidates", "is_winner_name"]
 
 WINNER = (
     "winner", "win", "label", "labels", "preference", "preferred", "choice", "chosen", "better", "best", "verdict", "judgement",
@@ -31,7 +33,21 @@ WINNER = (
 """Words in the name of a column that says who won."""
 DEGREE = ("strength", "margin", "difference", "diff", "delta", "gap", "advantage")
 """Words in the name of a column that says by how much."""
-SCORE = ("score", "scores", "rating", "ratings", "reward", "rewards", "votes", "likes", "upvotes", "grade", "points", "quality", "overall")
+SCORE = (
+    "score",
+    "scores",
+    "rating",
+    "ratings",
+    "reward",
+    "rewards",
+    "votes",
+    "likes",
+    "upvotes",
+    "grade",
+    "points",
+    "quality",
+    "overall",
+)
 RANK = ("rank", "ranking", "ranks", "place", "position")
 NOT_WINNER = (
     "confidence", "reason", "reasoning", "reasons", "justification", "statement", "elaboration", "id", "time", "timestamp",
@@ -70,13 +86,34 @@ def candidates(table: TableProfile, sides: ColumnPair) -> list[Candidate]:
     """
     hot = list(_one_hot(table))
     taken = {name for candidate in hot for name in candidate.columns} | set(sides.names)
-    taken |= {name for pair in column_pairs(table.columns) for name in pair.names if set(pair.marks) != set(sides.marks)}
+    taken |= {
+        name
+        for pair in column_pairs(table.columns)
+        for name in pair.names
+        if set(pair.marks) != set(sides.marks)
+    }
     single = [
         candidate
         for name, column in table.columns.items()
         if name not in taken and is_winner_name(name) and (candidate := _single(table, column, sides))
     ]
-    return [*hot, *single, *_scores(table, sides)]
+    judges = list(_judges(table, sides))
+    together = {name for candidate in judges for name in candidate.columns}
+    single = [candidate for candidate in single if not together & set(candidate.columns)]
+    return [*hot, *judges, *_without_aspects(single), *_scores(table, sides)]
+
+
+def _without_aspects(candidates: list[Candidate]) -> list[Candidate]:
+    """Candidates without those of an aspect, such as ``helpful_pref``, where one is of all: ``overall_pref``."""
+    overall = [candidate for candidate in candidates if "overall" in words(candidate.columns[0])]
+    if len(overall) != 1:
+        return candidates
+    stem = set(words(overall[0].columns[0])) - {"overall"}
+    return [
+        candidate
+        for candidate in candidates
+        if candidate is overall[0] or not stem & set(words(candidate.columns[0]))
+    ]
 
 
 def is_winner_name(name: str) -> bool:
@@ -96,9 +133,14 @@ def is_winner_name(name: str) -> bool:
 
 def _one_hot(table: TableProfile) -> Iterator[Candidate]:
     for pair in column_pairs(table.columns):
-        if not any(word in ("winner", "win", "wins", "won", "preferred", "better", "label") for word in pair.stem):
+        if not any(
+            word in ("winner", "win", "wins", "won", "preferred", "better", "label") for word in pair.stem
+        ):
             continue
-        if not all(set(table.columns[name].numbers) <= {0.0, 1.0} and table.columns[name].numbers for name in pair.names):
+        if not all(
+            set(table.columns[name].numbers) <= {0.0, 1.0} and table.columns[name].numbers
+            for name in pair.names
+        ):
             continue
         outcomes: dict[str, Outcome] = {pair.first: "first", pair.second: "second"}
         fields: dict[str, str | None] = {"first_wins": pair.first, "second_wins": pair.second}
@@ -121,6 +163,56 @@ def _number(value: object) -> object:
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d+)?", value):
         return float(value)
     return value
+
+
+# A column for each judge ---------------------------------------------------------------------------------
+
+
+def _judges(table: TableProfile, sides: ColumnPair) -> Iterator[Candidate]:
+    families: dict[tuple[str, ...], list[ColumnProfile]] = {}
+    for name, column in table.columns.items():
+        parts = words(name)
+        marked = [i for i, part in enumerate(parts) if part.isdecimal() or len(part) == 1]
+        stem = tuple(part for i, part in enumerate(parts) if i not in marked)
+        if (
+            len(marked) == 1
+            and set(stem) & {*PERSON, *WINNER}
+            and not set(stem) & set(NOT_WINNER)
+            and name in table.top
+        ):
+            families.setdefault(stem, []).append(column)
+    for columns in families.values():
+        kinds = {column.kind for column in columns}
+        if len(columns) < 2 or len(kinds) > 1 or any(column.is_prose for column in columns):
+            continue
+        merged = ColumnProfile(listed([column.name for column in columns]), len(table.rows) * len(columns))
+        for column in columns:
+            merged.kinds += column.kinds
+            merged.values += column.values
+            merged.flags += column.flags
+        if candidate := _single(table, merged, sides):
+            names = [column.name for column in columns]
+            readings = tuple(
+                _of_judges(names, reading) for reading in candidate.readings if "winner" in reading.columns
+            )
+            if len(readings) == len(candidate.readings):
+                yield Candidate(tuple(names), readings, candidate.why)
+
+
+def _of_judges(names: list[str], reading: TableReading) -> TableReading:
+    known = check_codes(reading.codes)
+
+    def judge(row: Mapping[str, object]) -> Judgement | None:
+        values = [value for name in names if (value := value_at(row, name)) is not None]
+        told = [
+            judgement
+            for value in values
+            if (judgement := coded_judgement(names[0], value, known)) is not None
+        ]
+        return Judgement(fmean(judgement.share for judgement in told)) if told else None
+
+    meaning = f"{listed(names)} are what one judge each said; {reading.meaning.partition(': ')[2] or reading.meaning}"
+    return TableReading(meaning, {}, codes=reading.codes, options={"judges": names}, judge=judge)
 
 
 # Scores of both sides ----------------------------------------------------------------------------------
@@ -193,7 +285,11 @@ def _words(table: TableProfile, column: ColumnProfile, sides: ColumnPair) -> Can
             coded(column.name, {**meant, a: "first", b: "second"}, f"{a!r} means the first, {b!r} the second")
             for a, b in ((one, other), (other, one))
         )
-        return Candidate((column.name,), readings, f"{column.name} holds {column.shown}, and nothing says which side each is")
+        return Candidate(
+            (column.name,),
+            readings,
+            f"{column.name} holds {column.shown}, and nothing says which side each is",
+        )
     why = (
         f"{column.name} holds {column.shown}; nothing says what {listed(unknown)} mean"
         f"{'s' * (len(unknown) == 1)}: say it by codes, each first | second | tie | none"
@@ -219,7 +315,17 @@ def _names_side(text: str, sides: ColumnPair) -> Side | None:
     for side, name, mark in names:
         if text.casefold() == name.casefold() or parts == words(name):
             return side
-        stems = (*sides.stem, *(word[0] for word in sides.stem), "option", "choice", "side", "response", "model", "text", "winner")
+        stems = (
+            *sides.stem,
+            *(word[0] for word in sides.stem),
+            "option",
+            "choice",
+            "side",
+            "response",
+            "model",
+            "text",
+            "winner",
+        )
         if parts and mark in parts and set(parts) - {mark} <= {*stems, "wins", "won", "is", "better", "the"}:
             return side
     return None
@@ -258,8 +364,13 @@ def _numbers(column: ColumnProfile, sides: ColumnPair) -> Candidate | None:
     if max(values) <= 1:
         return _share(column)
     if values <= {1.0, 1.5, 2.0} and sides.marks != ("0", "1"):
-        codes: dict[str, str | float] = {"1": "first", "2": "second"} | ({"1.5": "tie"} if 1.5 in values else {})
-        return Candidate((column.name,), (coded(column.name, codes, f"{column.name} names the side: {_codes_shown(codes)}"),))
+        codes: dict[str, str | float] = {"1": "first", "2": "second"} | (
+            {"1.5": "tie"} if 1.5 in values else {}
+        )
+        return Candidate(
+            (column.name,),
+            (coded(column.name, codes, f"{column.name} names the side: {_codes_shown(codes)}"),),
+        )
     if 1 <= min(values) and max(values) <= 2 and not column.is_whole:
         meaning = f"{column.name} goes from 1, the first side, to 2, the second"
         reading = _shared(column.name, 2, 1, meaning)
@@ -313,7 +424,11 @@ def _share(column: ColumnProfile) -> Candidate:
         _shared(column.name, *ends, f"{column.name} is the share that prefers the {side}")
         for side, ends in (("first", (0, 1)), ("second", (1, 0)))
     )
-    return Candidate((column.name,), readings, f"{column.name} holds {column.shown}, and nothing says of which side it is the share")
+    return Candidate(
+        (column.name,),
+        readings,
+        f"{column.name} holds {column.shown}, and nothing says of which side it is the share",
+    )
 
 
 def _signed(column: ColumnProfile) -> Candidate:
@@ -326,7 +441,9 @@ def _signed(column: ColumnProfile) -> Candidate:
             return None if value is None else signed_judgement(column.name, value, side)
 
         meaning = f"above 0, {column.name} prefers the {side} side"
-        readings.append(TableReading(meaning, {"strength": column.name}, options={"positive": side}, judge=judge))
+        readings.append(
+            TableReading(meaning, {"strength": column.name}, options={"positive": side}, judge=judge)
+        )
     if set(column.numbers) <= {-1.0, 0.0, 1.0} and not any(word in DEGREE for word in words(column.name)):
         for zero, one in (("second", "first"), ("first", "second")):
             codes: dict[str, str | float] = {"-1": "none", "0": zero, "1": one}
@@ -345,7 +462,9 @@ def _zero_or_one(column: ColumnProfile) -> Candidate:
     for zero, one in (("second", "first"), ("first", "second")):
         codes = _flag_codes(column, zero, one)
         readings.append(coded(column.name, codes, f"{column.name}: {_codes_shown(codes)}"))
-    why = f"{column.name} holds {column.shown}: 1 is the first side in one data set, and the second in another"
+    why = (
+        f"{column.name} holds {column.shown}: 1 is the first side in one data set, and the second in another"
+    )
     return Candidate((column.name,), tuple(readings), why)
 
 
@@ -388,4 +507,6 @@ def coded(name: str, codes: Codes, meaning: str) -> TableReading:
 
 
 def _codes_shown(codes: Codes) -> str:
-    return ", ".join(f"{code} {'nobody judged' if meaning == 'none' else meaning}" for code, meaning in codes.items())
+    return ", ".join(
+        f"{code} {'nobody judged' if meaning == 'none' else meaning}" for code, meaning in codes.items()
+    )

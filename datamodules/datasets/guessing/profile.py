@@ -22,6 +22,8 @@ WIDEST = 60
 """Keys of an object beyond which they are taken for data, not for fields."""
 MOST_VALUES = 1000
 """Distinct values that are counted."""
+MOSTLY = 0.98
+"""Share of values from which a column is of their kind; the others are rows that will be lost, and counted."""
 PROSE = 40
 """Letters on average from which text is taken for prose, whatever it is called."""
 
@@ -57,11 +59,13 @@ class ColumnProfile:
 
     @property
     def kind(self) -> Kind:
-        """The kind of all its values, else ``other``."""
-        kinds = set(self.kinds)
-        if kinds == {"text", "messages"}:  # one side as text, another as a conversation
+        """The kind of all its values but a few odd ones, else ``other``."""
+        if not self.kinds:
+            return "other"
+        if set(self.kinds) == {"text", "messages"}:  # some rows as text, others as conversations
             return "messages"
-        return next(iter(kinds)) if len(kinds) == 1 else "other"
+        kind, number = self.kinds.most_common(1)[0]
+        return kind if number >= MOSTLY * self.present else "other"
 
     @property
     def missing(self) -> float:
@@ -163,7 +167,9 @@ class TableProfile:
     text_cells: bool = False
 
 
-def profile(rows: Iterable[Mapping[str, object]], *, most: int = 4000, text_cells: bool = False) -> TableProfile:
+def profile(
+    rows: Iterable[Mapping[str, object]], *, most: int = 4000, text_cells: bool = False
+) -> TableProfile:
     """Look at rows.
 
     Args:
@@ -234,7 +240,11 @@ def is_messages(value: object) -> bool:
     """Whether a value is a conversation, or one message."""
     if isinstance(value, Mapping):
         return {"role", "content"} <= value.keys() or {"from", "value"} <= value.keys()
-    return isinstance(value, list) and bool(value) and all(isinstance(turn, Mapping) and is_messages(turn) for turn in value)
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(turn, Mapping) and is_messages(turn) for turn in value)
+    )
 
 
 def words(name: str) -> tuple[str, ...]:

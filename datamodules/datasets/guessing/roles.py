@@ -7,8 +7,20 @@ from ...records import RecordError, conversation, listed
 from ..local.fields import value_at
 from .profile import ColumnProfile, TableProfile, is_messages, words
 from .readings import OpenQuestion, TableReading
+from .sides import ABOUT
 
-__all__ = ["Choice", "choose_domain", "choose_prompt", "choose_users", "whole_sides"]
+__all__ = [
+    "ASSISTANT",
+    "PERSON",
+    "Choice",
+    "choose_domain",
+    "choose_prompt",
+    "choose_users",
+    "is_of_list",
+    "turns_of",
+    "unnamed_prompt",
+    "whole_sides",
+]
 
 PROMPT = (
     "prompt", "question", "query", "instruction", "instructions", "input", "userinput", "userprompt", "prompttext",
@@ -24,7 +36,10 @@ PERSON = (
 )  # fmt: skip
 ALSO = ("id", "hash", "name", "anon", "uuid", "key")
 DOMAIN = ("domain", "category", "topic", "subset", "subreddit", "theme")
+ASSISTANT = ("assistant", "gpt", "model", "bot", "chatbot", "ai")
 MOST_DOMAINS = 200
+ALIKE = 16
+"""Letters with which both sides begin where they repeat what was asked."""
 COPIED = 0.99
 """Share of rows in which one column must hold another's text to be the longer of the two."""
 
@@ -87,10 +102,13 @@ def _may_ask(column: ColumnProfile, table: TableProfile, answers: Sequence[str])
     last = words(column.name.rpartition(".")[2])
     plain = "".join(last)
     named = plain in PROMPT or (
-        any(word in ASKED for word in last) and not set(last) & {"id", "hash", "type", "source", "len", "length", "name"}
+        any(word in ASKED for word in last)
+        and not set(last) & {"id", "hash", "type", "source", "len", "length", "name"}
     )
     if "." in column.name:
-        named = named and (plain in (*ASKED, "post", "fulltext", "text") or any(w in ASKED for w in words(column.name)))
+        named = named and (
+            plain in (*ASKED, "post", "fulltext", "text") or any(w in ASKED for w in words(column.name))
+        )
     if not named or (column.is_constant and table.rows and len(table.rows) > 4):
         return False
     if column.kind == "messages":
@@ -100,14 +118,16 @@ def _may_ask(column: ColumnProfile, table: TableProfile, answers: Sequence[str])
 
 def _ends_with_assistant(table: TableProfile, name: str) -> bool:
     """Whether a conversation holds the answer, as a copy of one side does."""
-    ends = [_turns(value_at(row, name))[-1:] for row in table.rows[:50]]
-    return bool(ends) and all(turn and turn[0][0] in ("assistant", "gpt", "model") for turn in ends if turn)
+    ends = [turns_of(value_at(row, name))[-1:] for row in table.rows[:50]]
+    return bool(ends) and all(turn and turn[0][0] in ASSISTANT for turn in ends if turn)
 
 
 def _outermost(columns: Iterable[ColumnProfile]) -> list[ColumnProfile]:
     """Columns that lie in no other."""
     every = list(columns)
-    return [column for column in every if not any(column.name.startswith(f"{other.name}.") for other in every)]
+    return [
+        column for column in every if not any(column.name.startswith(f"{other.name}.") for other in every)
+    ]
 
 
 def _holds(table: TableProfile, column: ColumnProfile, other: ColumnProfile) -> bool:
@@ -118,11 +138,15 @@ def _holds(table: TableProfile, column: ColumnProfile, other: ColumnProfile) -> 
 
 
 def _text(value: object) -> str:
-    return "\n".join(content.strip() for _, content in _turns(value)) or str(value or "").strip()
+    return "\n".join(content.strip() for _, content in turns_of(value)) or str(value or "").strip()
 
 
-def _turns(value: object) -> list[tuple[str, str]]:
-    """Speaker and text of the turns of a conversation, in whatever form; none of anything else."""
+def turns_of(value: object) -> list[tuple[str, str]]:
+    """Speaker and text of the turns of a conversation, in whatever form; none of anything else.
+
+    Args:
+        value: Of a row.
+    """
     if isinstance(value, str):
         try:
             value = conversation("", value)
@@ -131,7 +155,10 @@ def _turns(value: object) -> list[tuple[str, str]]:
     if not is_messages(value):
         return []
     turns = value if isinstance(value, list) else [value]
-    return [(str(turn.get("role", turn.get("from"))), str(turn.get("content", turn.get("value")))) for turn in turns]
+    return [
+        (str(turn.get("role", turn.get("from"))), str(turn.get("content", turn.get("value"))))
+        for turn in turns
+    ]
 
 
 def whole_sides(table: TableProfile, names: Sequence[str]) -> bool:
@@ -143,9 +170,55 @@ def whole_sides(table: TableProfile, names: Sequence[str]) -> bool:
     """
     if any(table.columns[name].kind == "texts" for name in names):
         return True
-    begins = [_turns(value_at(row, name))[:1] for row in table.rows[:50] for name in names]
+    begins = [turns_of(value_at(row, name))[:1] for row in table.rows[:50] for name in names]
     told = [turn[0][0] for turn in begins if turn]
-    return len(told) > 0.9 * len(begins) and all(role not in ("assistant", "gpt", "model", "bot") for role in told)
+    return len(told) > 0.9 * len(begins) and all(role not in ASSISTANT for role in told)
+
+
+def is_of_list(name: str) -> bool:
+    """Whether a name is of something in a list.
+
+    Args:
+        name: With dots between the levels of nested fields.
+    """
+    return any(part.isdecimal() for part in name.split(".")[1:])
+
+
+def unnamed_prompt(table: TableProfile, answers: Sequence[str]) -> Choice:
+    """What may have been asked, where no column is called like a prompt and the sides do not begin alike.
+
+    Args:
+        table: What the table holds.
+        answers: Columns of the sides.
+    """
+    if _begin_alike(table, answers):
+        return Choice(
+            notes=("no column is called like a prompt: what both sides begin with is taken for it",)
+        )
+    candidates = [
+        column.name
+        for column in table.columns.values()
+        if column.is_prose
+        and column.kind == "text"
+        and column.name in table.top
+        and column.is_varied
+        and column.name not in answers
+        and not set(words(column.name)) & set(ABOUT)
+    ]
+    if not candidates:
+        return Choice(notes=("no column holds what was asked: the answers stand alone",))
+    readings = tuple(TableReading(f"{name} is the prompt", {"prompt": name}) for name in candidates)
+    why = f"no column is called like one; {listed(candidates)} may be it"
+    alone = TableReading("nobody asked anything: the answers stand alone", {"prompt": None})
+    return Choice(question=OpenQuestion("the prompt", why, (*readings, alone)))
+
+
+def _begin_alike(table: TableProfile, answers: Sequence[str]) -> bool:
+    """Whether most rows' sides are texts that begin with the same letters."""
+    sides = [[value_at(row, name) for name in answers] for row in table.rows[:200]]
+    texts = [side for side in sides if len(side) == 2 and all(isinstance(text, str) for text in side)]
+    alike = sum(len({str(text)[:ALIKE] for text in side}) == 1 for side in texts)
+    return bool(texts) and alike > 0.5 * len(texts)
 
 
 # People and domains ------------------------------------------------------------------------------------
@@ -164,13 +237,21 @@ def choose_users(table: TableProfile) -> Choice:
     if len(candidates) < 2:
         return Choice(candidates[0].name if candidates else None, notes=notes)
     names = [column.name for column in candidates]
-    readings = tuple(TableReading(f"{column.name} judged: {column.shown}", {"user": column.name}) for column in candidates)
-    question = OpenQuestion("who judged", f"{listed(names)} may name who judged", (*readings, TableReading("neither", {"user": None})))
+    readings = tuple(
+        TableReading(f"{column.name} judged: {column.shown}", {"user": column.name}) for column in candidates
+    )
+    question = OpenQuestion(
+        "who judged",
+        f"{listed(names)} may name who judged",
+        (*readings, TableReading("neither", {"user": None})),
+    )
     return Choice(question=question, notes=notes)
 
 
 def _may_be_person(column: ColumnProfile) -> bool:
     parts = words(column.name.rpartition(".")[2])
+    if is_of_list(column.name):
+        return False
     if not parts or not set(parts) <= {*PERSON, *ALSO} or not set(parts) & set(PERSON):
         return False
     return (column.kind == "text" and not column.is_prose) or column.is_whole
@@ -188,10 +269,15 @@ def choose_domain(table: TableProfile) -> Choice:
         if words(column.name.rpartition(".")[2]) in {(name,) for name in DOMAIN}
         and column.kind == "text"
         and len(column.values) <= MOST_DOMAINS
+        and not is_of_list(column.name)
         and not column.is_unique
     ]
     if "domain" in candidates or len(candidates) == 1:
         return Choice("domain" if "domain" in candidates else candidates[0])
     if not candidates:
         return Choice()
-    return Choice(notes=(f"{listed(candidates)} may name domains: columns: {{domain: {candidates[0]}}} reads one of them",))
+    return Choice(
+        notes=(
+            f"{listed(candidates)} may name domains: columns: {{domain: {candidates[0]}}} reads one of them",
+        )
+    )

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from .profile import ColumnProfile, TableProfile, words
 
-__all__ = ["ColumnPair", "Sides", "column_pairs", "find_sides", "several_sides"]
+__all__ = ["ABOUT", "ColumnPair", "Sides", "column_pairs", "find_sides", "several_sides"]
 
 JUDGED = (
     ("chosen", "rejected"), ("chosen", "reject"), ("accepted", "rejected"), ("selected", "rejected"), ("preferred", "rejected"),
