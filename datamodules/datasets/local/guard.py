@@ -58,13 +58,14 @@ class JudgementGuard:
         self.path, self.names, self.reader, self.judged = path, names, reader, judged
         self._values: dict[str, list[object]] = {}
         self._has_judgements = any(field in names.given for form in FORMS.values() for field in form)
-        self._shares: dict[float, int] = {}
+        self._shares: list[float] = []
+        self._others: list[float] = []
         self._seen = self._off = 0
 
     def problem(self, row: SourceRow, shape: Shape | None, rows: RowsAhead) -> RecordError | None:
         """What is wrong with a row; None if nothing is."""
         if (share := self._share_off(row)) is not None:
-            if len(self._shares) < 2:
+            if len(self._others) < 2:
                 for other in rows.ahead():
                     self._note_shares(other)
             return self._other_code(share).at(row.file, row.line)
@@ -79,8 +80,7 @@ class JudgementGuard:
             RecordError: Of the file, if its shares are another code in more rows than single slips are.
         """
         if self._off > 1 and self._off > OTHER_CODE * self._seen:
-            first = next(value for value in self._shares if not self._in_range(value))
-            raise self._other_code(first).at(str(self.path), 0)
+            raise self._other_code(self._others[0]).at(str(self.path), 0)
 
     # Shares ------------------------------------------------------------------------------------------------
 
@@ -115,8 +115,9 @@ class JudgementGuard:
     def _note_shares(self, row: SourceRow) -> list[float]:
         shares = list(self._row_shares(row))
         for share in shares:
-            if len(self._shares) < MOST_VALUES:
-                self._shares[share] = 1
+            values = self._shares if self._in_range(share) else self._others
+            if share not in values and len(values) < MOST_VALUES:
+                values.append(share)
         return shares
 
     def _share_off(self, row: SourceRow) -> float | None:
@@ -131,7 +132,7 @@ class JudgementGuard:
     def _other_code(self, value: float) -> RecordError:
         column = self.names.theirs.get("preference", "preference")
         low, high = self.reader.preference_range
-        shares = sorted({value, *self._shares})
+        shares = sorted({value, *self._shares[: MOST_VALUES // 2], *self._others})
         rows = f" in {self._off:,} of {self._seen:,} rows so far" if self._off > 1 else ""
         allowed = (
             f"numbers in [{min(low, high):g}, {max(low, high):g}], the share that prefers the first side; {column} holds "

@@ -213,6 +213,8 @@ def _turns(field: str, value: object) -> tuple[Message, ...]:
         return (Message("assistant", value),)
     if _is_texts(value):
         return alternating_messages(field, value)
+    if not isinstance(value, list | tuple | Mapping):
+        raise RecordError(field, value, "text or messages", reason="wrong type")
     return parse_messages(field, value)
 
 
