@@ -25,6 +25,7 @@ __all__ = [
     "JUDGED",
     "KINDS_OF_RECORD",
     "NESTED",
+    "NEUTRAL_ALONE",
     "OF_RECORD",
     "RATED",
     "READ",
@@ -111,8 +112,8 @@ READ: dict[Shape | None, tuple[str, ...]] = {
     None: FIELDS,
 }
 """Fields that a row of each shape may have; others are passed over, as unknown columns are."""
-NEUTRAL_ALONE = {"first", "second", "winner", "judgements", *FORMS["outcomes"], *FORMS["scores"]}
-"""Fields that are no content of rows of another shape."""
+NEUTRAL_ALONE = {"winner", "judgements", *FORMS["outcomes"], *FORMS["scores"]}
+"""Fields that say who won of ``first`` and ``second`` alone."""
 WHOLE_FLOAT = re.compile(r"(0|[1-9]\d*)\.0", re.ASCII)
 """A whole number as a table writes it in a column with gaps; neither ``007.0`` nor ``1.10``."""
 
@@ -182,22 +183,27 @@ class FieldNames:
     Attributes:
         theirs: Column of each field that is read.
         nested: Key of each field of an object in ``judgements``.
+        judges: Columns that hold what one judge each said.
         switched_off: Fields that are not read though a column has their name.
     """
 
-    def __init__(self, columns: Mapping[str, str | None]) -> None:
-        """Take the setting.
+    def __init__(self, columns: Mapping[str, str | None], judges: Sequence[str] = ()) -> None:
+        """Take the settings.
 
         Args:
             columns: Column of fields that differ; None for a field that is not to be read.
+            judges: Columns that hold what one judge each said.
         """
+        self.judges = tuple(judges)
         self.switched_off = sorted(field for field, column in columns.items() if column is None)
         self.given = {field: column for field, column in columns.items() if column is not None}
+        judged = {field for names in FORMS.values() for field in names}
+        taken = judged & {column for field, column in self.given.items() if field in judged}
         self.theirs = {
             field: self.given.get(field, field)
             for field in FIELDS
             if (field == "id" or field not in self.switched_off)
-            and (field not in MAPPED_ONLY or field in self.given)
+            and (field in self.given or not (field in MAPPED_ONLY or field in taken))
         }
         self.nested = {
             name.removeprefix("judgements."): self.given.get(name, name.removeprefix("judgements."))
@@ -208,7 +214,7 @@ class FieldNames:
             shape: {
                 part for field in fields if field in self.theirs for part in _beginnings(self.theirs[field])
             }
-            | set(self.switched_off)
+            | {*self.switched_off, *(self.judges if shape == "neutral" else ())}
             for shape, fields in READ.items()
         }
 
@@ -232,11 +238,12 @@ class FieldNames:
 
     def content(self, row: SourceRow, shape: Shape | None) -> dict[str, object]:
         """What names a row without id: every field but that; those of a neutral pair where it is one."""
-        return {
+        content = {
             field: value_at(row.fields, column)
             for field, column in self.theirs.items()
-            if field != "id" and (shape == "neutral" or field not in NEUTRAL_ALONE)
+            if field != "id" and (shape == "neutral" or field not in {*NEUTRAL_ALONE, "first", "second"})
         }
+        return content | (self._said(row) if shape == "neutral" else {})
 
     def values(self, row: SourceRow) -> dict[str, object]:
         """A row's fields under our names, without nulls; text as what it stands for."""
@@ -251,7 +258,22 @@ class FieldNames:
             if isinstance(value, str) and field in TEXTS:
                 value = conversation(field, value)
             fields[field] = value
-        return fields
+        return fields | self._said(row)
+
+    def _said(self, row: SourceRow) -> dict[str, object]:
+        """What each judge of the ``judges`` said, if anybody did."""
+        said = without_nulls({judge: value_at(row.fields, judge) for judge in self.judges})
+        return {"judges": said} if said else {}
+
+    def inside_judgements(self, row: SourceRow) -> dict[str, object]:
+        """What objects in ``judgements`` have that nothing reads, by its way there."""
+        column, read = self.theirs.get("judgements", ""), {*self.nested.values()}
+        return {
+            f"{column}.{key}": value
+            for entry in self.entries(row)
+            for key, value in entry.items()
+            if key not in read
+        }
 
     def occurs(self, row: SourceRow, field: str, column: str) -> bool:
         """Whether a row has the column of a field, be it null."""

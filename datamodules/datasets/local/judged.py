@@ -17,6 +17,7 @@ from ...records import (
     known_code,
     list_field,
     listed,
+    mapping_field,
     number_field,
     one_hot_judgement,
     signed_judgement,
@@ -39,14 +40,12 @@ class JudgementReader:
         positive: Which side a strength above 0 prefers; None if nobody said so.
         preference_range: Values that stand for nobody and for everybody preferring the first side.
         nested: Key of each field in an object of ``judgements``.
-        judges: Columns that hold what one judge each said.
     """
 
     codes: Mapping[str, Judgement | None] = field(default_factory=dict)
     positive: Side | None = None
     preference_range: tuple[float, float] = (0.0, 1.0)
     nested: Mapping[str, str] = field(default_factory=dict)
-    judges: tuple[str, ...] = ()
 
     @classmethod
     def of_settings(
@@ -55,7 +54,6 @@ class JudgementReader:
         positive: Side | None,
         preference_range: Sequence[float],
         nested: Mapping[str, str],
-        judges: Sequence[str] | None,
     ) -> "JudgementReader":
         """Check the settings.
 
@@ -67,7 +65,12 @@ class JudgementReader:
             raise ValueError(
                 f"preference_range must be two different finite numbers, got {list(preference_range)}"
             )
-        return cls(check_codes(codes or {}, positive), positive, (low, high), nested, tuple(judges or ()))
+        return cls(
+            check_codes(codes or {}, positive),
+            positive,
+            (float(low), float(high)),
+            nested,
+        )
 
     def share(self, name: str, value: object) -> Judgement | None:
         """Share that prefers the first side, from a value in the range, or a code."""
@@ -77,12 +80,23 @@ class JudgementReader:
         number = number_field(name, value, min(low, high), max(low, high))
         return Judgement((number - low) / (high - low))
 
-    def share_of_chosen(self, value: object) -> object:
-        """Share that prefers ``chosen``; as it is where nothing says otherwise."""
-        if self.preference_range == (0.0, 1.0) and not known_code(value, self.codes):
-            return value
-        judgement = self.share("preference", value)
-        return None if judgement is None else judgement.share
+    def share_of_chosen(self, name: str, value: object) -> float:
+        """Share that prefers ``chosen``.
+
+        Raises:
+            RecordError: If it is none; of words, says how they are read.
+        """
+        if isinstance(value, str) and not known_code(value, self.codes):
+            allowed = (
+                "a number, the share that prefers chosen; words that name the winner are read by columns: {first: ..., second: ..., "
+                "winner: ...} in place of chosen, rejected and preference"
+            )
+            raise RecordError(name, value, allowed, reason="wrong type")
+        judgement = self.share(name, value)
+        if judgement is None:
+            allowed = "a judgement: that nobody judged can be said of first and second alone"
+            raise RecordError(name, value, allowed, reason="no judgement")
+        return judgement.share
 
     def single(self, form: str, name: str, value: object) -> Judgement | None:
         """What a winner, strength or preference says; None where its code says that nobody judged."""
@@ -111,9 +125,9 @@ class JudgementReader:
             named = {f"judgements[{i}]": entry for i, entry in enumerate(entries)}
             return self._several([self._entry(name, entry) for name, entry in named.items()], fields, others)
         if form == "judges":
-            spoken = without_nulls({name: fields.get(name) for name in self.judges})
+            said = mapping_field("judges", fields["judges"])
             entries_of = [
-                (self.single("winner", name, value), {"user": name}) for name, value in spoken.items()
+                (self.single("winner", name, value), {"user": name}) for name, value in said.items()
             ]
             return self._several(entries_of, fields, others)
         votes = column_values("", {"votes": JUDGED["votes"]}, fields)
@@ -150,13 +164,15 @@ class JudgementReader:
 
     def _form(self, fields: Mapping[str, object]) -> str | None:
         """The one form that a row has; ``votes`` alone are one, beside another they go with it."""
-        forms = [form for form, names in FORMS.items() if any(name in fields for name in names)]
-        forms += ["judges"] if any(name in fields for name in self.judges) else []
-        if len(forms) > 1:
-            names = [name for form in forms for name in FORMS.get(form, self.judges) if name in fields]
-            allowed = f"one of {' | '.join(names)}, for each says who won: switch the others off, columns: {{{names[1]}: null}}"
-            raise RecordError(names[1], fields[names[1]], allowed, reason="two judgements")
-        return forms[0] if forms else "votes" if "votes" in fields else None
+        known = {"judges": ("judges",), **FORMS}
+        forms = {form: [name for name in names if name in fields] for form, names in known.items()}
+        given = [form for form in forms if forms[form]]
+        if len(given) > 1:
+            several = [name for form in given for name in forms[form]]
+            field = forms[given[1]][0]
+            allowed = f"one of {' | '.join(several)}, for each says who won: switch the others off, columns: {{{field}: null}}"
+            raise RecordError(field, fields[field], allowed, reason="two judgements")
+        return given[0] if given else "votes" if "votes" in fields else None
 
     def _entry(self, name: str, entry: object) -> tuple[Judgement | None, dict[str, Any]]:
         """What one of several judgements says, and what it has of its own."""
@@ -165,6 +181,8 @@ class JudgementReader:
             return self.single(form, name, entry), {}
         given = without_nulls({field: value_at(entry, key) for field, key in self.nested.items()})
         forms = [form for form in SINGLE if form in given]
+        if not forms and any(self.nested.get(form) in entry for form in SINGLE):
+            return None, {}
         if len(forms) != 1:
             keys = [self.nested.get(form, form) for form in forms or SINGLE]
             has = f"; it has {listed(entry)}" if not forms else ""

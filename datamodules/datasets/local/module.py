@@ -81,7 +81,9 @@ from .fields import (
     row_name,
     value_at,
 )
+from .guard import JudgementGuard, RowsAhead
 from .judged import JudgementReader
+from .likely import Reading, judgement_columns, likely_reading, likely_sides
 from .shapes import Content, chosen_pair, neutral_pair, one_response, ranked_responses
 
 __all__ = ["LocalDataModule"]
@@ -140,16 +142,14 @@ class LocalDataModule(OwnFilesDataModule):
         super().__init__(**shared)
         check_choices(LocalDataModule.__init__, positive=positive)
         self.name_files(train=train, validation=validation, test=test, predict=predict)
-        self.field_names = FieldNames(columns or {})
+        self.field_names = FieldNames(columns or {}, judges or ())
         allowed = (*FIELDS, *NESTED)
         self.name_columns(self.field_names.given, allowed)
         if unknown := set(self.field_names.switched_off) - set(allowed):
             raise ValueError(
                 f"columns switches off unknown fields {listed(sorted(unknown))}; allowed: {', '.join(allowed)}"
             )
-        self.reader = JudgementReader.of_settings(
-            codes, positive, preference_range, self.field_names.nested, judges
-        )
+        self.reader = JudgementReader.of_settings(codes, positive, preference_range, self.field_names.nested)
         self.codes = codes or {}
 
     @property
@@ -175,7 +175,7 @@ class LocalDataModule(OwnFilesDataModule):
             "codes": {str(code): meaning for code, meaning in self.codes.items()},
             "positive": self.reader.positive,
             "preference_range": self.reader.preference_range,
-            "judges": self.reader.judges,
+            "judges": self.field_names.judges,
             "names": self.file_names(),
         }
 
@@ -184,14 +184,19 @@ class LocalDataModule(OwnFilesDataModule):
 
         Raises:
             ValueError: If a column that ``columns`` names occurs in no row of the (first) split.
+            RecordError: Of the file, if its shares are another code.
         """
         missing = (
-            (self.columns | {name: name for name in self.reader.judges}) if source == self.sources[0] else {}
+            (self.columns | {name: name for name in self.field_names.judges})
+            if source == self.sources[0]
+            else {}
         )
         seen: dict[str, None] = {}
         unread = self.unread[source] = UnreadColumns()
         contents = ContentNames()
-        for row in self.source_rows(source):
+        guard = JudgementGuard(self.place(source), self.field_names, self.reader, judged=source != "predict")
+        rows = RowsAhead(self.source_rows(source))
+        for row in rows:
             if isinstance(row, RecordError):
                 yield row
                 continue
@@ -203,8 +208,10 @@ class LocalDataModule(OwnFilesDataModule):
                 }
                 seen.update(dict.fromkeys(row.fields))
             shape = self.field_names.shape(row)
-            unread.add(row.fields, self.field_names.read(shape))
-            yield self._named(row, shape, contents)
+            inside = self.field_names.inside_judgements(row) if shape == "neutral" else {}
+            unread.add({**row.fields, **inside}, self.field_names.read(shape))
+            yield guard.problem(row, shape, rows) or self._named(row, shape, contents)
+        guard.finish()
         if missing:
             raise ValueError(
                 f"columns names {', '.join(sorted(missing.values()))}, which no row of {self.place(source)} has; it has "
@@ -247,8 +254,18 @@ class LocalDataModule(OwnFilesDataModule):
             return neutral_pair(fields, self.reader)
         if shape == "response":
             return one_response(fields)
-        has = listed(column for column in row.fields if column != self.field_names.theirs["id"]) or "none"
+        columns = {
+            column: value for column, value in row.fields.items() if column != self.field_names.theirs["id"]
+        }
+        has = listed(columns) or "none"
         allowed = f"chosen and rejected, or first and second, or responses, or response; the row has {has}"
+        if sides := likely_sides(columns):
+            judged = judgement_columns(columns, columns.keys() - {*sides}, plain=False)
+            reading = (
+                likely_reading({name: [columns[name]] for name in judged}) if judged else Reading({}, {})
+            )
+            named = reading._replace(columns={"first": sides[0], "second": sides[1], **reading.columns})
+            allowed += f"; perhaps {named}"
         raise RecordError("chosen", None, allowed, reason="missing field")
 
     def _refuse_unread_prompt(self, row: SourceRow, shape: Shape | None, fields: dict[str, object]) -> None:

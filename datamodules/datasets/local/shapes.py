@@ -124,7 +124,7 @@ def _comparison(
     """Everything of a comparison by its sides; values are checked by the record."""
     values = column_values(field, {"preference": "number", **JUDGED}, fields)
     if "preference" in values:
-        values["preference"] = reader.share_of_chosen(values["preference"])
+        values["preference"] = reader.share_of_chosen(f"{field}preference", values["preference"])
     return Comparison(*sides, **values)
 
 
@@ -178,7 +178,13 @@ def _conversations(
     """Sides that are turns, cut to the turn that was judged."""
     if "turn" in fields:
         sides = {name: _cut(name, side, fields["turn"]) for name, side in sides.items()}
-    return Content(*split_sides(tuple(sides), list(sides.values()), prompt))
+    try:
+        return Content(*split_sides(tuple(sides), list(sides.values()), prompt))
+    except RecordError as error:
+        if error.reason != "another prompt":
+            raise
+        allowed = f"{error.allowed}; or columns: {{prompt: null}} where the sides alone are right"
+        raise RecordError(error.field, error.value, allowed, reason=error.reason) from None
 
 
 def _given_prompt(fields: Mapping[str, object], sides: Mapping[str, object]) -> Prompt | None:
@@ -207,6 +213,8 @@ def _turns(field: str, value: object) -> tuple[Message, ...]:
         return (Message("assistant", value),)
     if _is_texts(value):
         return alternating_messages(field, value)
+    if not isinstance(value, list | tuple | Mapping):
+        raise RecordError(field, value, "text or messages", reason="wrong type")
     return parse_messages(field, value)
 
 
@@ -237,10 +245,10 @@ def _zipped(
     if asked is None:
         return None
     turns: dict[str, tuple[Message, ...]] = {}
-    for name, answers in several.items():
-        answers = list_field(name, answers, len(asked))
-        for field, texts in (("prompt", asked), (name, answers)):
-            for i, text in enumerate(texts):
+    for name, texts_of_side in several.items():
+        answers = list_field(name, texts_of_side, len(asked))
+        for field, given in (("prompt", asked), (name, answers)):
+            for i, text in enumerate(given):
                 if not isinstance(text, str):
                     raise RecordError(f"{field}[{i}]", text, "a text for each turn", reason="missing turn")
         turns[name] = tuple(

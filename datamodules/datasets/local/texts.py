@@ -61,6 +61,8 @@ def shared_prompt(first: str, second: str) -> SharedPrompt:
         ),
         0,
     )
+    while end and shared[end - 1] != "\n" and shared[end : end + 1].isspace():
+        end += 1  # white space between sentences is of neither
     prompt, rest = shared[:end].rstrip(), shared[end:].lstrip()
     group = None
     if not prompt or len(rest.strip()) > LONG:
