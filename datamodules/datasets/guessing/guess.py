@@ -5,10 +5,10 @@ from dataclasses import replace
 
 from ...records import listed
 from ..local.fields import KINDS_OF_RECORD, READ, Shape, value_at
+from .doubts import winner_named
 from .form import SIDES, GivenSettings, TableGuess
 from .judged import who_won
 from .known import known_table
-from .outcome import is_winner_name
 from .profile import ColumnProfile, TableProfile, profile, words
 from .readings import OpenQuestion, TableReading
 from .roles import (
@@ -17,7 +17,6 @@ from .roles import (
     choose_domain,
     choose_prompt,
     choose_users,
-    is_of_list,
     turns_of,
     unnamed_prompt,
     whole_sides,
@@ -116,7 +115,7 @@ def _of_pair(table: TableProfile, pair: ColumnPair, given: GivenSettings) -> Tab
     else:
         form = f"pairs of {pair.first} and {pair.second}, of which another column says who won"
     guess = TableGuess(shape, form, table, TableReading(form, sides))
-    return who_won(guess, pair, given) if not pair.is_judged else _with_share(guess, pair)
+    return who_won(guess, pair, given) if not pair.is_judged else winner_named(guess, pair, given)
 
 
 def _several_a_side(table: TableProfile, pair: ColumnPair) -> str:
@@ -134,69 +133,6 @@ def _several_a_side(table: TableProfile, pair: ColumnPair) -> str:
         f"{pair.first} and {pair.second} hold lists of texts that share no beginning: several answers a side, not the turns of "
         "one. Write one row for every pair, or a list of responses with comparisons"
     )
-
-
-def _with_share(guess: TableGuess, pair: ColumnPair) -> TableGuess:
-    """A pair whose sides say who won, with what else says by how much."""
-    column = guess.table.columns.get("preference")
-    notes = []
-    reading = guess.reading
-    if column is not None and column.numbers and 0 <= column.numbers[0] <= column.numbers[-1] <= 1:
-        notes.append(f"preference is read as the share that prefers {pair.first}")
-    elif column is not None:
-        reading = replace(reading, columns={**reading.columns, "preference": None})
-        notes.append(f"preference holds {column.shown}, which is no share, and is not read")
-    evidence, contradictions = _scores_beside(guess.table, pair)
-    doubts = [
-        f"{name} holds {other.shown} and is not read: that {pair.first} was preferred is what the names say"
-        for name, other in guess.table.columns.items()
-        if name in guess.table.top
-        and name not in (*pair.names, "preference", "strength", "margin")
-        and is_winner_name(name)
-        and other.kind in ("number", "text")
-        and not other.is_prose
-        and not other.is_constant
-    ]
-    return replace(
-        guess,
-        reading=reading,
-        evidence=(*guess.evidence, *evidence),
-        notes=(*notes, *contradictions, *doubts),
-    )
-
-
-def _scores_beside(table: TableProfile, pair: ColumnPair) -> tuple[list[str], list[str]]:
-    """How often scores of both sides agree with the sides' names."""
-    evidence, notes = [], []
-    for name, column in table.columns.items():
-        if (
-            is_of_list(name)
-            or not set(words(name)) & {pair.marks[0]}
-            or column.kind != "number"
-            or name in pair.names
-        ):
-            continue
-        mark = tuple(pair.marks[1] if word == pair.marks[0] else word for word in words(name))
-        other = next(
-            (o for o in table.columns if words(o) == mark and table.columns[o].kind == "number"), None
-        )
-        if other is None:
-            continue
-        both = [(value_at(row, name), value_at(row, other)) for row in table.rows]
-        numbers = [(float(a), float(b)) for a, b in both if _is_number(a) and _is_number(b)]  # type: ignore[arg-type]
-        wrong = sum(a < b for a, b in numbers)
-        said = f"{name} is below {other} in {wrong:,} of {len(numbers):,} rows"
-        if wrong:
-            notes.append(f"{said}, though the names say that {pair.first} was preferred")
-        elif numbers:
-            evidence.append(said)
-    return evidence, notes
-
-
-def _is_number(value: object) -> bool:
-    if isinstance(value, str):
-        return value.replace(".", "", 1).lstrip("+-").isdecimal()
-    return isinstance(value, int | float)
 
 
 def _of_responses(table: TableProfile, given: GivenSettings) -> TableGuess:

@@ -8,9 +8,9 @@ from typing import NamedTuple
 from ...records import Judgement, listed
 from ..local.fields import value_at
 from .form import GivenSettings, TableGuess
-from .outcome import Candidate, candidates
+from .outcome import candidates
 from .profile import TableProfile, profile
-from .readings import Answers, Judge, OpenQuestion, TableReading
+from .readings import Answers, Candidate, Judge, OpenQuestion, TableReading
 from .roles import choose_users
 from .sides import ColumnPair
 
@@ -125,7 +125,8 @@ def _unknown(guess: TableGuess, open_ones: Sequence[Candidate], problems: Sequen
             if others
             else ""
         )
-        readings = (*first.readings, *(reading for other in others for reading in other.readings))
+        alone = [reading for other in others for reading in other.readings if "judgements" not in reading.columns]
+        readings = (*first.readings, *alone)
         return _asked(guess, first.why + also, readings)
     return _asked(guess, problems[0] if problems else NOTHING, ())
 

@@ -49,6 +49,7 @@ KNOWN = (
         settings=(("release", "140k"),),
     ),
     KnownTable("DICESDataModule", ("instances", "original_prompt", "dataset_url")),
+    KnownTable("DICESRatersDataModule", ("rater_id", "item_id", "degree_of_harm", "Q_overall"), 2),
     KnownTable("DSPDataModule", ("query", "responses.academy", "responses.business", "responses.normal")),
     KnownTable("GPT4LLMDataModule", ("user_input", "responses_and_scores")),
     KnownTable(

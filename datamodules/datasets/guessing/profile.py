@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Literal
 
 from ...records import RecordError, conversation, is_number
+from ..local.likely import name_words
 
 __all__ = ["ColumnProfile", "Rows", "TableProfile", "profile", "words"]
 
@@ -199,7 +200,7 @@ def _fields(row: Mapping[str, object], prefix: str = "", depth: int = 0) -> Iter
             continue
         if isinstance(value, Mapping) and len(value) <= WIDEST:
             yield from _fields({str(k): v for k, v in value.items()}, f"{name}.", depth + 1)
-        elif isinstance(value, list) and len(value) == 2:  # perhaps the two sides
+        elif not depth and isinstance(value, list) and len(value) == 2:  # perhaps the two sides
             yield from _fields({str(i): v for i, v in enumerate(value)}, f"{name}.", depth + 1)
 
 
@@ -253,5 +254,4 @@ def words(name: str) -> tuple[str, ...]:
     Args:
         name: Of a column.
     """
-    parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+|\d+", name)
-    return tuple(part.casefold() for part in parts)
+    return tuple(name_words(name))

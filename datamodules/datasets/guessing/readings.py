@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ...records import Judgement, RecordError
 from .profile import Rows
 
-__all__ = ["Answers", "Codes", "Judge", "OpenQuestion", "TableReading", "outcome_words"]
+__all__ = ["Answers", "Candidate", "Codes", "Judge", "OpenQuestion", "TableReading", "outcome_words"]
 
 Codes = Mapping[str, str | float]
 Judge = Callable[[Mapping[str, object]], Judgement | None]
@@ -100,6 +101,22 @@ class Answers:
             if one is not None and another is not None and 0.5 not in (one, another)
         ]
         return len(both), sum((one > 0.5) == (another > 0.5) for one, another in both)
+
+
+class Candidate(NamedTuple):
+    """A column, or several, that may say who won.
+
+    Attributes:
+        columns: Their names.
+        readings: Ways to read them: of one it is certain, of several one is right, of none nobody can tell.
+        why: Why it is not certain; empty if it is.
+        problem: Why it cannot be read at all; empty if it can.
+    """
+
+    columns: tuple[str, ...]
+    readings: tuple[TableReading, ...]
+    why: str = ""
+    problem: str = ""
 
 
 def outcome_words(share: float | None) -> str:

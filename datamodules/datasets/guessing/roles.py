@@ -28,6 +28,8 @@ PROMPT = (
     "document", "passage", "sourcetext", "messages", "task", "problem", "request", "title",
 )  # fmt: skip
 """Names of what was asked, without case and punctuation."""
+BESIDE = ("user", "text", "full", "chat", "initial", "human", "source", "original", "turns")
+"""Words beside these in a name."""
 ASKED = ("prompt", "question", "query", "instruction")
 """Words in other names of it."""
 PERSON = (
@@ -101,9 +103,13 @@ def _may_ask(column: ColumnProfile, table: TableProfile, answers: Sequence[str])
         return False
     last = words(column.name.rpartition(".")[2])
     plain = "".join(last)
-    named = plain in PROMPT or (
-        any(word in ASKED for word in last)
-        and not set(last) & {"id", "hash", "type", "source", "len", "length", "name"}
+    named = (
+        plain in PROMPT
+        or (set(last) <= {*PROMPT, *BESIDE} and bool(set(last) & set(PROMPT)))
+        or (
+            any(word in ASKED for word in last)
+            and not set(last) & {"id", "hash", "type", "source", "len", "length", "name"}
+        )
     )
     if "." in column.name:
         named = named and (
@@ -199,10 +205,10 @@ def unnamed_prompt(table: TableProfile, answers: Sequence[str]) -> Choice:
         column.name
         for column in table.columns.values()
         if column.is_prose
-        and column.kind == "text"
         and column.name in table.top
-        and column.is_varied
-        and column.name not in answers
+        and not (column.kind == "messages" and _ends_with_assistant(table, column.name))
+        and (column.is_varied or column.kind == "messages")
+        and not any(name == column.name or name.startswith(f"{column.name}.") for name in answers)
         and not set(words(column.name)) & set(ABOUT)
     ]
     if not candidates:
