@@ -226,6 +226,7 @@ def _print_known(known: KnownTable, sample: Sample, examples: int, console: Cons
     console.print(Text.assemble(("it is    ", "bold cyan"), f"a table that {known.module} reads: use that"))
     module: type[PreferenceDataModule] = getattr(pluralign.datamodules, known.module)
     settings = dict(known.settings)
+    problem = ""
     if sample.hub is None:
         settings["data_dir"] = str(known.folder(Path(sample.readable[0].file)))
         try:
@@ -233,13 +234,15 @@ def _print_known(known: KnownTable, sample: Sample, examples: int, console: Cons
                 warnings.simplefilter("ignore")
                 outcome = take_records(module(**settings), len(sample.rows))  # type: ignore[arg-type]
         except (ValueError, OSError) as error:
-            console.print(
-                Text.assemble(("mind     ", "bold cyan"), f"it does not find its files there: {error}")
-            )
-            return False
-        print_outcome(outcome, examples, console)
+            problem = str(error)
+        else:
+            print_outcome(outcome, examples, console)
     console.rule("[bold]paste this", align="left")
     _print_block(data_block(known.module, None, settings), console)
+    if problem:
+        console.print(Text.assemble(("mind     ", "bold cyan"), f"it cannot be read so: {problem}"))
+        console.print(Text("otherwise it is read as data of your own:\n"))
+        return False
     page = f"docs/data_sets/{module.name}.md"
     console.print(Text(f"next: {page} says what it reads, and which recipe in configs/ trains on it"))
     return True

@@ -26,7 +26,8 @@ PERCENTILES = (5, 50, 95, 100)
 def inspect(words: Sequence[str]) -> None:
     """Print decoded examples, counts, lengths and drops of the data that the options name.
 
-    With names of data before any option there is no configuration: see :func:`inspect_unknown`.
+    With a file, a pattern, a folder or a dataset on the hub in place of options (``pluralign data inspect pairs.jsonl``) no
+    configuration is needed: it says what the data are and how to read them.
     """
     if words and not words[0].startswith("-"):
         inspect_unknown(words)

@@ -18,6 +18,7 @@ __all__ = ["data_block", "print_outcome"]
 
 SHOWN_LETTERS = 280
 """Letters of a text that an example shows."""
+SHOWN_RESPONSES = 6
 TOP = 5
 """Names that are shown of many."""
 PLAIN = re.compile(
@@ -151,10 +152,12 @@ def _print_example(record: PreferenceRecord, console: Console, sides: Sequence[s
     console.rule(Text(record.id, "bold"), align="left")
     prompt = record.prompt if isinstance(record.prompt, str) else plain_turns(record.prompt)
     console.print(Text.assemble(("prompt  ", "bold cyan"), _short(prompt) or "(none)"))
-    for i, response in enumerate(record.responses):
+    for i, response in enumerate(record.responses[:SHOWN_RESPONSES]):
         name = sides[i] if i < len(sides) else f"response {i}"
         score = "" if response.score is None else f" (score {response.score:g})"
         console.print(Text.assemble((f"{name}{score}  ", "bold cyan"), _short(response.text)))
+    if len(record.responses) > SHOWN_RESPONSES:
+        console.print(f"   and {len(record.responses) - SHOWN_RESPONSES:,} more responses")
     for comparison in record.comparisons[:4]:
         console.print(Text(f"-> {_won(comparison, sides)}", "bold"))
     if len(record.comparisons) > 4:

@@ -139,15 +139,18 @@ def take_records(data: PreferenceDataModule, most: int) -> Outcome:
         most: How many rows.
     """
     outcome = Outcome()
-    for row in islice(data.load(data.sources[0]), most):
-        outcome.rows += 1
-        if isinstance(row, RecordError):
-            outcome.lose(row)
-            continue
-        try:
-            outcome.records.append(data.to_example(row))
-        except RecordError as error:
-            outcome.lose(error.at(row.file, row.line))
+    try:
+        for row in islice(data.load(data.sources[0]), most):
+            outcome.rows += 1
+            if isinstance(row, RecordError):
+                outcome.lose(row)
+                continue
+            try:
+                outcome.records.append(data.to_example(row))
+            except RecordError as error:
+                outcome.lose(error.at(row.file, row.line))
+    except RecordError as error:  # of the file as a whole
+        outcome.lose(error)
     return outcome
 
 

@@ -295,7 +295,7 @@ def _misfit(name: str, column: ColumnProfile) -> str:
     if name == "id":
         return "" if column.is_unique else "repeats: rows are named by their content"
     if name in ("group", "user", "domain", *(n for n, kind in KINDS_OF_RECORD.items() if kind == "name")):
-        fits = (column.kind == "text" and not column.is_prose) or column.is_whole
+        fits = column.is_short or column.is_whole
         return "" if fits else f"holds {column.shown}: no names"
     if name in ("margin", "weight", "strength", "score", "record_weight"):
         fits = column.kind == "number" and (name not in ("weight", "record_weight") or column.numbers[0] >= 0)

@@ -107,11 +107,11 @@ def is_winner_name(name: str) -> bool:
 
 def _single(table: TableProfile, column: ColumnProfile, sides: ColumnPair) -> Candidate | None:
     """A candidate of one column, if its values can be codes of a winner."""
-    if column.kind == "text" and not column.is_prose and len(column.values) <= MOST_CODES:
+    if column.is_short and len(column.values) <= MOST_CODES:
         return by_words(table, column, sides)
     if column.kind == "number" and not column.is_constant:
         return by_numbers(column, sides)
-    if column.kind == "text" and not column.is_prose:
+    if column.kind == "text":
         return by_name(table, column, sides)
     return None
 
@@ -164,7 +164,7 @@ def _judges(table: TableProfile, sides: ColumnPair) -> Iterator[Candidate]:
             families.setdefault(stem, []).append(column)
     for columns in families.values():
         kinds = {column.kind for column in columns}
-        if len(columns) < 2 or len(kinds) > 1 or any(column.is_prose for column in columns):
+        if len(columns) < 2 or len(kinds) > 1 or any(column.kind not in ("number", "text") for column in columns):
             continue
         merged = ColumnProfile(listed([column.name for column in columns]), len(table.rows) * len(columns))
         for column in columns:

@@ -90,6 +90,11 @@ class ColumnProfile:
         )
 
     @property
+    def is_short(self) -> bool:
+        """Whether it holds text that may be names or codes, with or without white space."""
+        return self.kind == "text" and self.mean_letters < PROSE
+
+    @property
     def is_varied(self) -> bool:
         """Whether its values are many, for its rows."""
         return len(self.values) > max(2, 0.05 * self.present)

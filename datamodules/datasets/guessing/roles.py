@@ -260,7 +260,7 @@ def _may_be_person(column: ColumnProfile) -> bool:
         return False
     if not parts or not set(parts) <= {*PERSON, *ALSO} or not set(parts) & set(PERSON):
         return False
-    return (column.kind == "text" and not column.is_prose) or column.is_whole
+    return column.is_short or column.is_whole
 
 
 def choose_domain(table: TableProfile) -> Choice:
