@@ -85,7 +85,9 @@ class TableGuess:
         """Whether a field must be named: not one of a column of its name, nor one switched off that no column has."""
         if name in MAPPED_ONLY:
             return column is not None
-        return name in self.table.top or name == "prompt" if column is None else name != column
+        if column is None:
+            return name in self.table.top or name in ("prompt", "winner")
+        return name != column
 
 
 def _without_other_forms(

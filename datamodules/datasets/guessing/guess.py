@@ -82,6 +82,9 @@ def _shaped(table: TableProfile, given: GivenSettings) -> TableGuess:
         if first is not None and second is not None:
             pair = ColumnPair(first, second, ("a", "b"), (), shape == "pair")
             return _of_pair(table, pair, given)
+    several = _list_of_responses(table)
+    if several is not None and "comparisons" in table.top:
+        return _of_list(table, several)
     sides = find_sides(table)
     if sides is not None:
         names = SIDES["pair" if sides.pair.is_judged else "neutral"]
@@ -94,11 +97,14 @@ def _shaped(table: TableProfile, given: GivenSettings) -> TableGuess:
             )
             question = OpenQuestion("the sides", "several columns may be the two answers", readings)
             guess = replace(guess, questions=(question, *guess.questions))
+        unjudged = any(question.about == "who won" and not question.readings for question in guess.questions)
+        if several is not None and unjudged and sides.pair.first.startswith(f"{several.name}."):
+            return _of_list(table, several)
         return guess
-    if several := several_sides(table):
+    if columns := several_sides(table):
         return TableGuess(
             None,
-            f"{len(several)} answers to each prompt, each in a column of its own ({listed(several, 4)}): write one row for every "
+            f"{len(columns)} answers to each prompt, each in a column of its own ({listed(columns, 4)}): write one row for every "
             "pair that was compared, or a list of responses with comparisons",
             table,
         )
@@ -135,11 +141,19 @@ def _several_a_side(table: TableProfile, pair: ColumnPair) -> str:
     )
 
 
+def _list_of_responses(table: TableProfile) -> ColumnProfile | None:
+    """The column of a list of answers."""
+    for name in table.top:
+        column = table.columns.get(name)
+        if column is not None and "".join(words(name)) in RESPONSES and column.kind in ("texts", "objects"):
+            return column
+    return None
+
+
 def _of_responses(table: TableProfile, given: GivenSettings) -> TableGuess:
     """Rows of a list of responses, or of one."""
-    for name, column in table.columns.items():
-        if "".join(words(name)) in RESPONSES and column.kind in ("texts", "objects") and name in table.top:
-            return _of_list(table, column)
+    if several := _list_of_responses(table):
+        return _of_list(table, several)
     named = [
         column
         for name, column in table.columns.items()

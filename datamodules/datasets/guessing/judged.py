@@ -125,7 +125,9 @@ def _unknown(guess: TableGuess, open_ones: Sequence[Candidate], problems: Sequen
             if others
             else ""
         )
-        alone = [reading for other in others for reading in other.readings if "judgements" not in reading.columns]
+        alone = [
+            reading for other in others for reading in other.readings if "judgements" not in reading.columns
+        ]
         readings = (*first.readings, *alone)
         return _asked(guess, first.why + also, readings)
     return _asked(guess, problems[0] if problems else NOTHING, ())

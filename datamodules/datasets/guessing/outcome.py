@@ -24,7 +24,7 @@ from .sides import ColumnPair, column_pairs
 __all__ = ["candidates", "is_winner_name"]
 
 WINNER = (
-    "winner", "win", "label", "labels", "preference", "preferred", "choice", "chosen", "better", "best", "verdict", "judgement",
+    "winner", "win", "wins", "won", "label", "labels", "preference", "preferred", "choice", "chosen", "better", "best", "verdict", "judgement",
     "judgment", "vote", "pref", "selected", "selection", "decision", "outcome", "result", "winning", "favourite", "favorite",
     "prefer", "picked", "pick", "annotation",
 )  # fmt: skip
@@ -164,7 +164,11 @@ def _judges(table: TableProfile, sides: ColumnPair) -> Iterator[Candidate]:
             families.setdefault(stem, []).append(column)
     for columns in families.values():
         kinds = {column.kind for column in columns}
-        if len(columns) < 2 or len(kinds) > 1 or any(column.kind not in ("number", "text") for column in columns):
+        if (
+            len(columns) < 2
+            or len(kinds) > 1
+            or any(column.kind not in ("number", "text") for column in columns)
+        ):
             continue
         merged = ColumnProfile(listed([column.name for column in columns]), len(table.rows) * len(columns))
         for column in columns:
