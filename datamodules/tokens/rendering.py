@@ -1,0 +1,356 @@
+"""Records become text: by a chat template, or by the two strings of the plain format.
+
+Nothing of a conversation is lost on the way in silence. A chat template is somebody else's program: it may refuse a
+conversation, fail, not read a key of a message, or take text out of it. Each of these is an error that names the place in
+the record, or is counted where the settings allow it; only what a template leaves out of an *earlier* turn of the
+assistant, as many do with reasoning, is counted without being asked.
+"""
+
+import json
+import re
+import traceback
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from datetime import date
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..records import Message, PreferenceRecord, RecordError, Response
+from .config import TextConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["INVALID", "ChatRendering", "PlainRendering", "Rendered", "without_keys"]
+
+REFUSED = "refused by the chat template"
+FAILED = "the chat template failed"
+UNREAD = "message key that nothing reads"
+LOST = "text that the chat template leaves out"
+NO_FORM = "role without a plain form"
+INVALID = frozenset({REFUSED, FAILED, UNREAD, LOST, NO_FORM})
+"""Reasons for which a record has no text: an invalid row, not a long one."""
+
+EARLIER_TEXT = "reasoning of an earlier turn that the chat template leaves out"
+EARLIER_KEY = "message key of an earlier turn that the chat template leaves out"
+PROMPT_TEXT = "part of a prompt that the chat template leaves out"
+RESPONSE_TEXT = "part of a response that the chat template leaves out"
+
+REASONING = re.compile(r".*(?:</\w[^<>]*>|\[/\w+\]|<\|\w+\|>)", re.DOTALL)
+"""A turn up to its last closing tag, such as ``</think>``, ``[/THINK]`` or ``<|message|>``."""
+
+Turn = dict[str, object]
+"""A message as templates have it."""
+ALWAYS = ("role", "content")
+
+
+class Rendered(NamedTuple):
+    """Text of a record.
+
+    Attributes:
+        texts: Of the prompt alone, then of prompt and response for every response.
+        left_out: What the chat template left out and may leave out, by kind.
+    """
+
+    texts: list[str]
+    left_out: Counter[str]
+
+
+def without_keys(record: PreferenceRecord, keys: Collection[str]) -> PreferenceRecord:
+    """The record without those keys of its messages; itself if it has none of them."""
+    if not keys or not any(key in keys for message in _messages(record) for key in message.others):
+        return record
+    responses = tuple(
+        replace(response, messages=_bare(response.messages, keys))
+        if response.messages is not None
+        else response
+        for response in record.responses
+    )
+    prompt = record.prompt if isinstance(record.prompt, str) else _bare(record.prompt, keys)
+    return replace(record, prompt=prompt, responses=responses)
+
+
+def _messages(record: PreferenceRecord) -> list[Message]:
+    prompt = () if isinstance(record.prompt, str) else record.prompt
+    return [*prompt, *(message for response in record.responses for message in response.messages or ())]
+
+
+def _bare(messages: Sequence[Message], keys: Collection[str]) -> tuple[Message, ...]:
+    return tuple(
+        replace(message, others={key: value for key, value in message.others.items() if key not in keys})
+        for message in messages
+    )
+
+
+# The plain format ------------------------------------------------------------------------------------------
+
+
+class PlainRendering:
+    """Two strings, around every user turn and around every answer; system messages as they are."""
+
+    def __init__(self, config: TextConfig) -> None:
+        """Keep the strings.
+
+        Args:
+            config: With ``prompt_format``, ``response_format`` and the keys to ignore.
+        """
+        self.ignored = frozenset(config.ignored_message_keys)
+        self.user, self.assistant = config.prompt_format, config.response_format
+        self.formats = {"system": "{text}\n\n", "user": self.user, "assistant": self.assistant}
+
+    def render(self, record: PreferenceRecord) -> Rendered:
+        """Text of the prompt alone, then with every response.
+
+        Raises:
+            RecordError: If a message has a role or a key that the format has no form for.
+        """
+        if isinstance(record.prompt, str):
+            prompt = self.user.replace("{text}", record.prompt) if record.prompt else ""
+        else:
+            self._check("prompt", record.prompt)
+            prompt = "".join(
+                self.formats[turn.role].replace("{text}", turn.content) for turn in record.prompt
+            )
+        for i, response in enumerate(record.responses):
+            if response.messages is not None:
+                self._check(f"responses[{i}].messages", response.messages)
+        answers = [self.assistant.replace("{text}", response.text) for response in record.responses]
+        return Rendered([prompt, *(prompt + answer for answer in answers)], Counter())
+
+    def _check(self, field: str, messages: Sequence[Message]) -> None:
+        for i, message in enumerate(messages):
+            if message.role not in self.formats:
+                allowed = f"{' | '.join(self.formats)} in the plain format, or text.format: chat with a template that reads it"
+                raise RecordError(f"{field}[{i}].role", message.role, allowed, reason=NO_FORM)
+            for key, value in message.others.items():
+                if key not in self.ignored:
+                    allowed = f"text.format: chat with a template that reads it, or {_to_ignore(key)}"
+                    raise RecordError(f"{field}[{i}].{key}", value, allowed, reason=UNREAD)
+
+
+def _to_ignore(key: str) -> str:
+    return f"text.ignored_message_keys: [{key}] if nothing is to be read in it"
+
+
+# Chat templates --------------------------------------------------------------------------------------------
+
+
+class ChatRendering:
+    """The tokenizer's chat template, in the sandbox of ``transformers``, under a clock that stands still; picklable."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", config: TextConfig) -> None:
+        """Settle the template, and compile it once.
+
+        Args:
+            tokenizer: It has a chat template.
+            config: With the tokenizer's name, the day, and what may be left out.
+
+        Raises:
+            ValueError: If the template is not Jinja; names its line.
+        """
+        self.tokenizer, self.name = tokenizer, config.tokenizer
+        self.ignored, self.may_lose = frozenset(config.ignored_message_keys), config.lost_text == "count"
+        self._check_syntax()
+        template = str(tokenizer.get_chat_template())
+        clock = frozen_clock(date.fromisoformat(config.date)) if "strftime_now" in template else ""
+        self.template, self.clock_lines = clock + template, clock.count("\n")
+
+    def _check_syntax(self) -> None:
+        from jinja2 import TemplateSyntaxError
+
+        try:
+            self.tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
+        except TemplateSyntaxError as error:
+            raise ValueError(
+                f"the chat template of text.tokenizer={self.name!r} is not Jinja: line {error.lineno}: {error.message}; "
+                "mend it there, or set text.format: plain"
+            ) from error
+        except Exception:  # it compiles; what it makes of conversations is seen row by row
+            return
+
+    def render(self, record: PreferenceRecord) -> Rendered:
+        """Text of the prompt alone, then of prompt and response for every response.
+
+        Raises:
+            RecordError: If the template refuses the conversation, fails, does not read a key, or leaves text out.
+        """
+        record = without_keys(record, self.ignored)
+        prompt = _prompt_turns(record.prompt)
+        answers = [_answer_turns(response) for response in record.responses]
+        texts = [self._apply("prompt", prompt, generation=True)]
+        texts += [self._apply(f"responses[{i}]", [*prompt, *turns]) for i, turns in enumerate(answers)]
+        left_out: Counter[str] = Counter()
+        self._check_prompt(record, prompt, texts, left_out)
+        for i, (response, turns) in enumerate(zip(record.responses, answers, strict=True)):
+            field = f"responses[{i}]" if response.messages is None else f"responses[{i}].messages"
+            self._check_answer(field, prompt, turns, (texts[0], texts[i + 1]), left_out)
+        return Rendered(texts, left_out)
+
+    def _apply(self, field: str, turns: list[Turn], *, generation: bool = False) -> str:
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    turns, chat_template=self.template, tokenize=False, add_generation_prompt=generation
+                )
+            )
+        except Exception as error:  # a template is a program, which may fail in any way
+            raise self._failure(field, turns, error) from error
+
+    def _failure(self, field: str, turns: list[Turn], error: Exception) -> RecordError:
+        from jinja2 import TemplateError
+
+        roles = ", ".join(str(turn["role"]) for turn in turns)
+        if type(error) is TemplateError:  # what raise_exception raises; the classes below it are faults
+            allowed = f"a conversation that the chat template accepts ({error})"
+            return RecordError(field, roles, allowed, reason=REFUSED)
+        lines = [
+            frame.lineno - self.clock_lines
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename == "<template>" and frame.lineno is not None
+        ]
+        place = f" in line {lines[-1]}" if lines else ""
+        allowed = (
+            f"a conversation that the chat template of {self.name!r} can render; it failed{place} with "
+            f"{type(error).__name__}: {error}"
+        )
+        return RecordError(field, roles, allowed, reason=FAILED)
+
+    # What a template does not show -------------------------------------------------------------------------
+
+    def _check_prompt(
+        self, record: PreferenceRecord, turns: list[Turn], texts: list[str], left_out: Counter[str]
+    ) -> None:
+        for number, key in self._unread(turns, 0, texts[0], generation=True):
+            if not self._read_last(turns[: number + 1], key):
+                raise self._unread_key(f"prompt[{number}].{key}", turns[number][key], key)
+            left_out[EARLIER_KEY] += 1
+        # The text with a response begins with the prompt's own in nearly all templates; where not, both count.
+        others = [text for text in texts[1:] if not text.startswith(texts[0])]
+        for number, turn in enumerate(turns):
+            content = str(turn["content"])
+            if all(shows(text, content) for text in (texts[0], *others)):
+                continue
+            if turn["role"] == "assistant" and shows(texts[0], REASONING.sub("", content)):
+                left_out[EARLIER_TEXT] += 1
+            else:
+                field = "prompt" if isinstance(record.prompt, str) else f"prompt[{number}].content"
+                self._lose(field, content, PROMPT_TEXT, left_out)
+
+    def _check_answer(
+        self,
+        field: str,
+        prompt: list[Turn],
+        answer: list[Turn],
+        texts: tuple[str, str],
+        left_out: Counter[str],
+    ) -> None:
+        turns, start = [*prompt, *answer], len(prompt)
+        for number, key in self._unread(turns, start, texts[1]):
+            place, value = f"{field}[{number - start}].{key}", turns[number][key]
+            if not self._read_last(turns[: number + 1], key):
+                raise self._unread_key(place, value, key)
+            self._lose(place, value, RESPONSE_TEXT, left_out)
+        for number, turn in enumerate(answer):
+            content = str(turn["content"])
+            if not shows(texts[1], content, beyond=texts[0]):
+                place = f"{field}[{number}].content" if field.endswith("messages") else f"{field}.text"
+                self._lose(place, content, RESPONSE_TEXT, left_out)
+
+    def _unread(
+        self, turns: list[Turn], start: int, text: str, *, generation: bool = False
+    ) -> Iterator[tuple[int, str]]:
+        """Keys beside role and content, from a turn on, without which the text is the same."""
+        for number, turn in enumerate(turns[start:], start):
+            for key in turn:
+                if key not in ALWAYS and not self._depends(turns, number, key, text, generation=generation):
+                    yield number, key
+
+    def _depends(
+        self, turns: list[Turn], number: int, key: str, text: str, *, generation: bool = False
+    ) -> bool:
+        bare = {name: value for name, value in turns[number].items() if name != key}
+        try:
+            return self._apply("", [*turns[:number], bare, *turns[number + 1 :]], generation=generation) != text
+        except RecordError:
+            return True  # the template needs it
+
+    def _read_last(self, turns: list[Turn], key: str) -> bool:
+        """Whether a key of the last turn is read: then the template leaves it out of earlier turns on purpose."""
+        try:
+            return self._depends(turns, len(turns) - 1, key, self._apply("", turns))
+        except RecordError:
+            return False
+
+    def _unread_key(self, field: str, value: object, key: str) -> RecordError:
+        allowed = f"a key that the chat template of {self.name!r} reads; or {_to_ignore(key)}"
+        return RecordError(field, value, allowed, reason=UNREAD)
+
+    def _lose(self, field: str, value: object, kind: str, left_out: Counter[str]) -> None:
+        if self.may_lose:
+            left_out[kind] += 1
+            return
+        allowed = (
+            f"text that the chat template of {self.name!r} shows whole: move reasoning into the message's "
+            "reasoning_content if the template reads it, take another template or text.format: plain, or set "
+            "text.lost_text: count to go on without what it leaves out"
+        )
+        raise RecordError(field, value, allowed, reason=LOST)
+
+
+def _prompt_turns(prompt: str | tuple[Message, ...]) -> list[Turn]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _turns(prompt)
+
+
+def _answer_turns(response: Response) -> list[Turn]:
+    if response.messages is None:
+        return [{"role": "assistant", "content": response.text}]
+    return _turns(response.messages)
+
+
+def _turns(messages: Sequence[Message]) -> list[Turn]:
+    return [
+        {"role": message.role, "content": message.content, **message.others} for message in messages
+    ]
+
+
+def shows(rendered: str, text: str, *, beyond: str = "") -> bool:
+    """Whether a rendered conversation has a text in it.
+
+    Templates may trim and break lines (white space does not count), and write texts as JSON.
+
+    Args:
+        rendered: The conversation.
+        text: What should stand there.
+        beyond: Beginning of the conversation, in which alone it is not enough to stand.
+    """
+    text = text.strip()
+    return (
+        not text
+        or _stands(rendered, text, beyond)
+        or _stands(_dense(rendered), _dense(text), _dense(beyond))
+        or _stands(rendered, json.dumps(text, ensure_ascii=False)[1:-1], beyond)
+    )
+
+
+def _stands(rendered: str, text: str, beyond: str) -> bool:
+    place = rendered.rfind(text)
+    return place >= 0 and not beyond.startswith(rendered[: place + len(text)])
+
+
+def _dense(text: str) -> str:
+    return "".join(text.split())
+
+
+DIRECTIVES = "aAwdbBmyYHIMSfpjUWcxXGuV"
+
+
+def frozen_clock(today: date) -> str:
+    """A Jinja macro that hides the clock which transformers offers to templates under the same name.
+
+    It is written in Jinja itself, because transformers replaces functions that are passed to a template.
+    """
+    values = {f"%{name}": today.strftime(f"%{name}") for name in DIRECTIVES}
+    values |= {f"%-{name}": values[f"%{name}"].lstrip("0") or "0" for name in "dmjHIMS"}
+    known = "".join(f" | replace({name!r}, {value!r})" for name, value in values.items())
+    # Templates are rendered with trim_blocks: the line break after the macro goes, too.
+    return f"{{% macro strftime_now(format) %}}{{{{ format{known} }}}}{{% endmacro %}}\n"
