@@ -20,7 +20,6 @@ has a blank answer, which is why ``on_invalid`` is ``skip`` here.
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import takewhile
 from pathlib import Path
 from typing import Unpack
 
@@ -35,7 +34,9 @@ from ..records import (
     Response,
     SourceRow,
     find_file,
+    plain_turns,
     read_json_lines,
+    shared_turns,
 )
 from ..settings import LenientSettings, OnInvalid
 
@@ -45,7 +46,6 @@ HUB = HubDataset("Anthropic/hh-rlhf", "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa"
 SUBSETS = ("helpful-base", "helpful-online", "helpful-rejection-sampled", "harmless-base")
 TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 ROLE = {"Human": "user", "Assistant": "assistant"}
-SPEAKER = {"user": "Human", "assistant": "Assistant", "system": "System"}
 
 
 class HHRLHFDataModule(PreferenceDataModule):
@@ -163,19 +163,9 @@ def split_dialogues(
     Raises:
         RecordError: If the conversations share no turn of the user.
     """
-    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
-    while shared and first[shared - 1].role == "assistant":
-        shared -= 1
+    shared = shared_turns([first, second])
     if not shared:
         raise RecordError(
             "prompt", None, "two conversations that share their first turn", reason="no common prompt"
         )
     return tuple(first[:shared]), plain_turns(first[shared:]), plain_turns(second[shared:])
-
-
-def plain_turns(turns: Sequence[Message]) -> str:
-    """Turns as plain text; the first, if it is the assistant's, without its speaker."""
-    parts = [f"{SPEAKER[turn.role]}: {turn.content}" for turn in turns]
-    if turns and turns[0].role == "assistant":
-        parts[0] = turns[0].content
-    return "\n\n".join(parts)

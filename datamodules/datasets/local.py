@@ -69,8 +69,8 @@ from ..columns import Kind, optional_columns
 from ..records import (
     Comparison,
     ContentNames,
-    Message,
     PreferenceRecord,
+    Prompt,
     RecordError,
     Response,
     SourceRow,
@@ -88,9 +88,6 @@ from .hh_rlhf import TURN, parse_dialogue, split_dialogues
 from .own_files import OwnFilesDataModule, UnreadColumns, likely_columns
 
 __all__ = ["LocalDataModule"]
-
-Prompt = str | tuple[Message, ...]
-
 
 OF_RECORD = {entry.stored: entry.field for entry in optional_columns("record") if entry.field is not None}
 """Attribute of a record for each field of a row."""

@@ -1,6 +1,16 @@
 """A source's row becomes a record: readers, checks of fields, votes, splits."""
 
 from .cells import conversation, is_number, json_cell, number_cell
+from .conversations import (
+    Prompt,
+    alternating_messages,
+    answer,
+    content_text,
+    parse_messages,
+    plain_turns,
+    shared_turns,
+    split_sides,
+)
 from .fields import (
     choice_field,
     flag_field,
@@ -26,6 +36,19 @@ from .files import (
     source_row,
 )
 from .json_text import check_json, decode_json
+from .judgements import (
+    CODES,
+    Judgement,
+    Outcome,
+    Side,
+    check_codes,
+    coded_judgement,
+    compared,
+    crowd_judgement,
+    one_hot_judgement,
+    shared_judgement,
+    signed_judgement,
+)
 from .names import ContentNames
 from .reading import find_file, hash_files, open_bytes, readable
 from .record import (
@@ -37,7 +60,6 @@ from .record import (
     Response,
     is_blank,
     listed,
-    parse_messages,
     record_key,
     shown,
 )
@@ -45,6 +67,7 @@ from .splits import PER_10_000, PERCENT, hash_share, hash_split, ordered_split
 from .votes import DistinctResponses, majority_comparison, vote_counts
 
 __all__ = [
+    "CODES",
     "FLOAT32_MAX",
     "PERCENT",
     "PER_10_000",
@@ -52,14 +75,25 @@ __all__ = [
     "ContentNames",
     "DistinctResponses",
     "HubDataset",
+    "Judgement",
     "Message",
+    "Outcome",
     "PreferenceRecord",
+    "Prompt",
     "RecordError",
     "Response",
+    "Side",
     "SourceRow",
+    "alternating_messages",
+    "answer",
+    "check_codes",
     "check_json",
     "choice_field",
+    "coded_judgement",
+    "compared",
+    "content_text",
     "conversation",
+    "crowd_judgement",
     "decode_json",
     "find_file",
     "flag_field",
@@ -77,10 +111,12 @@ __all__ = [
     "nested_field",
     "number_cell",
     "number_field",
+    "one_hot_judgement",
     "open_bytes",
     "ordered_split",
     "parse_messages",
     "parse_rows",
+    "plain_turns",
     "read_csv",
     "read_json",
     "read_json_lines",
@@ -89,8 +125,12 @@ __all__ = [
     "read_table",
     "readable",
     "record_key",
+    "shared_judgement",
+    "shared_turns",
     "shown",
+    "signed_judgement",
     "source_row",
+    "split_sides",
     "text_field",
     "user_field",
     "vote_counts",

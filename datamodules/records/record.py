@@ -38,7 +38,7 @@ import math
 import reprlib
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha1
 
 from ..columns import Column, optional_columns
@@ -52,12 +52,11 @@ __all__ = [
     "Response",
     "is_blank",
     "listed",
-    "parse_messages",
     "record_key",
     "shown",
 ]
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "developer", "user", "assistant", "tool")
 FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 """Largest number that a batch can hold."""
 SHOWN_LETTERS = 120
@@ -174,12 +173,14 @@ class Message:
     """One turn of a conversation.
 
     Attributes:
-        role: ``system``, ``user`` or ``assistant``.
-        content: What was said.
+        role: ``system``, ``developer``, ``user``, ``assistant`` or ``tool``.
+        content: What was said; empty where a turn has nothing but other keys, such as calls of tools.
+        others: What else the turn has, such as ``tool_calls`` or ``reasoning_content``, for the chat template.
     """
 
     role: str
     content: str
+    others: Mapping[str, object] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,12 +188,14 @@ class Response:
     """One answer to the prompt.
 
     Attributes:
-        text: The answer; not blank.
+        text: The answer; not blank. Of several turns, or with other keys, its plain form (:func:`plain_turns`).
         score: A rating, any finite number; None if unknown.
         votes: Annotator counts per category, >= 0; None if unknown.
         prior: What to expect of the crowd before anyone voted: a distribution over the categories; None if unknown.
         user: Whose reward is asked for in the predict split; None for the record's.
         domain: In which domain, likewise.
+        messages: Its turns, where it is more than one turn of the assistant with nothing but content; the last is the
+            assistant's. A chat template gets them, the plain format has ``text``.
     """
 
     text: str
@@ -201,6 +204,7 @@ class Response:
     prior: tuple[float, ...] | None = None
     user: str | None = None
     domain: str | None = None
+    messages: tuple[Message, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,7 +315,7 @@ class PreferenceRecord:
             return self.group
         if isinstance(self.prompt, str):
             return self.prompt.strip() or "\n".join(sorted(response.text for response in self.responses))
-        return "\n".join(f"{message.role}: {message.content.strip()}" for message in self.prompt)
+        return "\n".join(f"{turn.role}: {turn.content.strip()}{turn.others or ''}" for turn in self.prompt)
 
 
 def _check_prompt(prompt: object) -> None:
@@ -320,15 +324,21 @@ def _check_prompt(prompt: object) -> None:
         return
     if not isinstance(prompt, tuple) or not prompt:
         raise RecordError("prompt", prompt, "text, or a non-empty list of messages", reason="wrong type")
-    for i, message in enumerate(prompt):
-        if not isinstance(message, Message):
-            raise RecordError(f"prompt[{i}]", message, "a message with role and content", reason="wrong type")
-        if message.role not in ROLES:
-            raise RecordError(f"prompt[{i}].role", message.role, " | ".join(ROLES), reason="out of range")
-        _text(f"prompt[{i}].content", message.content)
+    _check_messages("prompt", prompt)
     if prompt[-1].role == "assistant":
         allowed = "a last turn of user or system; the assistant's turn is the response"
         raise RecordError(f"prompt[{len(prompt) - 1}].role", "assistant", allowed, reason="out of range")
+
+
+def _check_messages(field: str, messages: Sequence[object]) -> None:
+    for i, message in enumerate(messages):
+        if not isinstance(message, Message):
+            raise RecordError(
+                f"{field}[{i}]", message, "a message with role and content", reason="wrong type"
+            )
+        if message.role not in ROLES:
+            raise RecordError(f"{field}[{i}].role", message.role, " | ".join(ROLES), reason="out of range")
+        _text(f"{field}[{i}].content", message.content)
 
 
 def _check_response(field: str, response: object) -> None:
@@ -336,6 +346,11 @@ def _check_response(field: str, response: object) -> None:
         raise RecordError(field, response, "a Response", reason="wrong type")
     if not _text(f"{field}.text", response.text).strip():
         raise RecordError(f"{field}.text", response.text, "text that is not blank", reason="empty response")
+    if response.messages is not None:
+        _check_messages(f"{field}.messages", response.messages)
+        if not response.messages or response.messages[-1].role != "assistant":
+            allowed = "turns of which the last is the assistant's"
+            raise RecordError(f"{field}.messages", response.messages, allowed, reason="out of range")
     if response.prior is not None and abs(sum(_counts(f"{field}.prior", response.prior)) - 1) > 1e-3:
         allowed = "shares that sum to 1 (within 0.001)"
         raise RecordError(f"{field}.prior", response.prior, allowed, reason="out of range")
@@ -397,29 +412,3 @@ def _check_lengths(field: str, votes: Sequence[tuple[float, ...] | None]) -> Non
     if len(lengths) > 1:
         allowed = "equally many categories throughout"
         raise RecordError(f"{field}[*].votes", sorted(lengths), allowed, reason="out of range")
-
-
-def parse_messages(field: str, value: object) -> tuple[Message, ...]:
-    """Read a conversation from JSON: a list of objects with ``role`` (system, user or assistant) and ``content``.
-
-    Args:
-        field: Name to use in an error.
-        value: The decoded JSON.
-
-    Raises:
-        RecordError: If it is not such a list.
-    """
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise RecordError(field, value, "a list of {role, content}", reason="wrong type")
-    messages = []
-    for i, turn in enumerate(value):
-        if not isinstance(turn, Mapping):
-            raise RecordError(f"{field}[{i}]", turn, "an object with role and content", reason="wrong type")
-        for key in ("role", "content"):
-            if key not in turn:
-                raise RecordError(f"{field}[{i}].{key}", None, "a string", reason="missing field")
-        role = _text(f"{field}[{i}].role", turn["role"])
-        if role not in ROLES:
-            raise RecordError(f"{field}[{i}].role", role, " | ".join(ROLES), reason="out of range")
-        messages.append(Message(role, _text(f"{field}[{i}].content", turn["content"])))
-    return tuple(messages)

@@ -196,7 +196,7 @@ def test_names_in_messages_are_bounded_and_printable():
         ([{"role": "user"}], "missing field", "p[0].content"),
         ([{"content": "Hi"}], "missing field", "p[0].role"),
         ([{"role": "user", "content": 5}], "wrong type", "p[0].content"),
-        ([{"role": "human", "content": "Hi"}], "out of range", "p[0].role"),
+        ([{"role": "narrator", "content": "Hi"}], "out of range", "p[0].role"),
     ],
 )
 def test_messages_that_are_none(value, reason, field):
@@ -206,7 +206,9 @@ def test_messages_that_are_none(value, reason, field):
 
 
 def test_messages():
-    assert parse_messages("p", [{"role": "user", "content": "Hi", "name": "Bo"}]) == (Message("user", "Hi"),)
+    assert parse_messages("p", [{"role": "user", "content": "Hi", "name": "Bo"}]) == (
+        Message("user", "Hi", {"name": "Bo"}),
+    )
 
 
 # What happens to rows when a split is read --------------------------------------------------------------
