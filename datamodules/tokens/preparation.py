@@ -8,9 +8,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from ..records import PreferenceRecord, RecordError, SourceRow, is_blank
 from .cache_writer import CacheWriter
-from .report import SplitReport
 from .config import TextConfig
 from .rendering import INVALID, without_keys
+from .report import SplitReport
 from .text import RecordTokenizer, TokenizedRecord
 
 __all__ = ["RecordSource", "report_split", "tokenise"]

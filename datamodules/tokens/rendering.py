@@ -10,12 +10,12 @@ import json
 import re
 import traceback
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import date
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..records import Message, PreferenceRecord, RecordError, Response
+from ..records import Message, PreferenceRecord, RecordError, Response, answer, listed
 from .config import TextConfig
 
 if TYPE_CHECKING:
@@ -60,14 +60,15 @@ def without_keys(record: PreferenceRecord, keys: Collection[str]) -> PreferenceR
     """The record without those keys of its messages; itself if it has none of them."""
     if not keys or not any(key in keys for message in _messages(record) for key in message.others):
         return record
-    responses = tuple(
-        replace(response, messages=_bare(response.messages, keys))
-        if response.messages is not None
-        else response
-        for response in record.responses
-    )
     prompt = record.prompt if isinstance(record.prompt, str) else _bare(record.prompt, keys)
-    return replace(record, prompt=prompt, responses=responses)
+    return replace(record, prompt=prompt, responses=tuple(_response(each, keys) for each in record.responses))
+
+
+def _response(response: Response, keys: Collection[str]) -> Response:
+    if response.messages is None:
+        return response
+    bare = answer("responses", _bare(response.messages, keys))
+    return replace(response, text=bare.text, messages=bare.messages)
 
 
 def _messages(record: PreferenceRecord) -> list[Message]:
@@ -104,6 +105,7 @@ class PlainRendering:
         Raises:
             RecordError: If a message has a role or a key that the format has no form for.
         """
+        record = without_keys(record, self.ignored)
         if isinstance(record.prompt, str):
             prompt = self.user.replace("{text}", record.prompt) if record.prompt else ""
         else:
@@ -123,13 +125,13 @@ class PlainRendering:
                 allowed = f"{' | '.join(self.formats)} in the plain format, or text.format: chat with a template that reads it"
                 raise RecordError(f"{field}[{i}].role", message.role, allowed, reason=NO_FORM)
             for key, value in message.others.items():
-                if key not in self.ignored:
-                    allowed = f"text.format: chat with a template that reads it, or {_to_ignore(key)}"
-                    raise RecordError(f"{field}[{i}].{key}", value, allowed, reason=UNREAD)
+                unread = [key for message in messages for key in message.others]
+                allowed = f"text.format: chat with a template that reads it, or {_to_ignore(unread)}"
+                raise RecordError(f"{field}[{i}].{key}", value, allowed, reason=UNREAD)
 
 
-def _to_ignore(key: str) -> str:
-    return f"text.ignored_message_keys: [{key}] if nothing is to be read in it"
+def _to_ignore(keys: Iterable[str]) -> str:
+    return f"text.ignored_message_keys: [{listed(dict.fromkeys(keys))}] if nothing is to be read in them"
 
 
 # Chat templates --------------------------------------------------------------------------------------------
@@ -150,23 +152,24 @@ class ChatRendering:
         """
         self.tokenizer, self.name = tokenizer, config.tokenizer
         self.ignored, self.may_lose = frozenset(config.ignored_message_keys), config.lost_text == "count"
-        self._check_syntax()
         template = str(tokenizer.get_chat_template())
         clock = frozen_clock(date.fromisoformat(config.date)) if "strftime_now" in template else ""
         self.template, self.clock_lines = clock + template, clock.count("\n")
+        self._check_syntax()
 
     def _check_syntax(self) -> None:
         from jinja2 import TemplateSyntaxError
 
         try:
-            self.tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
-        except TemplateSyntaxError as error:
+            self._apply("", [{"role": "user", "content": "?"}])
+        except RecordError as error:  # what it makes of conversations is seen row by row
+            fault = error.__cause__
+            if not isinstance(fault, TemplateSyntaxError):
+                return
             raise ValueError(
-                f"the chat template of text.tokenizer={self.name!r} is not Jinja: line {error.lineno}: {error.message}; "
-                "mend it there, or set text.format: plain"
-            ) from error
-        except Exception:  # it compiles; what it makes of conversations is seen row by row
-            return
+                f"the chat template of text.tokenizer={self.name!r} is not Jinja: line "
+                f"{fault.lineno - self.clock_lines}: {fault.message}; mend it there, or set text.format: plain"
+            ) from fault
 
     def render(self, record: PreferenceRecord) -> Rendered:
         """Text of the prompt alone, then of prompt and response for every response.
@@ -176,7 +179,7 @@ class ChatRendering:
         """
         record = without_keys(record, self.ignored)
         prompt = _prompt_turns(record.prompt)
-        answers = [_answer_turns(response) for response in record.responses]
+        answers = [_answer_turns(f"responses[{i}]", response) for i, response in enumerate(record.responses)]
         texts = [self._apply("prompt", prompt, generation=True)]
         texts += [self._apply(f"responses[{i}]", [*prompt, *turns]) for i, turns in enumerate(answers)]
         left_out: Counter[str] = Counter()
@@ -220,17 +223,16 @@ class ChatRendering:
     def _check_prompt(
         self, record: PreferenceRecord, turns: list[Turn], texts: list[str], left_out: Counter[str]
     ) -> None:
-        for number, key in self._unread(turns, 0, texts[0], generation=True):
-            if not self._read_last(turns[: number + 1], key):
-                raise self._unread_key(f"prompt[{number}].{key}", turns[number][key], key)
-            left_out[EARLIER_KEY] += 1
+        if unread := self._unread("prompt", turns, 0, texts[0]):
+            left_out[EARLIER_KEY] += len(unread)
         # The text with a response begins with the prompt's own in nearly all templates; where not, both count.
-        others = [text for text in texts[1:] if not text.startswith(texts[0])]
+        different = [texts[0], *(text for text in texts[1:] if not text.startswith(texts[0]))]
         for number, turn in enumerate(turns):
             content = str(turn["content"])
-            if all(shows(text, content) for text in (texts[0], *others)):
+            if all(shows(text, content) for text in different):
                 continue
-            if turn["role"] == "assistant" and shows(texts[0], REASONING.sub("", content)):
+            rest = REASONING.sub("", content)
+            if turn["role"] == "assistant" and all(shows(text, rest) for text in different):
                 left_out[EARLIER_TEXT] += 1
             else:
                 field = "prompt" if isinstance(record.prompt, str) else f"prompt[{number}].content"
@@ -244,73 +246,81 @@ class ChatRendering:
         texts: tuple[str, str],
         left_out: Counter[str],
     ) -> None:
-        turns, start = [*prompt, *answer], len(prompt)
-        for number, key in self._unread(turns, start, texts[1]):
-            place, value = f"{field}[{number - start}].{key}", turns[number][key]
-            if not self._read_last(turns[: number + 1], key):
-                raise self._unread_key(place, value, key)
-            self._lose(place, value, RESPONSE_TEXT, left_out)
+        for number, key in self._unread(field, [*prompt, *answer], len(prompt), texts[1]):
+            self._lose(f"{field}[{number}].{key}", answer[number][key], RESPONSE_TEXT, left_out)
         for number, turn in enumerate(answer):
             content = str(turn["content"])
             if not shows(texts[1], content, beyond=texts[0]):
                 place = f"{field}[{number}].content" if field.endswith("messages") else f"{field}.text"
                 self._lose(place, content, RESPONSE_TEXT, left_out)
 
-    def _unread(
-        self, turns: list[Turn], start: int, text: str, *, generation: bool = False
-    ) -> Iterator[tuple[int, str]]:
-        """Keys beside role and content, from a turn on, without which the text is the same."""
-        for number, turn in enumerate(turns[start:], start):
-            for key in turn:
-                if key not in ALWAYS and not self._depends(turns, number, key, text, generation=generation):
-                    yield number, key
+    def _unread(self, field: str, turns: list[Turn], start: int, text: str) -> list[tuple[int, str]]:
+        """Keys of turns from ``start`` on, counted from there, that the template reads in last turns alone.
 
-    def _depends(
+        Raises:
+            RecordError: If it reads one nowhere.
+        """
+        places = [(i, key) for i, turn in enumerate(turns[start:]) for key in turn if key not in ALWAYS]
+        generation = start == 0  # the prompt alone ends with the beginning of an answer
+        unread = [
+            (i, key)
+            for i, key in places
+            if not self._reads(turns, start + i, key, text, generation=generation)
+        ]
+        nowhere = [(i, key) for i, key in unread if not self._reads_last(turns[: start + i + 1], key)]
+        if nowhere:
+            (i, key), keys = nowhere[0], [key for _, key in nowhere]
+            allowed = f"a key that the chat template of {self.name!r} reads, or {_to_ignore(keys)}"
+            raise RecordError(f"{field}[{i}].{key}", turns[start + i][key], allowed, reason=UNREAD)
+        return unread
+
+    def _reads(
         self, turns: list[Turn], number: int, key: str, text: str, *, generation: bool = False
     ) -> bool:
+        """Whether the text of a conversation would be another without a key."""
         bare = {name: value for name, value in turns[number].items() if name != key}
+        changed = [*turns[:number], bare, *turns[number + 1 :]]
         try:
-            return self._apply("", [*turns[:number], bare, *turns[number + 1 :]], generation=generation) != text
+            return self._apply("", changed, generation=generation) != text
         except RecordError:
             return True  # the template needs it
 
-    def _read_last(self, turns: list[Turn], key: str) -> bool:
+    def _reads_last(self, turns: list[Turn], key: str) -> bool:
         """Whether a key of the last turn is read: then the template leaves it out of earlier turns on purpose."""
         try:
-            return self._depends(turns, len(turns) - 1, key, self._apply("", turns))
+            return self._reads(turns, len(turns) - 1, key, self._apply("", turns))
         except RecordError:
             return False
-
-    def _unread_key(self, field: str, value: object, key: str) -> RecordError:
-        allowed = f"a key that the chat template of {self.name!r} reads; or {_to_ignore(key)}"
-        return RecordError(field, value, allowed, reason=UNREAD)
 
     def _lose(self, field: str, value: object, kind: str, left_out: Counter[str]) -> None:
         if self.may_lose:
             left_out[kind] += 1
             return
+        hint = ", move reasoning into reasoning_content if it reads that" if kind == RESPONSE_TEXT else ""
         allowed = (
-            f"text that the chat template of {self.name!r} shows whole: move reasoning into the message's "
-            "reasoning_content if the template reads it, take another template or text.format: plain, or set "
-            "text.lost_text: count to go on without what it leaves out"
+            f"text that the chat template of {self.name!r} shows whole: take another template or text.format: plain{hint}, "
+            "or set text.lost_text: count to go on without what it leaves out"
         )
         raise RecordError(field, value, allowed, reason=LOST)
 
 
 def _prompt_turns(prompt: str | tuple[Message, ...]) -> list[Turn]:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _turns(prompt)
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _turns("prompt", prompt)
 
 
-def _answer_turns(response: Response) -> list[Turn]:
+def _answer_turns(field: str, response: Response) -> list[Turn]:
     if response.messages is None:
         return [{"role": "assistant", "content": response.text}]
-    return _turns(response.messages)
+    return _turns(f"{field}.messages", response.messages)
 
 
-def _turns(messages: Sequence[Message]) -> list[Turn]:
-    return [
-        {"role": message.role, "content": message.content, **message.others} for message in messages
-    ]
+def _turns(field: str, messages: Sequence[Message]) -> list[Turn]:
+    for i, message in enumerate(messages):
+        for key in message.others:
+            if key in ALWAYS:
+                value, allowed = message.others[key], f"one {key} of a message, not two"
+                raise RecordError(f"{field}[{i}].{key}", value, allowed, reason=UNREAD)
+    return [{"role": message.role, "content": message.content, **message.others} for message in messages]
 
 
 def shows(rendered: str, text: str, *, beyond: str = "") -> bool:

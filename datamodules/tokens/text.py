@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RecordTokenizer", "TokenizedRecord", "byte_tokenizer", "load_tokenizer"]
 
+
 class TokenizedRecord(NamedTuple):
     """Tokens of one record, and what became of its parts.
 
