@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import date
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ..records import Message, PreferenceRecord, RecordError, Response, answer, listed
 from .config import TextConfig
@@ -191,9 +191,10 @@ class ChatRendering:
 
     def _apply(self, field: str, turns: list[Turn], *, generation: bool = False) -> str:
         try:
+            messages = cast(list[dict[str, str]], turns)  # the hint leaves out that values may be anything
             return str(
                 self.tokenizer.apply_chat_template(
-                    turns, chat_template=self.template, tokenize=False, add_generation_prompt=generation
+                    messages, chat_template=self.template, tokenize=False, add_generation_prompt=generation
                 )
             )
         except Exception as error:  # a template is a program, which may fail in any way
