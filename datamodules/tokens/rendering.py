@@ -36,7 +36,7 @@ EARLIER_KEY = "message key of an earlier turn that the chat template leaves out"
 PROMPT_TEXT = "part of a prompt that the chat template leaves out"
 RESPONSE_TEXT = "part of a response that the chat template leaves out"
 
-REASONING = re.compile(r".*(?:</\w[^<>]*>|\[/\w+\]|<\|\w+\|>)", re.DOTALL)
+REASONING = re.compile(r"\A.*(?:</\w[^<>]*>|\[/\w+\]|<\|\w+\|>)", re.DOTALL)
 """A turn up to its last closing tag, such as ``</think>``, ``[/THINK]`` or ``<|message|>``."""
 
 Turn = dict[str, object]
@@ -344,6 +344,8 @@ def shows(rendered: str, text: str, *, beyond: str = "") -> bool:
 
 
 def _stands(rendered: str, text: str, beyond: str) -> bool:
+    if rendered.startswith(beyond):  # the first that ends beyond; forwards, time is linear in any text
+        return rendered.find(text, max(0, len(beyond) - len(text) + 1)) >= 0
     place = rendered.rfind(text)
     return place >= 0 and not beyond.startswith(rendered[: place + len(text)])
 

@@ -210,6 +210,13 @@ def test_reasoning_of_earlier_turns_is_counted():
     )
 
 
+def test_long_texts_that_are_lost_take_no_longer():
+    lost = SIMPLE.replace("m.content | trim", "m.content[:9]")
+    for text in ("a" * 300_000, "b" + "a" * 150_000, "</a" * 100_000):
+        parts = ((Message("user", "a" * 200_000), Message("assistant", text), ASKED), text)
+        assert chat(lost, lost_text="count").render(record(*parts)).left_out.total() == 4
+
+
 def test_a_prompt_that_loses_text_is_refused_or_counted():
     prompt = (Message("system", "Answer in Thai."), ASKED)
     error = refusal(chat(USERS), prompt, "Yes.")
