@@ -75,13 +75,13 @@ from ..records import (
     Response,
     SourceRow,
     conversation,
+    has_text_cells,
     json_cell,
     list_field,
     listed,
     name_field,
     number_cell,
     parse_messages,
-    read_table,
 )
 from ..settings import SharedSettings
 from .hh_rlhf import TURN, parse_dialogue, split_dialogues
@@ -136,26 +136,26 @@ class LocalDataModule(OwnFilesDataModule):
     """Your own pairs, ranked responses or ratings, from JSON Lines, JSON, CSV or Parquet files."""
 
     name = "local"
-    suffixes = ".jsonl, .json, .csv or .parquet"
+    suffixes = ".jsonl, .ndjson, .json, .csv, .tsv, .parquet or .arrow"
 
     def __init__(
         self,
         *,
-        train: str | None = None,
-        validation: str | None = None,
-        test: str | None = None,
-        predict: str | None = None,
+        train: str | list[str] | None = None,
+        validation: str | list[str] | None = None,
+        test: str | list[str] | None = None,
+        predict: str | list[str] | None = None,
         columns: dict[str, str | None] | None = None,
         **shared: Unpack[SharedSettings],
     ) -> None:
         """Name the files; reads nothing. What a row may look like is in the module's description.
 
         Args:
-            train: File of the training split: ``.jsonl``, ``.json`` (one list), ``.csv`` (each also ``.gz``) or
-                ``.parquet``.
-            validation: File of the validation split; without one a share of ``train`` is held out.
-            test: File of the test split.
-            predict: File of rows to score; they need no judgement.
+            train: Rows of the training split: a file, a pattern (``train-*.parquet``), a folder of shards or of
+                ``save_to_disk``, a URL, or a list of such; see the module's description.
+            validation: Rows of the validation split; without any a share of ``train`` is held out.
+            test: Rows of the test split.
+            predict: Rows to score; they need no judgement.
             columns: Your column for each of our fields, where the names differ, such as
                 ``{"prompt": "question", "user": "annotator", "group": "country"}``; null for a field
                 that is not to be read though a column has its name (of ``id``: rows are named by their content).
@@ -199,14 +199,14 @@ class LocalDataModule(OwnFilesDataModule):
             for field, column in self.theirs.items()
             if field not in self.columns and column not in unread.read
         ]
-        return unread.notes(self.paths[source], missing)
+        return unread.notes(self.place(source), missing)
 
     def settings(self) -> dict[str, object]:
         """The column mapping, and the file names, whose endings say how they are read."""
         return {
             "columns": self.columns,
             "switched_off": self.switched_off,
-            "names": {split: path.name for split, path in self.paths.items()},
+            "names": self.file_names(),
         }
 
     def load(self, source: str) -> Iterator[SourceRow | RecordError]:
@@ -220,7 +220,7 @@ class LocalDataModule(OwnFilesDataModule):
         unread = self.unread[source] = UnreadColumns()
         names = ContentNames()
         content = {field: column for field, column in self.theirs.items() if field != "id"}
-        for row in read_table(self.files(source)[0]):
+        for row in self.source_rows(source):
             if isinstance(row, RecordError):
                 yield row
                 continue
@@ -233,7 +233,7 @@ class LocalDataModule(OwnFilesDataModule):
             yield names.named(row, content, column=self.theirs["id"])
         if missing:
             raise ValueError(
-                f"columns names {', '.join(sorted(missing))}, which no row of {self.paths[source]} has; it has "
+                f"columns names {', '.join(sorted(missing))}, which no row of {self.place(source)} has; it has "
                 f"{listed(seen) or 'no columns'}"
             )
 
@@ -280,7 +280,7 @@ class LocalDataModule(OwnFilesDataModule):
     def _fields(self, row: SourceRow) -> dict[str, object]:
         """The row under our names, without nulls; text as what it stands for."""
         fields = {}
-        is_csv = row.file.removesuffix(".gz").endswith(".csv")
+        is_csv = has_text_cells(row.file)
         for field, column in self.theirs.items():
             value = row.fields.get(column)
             if value is None:
