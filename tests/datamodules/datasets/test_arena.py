@@ -3,6 +3,7 @@
 import csv
 import json
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -99,6 +100,18 @@ def write(folder, rows, release="33k"):
         path.parent.mkdir(exist_ok=True)
         pq.write_table(pa.Table.from_pylist(rows), path)
     return str(folder)
+
+
+def from_hub(monkeypatch, rows):
+    """Let the hub give rows, through the library's own tables; returns what is asked for."""
+    asked = []
+
+    def load_dataset(*names, **settings):
+        asked.append((*names, settings["revision"], settings["split"], settings["data_dir"]))
+        return datasets.Dataset.from_list(rows)
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    return asked
 
 
 def invented(folder, *, bad=False, **settings):
@@ -310,3 +323,14 @@ def test_settings_and_sources(tmp_path):
         FileNotFoundError, match=r"has no train-\*\.parquet, nor has data in it; there: .*other\.parquet"
     ):
         ArenaDataModule(data_dir=str(tmp_path)).files("train")
+
+
+@pytest.mark.parametrize("release", REVISIONS)
+def test_the_hub_gives_the_same_records(tmp_path, monkeypatch, release):
+    row = {"33k": row33, "55k": row55, "100k": row100, "140k": row140}[release]
+    rows = [row(), row(("Ho",) if release == "55k" else "Ho")]
+    expected = examples(tmp_path, rows, release)
+    asked = from_hub(monkeypatch, rows)
+    data = ArenaDataModule(release=release)
+    assert [data.to_example(found) for source in data.sources for found in data.load(source)] == expected
+    assert set(asked) == {(*REVISIONS[release].split("@"), "train", None)}

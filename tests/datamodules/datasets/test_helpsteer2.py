@@ -364,3 +364,19 @@ def test_preferences_have_no_attribute():
         ValueError, match="attribute must not be given for judgements='preference', got 'verbosity'"
     ):
         HelpSteer2DataModule(attribute="verbosity", judgements="preference")
+
+
+def test_preferences_come_from_their_folder_on_the_hub(tmp_path, monkeypatch):
+    expected = compared(tmp_path, preference(), preference(split="val"))
+    asked = []
+
+    def load_dataset(name, **kwargs):
+        asked.append((name, kwargs))
+        return [preference(), preference(split="val")]
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    data = HelpSteer2DataModule(judgements="preference")
+    assert examples(data) == expected
+    assert asked == [
+        ("nvidia/HelpSteer2", {"revision": REVISION, "split": "train", "data_dir": "preference"})
+    ]

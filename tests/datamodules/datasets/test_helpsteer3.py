@@ -3,6 +3,7 @@
 import gzip
 import json
 
+import datasets
 import pytest
 
 from pluralign.datamodules import HelpSteer3DataModule, Message, RecordError
@@ -37,6 +38,18 @@ def write(folder, rows, held_out=None, packed=False):
         path = folder / "preference" / f"{name}.jsonl{'.gz' if packed else ''}"
         path.write_bytes(gzip.compress(lines) if packed else lines)
     return str(folder)
+
+
+def from_hub(monkeypatch, rows):
+    """Let the hub give rows, through the library's own tables; returns what is asked for."""
+    asked = []
+
+    def load_dataset(*names, **settings):
+        asked.append((*names, settings["revision"], settings["split"], settings["data_dir"]))
+        return datasets.Dataset.from_list(rows)
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    return asked
 
 
 def invented(folder, *, bad=False, **settings):
@@ -169,3 +182,13 @@ def test_settings_and_source():
     assert HelpSteer3DataModule().settings()["hub"] == f"nvidia/HelpSteer3@{REVISION}"
     with pytest.raises(ValueError, match="judgements must be one of final, annotators"):
         HelpSteer3DataModule(judgements="crowd")
+
+
+def test_the_hub_gives_the_same_records(tmp_path, monkeypatch):
+    expected = example(tmp_path, row())
+    asked = from_hub(monkeypatch, [row()])
+    data = HelpSteer3DataModule()
+    assert [data.to_example(found) for found in data.load("train")] == [expected]
+    assert [found.fields["id"] for found in data.load("test")] == ["validation:1"]
+    place = ("nvidia/HelpSteer3", "preference", REVISION)
+    assert asked == [(*place, "train", None), (*place, "validation", None)]

@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -58,6 +59,18 @@ def write(folder, rows):
     with (folder / "flan.jsonl").open("a") as stream:
         stream.write("\n".join(odd))
     return str(folder)
+
+
+def from_hub(monkeypatch, rows):
+    """Let the hub give rows, through the library's own tables; returns what is asked for."""
+    asked = []
+
+    def load_dataset(*names, **settings):
+        asked.append((*names, settings["revision"], settings["split"], settings["data_dir"]))
+        return datasets.Dataset.from_list(rows)
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    return asked
 
 
 def invented(folder, *, bad=False, **settings):
@@ -282,3 +295,19 @@ def test_settings_that_say_nothing_are_refused():
         UltraFeedbackDataModule(faulty_scores="mend")
     with pytest.raises(ValueError, match="subsets must be one or more of evol_instruct"):
         UltraFeedbackDataModule(subsets=("mine",))
+
+
+def test_the_hub_gives_the_same_records(tmp_path, monkeypatch):
+    rows = [row(source="flan"), row("What is fog?", source="ultrachat")]
+    expected = examples(tmp_path, rows)
+    asked = from_hub(monkeypatch, rows)
+    data = UltraFeedbackDataModule()
+    assert [data.to_example(found) for source in data.sources for found in data.load(source)] == expected
+    assert asked == [(*RAW.split("@"), "train", None)] * 2
+    asked = from_hub(monkeypatch, [pair()])
+    data = UltraFeedbackDataModule(release="binarized")
+    assert [found.fields["id"] for source in data.sources for found in data.load(source)] == [
+        "train_prefs:1",
+        "test_prefs:1",
+    ]
+    assert asked == [(*BINARIZED.split("@"), split, None) for split in ("train_prefs", "test_prefs")]
