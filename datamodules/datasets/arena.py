@@ -16,7 +16,7 @@
   ``winner_model_b``, ``winner_tie``. Which models answered is not read.
 * Split rule (ours; each release has one split): a tenth, by a hash of what the user says first, is the test split; validation is
   carved out of training by another hash. In 140k all votes of a session stay on one side, and so do sessions in which
-  the user begins with the same words.
+  the user begins with the same words; where many begin with the same greeting, the test split may be far from a tenth.
 
 ``model_a`` and ``model_b`` name the winner. ``tie``, ``tie (bothbad)`` (33k, 100k) and ``both_bad`` (140k) are a tie here, with a share
 of 0.5; 55k counts both kinds of tie in ``winner_tie``. There are no degrees. The judge, by the name that the release has, is

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
-from ..records import Message, Prompt, RecordError, SourceRow, hash_split, read_parquet, read_table
+from ..records import Prompt, RecordError, SourceRow, hash_split, read_parquet, read_table
 
 __all__ = ["find_parts", "first_words", "numbered_rows", "read_parts", "rows_of_source"]
 
@@ -85,7 +85,7 @@ def rows_of_source(
             yield item
 
 
-def first_words(prompt: Prompt | tuple[Message, ...]) -> str:
+def first_words(prompt: Prompt) -> str:
     """What the user says first: what conversations with the same beginning share."""
     if isinstance(prompt, str):
         return prompt.strip()
