@@ -247,7 +247,7 @@ def crowd_judgement(first: int, second: int, judgements: Sequence[Judgement], **
     if wrong := [share for share in shares if share not in (0.0, 0.5, 1.0)]:
         raise RecordError("judgements", wrong[0], "0, 0.5 or 1 of each person", reason="out of range")
     votes = cast(tuple[float, float, float], tuple(float(shares.count(share)) for share in (1.0, 0.5, 0.0)))
-    comparison = majority_comparison(first, second, votes, **others)
+    comparison = replace(majority_comparison(first, second, votes), **others)
     strengths = [judgement.strength for judgement in judgements if judgement.strength is not None]
     if len(strengths) < len(judgements):
         return comparison
