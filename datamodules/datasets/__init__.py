@@ -1,7 +1,9 @@
 """One data module per dataset."""
 
+from .alpaca_eval import AlpacaEvalDataModule
 from .dices import DICESDataModule
 from .dsp import DSPDataModule
+from .gpt4llm import GPT4LLMDataModule
 from .helpsteer2 import HelpSteer2DataModule
 from .hh_rlhf import HHRLHFDataModule
 from .local import LocalDataModule
@@ -14,11 +16,14 @@ from .safe_rlhf import SafeRLHFDataModule
 from .squality import SQuALITYDataModule
 from .summarize_from_feedback import SummarizeFromFeedbackDataModule
 from .synthetic import SyntheticDataModule
+from .tulu_human_eval import TuluHumanEvalDataModule
 from .ukpconvarg1 import UKPConvArgDataModule
 
 __all__ = [
+    "AlpacaEvalDataModule",
     "DICESDataModule",
     "DSPDataModule",
+    "GPT4LLMDataModule",
     "HHRLHFDataModule",
     "HelpSteer2DataModule",
     "LocalDataModule",
@@ -31,6 +36,7 @@ __all__ = [
     "SafeRLHFDataModule",
     "SummarizeFromFeedbackDataModule",
     "SyntheticDataModule",
+    "TuluHumanEvalDataModule",
     "UKPConvArgDataModule",
     "update_posteriors",
 ]

@@ -63,7 +63,7 @@ from .record import (
     record_key,
     shown,
 )
-from .splits import PER_10_000, PERCENT, hash_share, hash_split, ordered_split
+from .splits import PER_10_000, PERCENT, hash_share, hash_split, ordered_split, rows_of_split
 from .votes import DistinctResponses, majority_comparison, vote_counts
 
 __all__ = [
@@ -125,6 +125,7 @@ __all__ = [
     "read_table",
     "readable",
     "record_key",
+    "rows_of_split",
     "shared_judgement",
     "shared_turns",
     "shown",
