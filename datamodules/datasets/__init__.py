@@ -7,6 +7,7 @@ from .gpt4llm import GPT4LLMDataModule
 from .helpsteer2 import HelpSteer2DataModule
 from .hh_rlhf import HHRLHFDataModule
 from .local import LocalDataModule
+from .oasst import OASSTDataModule
 from .pandalm import PandaLMDataModule
 from .persona import PersonaDataModule
 from .persona_votes import PersonaVotesDataModule, update_posteriors
@@ -27,6 +28,7 @@ __all__ = [
     "HHRLHFDataModule",
     "HelpSteer2DataModule",
     "LocalDataModule",
+    "OASSTDataModule",
     "PRISMDataModule",
     "PandaLMDataModule",
     "PersonaDataModule",
