@@ -15,6 +15,7 @@ from .pick_a_pic import PickAPicDataModule
 from .prism import PRISMDataModule
 from .safe_rlhf import SafeRLHFDataModule
 from .squality import SQuALITYDataModule
+from .strength_cleaned_hh import StrengthCleanedHHDataModule
 from .summarize_from_feedback import SummarizeFromFeedbackDataModule
 from .synthetic import SyntheticDataModule
 from .tulu_human_eval import TuluHumanEvalDataModule
@@ -36,6 +37,7 @@ __all__ = [
     "PickAPicDataModule",
     "SQuALITYDataModule",
     "SafeRLHFDataModule",
+    "StrengthCleanedHHDataModule",
     "SummarizeFromFeedbackDataModule",
     "SyntheticDataModule",
     "TuluHumanEvalDataModule",
