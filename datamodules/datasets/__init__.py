@@ -1,7 +1,9 @@
 """One data module per dataset."""
 
 from .alpaca_eval import AlpacaEvalDataModule
+from .beavertails import BeaverTailsDataModule
 from .dices import DICESDataModule
+from .dices_raters import DICESRatersDataModule
 from .dsp import DSPDataModule
 from .gpt4llm import GPT4LLMDataModule
 from .helpsteer2 import HelpSteer2DataModule
@@ -23,7 +25,9 @@ from .ukpconvarg1 import UKPConvArgDataModule
 
 __all__ = [
     "AlpacaEvalDataModule",
+    "BeaverTailsDataModule",
     "DICESDataModule",
+    "DICESRatersDataModule",
     "DSPDataModule",
     "GPT4LLMDataModule",
     "HHRLHFDataModule",

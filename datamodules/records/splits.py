@@ -34,16 +34,20 @@ def hash_split(key: str, parts: Mapping[str, int], seed: int = 0) -> str:
 
 
 def rows_of_split(
-    rows: Iterable[SourceRow | RecordError], split: str, key: Callable[[SourceRow], str]
+    rows: Iterable[SourceRow | RecordError],
+    split: str,
+    key: Callable[[SourceRow], str],
+    parts: Mapping[str, int] = PERCENT,
 ) -> Iterator[SourceRow | RecordError]:
-    """Rows of one split, of a release that has none: by :data:`PERCENT`; errors of rows without a key are training's.
+    """Rows of one split, of a release that has none; errors of rows without a key are training's.
 
     Args:
         rows: Of the whole release.
         split: ``train``, ``validation`` or ``test``.
         key: What stays on one side, such as the prompt; raises a :class:`RecordError` where it cannot be read.
+        parts: As :func:`hash_split` has them.
     """
-    for row in parse_rows(rows, lambda row: (hash_split(key(row), PERCENT), row)):
+    for row in parse_rows(rows, lambda row: (hash_split(key(row), parts), row)):
         if isinstance(row, RecordError):
             if split == "train":
                 yield row
