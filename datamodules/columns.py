@@ -104,7 +104,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("score", "response", "number", NAN, "(R,) float32: a rating", "rated data; a LocalDataModule whose rows "
            "have score or scores", field="score"),
     Column("votes", "response", "counts", 0.0, "(R, C) float32 >= 0: annotator counts per category",
-           "DICES, SQuALITY, HelpSteer2, SafeRLHF, PersonaVotes and Synthetic (judgements: ratings) data modules; a "
+           "BeaverTails, DICES, SQuALITY, HelpSteer2, SafeRLHF, PersonaVotes and Synthetic (judgements: ratings) data modules; a "
            "LocalDataModule whose rows have votes", field="votes"),
     Column("prior", "response", "counts", 0.0, "(R, C) float32: what to expect before anyone voted; not in batches",
            field="prior", categories="votes", in_batch=False),
@@ -133,7 +133,8 @@ COLUMNS: tuple[Column, ...] = (
     Column("user_id", "comparison", "name", -1, "(P,) int64: index into the data's ``users``; -1 unknown",
            "data with judges, such as UKPConvArgDataModule with judgements: workers", field="user"),
     Column("group_id", "comparison", "name", -1, "(P,) int64: group of users that the judge is of; not in batches",
-           "MultiPrefDataModule; a LocalDataModule whose rows have group", field="group", in_batch=False),
+           "MultiPrefDataModule, DICESRatersDataModule with groups; a LocalDataModule whose rows have group",
+           field="group", in_batch=False),
     Column("domain_id", "comparison", "name", -1, "(P,) int64: index into the data's ``domains``; -1 unknown",
            "data with domains, such as DSPDataModule", field="domain", training_only=True),
     Column("request_response", "request", "integer", None, "(Q,) int64: index into R: whose reward is asked for",
