@@ -17,10 +17,11 @@ from torch import Tensor, distributed
 from pluralign import __version__
 from pluralign.datamodules.batch import DataSource, PreferenceBatch, TextFormat
 
+from . import _averages as averages
+from ._callbacks import HostModule
 from ._data_source import AdaptedData
 from ._extents import batch_extents, check_extents
 from ._initial_weights import begins, check_file, read_checkpoint
-from ._resumption import ResumableModule
 from .backbone import Backbone, BackboneConfig, StoredFeatures, added_keys, configured_positions
 
 __all__ = ["BaseModule", "ModuleSettings", "data_of", "default_optimizer"]
@@ -64,7 +65,7 @@ def _leave_group() -> None:
         distributed.destroy_process_group()
 
 
-class BaseModule(ResumableModule):
+class BaseModule(HostModule):
     """Base of every module with a backbone; a subclass writes ``configure_model`` and its steps.
 
     What the constructor of a subclass is given becomes its hyperparameters; only plain values may be among them.
@@ -123,6 +124,7 @@ class BaseModule(ResumableModule):
         self.text_format: TextFormat | None = None
         self._max_positions: tuple[int | None, ...] = ()  # once they were looked up
         self._loaded_keys: frozenset[str] = frozenset()
+        self._trained_keys: frozenset[str] = frozenset()  # when it was built
         self._started = False
 
     def parameter_groups(self) -> Iterable[Any]:
@@ -205,7 +207,11 @@ class BaseModule(ResumableModule):
     # Stages --------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Check the trainer before anything runs.
+        """Check the trainer before anything runs."""
+        self.check_trainer()
+
+    def check_trainer(self) -> None:
+        """Make sure that the module can run as the trainer is set; before anything is built, too.
 
         Raises:
             ValueError: If the precision would round labels, or stored features are of another backbone.
@@ -231,8 +237,14 @@ class BaseModule(ResumableModule):
         Raises:
             ValueError: If it differs from that of the run that this one starts from, or the network cannot read the data.
             FileNotFoundError: If there is no file that ``init_from`` names, and no checkpoint was restored.
-            RuntimeError: If ``configure_model`` left ``init_from`` aside.
+            RuntimeError: If ``configure_model`` left ``init_from`` aside, or ``configure_callbacks`` what callbacks need.
         """
+        if self.groundwork is None:
+            raise RuntimeError(
+                f"{type(self).__name__}.configure_callbacks does not call that of its base class, which has the weights built "
+                "before callbacks look at them"
+            )
+        self.take_found_rate()
         if self.init_from is not None:
             self._check_format()
             self._check_start()
@@ -338,16 +350,33 @@ class BaseModule(ResumableModule):
         keys = set(self.state_dict())
         if self.backbone_config.name is None:
             return keys  # random weights cannot be loaded again from anywhere else
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         base = {name for name in keys if name.startswith("backbone.")} - added_keys(self, keys)
-        return keys - (base - trained - self._loaded_keys)
+        # What a callback freezes for a while was trained before, or will be.
+        return keys - (base - self._keys_in_training() - self._trained_keys - self._loaded_keys)
+
+    def _keys_in_training(self) -> frozenset[str]:
+        return frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave frozen weights out; keep the text format, and what the run needs to go on, beside the rest."""
+        weights_alone, average = "optimizer_states" not in checkpoint, None
+        if weights_alone and self.fitting and self.groundwork is not None:
+            # Lightning has callbacks put the average there, which was validated, in whole checkpoints only.
+            averages.follow_until_updated(self.trainer, self)
+            average = averages.average_weights(self.trainer)
+        if average is not None:
+            checkpoint["state_dict"] = average
         keys = self.saved_keys()
-        checkpoint["state_dict"] = {
-            name: value for name, value in checkpoint["state_dict"].items() if name in keys
-        }
+        absent = set(self.state_dict()) - keys
+
+        def saved(state: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: value for name, value in averages.permanent(state).items() if name not in absent}
+
+        for name in averages.SAVED_STATES:
+            if name in checkpoint:
+                checkpoint[name] = saved(checkpoint[name])
+        for state in averages.states_of_callbacks(checkpoint):
+            state["average_model_state"] = saved(state["average_model_state"])
         kept = checkpoint.setdefault("pluralign", {})
         kept |= {"version": __version__, "text_format": self.text_format}
         self.keep_run(checkpoint)
@@ -355,9 +384,18 @@ class BaseModule(ResumableModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take back the text format, and see what there is to do for a run that goes on."""
         self.text_format = checkpoint.get("pluralign", {}).get("text_format")
-        self._loaded_keys, self.init_from = frozenset(checkpoint["state_dict"]), None
-        if self.fitting:
-            self.resume_run(checkpoint)
+        self._loaded_keys = frozenset(checkpoint["state_dict"])
+        if self.groundwork is None or not self.groundwork.settled:  # a tuner puts back what was there
+            self.init_from = None
+        if not self.fitting:
+            return
+        self.resume_run(checkpoint)
+        if "current_model_state" in checkpoint:
+            # Its average is loaded by Lightning, which wants every weight to be there.
+            absent = set(self.state_dict()) - self.saved_keys()
+            checkpoint["state_dict"] |= {
+                name: value for name, value in self.state_dict().items() if name in absent
+            }
 
     def make_room(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what the sizes of the weights depend on, before they are loaded; nothing, unless overridden."""
@@ -412,6 +450,7 @@ class BaseModule(ResumableModule):
             ValueError: If it is no checkpoint, or ``init_may_differ`` has a name that no weight begins with.
             RuntimeError: If weights that ``init_may_differ`` does not name are missing there, unknown or of another shape.
         """
+        self._trained_keys = self._keys_in_training()
         if self.init_from is None:
             return
         if self.attached_trainer is not None and not Path(self.init_from).is_file():
