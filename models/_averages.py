@@ -75,7 +75,9 @@ def settle_averages(trainer: L.Trainer, module: nn.Module, *, share: bool) -> No
             _share_frozen(copy, module)
 
 
-def _average_of_different(function: Average, averaged: Tensor, current: Tensor, number: Tensor | int) -> Tensor:
+def _average_of_different(
+    function: Average, averaged: Tensor, current: Tensor, number: Tensor | int
+) -> Tensor:
     """The average, where it is not that of equal numbers."""
     if averaged.data_ptr() == current.data_ptr():
         return averaged

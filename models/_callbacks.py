@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.parsing import lightning_hasattr
 from torch import nn
 from torch.optim import Optimizer
@@ -120,6 +121,19 @@ class Groundwork(L.Callback):
             )
 
 
+def _place(callback: L.Callback) -> int:
+    """Where a callback stands among others: what replaces weights for good, others, what does for a while, what comes after.
+
+    What is saved at the end of training has the weights that :class:`StochasticWeightAveraging` leaves; reports on a
+    validation are made while the averages that were validated are in place.
+    """
+    if isinstance(callback, (BatchSizeFinder, LearningRateFinder)):
+        return 0
+    if isinstance(callback, StochasticWeightAveraging):
+        return 1
+    return 3 if isinstance(callback, WeightAveraging) else 2
+
+
 def refusal(callback: L.Callback, trainer: L.Trainer, module: "BaseModule") -> str | None:
     """Why a callback cannot be used, and what to do; None if it can.
 
@@ -140,6 +154,8 @@ def refusal(callback: L.Callback, trainer: L.Trainer, module: "BaseModule") -> s
             f"{base} keeps the base as its own files have it, and checkpoints leave it out, pruned or not; train all of the "
             f"network, or leave {name} out"
         )
+    if isinstance(callback, ModelPruning) and module.unprunable:
+        return f"{module.unprunable}; leave {name} out"
     if isinstance(callback, BaseFinetuning):
         return _why_not_unfrozen(callback, trainer, module.backbone_config)
     if isinstance(callback, BatchSizeFinder) and not lightning_hasattr(module, callback._batch_arg_name):
@@ -190,17 +206,33 @@ class HostModule(ResumableModule):
     """A module that Lightning's callbacks can work on.
 
     Attributes:
+        unprunable: Why its weights cannot be pruned; None if they can.
         optimizer: Called with the parameter groups.
         lr_scheduler: Called with the optimiser; None keeps the rate.
     """
 
     optimizer: OptimizerCallable
     lr_scheduler: LRSchedulerCallable | None
+    unprunable: str | None = None
 
     def __init__(self) -> None:
         """Begin with the rates as they are set."""
         super().__init__()
         self._found_rate: float | None = None
+
+    @property
+    def attached_trainer(self) -> L.Trainer | None:
+        """The trainer that runs the module; None where there is none, which ``trainer`` refuses."""
+        try:
+            return self.trainer
+        except RuntimeError:
+            return None
+
+    @property
+    def fitting(self) -> bool:
+        """Whether a trainer is fitting, or about to: its validations count."""
+        trainer = self.attached_trainer
+        return trainer is not None and trainer.state.fn == TrainerFn.FITTING
 
     @property
     def groundwork(self) -> Groundwork | None:
@@ -209,10 +241,10 @@ class HostModule(ResumableModule):
         return next((callback for callback in callbacks if isinstance(callback, Groundwork)), None)
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """Put :class:`Groundwork` before the trainer's callbacks; Lightning would add it after them."""
-        trainer = self.trainer
-        others = [each for each in trainer.callbacks if not isinstance(each, Groundwork)]  # type: ignore[attr-defined]
-        trainer.callbacks = [Groundwork(), *others]  # type: ignore[attr-defined]
+        """Put :class:`Groundwork` before the trainer's callbacks, and these in an order in which they fit together."""
+        given: list[L.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        ordered = sorted((each for each in given if not isinstance(each, Groundwork)), key=_place)
+        self.trainer.callbacks = [Groundwork(), *ordered]  # type: ignore[attr-defined]
         return []
 
     def on_train_start(self) -> None:
