@@ -249,12 +249,19 @@ class HostModule(ResumableModule):
 
     def on_train_start(self) -> None:
         """Go on as the run that wrote the checkpoint would have; callbacks too, within an epoch whose start they missed."""
+        goes_on, loop = self._resumption is not None, self.trainer.fit_loop
         super().on_train_start()
-        loop = self.trainer.fit_loop
+        callbacks: list[L.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         if loop.restarted_mid_epoch or loop.restarted_on_epoch_end:
-            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            for callback in callbacks:
                 if isinstance(callback, OF_EPOCHS):
                     callback.on_train_epoch_start(self.trainer, self)
+        if goes_on and any(isinstance(callback, BaseFinetuning) for callback in callbacks):
+            # It has frozen what it freezes before training, and gives the optimiser back what it had unfrozen by then.
+            for optimizer in self.trainer.optimizers:
+                for group in optimizer.param_groups:
+                    for parameter in group["params"]:
+                        parameter.requires_grad_(True)
 
     # The rate --------------------------------------------------------------------------------------------
 

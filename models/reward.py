@@ -264,7 +264,9 @@ class RewardModule(BaseModule, ABC):
         optimizers = [] if trainer is None else trainer.optimizers
         rate = optimizers[0].param_groups[0]["lr"] if optimizers else None
         precision = "32-true" if trainer is None else str(trainer.precision)
-        raise RuntimeError(message(finding, precision=precision, rate=rate))
+        trying = trainer is not None and self.groundwork is None  # a tuner has put callbacks aside
+        hint = "; rates are being tried: lower max_lr of LearningRateFinder" if trying else ""
+        raise RuntimeError(message(finding, precision=precision, rate=rate) + hint)
 
     def _name(self, batch: PreferenceBatch, stage: str) -> BatchName:
         """What a message would call a batch."""
