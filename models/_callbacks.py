@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     BaseFinetuning,
     BatchSizeFinder,
+    Checkpoint,
     GradientAccumulationScheduler,
     LearningRateFinder,
     ModelPruning,
@@ -121,17 +122,18 @@ class Groundwork(L.Callback):
             )
 
 
-def _place(callback: L.Callback) -> int:
-    """Where a callback stands among others: what replaces weights for good, others, what does for a while, what comes after.
+def _ordered(callbacks: list[L.Callback]) -> list[L.Callback]:
+    """Callbacks in an order in which they fit together.
 
-    What is saved at the end of training has the weights that :class:`StochasticWeightAveraging` leaves; reports on a
-    validation are made while the averages that were validated are in place.
+    What is saved at the end of training has the weights that :class:`StochasticWeightAveraging` leaves, which comes first.
+    Reports on a validation are made while the averages that were validated are in place, and checkpoints written after
+    they were updated: averages come between the two.
     """
-    if isinstance(callback, (BatchSizeFinder, LearningRateFinder)):
-        return 0
-    if isinstance(callback, StochasticWeightAveraging):
-        return 1
-    return 3 if isinstance(callback, WeightAveraging) else 2
+    first = [each for each in callbacks if isinstance(each, StochasticWeightAveraging)]
+    last = [each for each in callbacks if isinstance(each, WeightAveraging)]
+    others = [each for each in callbacks if each not in first and each not in last]
+    place = next((i for i, each in enumerate(others) if isinstance(each, Checkpoint)), len(others))
+    return [*first, *others[:place], *last, *others[place:]]
 
 
 def refusal(callback: L.Callback, trainer: L.Trainer, module: "BaseModule") -> str | None:
@@ -243,8 +245,8 @@ class HostModule(ResumableModule):
     def configure_callbacks(self) -> list[L.Callback]:
         """Put :class:`Groundwork` before the trainer's callbacks, and these in an order in which they fit together."""
         given: list[L.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        ordered = sorted((each for each in given if not isinstance(each, Groundwork)), key=_place)
-        self.trainer.callbacks = [Groundwork(), *ordered]  # type: ignore[attr-defined]
+        others = _ordered([each for each in given if not isinstance(each, Groundwork)])
+        self.trainer.callbacks = [Groundwork(), *others]  # type: ignore[attr-defined]
         return []
 
     def on_train_start(self) -> None:
