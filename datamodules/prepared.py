@@ -206,11 +206,16 @@ class PreparedData(L.LightningDataModule, ABC):
             if split in self.sources or (split == "validation" and "train" in self.sources)
         )
 
+    def cache_root(self) -> Path:
+        """Folder of all caches."""
+        return Path(
+            self.cache_dir or os.environ.get("PLURALIGN_CACHE") or Path.home() / ".cache" / "pluralign"
+        )
+
     def cache_folder(self) -> Path:
         """Where this content's cache stands or will stand."""
-        root = self.cache_dir or os.environ.get("PLURALIGN_CACHE") or Path.home() / ".cache" / "pluralign"
         description = {"name": self.name, **self.content(), "format": self.tokenizer.fingerprint()}
-        return Path(root) / f"{self.name}-{fingerprint(description)}"
+        return self.cache_root() / f"{self.name}-{fingerprint(description)}"
 
     def content(self) -> dict[str, object]:
         """What decides the records, whatever the tokens: bytes of the files of each source, and settings."""

@@ -1,10 +1,18 @@
 """One data module per dataset."""
 
+from .alpaca_eval import AlpacaEvalDataModule
+from .arena import ArenaDataModule
+from .beavertails import BeaverTailsDataModule
 from .dices import DICESDataModule
+from .dices_raters import DICESRatersDataModule
 from .dsp import DSPDataModule
+from .gpt4llm import GPT4LLMDataModule
 from .helpsteer2 import HelpSteer2DataModule
+from .helpsteer3 import HelpSteer3DataModule
 from .hh_rlhf import HHRLHFDataModule
 from .local import LocalDataModule
+from .multipref import MultiPrefDataModule
+from .oasst import OASSTDataModule
 from .pandalm import PandaLMDataModule
 from .persona import PersonaDataModule
 from .persona_votes import PersonaVotesDataModule, update_posteriors
@@ -12,16 +20,28 @@ from .pick_a_pic import PickAPicDataModule
 from .prism import PRISMDataModule
 from .safe_rlhf import SafeRLHFDataModule
 from .squality import SQuALITYDataModule
+from .strength_cleaned_hh import StrengthCleanedHHDataModule
 from .summarize_from_feedback import SummarizeFromFeedbackDataModule
 from .synthetic import SyntheticDataModule
+from .tulu_human_eval import TuluHumanEvalDataModule
 from .ukpconvarg1 import UKPConvArgDataModule
+from .ultrafeedback import UltraFeedbackDataModule
+from .webgpt import WebGPTDataModule
 
 __all__ = [
+    "AlpacaEvalDataModule",
+    "ArenaDataModule",
+    "BeaverTailsDataModule",
     "DICESDataModule",
+    "DICESRatersDataModule",
     "DSPDataModule",
+    "GPT4LLMDataModule",
     "HHRLHFDataModule",
     "HelpSteer2DataModule",
+    "HelpSteer3DataModule",
     "LocalDataModule",
+    "MultiPrefDataModule",
+    "OASSTDataModule",
     "PRISMDataModule",
     "PandaLMDataModule",
     "PersonaDataModule",
@@ -29,8 +49,12 @@ __all__ = [
     "PickAPicDataModule",
     "SQuALITYDataModule",
     "SafeRLHFDataModule",
+    "StrengthCleanedHHDataModule",
     "SummarizeFromFeedbackDataModule",
     "SyntheticDataModule",
+    "TuluHumanEvalDataModule",
     "UKPConvArgDataModule",
+    "UltraFeedbackDataModule",
+    "WebGPTDataModule",
     "update_posteriors",
 ]

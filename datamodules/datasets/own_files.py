@@ -1,12 +1,12 @@
 """What data modules over files of your own share: a file for each split, columns by other names, columns not read."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import ClassVar
 
 from ..base import SPLITS, PreferenceDataModule
-from ..records import is_blank, is_number, listed, readable
+from ..records import RecordError, SourceRow, TableSource, find_tables, is_blank, is_number, listed
 
 __all__ = ["OwnFilesDataModule", "UnreadColumns", "likely_columns"]
 
@@ -55,7 +55,7 @@ class UnreadColumns:
             if not self.text.get(column):
                 self.text[column] = _is_text(fields[column])
 
-    def notes(self, file: Path, missing: Collection[str] | None = None) -> list[str]:
+    def notes(self, file: str, missing: Collection[str] | None = None) -> list[str]:
         """A warning about those of text, and those that are called like a field that the file lacks; none without any.
 
         Args:
@@ -80,25 +80,32 @@ def _is_text(value: object) -> bool:
 
 
 class OwnFilesDataModule(PreferenceDataModule):
-    """A file for each split that there is.
+    """Files for each split that there is.
 
     Attributes:
         suffixes: How the files may end, as a phrase.
-        paths: File of each split.
+        paths: What holds each split, as its argument names it: a file, a pattern, a folder, or several.
         unread: Columns of each split's file that no field reads, filled while it is read; of data modules that look.
     """
 
     suffixes: ClassVar[str]
-    paths: dict[str, Path]
+    paths: dict[str, str | list[str]]
     unread: dict[str, UnreadColumns]
 
-    def name_files(self, **paths: str | None) -> None:
+    def name_files(self, **given: str | list[str] | None) -> None:
         """Keep the splits' files; those that are None are left out.
 
         Raises:
-            ValueError: If none is left.
+            ValueError: If none is left, or a list is empty.
         """
-        self.paths = {split: Path(path) for split, path in paths.items() if path is not None}
+        self.paths = {
+            split: [str(one) for one in name] if isinstance(name, list) else str(name)  # of paths, too
+            for split, name in given.items()
+            if name is not None
+        }
+        for split, name in self.paths.items():
+            if not all(name if isinstance(name, list) else [name]) or not name:
+                raise ValueError(f"{split} must name a file, got {name!r}: leave it out if there is none")
         if not self.paths:
             raise ValueError(f"{type(self).__name__} has no file: give at least one of {', '.join(SPLITS)}")
         self.sources = tuple(self.paths)
@@ -120,22 +127,38 @@ class OwnFilesDataModule(PreferenceDataModule):
                 f"columns maps unknown fields {', '.join(unknown)}; allowed: {', '.join(fields)}"
             )
 
-    def files(self, source: str) -> list[Path]:
-        """The split's file.
+    def tables(self, source: str) -> TableSource:
+        """Tables that hold the split's rows, in order: looked for anew at each call.
 
         Raises:
             FileNotFoundError: Naming the argument, the path and what is there.
-            RecordError: If nobody may look.
+            ValueError: If files are of several kinds, or shards are missing.
+            RecordError: If nobody may look, or a store does not answer.
         """
-        path = self.paths[source]
-        with readable(path, "a file"):
-            is_file = path.is_file()
-        if not is_file:
-            there = sorted(other.name for other in path.parent.iterdir()) if path.parent.is_dir() else []
-            kind = "a folder" if path.is_dir() else "not a file"
-            beside = f"has {listed(there)}" if there else "is empty or missing"
-            raise FileNotFoundError(
-                f"{source}={str(path)!r} is {kind} (looked for {path.absolute()}; that folder {beside}): change {source} "
-                f"to the path of a {self.suffixes} file"
-            )
-        return [path]
+        return find_tables(
+            self.paths[source],
+            copies=self.cache_root() / "copies",
+            argument=source,
+            split=source,
+            endings=self.suffixes,
+        )
+
+    def files(self, source: str) -> list[Path]:
+        """The split's files, in order; raises what :meth:`tables` raises."""
+        return self.tables(source).files
+
+    def source_rows(self, source: str) -> Iterator[SourceRow | RecordError]:
+        """Rows of the split's tables, one table after another; raises what :meth:`tables` raises."""
+        return self.tables(source).rows()
+
+    def place(self, source: str) -> str:
+        """What a message calls the split's files."""
+        name = self.paths[source]
+        return name if isinstance(name, str) else listed(name, 3)
+
+    def file_names(self) -> dict[str, str | list[str]]:
+        """Names of each split's tables without their folders; the endings say how they are read."""
+        names = {
+            split: [Path(table.name).name for table in self.tables(split).tables] for split in self.paths
+        }
+        return {split: several[0] if len(several) == 1 else several for split, several in names.items()}

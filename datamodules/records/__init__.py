@@ -1,5 +1,6 @@
 """A source's row becomes a record: readers, checks of fields, votes, splits."""
 
+from .arrow_files import read_arrow, read_parquet, read_saved
 from .cells import conversation, is_number, json_cell, number_cell
 from .conversations import (
     Prompt,
@@ -11,6 +12,7 @@ from .conversations import (
     shared_turns,
     split_sides,
 )
+from .delimited import read_csv, read_tsv
 from .fields import (
     choice_field,
     flag_field,
@@ -23,18 +25,9 @@ from .fields import (
     user_field,
     whole_field,
 )
-from .files import (
-    HubDataset,
-    SourceRow,
-    parse_rows,
-    read_csv,
-    read_json,
-    read_json_lines,
-    read_json_list,
-    read_parquet,
-    read_table,
-    source_row,
-)
+from .files import ENDINGS, TableKind, has_text_cells, read_table, table_kind
+from .hub import HubDataset
+from .json_files import read_json, read_json_lines, read_json_list, read_json_rows, source_row
 from .json_text import check_json, decode_json
 from .judgements import (
     CODES,
@@ -64,11 +57,14 @@ from .record import (
     record_key,
     shown,
 )
-from .splits import PER_10_000, PERCENT, hash_share, hash_split, ordered_split
+from .rows import SourceRow, parse_rows
+from .sources import SourceTable, TableSource, find_tables
+from .splits import PER_10_000, PERCENT, hash_share, hash_split, ordered_split, rows_of_split
 from .votes import DistinctResponses, majority_comparison, vote_counts
 
 __all__ = [
     "CODES",
+    "ENDINGS",
     "FLOAT32_MAX",
     "PERCENT",
     "PER_10_000",
@@ -85,6 +81,9 @@ __all__ = [
     "Response",
     "Side",
     "SourceRow",
+    "SourceTable",
+    "TableKind",
+    "TableSource",
     "alternating_messages",
     "answer",
     "check_codes",
@@ -97,7 +96,9 @@ __all__ = [
     "crowd_judgement",
     "decode_json",
     "find_file",
+    "find_tables",
     "flag_field",
+    "has_text_cells",
     "hash_files",
     "hash_share",
     "hash_split",
@@ -119,20 +120,26 @@ __all__ = [
     "parse_messages",
     "parse_rows",
     "plain_turns",
+    "read_arrow",
     "read_csv",
     "read_json",
     "read_json_lines",
     "read_json_list",
+    "read_json_rows",
     "read_parquet",
+    "read_saved",
     "read_table",
+    "read_tsv",
     "readable",
     "record_key",
+    "rows_of_split",
     "shared_judgement",
     "shared_turns",
     "shown",
     "signed_judgement",
     "source_row",
     "split_sides",
+    "table_kind",
     "text_field",
     "user_field",
     "vote_counts",

@@ -2,12 +2,12 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from .record import RecordError
 
-__all__ = ["Decoded", "check_json", "decode_json"]
+__all__ = ["Decoded", "check_json", "decode_json", "decode_next"]
 
 MAX_DEPTH = 100
 """Levels of lists and objects within one row. Python itself cannot write what is nested much deeper."""
@@ -44,6 +44,35 @@ def decode_json(text: str) -> Decoded:
         ValueError: If it is no JSON, or holds a whole number of thousands of digits.
         RecordError: If it is nested deeper than Python can read.
     """
+    return _decode(text, lambda decoder: (decoder.decode(text), 0, len(text)))
+
+
+def decode_next(text: str, start: int) -> tuple[Decoded, int]:
+    """Read the JSON value that begins at a place, whatever stands behind it.
+
+    Args:
+        text: What holds it.
+        start: Where it begins.
+
+    Returns:
+        The value, and the place behind it.
+
+    Raises:
+        ValueError: As :func:`decode_json`.
+        RecordError: Likewise.
+    """
+    end = start
+
+    def read(decoder: json.JSONDecoder) -> tuple[object, int, int]:
+        nonlocal end
+        value, end = decoder.raw_decode(text, start)
+        return value, start, end
+
+    return _decode(text, read), end
+
+
+def _decode(text: str, read: Callable[[json.JSONDecoder], tuple[object, int, int]]) -> Decoded:
+    """What a decoder that marks keys given twice reads between two places of a text."""
     repeated = False
 
     def to_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -57,11 +86,11 @@ def decode_json(text: str) -> Decoded:
         return marked
 
     try:
-        value = json.loads(text, object_pairs_hook=to_object)
+        value, start, end = read(json.JSONDecoder(object_pairs_hook=to_object))
     except RecursionError:  # how deep Python reads depends on who calls
         raise too_deep("line") from None
-    deep = text.count("[") + text.count("{") > MAX_DEPTH
-    return Decoded(value, repeated or deep or HALF.search(text) is not None)
+    deep = text.count("[", start, end) + text.count("{", start, end) > MAX_DEPTH
+    return Decoded(value, repeated or deep or HALF.search(text, start, end) is not None)
 
 
 def check_json(value: object, field: str = "") -> None:

@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 
-from .files import SourceRow
+from .rows import SourceRow
 
 __all__ = ["ContentNames"]
 

@@ -9,6 +9,7 @@ from ...records import (
     RecordError,
     SourceRow,
     conversation,
+    has_text_cells,
     is_number,
     json_cell,
     list_field,
@@ -247,7 +248,7 @@ class FieldNames:
     def values(self, row: SourceRow) -> dict[str, object]:
         """A row's fields under our names, without nulls; text as what it stands for."""
         fields = {}
-        is_csv = row.file.removesuffix(".gz").endswith(".csv")
+        is_csv = has_text_cells(row.file)
         for field, column in self.theirs.items():
             value = value_at(row.fields, column)
             if value is None:

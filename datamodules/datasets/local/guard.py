@@ -2,9 +2,8 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 
-from ...records import FLOAT32_MAX, RecordError, SourceRow, is_number, known_code, listed
+from ...records import FLOAT32_MAX, RecordError, SourceRow, has_text_cells, is_number, known_code, listed
 from .fields import FORMS, NEUTRAL_ALONE, FieldNames, Shape, value_at
 from .judged import JudgementReader
 from .likely import judgement_columns, likely_reading, numbers_reading, say_who_won, score_pairs
@@ -46,11 +45,11 @@ class JudgementGuard:
     rejected, or better and worse, only a plain name does (``winner``, ``label``), or scores of both sides that say otherwise.
     """
 
-    def __init__(self, path: Path, names: FieldNames, reader: JudgementReader, *, judged: bool) -> None:
+    def __init__(self, path: str, names: FieldNames, reader: JudgementReader, *, judged: bool) -> None:
         """Begin a file.
 
         Args:
-            path: The file.
+            path: The files, as a message calls them.
             names: Column of each field.
             reader: What values mean.
             judged: Whether its rows need a judgement; rows to be scored do not.
@@ -80,7 +79,7 @@ class JudgementGuard:
             RecordError: Of the file, if its shares are another code in more rows than single slips are.
         """
         if self._off > 1 and self._off > OTHER_CODE * self._seen:
-            raise self._other_code(self._others[0]).at(str(self.path), 0)
+            raise self._other_code(self._others[0]).at(self.path, 0)
 
     # Shares ------------------------------------------------------------------------------------------------
 
@@ -97,7 +96,7 @@ class JudgementGuard:
         if "preference" in self.names.nested:
             values += [value_at(entry, self.names.nested["preference"]) for entry in self.names.entries(row)]
         for value in values:
-            if isinstance(value, str) and is_number(value) and row.file.removesuffix(".gz").endswith(".csv"):
+            if isinstance(value, str) and is_number(value) and has_text_cells(row.file):
                 value = float(value)
             if (
                 isinstance(value, bool)

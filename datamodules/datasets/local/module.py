@@ -107,7 +107,7 @@ from collections.abc import Iterator
 from typing import Literal, Unpack
 
 from ...checks import check_choices
-from ...records import ContentNames, PreferenceRecord, RecordError, SourceRow, listed, read_table
+from ...records import ContentNames, PreferenceRecord, RecordError, SourceRow, listed
 from ...settings import SharedSettings
 from ..hh_rlhf import TURN
 from ..own_files import OwnFilesDataModule, UnreadColumns, likely_columns
@@ -135,15 +135,15 @@ class LocalDataModule(OwnFilesDataModule):
     """Your own pairs, ranked responses or ratings, from JSON Lines, JSON, CSV or Parquet files."""
 
     name = "local"
-    suffixes = ".jsonl, .json, .csv or .parquet"
+    suffixes = ".jsonl, .ndjson, .json, .csv, .tsv, .parquet or .arrow"
 
     def __init__(
         self,
         *,
-        train: str | None = None,
-        validation: str | None = None,
-        test: str | None = None,
-        predict: str | None = None,
+        train: str | list[str] | None = None,
+        validation: str | list[str] | None = None,
+        test: str | list[str] | None = None,
+        predict: str | list[str] | None = None,
         columns: dict[str, str | None] | None = None,
         codes: dict[str, str | float] | None = None,
         positive: Literal["first", "second"] | None = None,
@@ -154,11 +154,11 @@ class LocalDataModule(OwnFilesDataModule):
         """Name the files; reads nothing. What a row may look like is in the module's description.
 
         Args:
-            train: File of the training split: ``.jsonl``, ``.json`` (one list), ``.csv`` (each also ``.gz``) or
-                ``.parquet``.
-            validation: File of the validation split; without one a share of ``train`` is held out.
-            test: File of the test split.
-            predict: File of rows to score; they need no judgement.
+            train: Rows of the training split: a file, a pattern (``train-*.parquet``), a folder of shards or of
+                ``save_to_disk``, a URL, or a list of such; see the module's description.
+            validation: Rows of the validation split; without any a share of ``train`` is held out.
+            test: Rows of the test split.
+            predict: Rows to score; they need no judgement.
             columns: Your column for each of our fields, where the names differ, such as
                 ``{"prompt": "question", "user": "annotator", "group": "country"}``; null for a field
                 that is not to be read though a column has its name (of ``id``: rows are named by their content). Dots
@@ -207,7 +207,7 @@ class LocalDataModule(OwnFilesDataModule):
             for field, column in self.field_names.theirs.items()
             if field not in self.columns and column not in unread.read
         ]
-        return unread.notes(self.paths[source], missing)
+        return unread.notes(self.place(source), missing)
 
     def settings(self) -> dict[str, object]:
         """How columns and values are read, and the file names, whose endings say how files are read."""
@@ -218,7 +218,7 @@ class LocalDataModule(OwnFilesDataModule):
             "positive": self.reader.positive,
             "preference_range": self.reader.preference_range,
             "judges": self.field_names.judges,
-            "names": {split: path.name for split, path in self.paths.items()},
+            "names": self.file_names(),
         }
 
     def load(self, source: str) -> Iterator[SourceRow | RecordError]:
@@ -236,9 +236,8 @@ class LocalDataModule(OwnFilesDataModule):
         seen: dict[str, None] = {}
         unread = self.unread[source] = UnreadColumns()
         contents = ContentNames()
-        path = self.files(source)[0]
-        guard = JudgementGuard(path, self.field_names, self.reader, judged=source != "predict")
-        rows = RowsAhead(read_table(path))
+        guard = JudgementGuard(self.place(source), self.field_names, self.reader, judged=source != "predict")
+        rows = RowsAhead(self.source_rows(source))
         for row in rows:
             if isinstance(row, RecordError):
                 yield row
@@ -257,7 +256,7 @@ class LocalDataModule(OwnFilesDataModule):
         guard.finish()
         if missing:
             raise ValueError(
-                f"columns names {', '.join(sorted(missing.values()))}, which no row of {self.paths[source]} has; it has "
+                f"columns names {', '.join(sorted(missing.values()))}, which no row of {self.place(source)} has; it has "
                 f"{listed(seen) or 'no columns'}"
             )
 

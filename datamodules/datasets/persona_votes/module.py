@@ -70,9 +70,9 @@ class PersonaVotesDataModule(OwnFilesDataModule):
         self,
         *,
         data_dir: str | None = None,
-        train: str | None = None,
-        validation: str | None = None,
-        test: str | None = None,
+        train: str | list[str] | None = None,
+        validation: str | list[str] | None = None,
+        test: str | list[str] | None = None,
         num_labels: int = 6,
         forgetting: float = 1.0,
         **shared: Unpack[SharedSettings],
@@ -81,9 +81,10 @@ class PersonaVotesDataModule(OwnFilesDataModule):
 
         Args:
             data_dir: Folder with ``train.jsonl``, ``validation.jsonl``, ``test.jsonl`` (also ``.gz``), or some of them.
-            train: File of the training split, ``.jsonl`` (also ``.gz``), in place of ``data_dir``.
-            validation: File of the validation split; without one a share of ``train`` is held out.
-            test: File of the test split.
+            train: Rows of the training split in place of ``data_dir``: a ``.jsonl`` file, a pattern, a folder of shards,
+                or a list of such, as for :class:`LocalDataModule`.
+            validation: Rows of the validation split; without any a share of ``train`` is held out.
+            test: Rows of the test split.
             num_labels: Number of labels K, >= 2.
             forgetting: Share of its weight that a vote keeps at each later time step of its response, in (0, 1].
                 Below 1 every vote needs a time.
@@ -102,18 +103,15 @@ class PersonaVotesDataModule(OwnFilesDataModule):
         super().__init__(**shared)
         check_range("num_labels", num_labels, at_least=2)
         check_range("forgetting", forgetting, above=0, at_most=1)
-        given = {"train": train, "validation": validation, "test": test}
-        self.paths = {source: Path(path) for source, path in given.items() if path is not None}
-        if (data_dir is None) == (not self.paths):
+        given: dict[str, str | list[str] | None] = {"train": train, "validation": validation, "test": test}
+        is_given = any(name is not None for name in given.values())
+        if (data_dir is None) == (not is_given):
             raise ValueError(
                 f"PersonaVotesDataModule needs either data_dir or at least one of {', '.join(SOURCES)}; got "
-                f"{'both' if self.paths else 'neither'}"
+                f"{'both' if is_given else 'neither'}"
             )
-        if data_dir is not None:
-            self.paths = _split_files(Path(data_dir))
-        self.sources = tuple(self.paths)
+        self.name_files(**(given if data_dir is None else _split_files(Path(data_dir))))
         self.num_labels, self.forgetting = num_labels, forgetting
-        self.unread = {}
         self._repeated: Counter[str] = Counter()
 
     def settings(self) -> dict[str, object]:
@@ -124,20 +122,20 @@ class PersonaVotesDataModule(OwnFilesDataModule):
         """Rows of the split's file; those without an id get one by their content."""
         names = ContentNames()
         unread = self.unread[source] = UnreadColumns()
-        path = self.files(source)[0]
-        self._repeated[str(path)] = 0
-        for row in read_json_lines(path):
+        tables = self.tables(source)
+        for table in tables.tables:
+            self._repeated[table.name] = 0
+        for row in tables.rows(read_json_lines):
             if isinstance(row, SourceRow):
                 unread.add(row.fields, COLUMNS)
             yield row if isinstance(row, RecordError) else names.named(row, CONTENT)
 
     def notes(self, source: str) -> list[str]:
         """Columns of text that are not read, and votes that are there twice."""
-        path = self.files(source)[0]
-        notes = self.unread[source].notes(path)
-        if repeated := self._repeated[str(path)]:
+        notes = self.unread[source].notes(self.place(source))
+        if repeated := sum(self._repeated[table.name] for table in self.tables(source).tables):
             notes.append(
-                f"{repeated:,} votes of {path} repeat one of the same persona, label and time on the same response, and "
+                f"{repeated:,} votes of {self.place(source)} repeat one of the same persona, label and time on the same response, and "
                 "count once"
             )
         return notes
@@ -149,12 +147,12 @@ class PersonaVotesDataModule(OwnFilesDataModule):
         return checked.record
 
 
-def _split_files(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+def _split_files(folder: Path) -> dict[str, str | list[str] | None]:
+    found: dict[str, str | list[str] | None] = {}
     for source in SOURCES:
         for name in (f"{source}.jsonl", f"{source}.jsonl.gz"):
             if (folder / name).is_file():
-                found.setdefault(source, folder / name)
+                found.setdefault(source, str(folder / name))
     if not found:
         find_file(folder, *(f"{source}.jsonl" for source in SOURCES))  # says what is there
     return found

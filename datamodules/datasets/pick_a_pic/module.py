@@ -105,10 +105,10 @@ class PickAPicDataModule(OwnFilesDataModule):
     def __init__(
         self,
         *,
-        train: str | None = None,
-        validation: str | None = None,
-        test: str | None = None,
-        predict: str | None = None,
+        train: str | list[str] | None = None,
+        validation: str | list[str] | None = None,
+        test: str | list[str] | None = None,
+        predict: str | list[str] | None = None,
         columns: dict[str, str] | None = None,
         weights: str = WEIGHTS,
         hidden_size: int = 1024,
@@ -118,10 +118,11 @@ class PickAPicDataModule(OwnFilesDataModule):
         """Name the files; reads nothing. What a row looks like is in the module's description.
 
         Args:
-            train: File of the training split: ``.parquet`` or ``.jsonl`` (also ``.gz``).
-            validation: File of the validation split; without one a share of ``train`` is held out.
-            test: File of the test split.
-            predict: File of pictures to score; they need no judgement.
+            train: Rows of the training split: a ``.parquet`` or ``.jsonl`` file, a pattern, a folder of shards, or a list of
+                such, as for :class:`LocalDataModule`.
+            validation: Rows of the validation split; without any a share of ``train`` is held out.
+            test: Rows of the test split.
+            predict: Pictures to score; they need no judgement.
             columns: Your column for each of our fields, where the names differ, such as ``{"prompt": "caption"}``.
             weights: Network that the vectors come from, by its name on the hub; a model trains from them if its
                 ``backbone`` has this name, is frozen, and is otherwise as by default.
@@ -196,7 +197,8 @@ class PickAPicDataModule(OwnFilesDataModule):
         prompts: dict[str, _Judged] = {}
         theirs = {field: self.columns.get(field, field) for field in FIELDS}
         wide = {theirs[field] for field in VECTORS}
-        for row in read_rows(self.files(source)[0], set(theirs.values()), wide):
+        columns = set(theirs.values())
+        for row in self.tables(source).rows(lambda path: read_rows(path, columns, wide)):
             if isinstance(row, RecordError):
                 yield row
                 continue

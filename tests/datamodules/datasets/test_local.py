@@ -499,7 +499,7 @@ def test_wrong_arguments(tmp_path):
     ):
         data.setup("fit")
     with pytest.raises(ValueError, match="unknown suffix"):
-        LocalDataModule(test=str(tmp_path / "other.csv") + "x").paths["test"].touch()
+        (tmp_path / "other.csvx").touch()
         LocalDataModule(test=str(tmp_path / "other.csvx")).setup("test")
 
 

@@ -28,6 +28,10 @@ def zipped(folder):
     return (folder / "made.zip").read_bytes()
 
 
+def zstandard(content):
+    return pa.compress(content, codec="zstd", asbytes=True)
+
+
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0000\nsize 12345\n"
 PAGE = b"\n<!DOCTYPE html><html>Sign in</html>"
 FAULTS = [
@@ -43,8 +47,19 @@ FAULTS = [
     ("rows.parquet", PAGE, "a web page", "the download gave a page"),
     ("rows.jsonl", gzip.compress(LINES), "packed with gzip", r"ends in \.gz"),
     ("rows.jsonl.gz", gzip.compress(gzip.compress(LINES)), "packed with gzip", r"the unpacked file"),
-    ("rows.jsonl", bz2.compress(LINES), "packed with bzip2", "the unpacked file"),
-    ("rows.jsonl", lzma.compress(LINES), "packed with xz", "the unpacked file"),
+    ("rows.jsonl", bz2.compress(LINES), "packed with bzip2", r"ends in \.bz2, or the unpacked file"),
+    ("rows.jsonl", lzma.compress(LINES), "packed with xz", r"ends in \.xz, or the unpacked file"),
+    ("rows.tsv", zstandard(LINES), "packed with zstandard", r"ends in \.zst, or the unpacked file"),
+    ("rows.jsonl.zst", zstandard(b""), "0 bytes", "a file with content"),
+    ("rows.jsonl.zst", zstandard(LINES)[:-5], "Truncated", "was cut"),
+    ("rows.csv.zst", zstandard(LINES) + b"more", "Unknown frame", "damaged"),
+    ("rows.jsonl.zst", gzip.compress(LINES), "packed with gzip", r"ends in \.gz"),
+    ("rows.ndjson.zst", LINES, "not packed with zstandard", "rename"),
+    ("rows.json.zst", POINTER, "a Git LFS pointer", "run `git lfs pull`"),
+    ("rows.jsonl.xz", lzma.compress(LINES)[:-20], "ended before the end", "was cut"),
+    ("rows.jsonl.xz", lzma.compress(LINES)[:40] + bytes(40), "Corrupt", "damaged"),
+    ("rows.jsonl.bz2", bz2.compress(LINES)[:-5], "ended before the end", "was cut"),
+    ("rows.tsv.bz2", LINES, "not packed with bzip2", "rename"),
     ("rows.csv", zipped, "a zip archive or a spreadsheet", "saved as CSV"),
     ("rows.csv", "prompt,chosen\n".encode("utf-16"), "text in UTF-16", "UTF-8"),
     ("rows.jsonl", parquet, "a Parquet file", r"ends in \.parquet"),
