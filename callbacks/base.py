@@ -21,7 +21,7 @@ from .pictures import PictureFormat, log_picture, save_picture
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["STAGES", "Finding", "Report", "gather_rows", "value_table"]
+__all__ = ["STAGES", "Finding", "Report", "check_one_loader", "gather_rows", "value_table"]
 
 STAGES = {"val": "validation", "test": "test"}
 
@@ -70,7 +70,7 @@ class Report(L.Callback, ABC, Generic[Whole]):
 
     Values are logged after every validation and test, files written then too; at the end of ``fit``, ``validate`` or
     ``test`` the last one is printed. A picture is written in every one of ``formats``, and goes to the loggers that take
-    pictures (those of TensorBoard and of Weights & Biases). Sanity checks are ignored. Several loaders count as one.
+    pictures (those of TensorBoard and of Weights & Biases). Sanity checks are ignored. It reports on one loader, and refuses several.
 
     Attributes:
         history: Numbers of every validation since the fit began.
@@ -169,9 +169,14 @@ class Report(L.Callback, ABC, Generic[Whole]):
             self.history = []
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin a new collection, where this stage is looked at."""
+        """Begin a new collection, where this stage is looked at.
+
+        Raises:
+            ValueError: If its batches come from several loaders.
+        """
         self._collects = self._stage(trainer) in self.stages
         if self._collects:
+            check_one_loader(self, trainer)
             self._batches = []
             self.begin(trainer, pl_module)
 
@@ -264,6 +269,29 @@ class Report(L.Callback, ABC, Generic[Whole]):
             self._draw(trainer, finding)
         first = self.history[0] if verb == "fit" and len(self.history) > 1 else None
         self.show(finding, first, Console())
+
+
+def check_one_loader(callback: L.Callback, trainer: L.Trainer) -> None:
+    """Make sure that the batches of a stage come from one loader: a report on several would mix what they are of.
+
+    Raises:
+        ValueError: If not; names the callback.
+    """
+    stages = {
+        "validation": trainer.num_sanity_val_batches
+        if trainer.sanity_checking
+        else trainer.num_val_batches
+        if trainer.validating
+        else [],
+        "test": trainer.num_test_batches if trainer.testing else [],
+        "predict": trainer.num_predict_batches if trainer.predicting else [],
+    }
+    for stage, batches in stages.items():
+        if len(batches) > 1:
+            raise ValueError(
+                f"{type(callback).__name__} reports on one {stage} loader, and there are {len(batches)}: leave it out, and run "
+                "it on each loader alone. What the module logs is there for each of them (such as val/accuracy/loader_0)"
+            )
 
 
 def gather_rows(trainer: L.Trainer, column: Tensor) -> Tensor:

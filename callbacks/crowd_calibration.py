@@ -91,7 +91,7 @@ class CrowdCalibration(Report[CrowdTable]):
     Items without votes are left out and counted. After every validation and test it logs the values, and writes
     ``<stage>_step<step>.json`` with everything and a picture beside it, which the loggers of TensorBoard and of
     Weights & Biases get, too. A panel that would mirror another one is not drawn, and says which it stands for. At the
-    end of ``fit``, ``validate`` or ``test`` it prints a table. Sanity checks are ignored. Several loaders count as one.
+    end of ``fit``, ``validate`` or ``test`` it prints a table. Sanity checks are ignored. It reports on one loader, and refuses several.
 
     Calibration may get worse while distances still fall. In a fit the log therefore has ``label_calibration_error_above_best``, the mean calibration
     error less the smallest so far (0 at the best validation), and where that is more than a tenth of the error the report says since when it got worse.

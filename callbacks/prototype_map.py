@@ -54,7 +54,7 @@ class PrototypeMap(Report[PrototypeTable]):
 
     At the end of ``fit`` (from the last validation), ``validate`` and ``test`` it writes ``<stage>_step<step>.png``,
     ``<stage>_step<step>.json`` with whole texts, coordinates and weights, and prints a table; the picture also goes to
-    the loggers of TensorBoard and of Weights & Biases. Sanity checks are ignored. Several loaders count as one. With
+    the loggers of TensorBoard and of Weights & Biases. Sanity checks are ignored. It reports on one loader, and refuses several. With
     several ranks all but accuracy and log loss is of what rank zero saw, and says so.
 
     .. versionadded:: 0.1

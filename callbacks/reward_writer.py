@@ -12,6 +12,7 @@ from pluralign.datamodules.batch import GivenRecord, Labels, PreferenceBatch, Re
 from pluralign.datamodules.columns import with_requests
 from pluralign.models.base import data_of
 
+from .base import check_one_loader
 from .prediction_lines import Line, PredictionLines
 
 __all__ = ["RewardWriter"]
@@ -70,7 +71,9 @@ class RewardWriter(L.Callback):
 
         Raises:
             FileExistsError: If one of the files is there and may not be replaced.
+            ValueError: If there are several loaders, whose records could have equal ids.
         """
+        check_one_loader(self, trainer)
         folder = trainer.log_dir or trainer.default_root_dir  # every rank has to ask
         path = Path(folder) / "predictions.jsonl" if self.path is None else self.path
         beside = path.with_suffix(f".comparisons{path.suffix}")

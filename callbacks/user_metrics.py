@@ -45,7 +45,7 @@ class UserMetrics(Report[UserSummary]):
     rewards do not beat the mean user's (the interval of ``user_gain`` reaches 0 or below), and when training and validation
     differ grossly (by 0.1 or more, and by more than the interval). As in the module's own accuracy an
     equal reward is not right, and ties of the users count nowhere. Judgements without a user are left out and
-    counted. Sanity checks are ignored. Several loaders count as one.
+    counted. Sanity checks are ignored. It reports on one loader, and refuses several.
     """
 
     def __init__(

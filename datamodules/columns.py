@@ -87,7 +87,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("source_id", "record", "name", -1, "(N,) int64: index into the data's ``names['source']``; -1 unknown",
            "mixtures of data; a LocalDataModule whose rows have source", field="source"),
     Column("aspect_id", "record", "name", -1, "(N,) int64: index into the data's ``names['aspect']``; -1 unknown",
-           "a LocalDataModule whose rows have aspect", field="aspect"),
+           "MultiPrefDataModule; a LocalDataModule whose rows have aspect", field="aspect"),
     Column("record_weight", "record", "number", 1.0, "(N,) float32 >= 0: weight of the whole record",
            "a LocalDataModule whose rows have record_weight", field="weight", low=0.0),
     Column("response_row", "response", "integer", None, "(R,) int64, ascending: row in ``input_ids``"),
@@ -104,7 +104,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("score", "response", "number", NAN, "(R,) float32: a rating", "rated data; a LocalDataModule whose rows "
            "have score or scores", field="score"),
     Column("votes", "response", "counts", 0.0, "(R, C) float32 >= 0: annotator counts per category",
-           "DICES, SQuALITY, HelpSteer2, SafeRLHF, PersonaVotes and Synthetic (judgements: ratings) data modules; a "
+           "BeaverTails, DICES, SQuALITY, HelpSteer2, SafeRLHF, PersonaVotes and Synthetic (judgements: ratings) data modules; a "
            "LocalDataModule whose rows have votes", field="votes"),
     Column("prior", "response", "counts", 0.0, "(R, C) float32: what to expect before anyone voted; not in batches",
            field="prior", categories="votes", in_batch=False),
@@ -126,14 +126,15 @@ COLUMNS: tuple[Column, ...] = (
     Column("strength", "comparison", "number", NAN, "(P,) float32: signed strength of the preference",
            field="strength"),
     Column("comparison_votes", "comparison", "counts", 0.0, "(P, C) float32 >= 0: annotator counts per category",
-           "UKPConvArg, PandaLM, SQuALITY and Synthetic (judgements: crowd) data modules; a LocalDataModule whose "
-           "comparisons have votes", field="votes"),
+           "UKPConvArg, PandaLM, SQuALITY, MultiPref and Synthetic (judgements: crowd) and HelpSteer3 (judgements: "
+           "annotators) data modules; a LocalDataModule whose comparisons have votes", field="votes"),
     Column("comparison_target", "comparison", "counts", NAN, "(P, C) float32: share of every category to learn"),
     Column("comparison_target_votes", "comparison", "number", 0.0, "(P,) float32 >= 0: votes it is worth"),
     Column("user_id", "comparison", "name", -1, "(P,) int64: index into the data's ``users``; -1 unknown",
            "data with judges, such as UKPConvArgDataModule with judgements: workers", field="user"),
     Column("group_id", "comparison", "name", -1, "(P,) int64: group of users that the judge is of; not in batches",
-           "a LocalDataModule whose rows have group", field="group", in_batch=False),
+           "MultiPrefDataModule, DICESRatersDataModule with groups; a LocalDataModule whose rows have group",
+           field="group", in_batch=False),
     Column("domain_id", "comparison", "name", -1, "(P,) int64: index into the data's ``domains``; -1 unknown",
            "data with domains, such as DSPDataModule", field="domain", training_only=True),
     Column("request_response", "request", "integer", None, "(Q,) int64: index into R: whose reward is asked for",

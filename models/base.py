@@ -3,25 +3,22 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from multiprocessing.util import Finalize
-from pathlib import Path
 from typing import Any, TypedDict
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, distributed
 
-from pluralign import __version__
 from pluralign.datamodules.batch import DataSource, PreferenceBatch, TextFormat
 
 from ._data_source import AdaptedData
 from ._extents import batch_extents, check_extents
-from ._initial_weights import begins, check_file, read_checkpoint
-from ._resumption import ResumableModule
-from .backbone import Backbone, BackboneConfig, StoredFeatures, added_keys, configured_positions
+from ._initial_weights import check_file
+from ._saving import SavedModule
+from .backbone import Backbone, BackboneConfig, StoredFeatures, configured_positions
 
 __all__ = ["BaseModule", "ModuleSettings", "data_of", "default_optimizer"]
 
@@ -64,7 +61,7 @@ def _leave_group() -> None:
         distributed.destroy_process_group()
 
 
-class BaseModule(ResumableModule):
+class BaseModule(SavedModule):
     """Base of every module with a backbone; a subclass writes ``configure_model`` and its steps.
 
     What the constructor of a subclass is given becomes its hyperparameters; only plain values may be among them.
@@ -122,28 +119,12 @@ class BaseModule(ResumableModule):
         self.backbone: Backbone | StoredFeatures | None = None
         self.text_format: TextFormat | None = None
         self._max_positions: tuple[int | None, ...] = ()  # once they were looked up
-        self._loaded_keys: frozenset[str] = frozenset()
-        self._started = False
 
     def parameter_groups(self) -> Iterable[Any]:
         """What the optimiser gets: every parameter that is trained. Override for several rates."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     # Trainer and data ----------------------------------------------------------------------------------
-
-    @property
-    def attached_trainer(self) -> L.Trainer | None:
-        """The trainer that runs the module; None where there is none, which ``trainer`` refuses."""
-        try:
-            return self.trainer
-        except RuntimeError:
-            return None
-
-    @property
-    def fitting(self) -> bool:
-        """Whether a trainer is fitting, or about to: its validations count."""
-        trainer = self.attached_trainer
-        return trainer is not None and trainer.state.fn == TrainerFn.FITTING
 
     @property
     def data(self) -> DataSource | None:
@@ -205,7 +186,11 @@ class BaseModule(ResumableModule):
     # Stages --------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Check the trainer before anything runs.
+        """Check the trainer before anything runs."""
+        self.check_trainer()
+
+    def check_trainer(self) -> None:
+        """Make sure that the module can run as the trainer is set; before anything is built, too.
 
         Raises:
             ValueError: If the precision would round labels, or stored features are of another backbone.
@@ -231,8 +216,14 @@ class BaseModule(ResumableModule):
         Raises:
             ValueError: If it differs from that of the run that this one starts from, or the network cannot read the data.
             FileNotFoundError: If there is no file that ``init_from`` names, and no checkpoint was restored.
-            RuntimeError: If ``configure_model`` left ``init_from`` aside.
+            RuntimeError: If ``configure_model`` left ``init_from`` aside, or ``configure_callbacks`` what callbacks need.
         """
+        if self.groundwork is None:
+            raise RuntimeError(
+                f"{type(self).__name__}.configure_callbacks does not call that of its base class, which has the weights built "
+                "before callbacks look at them"
+            )
+        self.take_found_rate()
         if self.init_from is not None:
             self._check_format()
             self._check_start()
@@ -326,115 +317,3 @@ class BaseModule(ResumableModule):
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    # Checkpoints ---------------------------------------------------------------------------------------
-
-    def saved_keys(self) -> set[str]:
-        """Names of the state that a checkpoint holds: all that the backbone's own files lack.
-
-        That is what is trained; every adapter and every copy of a layer beside them, trained now or not; all outside the
-        backbone; what came from another run's checkpoint; and all of a network made from nothing.
-        """
-        keys = set(self.state_dict())
-        if self.backbone_config.name is None:
-            return keys  # random weights cannot be loaded again from anywhere else
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        base = {name for name in keys if name.startswith("backbone.")} - added_keys(self, keys)
-        return keys - (base - trained - self._loaded_keys)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave frozen weights out; keep the text format, and what the run needs to go on, beside the rest."""
-        keys = self.saved_keys()
-        checkpoint["state_dict"] = {
-            name: value for name, value in checkpoint["state_dict"].items() if name in keys
-        }
-        kept = checkpoint.setdefault("pluralign", {})
-        kept |= {"version": __version__, "text_format": self.text_format}
-        self.keep_run(checkpoint)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take back the text format, and see what there is to do for a run that goes on."""
-        self.text_format = checkpoint.get("pluralign", {}).get("text_format")
-        self._loaded_keys, self.init_from = frozenset(checkpoint["state_dict"]), None
-        if self.fitting:
-            self.resume_run(checkpoint)
-
-    def make_room(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over what the sizes of the weights depend on, before they are loaded; nothing, unless overridden."""
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:  # noqa: ANN401  torch's own type is private
-        """Load what :meth:`saved_keys` names; frozen weights come from the backbone's own files.
-
-        Args:
-            state_dict: Values by name.
-            strict: Kept for the interface; a missing or unknown key is an error in any case.
-            assign: As in torch.
-
-        Raises:
-            RuntimeError: If a saved value is missing or a name is unknown.
-        """
-        self.make_room(state_dict)
-        self.configure_model()  # a spawned run hands its weights to a module that was never built here
-        self._check_names(state_dict, self.saved_keys(), f"the checkpoint does not fit {type(self).__name__}")
-        return super().load_state_dict(state_dict, strict=False, assign=assign)
-
-    def _check_names(
-        self, state_dict: Mapping[str, Tensor], needed: set[str], problem: str, *, shapes: bool = False
-    ) -> None:
-        present = self.state_dict()
-        wrong = {
-            "missing": sorted(needed - set(state_dict)),
-            "unknown": sorted(set(state_dict) - set(present)),
-        }
-        if shapes:
-            wrong["of another shape"] = sorted(
-                name
-                for name in set(state_dict) & set(present)
-                if not name.endswith("_extra_state") and state_dict[name].shape != present[name].shape
-            )
-        if any(wrong.values()):
-            lists = (
-                f"{kind} {names[:5] or 'nothing'}{' ...' if len(names) > 5 else ''}"
-                for kind, names in wrong.items()
-            )
-            raise RuntimeError(f"{problem}: {', '.join(lists)}")
-
-    @torch.no_grad()
-    def load_initial_weights(self) -> None:
-        """Start from the weights of ``init_from``; the last thing that ``configure_model`` does when it has built.
-
-        A file that is gone does not matter to a run whose checkpoint is restored later; any other is refused at its start.
-
-        Raises:
-            FileNotFoundError: If there is no such file, and no trainer that could restore a checkpoint.
-            ValueError: If it is no checkpoint, or ``init_may_differ`` has a name that no weight begins with.
-            RuntimeError: If weights that ``init_may_differ`` does not name are missing there, unknown or of another shape.
-        """
-        if self.init_from is None:
-            return
-        if self.attached_trainer is not None and not Path(self.init_from).is_file():
-            return
-        content = read_checkpoint(self.init_from)
-        names = {*content["state_dict"], *self.state_dict()}
-        for start in self.init_may_differ:
-            if not any(begins(name, start) for name in names):
-                raise ValueError(
-                    f"init_may_differ: {start!r} is the beginning of no weight's name, here or in {self.init_from!r}"
-                )
-        state = {name: value for name, value in content["state_dict"].items() if not self._may_differ(name)}
-        self.make_room(state)
-        needed = {name for name in self.saved_keys() if not self._may_differ(name)}
-        self._check_names(
-            state,
-            needed,
-            f"init_from={self.init_from!r} does not fit {type(self).__name__} (init_may_differ could say so)",
-            shapes=True,
-        )
-        super().load_state_dict(state, strict=False)
-        self.text_format = content.get("pluralign", {}).get("text_format")
-        self._loaded_keys, self._started = frozenset(state), True
-
-    def _may_differ(self, name: str) -> bool:
-        return any(begins(name, start) for start in self.init_may_differ)

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 import torch
@@ -17,6 +17,7 @@ from pluralign.datamodules.columns import COLUMNS, provided_by, with_requests
 from pluralign.metrics import PreferenceMetrics
 
 from ._finite import BatchName, Finding, FiniteWatch, finding_now, message, reads_freely
+from ._loader_sums import LoaderSums
 from ._step_weights import StepWeights, weight_total
 from .backbone import BackboneConfig
 from .base import BaseModule, ModuleSettings
@@ -80,6 +81,7 @@ class RewardModule(BaseModule, ABC):
         self._step_weights = StepWeights()
         self._finite: FiniteWatch | None = None
         self._ended_sums: dict[str, Tensor] | None = None
+        self._loader_sums: LoaderSums | None = None
 
     # What a method writes ------------------------------------------------------------------------------
 
@@ -97,13 +99,26 @@ class RewardModule(BaseModule, ABC):
 
     # Steps ---------------------------------------------------------------------------------------------
 
+    def setup(self, stage: str) -> None:
+        """Check the trainer, and later the first batch of this stage: other data than those of before."""
+        super().setup(stage)
+        self._checked = False
+
     def check_batch(self, batch: PreferenceBatch) -> None:
-        """Once, on the first batch: does the data have what the method needs, and does it fit the network?
+        """On the first batch: does the data have what the method needs, and does it fit the network?
 
         Raises:
+            TypeError: If it is several batches, of loaders that are read side by side.
             ValueError: If it does not.
         """
         self._checked = True
+        if "response_row" not in batch:
+            several = len(batch) if isinstance(batch, (Mapping, list, tuple)) else 0
+            raise TypeError(
+                f"{type(self).__name__} takes one batch at a time, a dictionary with response_row, and got a "
+                f"{type(batch).__name__} of {several}: loaders are read one after the other, so give training one loader, and "
+                "validation or test a list of loaders (CombinedLoader: mode='sequential')"
+            )
         missing = sorted(key for key in self.requires if key not in batch)
         if missing:
             wanted = "; ".join(f"{key!r} (provided by {provided_by(key)})" for key in missing)
@@ -135,12 +150,13 @@ class RewardModule(BaseModule, ABC):
         """
         return weight_total(batch.get("weight"), self.num_judged(batch), batch["response_row"].device)
 
-    def step(self, batch: PreferenceBatch, stage: str) -> tuple[Tensor, RewardOutput]:
+    def step(self, batch: PreferenceBatch, stage: str, loader: int = 0) -> tuple[Tensor, RewardOutput]:
         """Score a batch, measure and log it.
 
         Args:
             batch: A batch.
             stage: ``train``, ``val`` or ``test``: which metrics count it, and the beginning of the logged names.
+            loader: Which of the stage's loaders it is from.
 
         Returns:
             The scalar loss, with its graph in training, and what the module said of the batch.
@@ -164,6 +180,8 @@ class RewardModule(BaseModule, ABC):
             weight = self.denominator(batch)
             self._sum(stage, "loss").update(loss * weight)
             self._sum(stage, "weight").update(weight)
+            if self._loader_sums is not None:
+                self._loader_sums.update(loader, output, batch, loss, weight)
         return loss, output
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
@@ -246,7 +264,9 @@ class RewardModule(BaseModule, ABC):
         optimizers = [] if trainer is None else trainer.optimizers
         rate = optimizers[0].param_groups[0]["lr"] if optimizers else None
         precision = "32-true" if trainer is None else str(trainer.precision)
-        raise RuntimeError(message(finding, precision=precision, rate=rate))
+        trying = trainer is not None and self.groundwork is None  # a tuner has put callbacks aside
+        hint = "; rates are being tried: lower max_lr of LearningRateFinder" if trying else ""
+        raise RuntimeError(message(finding, precision=precision, rate=rate) + hint)
 
     def _name(self, batch: PreferenceBatch, stage: str) -> BatchName:
         """What a message would call a batch."""
@@ -260,6 +280,21 @@ class RewardModule(BaseModule, ABC):
         """Begin an evaluation, of weights that are finite."""
         self.look()
         super().on_validation_start()
+        trainer = self.trainer
+        self._begin_sums(
+            "val", trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        )
+
+    def on_test_start(self) -> None:
+        """Begin an evaluation."""
+        super().on_test_start()
+        self._begin_sums("test", self.trainer.num_test_batches)
+
+    def _begin_sums(self, stage: str, batches: Sequence[float]) -> None:
+        """Begin at zero, and with each loader by itself if there are several, of so many batches."""
+        for of in ("loss", "weight"):
+            self._sum(stage, of).reset()  # after an evaluation alone they are tensors that no fit may change
+        self._loader_sums = LoaderSums(len(batches), self.device) if len(batches) > 1 else None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write no weights that are not finite; as every module besides."""
@@ -284,15 +319,21 @@ class RewardModule(BaseModule, ABC):
                 "shows the tokens."
             )
 
-    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> RewardOutput:
-        """Loss and metrics of one batch; callbacks get the rewards."""
-        return self.step(batch, "val")[1]
+    def validation_step(
+        self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> RewardOutput:
+        """Loss and metrics of one batch of one of the loaders; callbacks get the rewards."""
+        if batch_idx == 0 and dataloader_idx > 0:
+            self.check_batch(batch)  # other data than those of before
+        return self.step(batch, "val", dataloader_idx)[1]
 
-    def test_step(self, batch: PreferenceBatch, batch_idx: int) -> RewardOutput:
-        """Loss and metrics of one batch; callbacks get the rewards."""
-        return self.step(batch, "test")[1]
+    def test_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> RewardOutput:
+        """Loss and metrics of one batch of one of the loaders; callbacks get the rewards."""
+        if batch_idx == 0 and dataloader_idx > 0:
+            self.check_batch(batch)  # other data than those of before
+        return self.step(batch, "test", dataloader_idx)[1]
 
-    def predict_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Any]:
+    def predict_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Rewards of one batch with the names of what they belong to.
 
         Returns:
@@ -336,6 +377,9 @@ class RewardModule(BaseModule, ABC):
             self.log(f"{stage}/loss", loss.compute() / weight.compute(), prog_bar=True, sync_dist=True)
             loss.reset()
             weight.reset()
+            if self._loader_sums is not None:
+                of_each = self._loader_sums.values()
+                self.log_dict({f"{stage}/{name}": value for name, value in of_each.items()}, sync_dist=True)
 
     def _warn_of_ties(self, stage: str, values: Mapping[str, Tensor]) -> None:
         """Say that a model tells no two responses apart: its accuracy is 0, and its loss that of a coin."""

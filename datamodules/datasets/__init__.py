@@ -1,7 +1,12 @@
 """One data module per dataset."""
 
+from .alpaca_eval import AlpacaEvalDataModule
+from .arena import ArenaDataModule
+from .beavertails import BeaverTailsDataModule
 from .dices import DICESDataModule
+from .dices_raters import DICESRatersDataModule
 from .dsp import DSPDataModule
+from .gpt4llm import GPT4LLMDataModule
 from .guessing import (
     GivenSettings,
     KnownTable,
@@ -12,8 +17,11 @@ from .guessing import (
     outcome_words,
 )
 from .helpsteer2 import HelpSteer2DataModule
+from .helpsteer3 import HelpSteer3DataModule
 from .hh_rlhf import HHRLHFDataModule
 from .local import LocalDataModule
+from .multipref import MultiPrefDataModule
+from .oasst import OASSTDataModule
 from .pandalm import PandaLMDataModule
 from .persona import PersonaDataModule
 from .persona_votes import PersonaVotesDataModule, update_posteriors
@@ -21,18 +29,30 @@ from .pick_a_pic import PickAPicDataModule
 from .prism import PRISMDataModule
 from .safe_rlhf import SafeRLHFDataModule
 from .squality import SQuALITYDataModule
+from .strength_cleaned_hh import StrengthCleanedHHDataModule
 from .summarize_from_feedback import SummarizeFromFeedbackDataModule
 from .synthetic import SyntheticDataModule
+from .tulu_human_eval import TuluHumanEvalDataModule
 from .ukpconvarg1 import UKPConvArgDataModule
+from .ultrafeedback import UltraFeedbackDataModule
+from .webgpt import WebGPTDataModule
 
 __all__ = [
+    "AlpacaEvalDataModule",
+    "ArenaDataModule",
+    "BeaverTailsDataModule",
     "DICESDataModule",
+    "DICESRatersDataModule",
     "DSPDataModule",
+    "GPT4LLMDataModule",
     "GivenSettings",
     "HHRLHFDataModule",
     "HelpSteer2DataModule",
+    "HelpSteer3DataModule",
     "KnownTable",
     "LocalDataModule",
+    "MultiPrefDataModule",
+    "OASSTDataModule",
     "OpenQuestion",
     "PRISMDataModule",
     "PandaLMDataModule",
@@ -41,11 +61,15 @@ __all__ = [
     "PickAPicDataModule",
     "SQuALITYDataModule",
     "SafeRLHFDataModule",
+    "StrengthCleanedHHDataModule",
     "SummarizeFromFeedbackDataModule",
     "SyntheticDataModule",
     "TableGuess",
     "TableReading",
+    "TuluHumanEvalDataModule",
     "UKPConvArgDataModule",
+    "UltraFeedbackDataModule",
+    "WebGPTDataModule",
     "guess_table",
     "outcome_words",
     "update_posteriors",

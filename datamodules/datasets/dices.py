@@ -20,7 +20,7 @@ of people of each opinion as its votes; it has no score and no comparison. Turns
 and ``USER:`` or ``LAMDA:`` (350) at the beginning of a line; a line without a speaker goes on with the turn. If
 they do not alternate from the user's first to the user's last, the dialogue stays one text. The file of 990 writes
 a line break as the two characters ``\n``: in a text without a line break these become one. Who the raters are is
-not in this conversion.
+not in this conversion: :class:`DICESRatersDataModule` reads the original tables.
 """
 
 import re

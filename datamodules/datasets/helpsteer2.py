@@ -6,9 +6,11 @@ r"""HelpSteer2DataModule: two answers to each prompt, rated 0 to 4 in five respe
 * Licence: CC-BY-4.0.
 * Revision: 990b2711a36180dd19d9c94b8627844866f8982a.
 * Columns read: ``prompt``, ``response`` and one of ``helpfulness``, ``correctness``, ``coherence``, ``complexity``,
-  ``verbosity``: a whole number in 0..4 in the two main files, a list of them in ``disagreements``.
-* Split rule: the released ``validation`` (5%) is the test split here, being all that is held out; validation is carved
-  out of ``train`` by a hash of the prompt.
+  ``verbosity``: a whole number in 0..4 in the two main files, a list of them in ``disagreements``. Of ``preference``: ``split``,
+  ``prompt``, ``response_1``, ``response_2``, ``preference_strength`` or ``strength`` of each of
+  ``all_preferences_unprocessed``.
+* Split rule: the released ``validation`` (5%; ``val`` in the column ``split`` of ``preference``) is the test split here, being
+  all that is held out; validation is carved out of ``train`` by a hash of the prompt.
 
 Two rows in a row with the same prompt are one record with two responses and a comparison: the higher rating first,
 ``preference=0.5`` if equal, the difference as strength. A row whose neighbours have other prompts is a record with
@@ -19,6 +21,13 @@ The individual ratings stand in a file of their own, which also holds responses 
 prompt and response. Several rows there of one response add up, unless all their ratings are the same, which is taken
 for one row given twice. A response without any is a row ``no individual ratings``, which is why ``on_invalid`` is
 ``skip`` here. Annotators have no names and their order means nothing, so comparisons carry no votes.
+
+Preferences (HelpSteer2-Preference) are of the same pairs, given by other people who compared them. A strength is a whole
+number from -3 to 3: **below 0 the first response is better, above 0 the second**, 0 is about the same and a tie here, with a
+share of 0.5. With ``judgements="preference"`` a row is a comparison by the overall strength, which the release made of the
+three annotators closest to each other; with ``"preference_annotators"`` by all three to five, with their votes for chosen,
+tie and rejected and the mean of their strengths. -100 there means that neither response could be preferred: it is a vote for
+a tie, of strength 0. The strength of a comparison is above 0 for the response that comes first, which is the winner.
 
 Prompts of several turns, written with ``<extra_id_1>Assistant`` and ``<extra_id_1>User`` between them, become messages;
 if the turns do not alternate up to the user's last, the prompt stays one text. More is better in helpfulness,
@@ -35,19 +44,27 @@ from ..checks import check_choices
 from ..records import (
     Comparison,
     HubDataset,
+    Judgement,
     Message,
     PreferenceRecord,
     RecordError,
     Response,
     SourceRow,
+    choice_field,
+    compared,
+    crowd_judgement,
     find_file,
+    json_cell,
     list_field,
+    mapping_field,
     parse_rows,
     read_json_lines,
+    signed_judgement,
     vote_counts,
     whole_field,
 )
 from ..settings import LenientSettings, OnInvalid
+from .parts import numbered_rows
 
 __all__ = ["ATTRIBUTES", "HelpSteer2DataModule"]
 
@@ -57,6 +74,10 @@ ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosit
 HUB = HubDataset("nvidia/HelpSteer2", "990b2711a36180dd19d9c94b8627844866f8982a")
 RELEASED = {"train": "train", "test": "validation"}
 INDIVIDUAL = "disagreements"
+PREFERENCE = "preference"
+SIDES = {"train": "train", "val": "test"}
+"""Source of each value of the column ``split``."""
+STRONGEST, NEITHER = 3, -100
 NUM_LEVELS = 5
 TURN = re.compile(r"\n<extra_id_1>(User|Assistant)\n")
 
@@ -76,7 +97,7 @@ class HelpSteer2DataModule(PreferenceDataModule):
         attribute: Literal[
             "helpfulness", "correctness", "coherence", "complexity", "verbosity"
         ] = "helpfulness",
-        judgements: Literal["final", "annotators"] = "final",
+        judgements: Literal["final", "annotators", "preference", "preference_annotators"] = "final",
         data_dir: str | None = None,
         on_invalid: OnInvalid = "skip",
         **shared: Unpack[LenientSettings],
@@ -86,15 +107,17 @@ class HelpSteer2DataModule(PreferenceDataModule):
         Args:
             attribute: Which rating to read.
             judgements: ``final``: a response has one vote, for its final rating. ``annotators``: it has the votes
-                of the individual annotators. Five categories, 0 to 4, in both cases.
+                of the individual annotators. Five categories, 0 to 4, in both cases. ``preference``: a pair has its
+                overall preference, ``preference_annotators``: the votes of those who compared it; then ``attribute``
+                must be left alone.
             data_dir: Folder with ``train.jsonl``, ``validation.jsonl`` and, for the annotators,
-                ``disagreements/disagreements.jsonl`` (each also ``.gz``); None loads the pinned revision from the
-                Hugging Face hub.
+                ``disagreements/disagreements.jsonl``, or, for preferences, with ``preference/preference.jsonl`` (each also
+                ``.gz``); None loads the pinned revision from the Hugging Face hub.
             on_invalid: ``error`` or ``skip``.
             **shared: Settings that all datasets share, see :class:`PreferenceDataModule`.
 
         Raises:
-            ValueError: If attribute or judgements are unknown.
+            ValueError: If attribute or judgements are unknown, or an attribute is given for preferences.
 
         Example:
             >>> HelpSteer2DataModule(attribute="verbosity", judgements="annotators").attribute
@@ -104,6 +127,11 @@ class HelpSteer2DataModule(PreferenceDataModule):
         """
         super().__init__(on_invalid=on_invalid, **shared)
         check_choices(HelpSteer2DataModule.__init__, attribute=attribute, judgements=judgements)
+        self.compares = judgements.startswith(PREFERENCE)
+        if self.compares and attribute != "helpfulness":
+            raise ValueError(
+                f"attribute must not be given for judgements={judgements!r}, got {attribute!r}: preferences are overall"
+            )
         self.attribute, self.judgements, self.data_dir = attribute, judgements, data_dir
 
     def files(self, source: str) -> list[Path]:
@@ -111,6 +139,8 @@ class HelpSteer2DataModule(PreferenceDataModule):
         if self.data_dir is None:
             return []
         folder = Path(self.data_dir)
+        if self.compares:
+            return [find_file(folder / PREFERENCE, f"{PREFERENCE}.jsonl")]
         paths = [find_file(folder, f"{RELEASED[source]}.jsonl")]
         if self.judgements == "annotators":
             paths.append(find_file(folder / INDIVIDUAL, f"{INDIVIDUAL}.jsonl"))
@@ -123,6 +153,9 @@ class HelpSteer2DataModule(PreferenceDataModule):
 
     def load(self, source: str) -> Iterator[SourceRow | RecordError]:
         """One row per pair of rows with the same prompt; malformed individual ratings are errors of training."""
+        if self.compares:
+            yield from self._preferences(source)
+            return
         individual: dict[Key, list[Ratings]] | None = None
         if self.judgements == "annotators":
             individual, errors = self._individual()
@@ -164,8 +197,22 @@ class HelpSteer2DataModule(PreferenceDataModule):
                 sets.append(item[1])
         return individual, errors
 
+    def _preferences(self, source: str) -> Iterator[SourceRow | RecordError]:
+        """Rows of the one file of preferences that are of the source; an error is of training unless the row says its split."""
+        rows = (
+            HUB.rows("train", data_dir=PREFERENCE)
+            if self.data_dir is None
+            else read_json_lines(self.files(source)[0])
+        )
+        for row in parse_rows(numbered_rows(PREFERENCE, rows), _with_side):
+            side = "train" if isinstance(row, RecordError) else SIDES[row.text("split")]
+            if side == source:
+                yield row
+
     def to_example(self, row: SourceRow) -> PreferenceRecord:
-        """A prompt, one or two rated responses, and their comparison."""
+        """A prompt, one or two rated responses, and their comparison; or two that were compared."""
+        if self.compares:
+            return self._compared(row)
         rows: tuple[SourceRow, ...] = row.made("rows", tuple)
         prompt = rows[0].text("prompt").strip()
         responses = tuple(map(self._response, rows))
@@ -176,6 +223,31 @@ class HelpSteer2DataModule(PreferenceDataModule):
             comparisons=tuple(_comparison(responses)),
             group=prompt,
         )
+
+    def _compared(self, row: SourceRow) -> PreferenceRecord:
+        prompt = row.text("prompt").strip()
+        return PreferenceRecord(
+            id=row.text("id"),
+            prompt=parse_prompt(prompt),
+            responses=tuple(Response(row.text(f"response_{i}").strip()) for i in (1, 2)),
+            comparisons=(self._preference(row),),
+            group=prompt,
+        )
+
+    def _preference(self, row: SourceRow) -> Comparison:
+        if self.judgements == PREFERENCE:
+            field = "preference_strength"
+            return compared(0, 1, _strength(field, row.get(field)))
+        field = "all_preferences_unprocessed"
+        value = row.get(field)
+        entries = list_field(field, json_cell(field, value) if isinstance(value, str) else value)
+        judgements = [
+            _individual_strength(
+                f"{field}[{i}].strength", mapping_field(f"{field}[{i}]", entry).get("strength")
+            )
+            for i, entry in enumerate(entries)
+        ]
+        return crowd_judgement(0, 1, judgements)
 
     def _response(self, row: SourceRow) -> Response:
         try:
@@ -199,6 +271,19 @@ class HelpSteer2DataModule(PreferenceDataModule):
         return Response(
             row.text("response").strip(), score=float(rating), votes=vote_counts(levels, NUM_LEVELS)
         )
+
+
+def _with_side(row: SourceRow) -> SourceRow:
+    choice_field("split", row.get("split"), SIDES)
+    return row
+
+
+def _strength(field: str, value: object) -> Judgement:
+    return signed_judgement(field, whole_field(field, value, -STRONGEST, STRONGEST), "second")
+
+
+def _individual_strength(field: str, value: object) -> Judgement:
+    return _strength(field, 0 if value == NEITHER else value)
 
 
 def _group(source: str, *rows: SourceRow) -> SourceRow:

@@ -59,7 +59,7 @@ from .record import (
 )
 from .rows import SourceRow, parse_rows
 from .sources import SourceTable, TableSource, find_tables
-from .splits import PER_10_000, PERCENT, hash_share, hash_split, ordered_split
+from .splits import PER_10_000, PERCENT, hash_share, hash_split, ordered_split, rows_of_split
 from .votes import DistinctResponses, majority_comparison, vote_counts
 
 __all__ = [
@@ -133,6 +133,7 @@ __all__ = [
     "read_tsv",
     "readable",
     "record_key",
+    "rows_of_split",
     "shared_judgement",
     "shared_turns",
     "shown",

@@ -16,12 +16,15 @@ MARK = b"\xef\xbb\xbf"
 """The byte order mark of UTF-8."""
 
 
-def read_json_lines(path: Path, *, empty: bool = False) -> Iterator[SourceRow | RecordError]:
+def read_json_lines(
+    path: Path, *, empty: bool = False, lists: str | None = None
+) -> Iterator[SourceRow | RecordError]:
     """Rows of a JSON Lines file; blank lines are passed over.
 
     Args:
         path: The file.
         empty: Whether it may have no bytes at all.
+        lists: Name of the only field of a line that is a list; None refuses such a line.
 
     Raises:
         RecordError: If the file as a whole cannot be read.
@@ -50,6 +53,8 @@ def read_json_lines(path: Path, *, empty: bool = False) -> Iterator[SourceRow | 
                 text = line[:80].decode(errors="replace")
                 yield RecordError("line", text, allowed, reason="not JSON", file=str(path), line=number)
                 continue
+            if lists is not None and isinstance(fields, list):
+                fields = {lists: fields}
             yield source_row(path, number, fields, odd=odd)
 
 

@@ -34,6 +34,7 @@ An error of a row is raised, or with ``on_invalid: skip`` counted. An error of a
 many rows were lost.
 """
 
+import json
 import math
 import reprlib
 import unicodedata
@@ -182,6 +183,11 @@ class Message:
     content: str
     others: Mapping[str, object] = field(default_factory=dict, hash=False)
 
+    @property
+    def rest(self) -> str:
+        """Its other keys as JSON, equal for equal ones in any order; empty if there are none."""
+        return json.dumps(self.others, sort_keys=True, default=str) if self.others else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Response:
@@ -315,7 +321,7 @@ class PreferenceRecord:
             return self.group
         if isinstance(self.prompt, str):
             return self.prompt.strip() or "\n".join(sorted(response.text for response in self.responses))
-        return "\n".join(f"{turn.role}: {turn.content.strip()}{turn.others or ''}" for turn in self.prompt)
+        return "\n".join(f"{turn.role}: {turn.content.strip()}{turn.rest}" for turn in self.prompt)
 
 
 def _check_prompt(prompt: object) -> None:

@@ -4,11 +4,14 @@ The formulas differ between data sets, and none may change: a row would go to an
 its own as arguments.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from hashlib import sha1
 from itertools import accumulate
 
-__all__ = ["PERCENT", "PER_10_000", "hash_share", "hash_split", "ordered_split"]
+from .record import RecordError
+from .rows import SourceRow, parse_rows
+
+__all__ = ["PERCENT", "PER_10_000", "hash_share", "hash_split", "ordered_split", "rows_of_split"]
 
 PERCENT = {"train": 80, "validation": 10, "test": 10}
 """Most releases without splits: 80% training, 10% validation, 10% test."""
@@ -28,6 +31,28 @@ def hash_split(key: str, parts: Mapping[str, int], seed: int = 0) -> str:
     """
     number = _number(_seeded(key, seed)) % sum(parts.values())
     return next(split for split, end in zip(parts, accumulate(parts.values()), strict=True) if number < end)
+
+
+def rows_of_split(
+    rows: Iterable[SourceRow | RecordError],
+    split: str,
+    key: Callable[[SourceRow], str],
+    parts: Mapping[str, int] = PERCENT,
+) -> Iterator[SourceRow | RecordError]:
+    """Rows of one split, of a release that has none; errors of rows without a key are training's.
+
+    Args:
+        rows: Of the whole release.
+        split: ``train``, ``validation`` or ``test``.
+        key: What stays on one side, such as the prompt; raises a :class:`RecordError` where it cannot be read.
+        parts: As :func:`hash_split` has them.
+    """
+    for row in parse_rows(rows, lambda row: (hash_split(key(row), parts), row)):
+        if isinstance(row, RecordError):
+            if split == "train":
+                yield row
+        elif row[0] == split:
+            yield row[1]
 
 
 def ordered_split(names: Collection[str], seed: int = 0, *, one_in: int, what: str) -> dict[str, str]:

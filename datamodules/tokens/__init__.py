@@ -2,12 +2,13 @@
 
 from .cache import CacheReader, TokenTable, fingerprint, lengths
 from .cache_writer import CacheWriter, remove_left_overs
+from .config import BYTE, TextConfig
 from .decoded import decoded_responses
 from .integrity import cache_damage
 from .preparation import report_split, tokenise
 from .report import SplitReport
 from .rows import TokenRow, prompt_alone, take_row_comparisons, take_row_responses, without_prompt
-from .text import BYTE, RecordTokenizer, TextConfig, byte_tokenizer
+from .text import RecordTokenizer, byte_tokenizer
 
 __all__ = [
     "BYTE",

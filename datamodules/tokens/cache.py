@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CacheReader", "TokenTable", "fingerprint", "lengths"]
 
-VERSION = 5
+VERSION = 6
 """Counts up when the files' content changes, so that old caches are made anew."""
 
 

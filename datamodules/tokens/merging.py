@@ -53,7 +53,7 @@ def prompt_digest(record: PreferenceRecord, cut: int) -> bytes:
     """
     prompt: object
     if isinstance(record.prompt, tuple):
-        prompt = [[message.role, message.content] for message in record.prompt]
+        prompt = [[message.role, message.content, message.rest] for message in record.prompt]
     elif record.prompt.strip():
         prompt = record.prompt
     else:

@@ -8,8 +8,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from ..records import PreferenceRecord, RecordError, SourceRow, is_blank
 from .cache_writer import CacheWriter
+from .config import TextConfig
+from .rendering import INVALID, without_keys
 from .report import SplitReport
-from .text import REFUSED, RecordTokenizer, TextConfig, TokenizedRecord
+from .text import RecordTokenizer, TokenizedRecord
 
 __all__ = ["RecordSource", "report_split", "tokenise"]
 
@@ -88,7 +90,7 @@ def tokenise(data: RecordSource, source: str, writer: CacheWriter) -> None:
 
 def _record(data: RecordSource, row: SourceRow) -> PreferenceRecord:
     try:
-        return data.to_example(row)
+        return without_keys(data.to_example(row), data.text.ignored_message_keys)
     except RecordError as error:
         raise error if error.file else error.at(row.file, row.line) from None
 
@@ -102,7 +104,7 @@ def _write(data: RecordSource, records: list[Routed], writer: CacheWriter) -> No
                 continue
             report = writer.reports[split]
             if isinstance(result, RecordError):
-                if data.text.truncation == "error" or result.reason == REFUSED:
+                if data.text.truncation == "error" or result.reason in INVALID:
                     writer.skip(split, result.at(row.file, row.line))
                 else:
                     report.dropped[f"record: {result.reason}"] += 1

@@ -8,78 +8,20 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from datetime import date
-from typing import TYPE_CHECKING, Literal, NamedTuple, cast
+from dataclasses import asdict
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..records import PreferenceRecord, RecordError
+from .config import BYTE, TextConfig
+from .rendering import ChatRendering, PlainRendering, Rendered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-from ..checks import check_choices
-
-__all__ = ["RecordTokenizer", "TextConfig", "TokenizedRecord", "byte_tokenizer", "load_tokenizer"]
-
-REFUSED = "refused by the chat template"
-"""Reason under which conversations are counted that a template does not accept: an invalid row, not a long one."""
-
-BYTE = "byte"
-"""Name of the built-in byte-level tokenizer: 256 bytes and three special tokens, made in code."""
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    r"""How text becomes tokens. Everything here is part of the cache's fingerprint and of every checkpoint.
-
-    Attributes:
-        tokenizer: Hugging Face name or folder, or ``byte`` for the built-in byte-level tokenizer. The
-            command line fills it from the model's backbone, so it is written once.
-        revision: Branch, tag or commit of the tokenizer on the hub; None for its default branch.
-        trust_remote_code: Whether code that ships with the tokenizer may run.
-        format: ``chat`` applies the tokenizer's chat template, ``plain`` the two strings below, ``auto``
-            the template if there is one.
-        prompt_format: Plain format of a user turn (or of a prompt given as text); holds ``{text}`` once.
-        response_format: Plain format of an assistant turn and of the response; holds ``{text}`` once.
-        max_length: Largest number of tokens of prompt plus response plus EOS; None for as many as the model's backbone
-            has positions, and for no limit where it has none or there is no model.
-        truncation: What happens above ``max_length``: ``prompt_left`` cuts the prompt from the left and keeps
-            responses and EOS whole, ``drop`` leaves the response out with its comparisons, ``error`` stops.
-            All responses of a prompt see the same cut. Every cut and drop is counted and reported.
-        date: The day (ISO) that chat templates see as today, so that tokens do not change overnight.
-    """
-
-    tokenizer: str = BYTE
-    revision: str | None = None
-    trust_remote_code: bool = False
-    format: Literal["auto", "chat", "plain"] = "auto"
-    prompt_format: str = "\n\nHuman: {text}\n\nAssistant:"
-    response_format: str = " {text}"
-    max_length: int | None = None
-    truncation: Literal["prompt_left", "drop", "error"] = "prompt_left"
-    date: str = "2024-07-26"
-
-    def __post_init__(self) -> None:
-        """Check the settings that can be checked without a tokenizer.
-
-        Raises:
-            ValueError: Naming the argument, its value and what is allowed.
-        """
-        for name in ("prompt_format", "response_format"):
-            if getattr(self, name).count("{text}") != 1:
-                raise ValueError(f"{name} must hold {{text}} exactly once, got {getattr(self, name)!r}")
-        if self.max_length is not None and self.max_length < 2:
-            raise ValueError(
-                f"max_length must be at least 2 (one token and EOS) or null, got {self.max_length}"
-            )
-        check_choices(type(self), **vars(self))
-        try:
-            date.fromisoformat(self.date)
-        except ValueError:
-            raise ValueError(f"date must be an ISO day such as 2024-07-26, got {self.date!r}") from None
+__all__ = ["RecordTokenizer", "TokenizedRecord", "byte_tokenizer", "load_tokenizer"]
 
 
 class TokenizedRecord(NamedTuple):
@@ -177,7 +119,7 @@ class RecordTokenizer:
         )
         self.start_ids = self._start_ids()
         self.digest = tokenizer_digest(self.tokenizer)
-        self.template = self._template() if self.chat else None
+        self.rendering = ChatRendering(self.tokenizer, config) if self.chat else PlainRendering(config)
 
     def _start_ids(self) -> list[int]:
         """Special tokens that the tokenizer puts before a text (BOS, [CLS]); none if it adds none."""
@@ -187,15 +129,6 @@ class RecordTokenizer:
             if full[start : start + len(bare)] == bare:
                 return full[:start]
         return []
-
-    def _template(self) -> str:
-        """The chat template under a clock that stands still."""
-        template = str(self.tokenizer.get_chat_template())
-        return (
-            frozen_clock(date.fromisoformat(self.config.date)) + template
-            if "strftime_now" in template
-            else template
-        )
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         if not texts:
@@ -213,7 +146,13 @@ class RecordTokenizer:
     def fingerprint(self) -> dict[str, str | int | bool | None]:
         """Plain description of the format; equal descriptions give equal tokens. Stored with every artefact."""
         description: dict[str, str | int | bool | None] = asdict(self.config)
+        for name in ("ignored_message_keys", "lost_text"):
+            del description[name]
         description["format"] = "chat" if self.chat else "plain"
+        # A setting that came later is there where it is used: formats stored before it compare equal.
+        ignored = sorted(set(self.config.ignored_message_keys))
+        description |= {"ignored_message_keys": ", ".join(ignored)} if ignored else {}
+        description |= {"lost_text": self.config.lost_text} if self.config.lost_text != "error" else {}
         description["chat_template"] = str(self.tokenizer.chat_template) if self.chat else None
         description["vocabulary"] = len(self.tokenizer)
         description["tokenizer_digest"] = self.digest
@@ -222,42 +161,7 @@ class RecordTokenizer:
 
     def render(self, record: PreferenceRecord) -> list[str]:
         """Text of the prompt alone, then of prompt and response for every response."""
-        return self._render_chat(record) if self.chat else self._render_plain(record)
-
-    def _render_chat(self, record: PreferenceRecord) -> list[str]:
-        from jinja2 import TemplateError
-
-        if isinstance(record.prompt, str):
-            turns = [{"role": "user", "content": record.prompt}]
-        else:
-            turns = [{"role": message.role, "content": message.content} for message in record.prompt]
-
-        def apply(messages: list[dict[str, str]], generation: bool) -> str:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    messages, chat_template=self.template, tokenize=False, add_generation_prompt=generation
-                )
-            )
-
-        replies = [[*turns, {"role": "assistant", "content": response.text}] for response in record.responses]
-        try:
-            return [apply(turns, True), *(apply(messages, False) for messages in replies)]
-        except TemplateError as error:
-            roles = ", ".join(turn["role"] for turn in turns)
-            allowed = f"roles that the chat template accepts ({error})"
-            raise RecordError("prompt", roles, allowed, reason=REFUSED) from error
-
-    def _render_plain(self, record: PreferenceRecord) -> list[str]:
-        user, assistant = self.config.prompt_format, self.config.response_format
-        if isinstance(record.prompt, str):
-            prompt = user.replace("{text}", record.prompt) if record.prompt else ""
-        else:
-            formats = {"system": "{text}\n\n", "user": user, "assistant": assistant}
-            prompt = "".join(formats[turn.role].replace("{text}", turn.content) for turn in record.prompt)
-        return [
-            prompt,
-            *(prompt + assistant.replace("{text}", response.text) for response in record.responses),
-        ]
+        return self.rendering.render(record).texts
 
     def _finish(self, ids: list[int]) -> list[int]:
         """Start tokens once (a chat template brings its own) and the end token exactly once."""
@@ -277,31 +181,33 @@ class RecordTokenizer:
 
         Returns:
             Per record its tokens, or the error that says why it cannot be used (only ``truncation="error"``,
-            records of which nothing is left and conversations that the chat template refuses give one).
+            records of which nothing is left and conversations that have no text, :data:`INVALID`, give one).
         """
         rendered = [self._rendered(record) for record in records]
         flat = self._encode(
-            [text for texts in rendered if not isinstance(texts, RecordError) for text in texts]
+            [text for parts in rendered if not isinstance(parts, RecordError) for text in parts.texts]
         )
         out: list[TokenizedRecord | RecordError] = []
         start = 0
-        for record, texts in zip(records, rendered, strict=True):
-            if isinstance(texts, RecordError):
-                out.append(texts)
+        for record, parts in zip(records, rendered, strict=True):
+            if isinstance(parts, RecordError):
+                out.append(parts)
                 continue
-            prompt, *full = flat[start : start + len(texts)]
-            start += len(texts)
+            prompt, *full = flat[start : start + len(parts.texts)]
+            start += len(parts.texts)
             if not self.chat and prompt[: len(self.start_ids)] != self.start_ids:
                 prompt = self.start_ids + prompt
             try:
-                out.append(self._assemble(record, prompt, [self._finish(ids) for ids in full]))
+                tokens = self._assemble(record, prompt, [self._finish(ids) for ids in full])
+                tokens.dropped.update(parts.left_out)
+                out.append(tokens)
             except RecordError as error:
                 out.append(error)
         return out
 
-    def _rendered(self, record: PreferenceRecord) -> list[str] | RecordError:
+    def _rendered(self, record: PreferenceRecord) -> Rendered | RecordError:
         try:
-            return self.render(record)
+            return self.rendering.render(record)
         except RecordError as error:
             return error
 
@@ -371,21 +277,6 @@ class RecordTokenizer:
         if len(kept) < len(sequences):
             dropped["response longer than max_length"] += len(sequences) - len(kept)
         return kept
-
-
-DIRECTIVES = "aAwdbBmyYHIMSfpjUWcxXGuV"
-
-
-def frozen_clock(today: date) -> str:
-    """A Jinja macro that hides the clock which transformers offers to templates under the same name.
-
-    It is written in Jinja itself, because transformers replaces functions that are passed to a template.
-    """
-    values = {f"%{name}": today.strftime(f"%{name}") for name in DIRECTIVES}
-    values |= {f"%-{name}": values[f"%{name}"].lstrip("0") or "0" for name in "dmjHIMS"}
-    known = "".join(f" | replace({name!r}, {value!r})" for name, value in values.items())
-    # Templates are rendered with trim_blocks: the line break after the macro goes, too.
-    return f"{{% macro strftime_now(format) %}}{{{{ format{known} }}}}{{% endmacro %}}\n"
 
 
 def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:

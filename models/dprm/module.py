@@ -217,11 +217,6 @@ class DPRM(RewardModule):
 
     # Loss ----------------------------------------------------------------------------------------------
 
-    def setup(self, stage: str) -> None:
-        """Check the trainer, and later the first batch of this stage: other splits may hold items without votes."""
-        super().setup(stage)
-        self._checked = False
-
     def check_batch(self, batch: PreferenceBatch) -> None:
         """Check as every module does, and that the votes are of these labels and on every item.
 

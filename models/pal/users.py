@@ -30,6 +30,7 @@ class UserModule(RewardModule):
     num_users: int | None
     unknown_requests: Literal["error", "mean"] = "error"
     balance_users: bool = False
+    unprunable = "users' weights over the prototypes are no layer's, and pruned they would be others'"
 
     @property
     def users(self) -> list[str]:

@@ -49,7 +49,7 @@ class JudgementGuard:
         """Begin a file.
 
         Args:
-            path: What messages call the file.
+            path: The files, as a message calls them.
             names: Column of each field.
             reader: What values mean.
             judged: Whether its rows need a judgement; rows to be scored do not.

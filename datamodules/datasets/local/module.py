@@ -3,32 +3,73 @@ r"""LocalDataModule: preference data of your own, from JSON Lines, JSON, CSV or 
 * Source, licence, revision: yours.
 * Split rule: one file a split; without a ``validation`` file a share of ``train`` is held out by a hash of the
   prompt.
-* Columns read: those of the row's shape, which is told by the columns it has. JSON null, an empty CSV cell and
-  a Parquet null are like a missing column. Columns of text that no field reads are named in a warning, with the setting that
+* Columns read: those of the row's shape, which is told by the columns it has. JSON null (in an object, too), an empty CSV cell
+  and a Parquet null are like a missing column. Columns of text that no field reads are named in a warning, with the setting that
   reads them; ``pluralign data inspect`` lists all that are not read. Two texts without a prompt, whose row has a column
   that is called like one (``question``), are an error: map it, or say ``columns: {prompt: null}`` if nobody asked anything.
+* Other names: ``columns`` says which of your columns is which of our fields, also inside objects and lists (``question.text``,
+  ``answers.0.text``; a column whose own name has dots comes first), null switches a field off.
+* Sense of signs and ties: whichever side won comes first (``chosen``), its strength is >= 0 then, and a tie has the share 0.5.
+  What a word, a number or a sign means is known or said, never guessed.
 
-A pair, with or without a prompt; everything in brackets may be left out, here and below::
+A pair whose sides say who won, with or without a prompt; everything in brackets may be left out, here and below::
 
     {"prompt": "Name a fruit.", "chosen": "Apple.", "rejected": "Chair.",
      ["id": "q1", "preference": 0.8, "user": "ann", "group": "students", "domain": "food", "margin": 0.5,
       "weight": 2, "strength": 1, "votes": [4, 0, 1]]}
 
-``group`` is the user's (a country, an age, a profession): the same in all rows of a user, or missing there. Reports on
+``preference`` is the share of people that prefers ``chosen``, 1 if nothing is said; ``strength`` is signed and does not say
+who won. ``group`` is the user's (a country, an age, a profession): the same in all rows of a user, or missing there. Reports on
 users (``UserMetrics``, ``pluralign adapt``) then say how well each group is served.
 
-Conversations (``prompt``, or ``messages``, or both sides may be lists of messages). Without a prompt the leading
-messages that both sides share are the prompt, and what follows is the response::
+A neutral pair: ``first``, ``second`` and who won, in exactly one of these forms; a row of two is refused, and a row of none has no
+judgement (dropped and counted, but in ``predict``)::
+
+    {"prompt": "Name a fruit.", "first": "Chair.", "second": "Apple.", "winner": "model_b"}
+    {..., "strength": 2}                                    with positive: second, the side that numbers above 0 prefer
+    {..., "first_wins": 0, "second_wins": 1, "tie": 0}      a column for each outcome
+    {..., "preference": 0.2}                                the share that prefers first; other ends by preference_range
+    {..., "first_score": -1, "second_score": 1}             the greater wins, the difference is the strength
+    {..., "votes": [1, 0, 4]}                               people from first to second; beside another form they go with it
+    {..., "judgements": ["a", "tie", "b"]}                  several people: votes for chosen, tie, rejected
+    {..., "judgements": [{"winner": "b", "user": "ann"}, {"strength": -1, "user": "bob", "domain": "food", "weight": 2}]}
+    {..., "ann": "b", "bob": "tie"}                         a column for each judge, with judges: [ann, bob]
+
+Words for the winner that are known, whatever their case and punctuation: ``A``, ``model_a``, ``response b``, ``A>B``, ``[[B]]``,
+``tie (bothbad)``, ``a-is-slightly-better`` (strength 1), ``B-is-clearly-better`` (2) and their like. Others, and all numbers, are an
+error until ``codes`` says what they mean: ``{1: first, 2: second, 0: tie, -100: none}``, ``none`` where nobody judged; with ``positive``
+a code may mean a signed strength, ``{viel besser: 2}``. Codes hold for ``strength`` and ``preference`` as well. Judgements of people with
+a name (``user``) are a comparison each; ``columns: {judgements: annotations, judgements.user: worker, judgements.winner: label}`` are keys
+inside.
+
+A pair without a judgement whose row has a column that looks like one (``label``, ``overall_preference``, ``score_a`` and ``score_b``) is
+refused, with the setting that reads it; ``columns: {winner: null}`` says that there is nothing to read. Sides called chosen and rejected
+(better, preferred) are believed, unless a plain name (``winner``, ``label``, ``preference_strength``) or scores of both sides may say
+otherwise. A share off its range stops the split, even where invalid rows are skipped, once it is more than one row in a hundred: it is
+another code then, and the other rows would be read wrongly.
+
+Conversations: ``prompt`` (or ``messages``) and sides may be lists of messages, one message, or lists of texts that alternate, of which
+the last is the assistant's. Content may be a list of parts of text. A side may hold the whole conversation: the prompt that it repeats
+is compared and taken away. Without a prompt the leading messages that both sides share are the prompt, and what follows is the
+response, of several turns if need be; other keys of messages reach the chat template::
 
     {"prompt": [{"role": "user", "content": "Name a fruit."}],
      "chosen": [{"role": "assistant", "content": "Apple."}], "rejected": "Chair."}
     {"chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}],
      "rejected": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Go away."}]}
+    {"prompt": ["Hi", "More?"], "first": ["Hello!", "Yes."], "second": ["Go away.", "No."], "winner": "a"}
 
-Two texts without a prompt. Dialogues in the form of HH-RLHF are taken apart into turns; otherwise the longest
-common beginning that ends at a space is the prompt::
+The last has a text for each turn in prompt and sides, as lists or the JSON of lists; a turn without text is refused. Where one turn of
+several was judged, ``columns: {turn: turn}`` (counted from 1) takes away what follows it.
+
+Two texts without a prompt. Dialogues in the form of HH-RLHF are taken apart into turns. Otherwise the prompt is the longest common
+beginning that ends where a line or a sentence does (``. ! ?`` before white space; full-width marks and those of other scripts
+anywhere), and where there is no such end no prompt is told and the whole texts are the responses. Marks of speakers other than HH-RLHF's
+(``User:``) stay where they are, in both responses alike. Rows whose prompt is not told are divided, for a random split, by what their texts
+share; a prompt column is better::
 
     {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi\n\nAssistant: Go away."}
+    {"chosen": "What is 2+2? It is 4", "rejected": "What is 2+2? It is 5"}
 
 Several responses (a comparison is an object, or ``[i, j]``, or ``[i, j, share]``, i preferred to j; ``user``,
 ``group``, ``domain``, ``weight`` of the row hold for comparisons that have none of their own; a response may be an object with
@@ -49,9 +90,10 @@ and ``domain`` of its own. The same response for several users is scored once::
     {"prompt": "Name a fruit.", "responses": ["Apple.", {"text": "Apple.", "user": "bob"}, "Pear."], "user": "ann"}
 
 In CSV, numbers are read from text (``2``, ``-0.5``, ``1e-3``; not ``1_000``, `` 1 `` or ``nan``), and ``messages``,
-``responses``, ``comparisons``, ``scores``, ``votes`` are JSON in a cell. A prompt or a side that is, as a whole, the JSON of a
+``responses``, ``comparisons``, ``scores``, ``votes``, ``judgements`` are JSON in a cell. A prompt or a side that is, as a whole, the JSON of a
 list of messages is a conversation, in every kind of file; what only looks like one (Python's ``str`` of it) is refused.
-``id``, ``user``, ``group``, ``domain``, ``source`` and ``aspect`` may be text or whole numbers. Every shape may have
+``id``, ``user``, ``group``, ``domain``, ``source`` and ``aspect`` may be text or whole numbers; in CSV ``3.0``, which is what a table
+writes for 3 in a column with gaps, is the name ``3`` (``007``, ``1.10`` and ``1e3`` stay as they are). Every shape may have
 ``source`` (which part of a mixture), ``aspect`` (the preference asked for) and ``record_weight``.
 
 A row without id is named by its content, so that rows put in before it do not rename it: the first 16 hexadecimal digits
@@ -62,10 +104,10 @@ given again, in another row or in one record, counts again, and the report says 
 """
 
 from collections.abc import Iterator
-from typing import Unpack
+from typing import Literal, Unpack
 
 from ...checks import check_choices
-from ...records import ContentNames, PreferenceRecord, RecordError, Side, SourceRow, listed
+from ...records import ContentNames, PreferenceRecord, RecordError, SourceRow, listed
 from ...settings import SharedSettings
 from ..hh_rlhf import TURN
 from ..own_files import OwnFilesDataModule, UnreadColumns, likely_columns
@@ -104,7 +146,7 @@ class LocalDataModule(OwnFilesDataModule):
         predict: str | list[str] | None = None,
         columns: dict[str, str | None] | None = None,
         codes: dict[str, str | float] | None = None,
-        positive: Side | None = None,
+        positive: Literal["first", "second"] | None = None,
         preference_range: tuple[float, float] = (0.0, 1.0),
         judges: list[str] | None = None,
         **shared: Unpack[SharedSettings],

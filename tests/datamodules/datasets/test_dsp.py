@@ -1,7 +1,9 @@
 """DSP: five responses a query, one record; scored pairs; invented rows in the real schema."""
 
+import gzip
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -163,3 +165,25 @@ def test_real_files(subset, records, comparisons, blank):
     assert len(kept) == records
     assert sum(len(record.comparisons) for record in kept) == comparisons
     assert errors == ["empty response"] * blank
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the shared DSP sample is not beside this checkout")
+@pytest.mark.parametrize("source", ["train", "test"])
+def test_real_webgpt_scores_counted_by_hand(source):
+    with gzip.open(REAL / f"webgpt.{source}.json.gz") as stream:
+        rows = json.load(stream)
+    expected = Counter()
+    for row in rows:
+        first, second = row["score"]
+        kind = "tie" if first == second else "first" if first > second else "second"
+        expected[kind, abs(first - second)] += 1
+
+    data, found = DSPDataModule(data_dir=str(REAL), subset="webgpt"), Counter()
+    for row in data.load(source):
+        (comparison,) = data.to_example(row).comparisons
+        winner = "second" if comparison.chosen else "first"
+        found["tie" if comparison.preference == 0.5 else winner, comparison.strength] += 1
+        assert comparison.preference in (0.5, 1.0)
+    assert found == expected
+    ties = sum(count for (kind, _), count in found.items() if kind == "tie")
+    assert (sum(found.values()), ties) == {"train": (518, 142), "test": (184, 55)}[source]

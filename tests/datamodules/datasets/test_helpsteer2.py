@@ -240,9 +240,143 @@ def test_the_hub_is_asked_for_the_pinned_revision(monkeypatch):
 def test_wrong_arguments(tmp_path):
     with pytest.raises(ValueError, match=r"attribute must be one of helpfulness, .*; got 'humour'"):
         HelpSteer2DataModule(attribute="humour")
-    with pytest.raises(ValueError, match="judgements must be one of final, annotators; got 'crowd'"):
+    with pytest.raises(
+        ValueError, match=r"judgements must be one of final, annotators, preference, .*; got 'crowd'"
+    ):
         HelpSteer2DataModule(judgements="crowd")
     with pytest.raises(FileNotFoundError, match=r"validation\.jsonl"):
         HelpSteer2DataModule(data_dir=str(tmp_path)).files("test")
     with pytest.raises(FileNotFoundError, match=r"disagreements\.jsonl"):
         HelpSteer2DataModule(data_dir=write(tmp_path, ROWS), judgements="annotators").files("train")
+
+
+# Preferences -------------------------------------------------------------------------------------------
+
+
+def preference(strength=-2, individual=(-3, -2, -1), split="train", **changes):
+    return {
+        "split": split,
+        "prompt": "Name a fruit.",
+        "response_1": "Apple.",
+        "response_2": "Chair.",
+        "preference_strength": strength,
+        "preference_statement": "@Response 1 is better.",
+        "preference_elaboration": "It is a fruit.",
+        "three_most_similar_preferences": [{"statement": "Fruit.", "elaboration": "Yes.", "strength": -2}]
+        * 3,
+        "all_preferences_unprocessed": [{"strength": one, "justification": "So."} for one in individual],
+        **changes,
+    }
+
+
+def compared(folder, *rows, source="train", judgements="preference"):
+    path = folder / "preference" / "preference.jsonl.gz"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    return examples(HelpSteer2DataModule(judgements=judgements, data_dir=str(folder)), source)
+
+
+@pytest.mark.parametrize(
+    ("strength", "expected"),
+    [
+        (-3, (0, 1, 1.0, 3.0)),
+        (-1, (0, 1, 1.0, 1.0)),
+        (0, (0, 1, 0.5, 0.0)),
+        (1, (1, 0, 1.0, 1.0)),
+        (3, (1, 0, 1.0, 3.0)),
+    ],
+)
+def test_a_preference_below_zero_is_for_the_first(tmp_path, strength, expected):
+    (record,) = compared(tmp_path, preference(strength))
+    assert (record.id, record.prompt, record.group) == ("preference:1", "Name a fruit.", "Name a fruit.")
+    assert [(r.text, r.score, r.votes) for r in record.responses] == [
+        ("Apple.", None, None),
+        ("Chair.", None, None),
+    ]
+    (comparison,) = record.comparisons
+    assert (comparison.votes, comparison.user) == (None, None)
+    found = comparison.chosen, comparison.rejected, comparison.preference, comparison.strength
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("individual", "expected", "votes"),
+    [
+        ((-3, -2, -1), (0, 1, 1.0, 2.0), (3, 0, 0)),
+        ((2, 3, -1, 0), (1, 0, 0.625, 1.0), (2, 1, 1)),
+        ((-100, -2, 1, -1), (0, 1, 0.625, 0.5), (2, 1, 1)),
+        ((-100, -100, -100), (0, 1, 0.5, 0.0), (0, 3, 0)),
+    ],
+)
+def test_annotators_vote_on_preferences(tmp_path, individual, expected, votes):
+    row = preference(individual=individual)
+    as_text = preference(all_preferences_unprocessed=json.dumps(row["all_preferences_unprocessed"]))
+    for record in compared(tmp_path, row, as_text, judgements="preference_annotators"):
+        (comparison,) = record.comparisons
+        found = comparison.chosen, comparison.rejected, comparison.preference, comparison.strength
+        assert (found, comparison.votes) == (expected, votes)
+
+
+def test_the_column_split_divides_the_one_file(tmp_path):
+    rows = [
+        preference(),
+        preference(split="val"),
+        preference(split="test"),
+        preference(split="val", strength=9),
+    ]
+    train, error = compared(tmp_path, *rows)
+    assert (train.id, error.reason, error.field, error.line) == ("preference:1", "out of range", "split", 3)
+    data = HelpSteer2DataModule(judgements="preference", data_dir=str(tmp_path))
+    assert [row.fields["id"] for row in data.load("test")] == ["preference:2", "preference:4"]
+    assert [path.name for path in data.files("test")] == ["preference.jsonl.gz"]
+
+
+@pytest.mark.parametrize(
+    ("change", "judgements", "reason", "field"),
+    [
+        ({"strength": 4}, "preference", "out of range", "preference_strength"),
+        ({"strength": -100}, "preference", "out of range", "preference_strength"),
+        ({"strength": None}, "preference", "missing field", "preference_strength"),
+        ({"response_2": " "}, "preference", "empty response", "responses[1].text"),
+        (
+            {"individual": (-4,)},
+            "preference_annotators",
+            "out of range",
+            "all_preferences_unprocessed[0].strength",
+        ),
+        ({"individual": ()}, "preference_annotators", "wrong length", "all_preferences_unprocessed"),
+        (
+            {"all_preferences_unprocessed": "[{'strength': 1, 'justification': 'So.'}]"},
+            "preference_annotators",
+            "wrong type",
+            "all_preferences_unprocessed",
+        ),
+    ],
+)
+def test_malformed_preferences(tmp_path, change, judgements, reason, field):
+    with pytest.raises(RecordError) as caught:
+        compared(tmp_path, preference(**change), judgements=judgements)
+    assert (caught.value.reason, caught.value.field) == (reason, field)
+
+
+def test_preferences_have_no_attribute():
+    with pytest.raises(
+        ValueError, match="attribute must not be given for judgements='preference', got 'verbosity'"
+    ):
+        HelpSteer2DataModule(attribute="verbosity", judgements="preference")
+
+
+def test_preferences_come_from_their_folder_on_the_hub(tmp_path, monkeypatch):
+    expected = compared(tmp_path, preference(), preference(split="val"))
+    asked = []
+
+    def load_dataset(name, **kwargs):
+        asked.append((name, kwargs))
+        return [preference(), preference(split="val")]
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    data = HelpSteer2DataModule(judgements="preference")
+    assert examples(data) == expected
+    assert asked == [
+        ("nvidia/HelpSteer2", {"revision": REVISION, "split": "train", "data_dir": "preference"})
+    ]

@@ -27,7 +27,7 @@ def module(folder, rows, **settings):
 
 def refusal(folder, rows, **settings):
     """The first row's error."""
-    (first, *_) = module(folder, rows, **settings).load("test")
+    first = next(module(folder, rows, **settings).load("test"))
     assert isinstance(first, RecordError), first
     return first
 

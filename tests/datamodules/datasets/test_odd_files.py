@@ -3,10 +3,12 @@
 Each file begins as a valid one. Then fields, whole rows, the container or single bytes are changed at random, by seed.
 """
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
 import random
 import warnings
 from datetime import date
@@ -92,11 +94,12 @@ def as_json(random, row):
     return text.encode(errors="surrogatepass")
 
 
-def as_csv(random, rows):
+def as_csv(random, rows, delimiter):
     header = list(dict.fromkeys(name for row in rows for name in row))
     header += random.sample(header, 1) if random.random() < 0.1 else []
     stream = io.StringIO(newline="")
-    writer = csv.writer(stream, quoting=random.choice((csv.QUOTE_MINIMAL, csv.QUOTE_ALL)))
+    quoting = random.choice((csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
+    writer = csv.writer(stream, delimiter=delimiter, quoting=quoting)
     writer.writerow(header)
     for row in rows:
         cells = [row.get(name) for name in header]
@@ -115,14 +118,17 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def as_parquet(random, rows):
+def as_columns(random, rows, kind):
+    """Parquet, or an Arrow file or stream."""
     names = [*random.choice(SHAPES)]
     columns = []
     for name in names:
         values = random.choice(COLUMNS) if random.random() < 0.4 else [row.get(name) for row in rows[:1] * 2]
         try:
             column = pa.array(values)
-            pq.write_table(pa.table({name: column}), io.BytesIO())  # not every Arrow type is one of Parquet
+            table = pa.table({name: column})
+            pq.write_table(table, io.BytesIO())  # not every Arrow type is one of Parquet, nor as deep
+            pa.ipc.new_stream(io.BytesIO(), table.schema).write_table(table)
         except (pa.ArrowException, OverflowError, UnicodeError, ValueError):
             column = pa.array(["Oak.", "Elm."])
         columns.append(column)
@@ -132,15 +138,18 @@ def as_parquet(random, rows):
         names[-1] = names[0]
     if random.random() < 0.1:
         columns[-1] = pa.array([10**9, 1], pa.int64()).view(pa.timestamp("s")).cast(pa.timestamp("s", "UTC"))
-    stream = io.BytesIO()
-    pq.write_table(
-        pa.table(columns, names=names), stream, compression=random.choice(("none", "snappy", "gzip"))
-    )
+    stream, table = io.BytesIO(), pa.table(columns, names=names)
+    if kind == "parquet":
+        pq.write_table(table, stream, compression=random.choice(("none", "snappy", "gzip")))
+    else:
+        new = random.choice((pa.ipc.new_file, pa.ipc.new_stream))
+        with new(stream, table.schema) as writer:
+            writer.write_table(table, random.choice((1, 100)))
     return stream.getvalue()
 
 
 def damaged(random, content):
-    """Bytes of a file that a disk, a download or an editor spoilt. Only text and gzip: Parquet is cut, nothing else."""
+    """Bytes of a file that a disk, a download or an editor spoilt. Only of text, packed or not: others are cut, nothing else."""
     place = random.randrange(len(content) + 1)
     kind = random.randrange(5)
     if kind == 0:
@@ -156,27 +165,39 @@ def damaged(random, content):
     return content + content[:place]
 
 
+PACK = {
+    "gz": lambda content: gzip.compress(content, mtime=0),
+    "zst": lambda content: pa.compress(content, codec="zstd", asbytes=True),
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+}
+
+
 def odd_file(seed):
     """Name and bytes of a file."""
     generator = random.Random(seed)
     rows = odd_rows(generator)
-    kind = generator.choice(("jsonl", "json", "csv", "parquet"))
-    if kind == "jsonl":
+    kind = generator.choice(("jsonl", "ndjson", "json", "json", "csv", "tsv", "parquet", "arrow"))
+    if kind in ("jsonl", "ndjson") or (kind == "json" and generator.random() < 0.5):
         content = b"\n".join(as_json(generator, row) for row in rows)
     elif kind == "json":
         content = b"[" + b",".join(as_json(generator, row) for row in rows) + b"]"
+    elif kind in ("csv", "tsv"):
+        content = as_csv(generator, rows, "," if kind == "csv" else "\t")
     else:
-        content = (as_csv if kind == "csv" else as_parquet)(generator, rows)
-    if kind != "parquet" and generator.random() < 0.2:
+        content = as_columns(generator, rows, kind)
+    is_text = kind not in ("parquet", "arrow")
+    if is_text and generator.random() < 0.2:
         content = damaged(generator, content)
-    if kind == "parquet" and generator.random() < 0.2:
+    if not is_text and generator.random() < 0.2:
         content = content[: generator.randrange(len(content))]
-    if kind != "parquet" and generator.random() < 0.3:
-        kind, content = f"{kind}.gz", gzip.compress(content, mtime=0)
+    if is_text and generator.random() < 0.3:
+        packing = generator.choice(list(PACK))
+        kind, content = f"{kind}.{packing}", PACK[packing](content)
         if generator.random() < 0.3:
             content = damaged(generator, content)
     if generator.random() < 0.03:
-        kind = generator.choice(("jsonl", "json", "csv", "parquet", "csv.gz"))
+        kind = generator.choice(("jsonl", "json", "csv", "tsv", "parquet", "arrow", "csv.gz", "json.zst"))
     return f"odd.{kind}", content
 
 

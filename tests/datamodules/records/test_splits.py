@@ -8,7 +8,16 @@ import pytest
 
 from pluralign.datamodules import LocalDataModule
 from pluralign.datamodules.batches.users import UserProtocol
-from pluralign.datamodules.records import PER_10_000, PERCENT, hash_share, hash_split, ordered_split
+from pluralign.datamodules.records import (
+    PER_10_000,
+    PERCENT,
+    RecordError,
+    SourceRow,
+    hash_share,
+    hash_split,
+    ordered_split,
+    rows_of_split,
+)
 
 KEYS = [f"prompt {i}" for i in range(3_000)] + ["", "Wie spät ist es?", "a\nb"]
 
@@ -87,3 +96,17 @@ def test_unseen_users_by_the_first_48_bits():
     _, unseen = UserProtocol(unseen_share=0.3, seed=5).divide(dict.fromkeys(users, 1))
     assert unseen == [user for user in users if shares[user] <= sorted(shares.values())[119]]
     assert len(unseen) == 120
+
+
+def test_rows_of_a_release_without_splits():
+    rows = [SourceRow("f", i, {"prompt": key}) for i, key in enumerate(KEYS[:200], 1)]
+    rows.insert(3, RecordError("line", "{", "JSON", reason="not JSON", file="f", line=9))
+    rows.append(SourceRow("f", 201, {"question": "Who?"}))
+    found = {split: list(rows_of_split(rows, split, lambda row: row.text("prompt"))) for split in PERCENT}
+    errors = [
+        (split, row.line) for split, some in found.items() for row in some if isinstance(row, RecordError)
+    ]
+    assert errors == [("train", 9), ("train", 201)]
+    for split, some in found.items():
+        lines = [row.line for row in some if isinstance(row, SourceRow)]
+        assert lines == [i for i, key in enumerate(KEYS[:200], 1) if hash_split(key, PERCENT) == split]

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from pluralign.datamodules.records import Comparison, Message, PreferenceRecord, RecordError, Response
+from pluralign.datamodules.tokens.rendering import PlainRendering
 from pluralign.datamodules.tokens.text import RecordTokenizer, TextConfig, byte_tokenizer, common_prefix
 
 GPT2 = Path(__file__).resolve().parents[4] / "shared" / "models" / "gpt2-bpe-tokenizer"
@@ -407,7 +408,8 @@ def test_error_names_length_and_limit():
 def test_truncation_against_strings(prompt, texts, limit):
     """The same rule, written on strings of one-token letters."""
     tokenizer = RecordTokenizer.__new__(RecordTokenizer)
-    tokenizer.__dict__.update(RECORDS.__dict__, config=replace(LETTERS, max_length=limit))
+    config = replace(LETTERS, max_length=limit)
+    tokenizer.__dict__.update(RECORDS.__dict__, config=config, rendering=PlainRendering(config))
     (result,) = tokenizer([pair(prompt, *texts)])
     kept = [i for i, text in enumerate(texts) if len(text) + 1 <= limit]
     if not kept:

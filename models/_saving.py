@@ -1,0 +1,186 @@
+"""SavedModule: a module whose checkpoints hold what the backbone's own files lack, and that starts from another's."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.trainer.states import TrainerStatus
+from torch import Tensor
+
+from pluralign import __version__
+from pluralign.datamodules.batch import TextFormat
+
+from . import _averages as averages
+from ._callbacks import HostModule
+from ._initial_weights import begins, read_checkpoint
+from .backbone import BackboneConfig, added_keys
+
+__all__ = ["SavedModule"]
+
+
+class SavedModule(HostModule):
+    """A module whose checkpoints are complete and small, whatever averages or prunes its weights.
+
+    Attributes:
+        backbone_config: Which network, in which state.
+        text_format: Format of the text it was trained on.
+        init_from: Checkpoint that weights start from; None once others were loaded.
+        init_may_differ: Beginnings of the names of weights that are not taken over from there.
+    """
+
+    backbone_config: BackboneConfig
+    text_format: TextFormat | None
+    init_from: str | None
+    init_may_differ: tuple[str, ...]
+
+    def __init__(self) -> None:
+        """Begin with nothing loaded."""
+        super().__init__()
+        self._loaded_keys: frozenset[str] = frozenset()
+        self._trained_keys: frozenset[str] = frozenset()  # when it was built
+        self._started = False
+
+    # Checkpoints ---------------------------------------------------------------------------------------
+
+    def saved_keys(self) -> set[str]:
+        """Names of the state that a checkpoint holds: all that the backbone's own files lack.
+
+        That is what is trained; every adapter and every copy of a layer beside them, trained now or not; all outside the
+        backbone; what came from another run's checkpoint; and all of a network made from nothing.
+        """
+        keys = set(self.state_dict())
+        if self.backbone_config.name is None:
+            return keys  # random weights cannot be loaded again from anywhere else
+        base = {name for name in keys if name.startswith("backbone.")} - added_keys(self, keys)
+        # What a callback freezes for a while was trained before, or will be.
+        return keys - (base - self._keys_in_training() - self._trained_keys - self._loaded_keys)
+
+    def _keys_in_training(self) -> frozenset[str]:
+        return frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
+
+    def _absent_keys(self) -> set[str]:
+        return set(self.state_dict()) - self.saved_keys()
+
+    def _averaged_weights(self) -> dict[str, Any] | None:
+        """The average that is validated in the fit that goes on; callbacks put it into whole checkpoints only."""
+        trainer = self.attached_trainer
+        if trainer is None or not self.fitting or trainer.state.status != TrainerStatus.RUNNING:
+            return None
+        averages.follow_until_updated(trainer, self)
+        return averages.average_weights(trainer)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave frozen weights out; keep the text format, and what the run needs to go on, beside the rest."""
+        if "optimizer_states" not in checkpoint:
+            checkpoint["state_dict"] = self._averaged_weights() or checkpoint["state_dict"]
+        absent = self._absent_keys()
+
+        def saved(state: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: value for name, value in averages.permanent(state).items() if name not in absent}
+
+        for name in averages.SAVED_STATES:
+            if name in checkpoint:
+                checkpoint[name] = saved(checkpoint[name])
+        for state in averages.states_of_callbacks(checkpoint):
+            state["average_model_state"] = saved(state["average_model_state"])
+        kept = checkpoint.setdefault("pluralign", {})
+        kept |= {"version": __version__, "text_format": self.text_format}
+        self.keep_run(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take back the text format, and see what there is to do for a run that goes on."""
+        self.text_format = checkpoint.get("pluralign", {}).get("text_format")
+        self._loaded_keys = frozenset(checkpoint["state_dict"])
+        if self.groundwork is None or not self.groundwork.settled:  # a tuner puts back what was there
+            self.init_from = None
+        if not self.fitting:
+            return
+        self.resume_run(checkpoint)
+        if "current_model_state" in checkpoint:
+            # Its average is loaded by Lightning, which wants every weight to be there.
+            absent = self._absent_keys()
+            checkpoint["state_dict"] |= {
+                name: value for name, value in self.state_dict().items() if name in absent
+            }
+
+    def make_room(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what the sizes of the weights depend on, before they are loaded; nothing, unless overridden."""
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:  # noqa: ANN401  torch's own type is private
+        """Load what :meth:`saved_keys` names; frozen weights come from the backbone's own files.
+
+        Args:
+            state_dict: Values by name.
+            strict: Kept for the interface; a missing or unknown key is an error in any case.
+            assign: As in torch.
+
+        Raises:
+            RuntimeError: If a saved value is missing or a name is unknown.
+        """
+        self.make_room(state_dict)
+        self.configure_model()  # a spawned run hands its weights to a module that was never built here
+        self._check_names(state_dict, self.saved_keys(), f"the checkpoint does not fit {type(self).__name__}")
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    def _check_names(
+        self, state_dict: Mapping[str, Tensor], needed: set[str], problem: str, *, shapes: bool = False
+    ) -> None:
+        present = self.state_dict()
+        wrong = {
+            "missing": sorted(needed - set(state_dict)),
+            "unknown": sorted(set(state_dict) - set(present)),
+        }
+        if shapes:
+            wrong["of another shape"] = sorted(
+                name
+                for name in set(state_dict) & set(present)
+                if not name.endswith("_extra_state") and state_dict[name].shape != present[name].shape
+            )
+        if any(wrong.values()):
+            lists = (
+                f"{kind} {names[:5] or 'nothing'}{' ...' if len(names) > 5 else ''}"
+                for kind, names in wrong.items()
+            )
+            raise RuntimeError(f"{problem}: {', '.join(lists)}")
+
+    @torch.no_grad()
+    def load_initial_weights(self) -> None:
+        """Start from the weights of ``init_from``; the last thing that ``configure_model`` does when it has built.
+
+        A file that is gone does not matter to a run whose checkpoint is restored later; any other is refused at its start.
+
+        Raises:
+            FileNotFoundError: If there is no such file, and no trainer that could restore a checkpoint.
+            ValueError: If it is no checkpoint, or ``init_may_differ`` has a name that no weight begins with.
+            RuntimeError: If weights that ``init_may_differ`` does not name are missing there, unknown or of another shape.
+        """
+        self._trained_keys = self._keys_in_training()
+        if self.init_from is None:
+            return
+        if self.attached_trainer is not None and not Path(self.init_from).is_file():
+            return
+        content = read_checkpoint(self.init_from)
+        names = {*content["state_dict"], *self.state_dict()}
+        for start in self.init_may_differ:
+            if not any(begins(name, start) for name in names):
+                raise ValueError(
+                    f"init_may_differ: {start!r} is the beginning of no weight's name, here or in {self.init_from!r}"
+                )
+        state = {name: value for name, value in content["state_dict"].items() if not self._may_differ(name)}
+        self.make_room(state)
+        needed = {name for name in self.saved_keys() if not self._may_differ(name)}
+        self._check_names(
+            state,
+            needed,
+            f"init_from={self.init_from!r} does not fit {type(self).__name__} (init_may_differ could say so)",
+            shapes=True,
+        )
+        super().load_state_dict(state, strict=False)
+        self.text_format = content.get("pluralign", {}).get("text_format")
+        self._loaded_keys, self._started = frozenset(state), True
+
+    def _may_differ(self, name: str) -> bool:
+        return any(begins(name, start) for start in self.init_may_differ)
