@@ -62,7 +62,7 @@ def inspect_unknown(words: Sequence[str], *, console: Console | None = None) -> 
         raise ValueError(f"{', '.join(options.data)} has no row that can be read" + _first_error(sample))
     guess = guess_table((row.fields for row in sample.readable), text_cells=sample.text_cells, given=given)
     _print_rows(sample, console)
-    if guess.known is not None and _print_known(guess.known, sample, options.examples, console):
+    if guess.known is not None and _print_known(guess.known, sample, options.rows, options.examples, console):
         return
     _print_guess(guess, console)
     if not guess.is_certain:
@@ -221,7 +221,7 @@ def _print_next(console: Console) -> None:
     )
 
 
-def _print_known(known: KnownTable, sample: Sample, examples: int, console: Console) -> bool:
+def _print_known(known: KnownTable, sample: Sample, most: int, examples: int, console: Console) -> bool:
     """Say which data module reads this public data set, and what it reads; False where its files lie otherwise."""
     console.print(Text.assemble(("it is    ", "bold cyan"), f"a table that {known.module} reads: use that"))
     module: type[PreferenceDataModule] = getattr(pluralign.datamodules, known.module)
@@ -232,10 +232,11 @@ def _print_known(known: KnownTable, sample: Sample, examples: int, console: Cons
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                outcome = take_records(module(**settings), len(sample.rows))  # type: ignore[arg-type]
+                outcome = take_records(module(**settings), most)  # type: ignore[arg-type]
         except (ValueError, OSError) as error:
             problem = str(error)
         else:
+            console.print(Text(f"it reads {settings['data_dir']}, of which these are the first rows:"))
             print_outcome(outcome, examples, console)
     console.rule("[bold]paste this", align="left")
     _print_block(data_block(known.module, None, settings), console)

@@ -38,9 +38,9 @@ def by_numbers(column: ColumnProfile, sides: ColumnPair) -> Candidate | None:
     if max(values) <= 1:
         return _share(column)
     if values <= {1.0, 1.5, 2.0} and sides.marks != ("0", "1"):
-        codes: dict[str, str | float] = {"1": "first", "2": "second"} | (
-            {"1.5": "tie"} if 1.5 in values else {}
-        )
+        codes: dict[str, str | float] = {"1": "first", "2": "second"}
+        if 1.5 in values:
+            codes["1.5"] = "tie"
         return Candidate(
             (column.name,),
             (coded(column.name, codes, f"{column.name} names the side: {codes_shown(codes)}"),),

@@ -1,6 +1,6 @@
 """Which column holds the prompt, the user, the domain: by names that others use, and by what stands in them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ...records import RecordError, conversation, listed
@@ -164,6 +164,7 @@ def turns_of(value: object) -> list[tuple[str, str]]:
     return [
         (str(turn.get("role", turn.get("from"))), str(turn.get("content", turn.get("value"))))
         for turn in turns
+        if isinstance(turn, Mapping)
     ]
 
 
