@@ -70,6 +70,7 @@ WORKED = [title for title, text in SECTIONS.items() if "```sh" in text]
 def test_every_shape_has_a_section():
     assert WORKED == [
         "Pairs",
+        "Who won?",
         "Users",
         "Several answers",
         "Votes on answers",

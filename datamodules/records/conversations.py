@@ -73,7 +73,7 @@ def _message(field: str, turn: object) -> Message:
     if not isinstance(role, str):
         reason = "missing field" if role is None else "wrong type"
         raise RecordError(f"{field}.{speaker}", role, f"a string; in {ALLOWED}", reason=reason)
-    if role not in ROLE_NAMES:
+    if (name := role.casefold()) not in ROLE_NAMES:
         raise RecordError(f"{field}.{speaker}", role, " | ".join(ROLE_NAMES), reason="out of range")
     others = {
         str(key): value
@@ -83,7 +83,7 @@ def _message(field: str, turn: object) -> Message:
     content = turn.get(said)
     if content is None and others:  # calls of tools, and nothing said
         content = ""
-    return Message(ROLE_NAMES[role], content_text(f"{field}.{said}", content), others)
+    return Message(ROLE_NAMES[name], content_text(f"{field}.{said}", content), others)
 
 
 def content_text(field: str, value: object) -> str:
@@ -227,12 +227,11 @@ def answer(field: str, turns: Sequence[Message]) -> Response:
     Raises:
         RecordError: If there is none, or the last is not the assistant's.
     """
-    if not turns or turns[-1].role != "assistant":
-        value = turns[-1].role if turns else None
-        allowed = "a last turn of the assistant, after the prompt: it is what is judged"
-        raise RecordError(
-            f"{field}[-1].role", value, allowed, reason="wrong type" if turns else "missing field"
-        )
+    allowed = "a last turn of the assistant, after the prompt: it is what is judged"
+    if not turns:
+        raise RecordError(field, None, allowed, reason="missing answer")
+    if turns[-1].role != "assistant":
+        raise RecordError(f"{field}[-1].role", turns[-1].role, allowed, reason="wrong type")
     if len(turns) == 1 and not turns[0].others:
         return Response(turns[0].content)
     return Response(plain_turns(turns), messages=tuple(turns))

@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 from .fields import number_field
-from .record import Comparison, RecordError, listed
+from .record import FLOAT32_MAX, Comparison, RecordError, listed
 from .votes import majority_comparison
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "coded_judgement",
     "compared",
     "crowd_judgement",
+    "known_code",
     "one_hot_judgement",
     "shared_judgement",
     "signed_judgement",
@@ -100,12 +101,15 @@ Levels of five (``A-is-clearly-better``, ``a-is-slightly-better``) have a streng
 """
 
 
-def check_codes(codes: Mapping[str, str | float]) -> dict[str, Judgement | None]:
+def check_codes(
+    codes: Mapping[str, str | float], positive: Side | None = None
+) -> dict[str, Judgement | None]:
     """Codes of one's own, which come before :data:`CODES`.
 
     Args:
-        codes: For each code, as the data write it, ``first``, ``second``, ``tie``, ``none`` (nobody judged) or the share
-            that prefers the first, in [0, 1].
+        codes: For each code, as the data write it, ``first``, ``second``, ``tie``, ``none`` (nobody judged) or a number.
+        positive: Which side a number above 0 prefers: numbers are then signed strengths, such as 2 and -1 for levels of
+            one's own; if None they are shares that prefer the first, in [0, 1].
 
     Returns:
         What each means, by the code as it is compared.
@@ -113,17 +117,28 @@ def check_codes(codes: Mapping[str, str | float]) -> dict[str, Judgement | None]
     Raises:
         ValueError: If a meaning is none of these, or two codes are the same but for case and punctuation.
     """
+    number = (
+        "the share that prefers the first in [0, 1] (or, with positive: first | second, a signed strength)"
+        if positive is None
+        else "a finite signed strength"
+    )
+    allowed = f"{' | '.join(get_args(Outcome))}, or {number}"
     meanings: dict[str, Judgement | None] = {}
     for code, meaning in codes.items():
-        allowed = f"{' | '.join(get_args(Outcome))}, or the share that prefers the first in [0, 1]"
         if isinstance(meaning, str):
-            if meaning not in OUTCOMES:
-                raise ValueError(f"codes[{code!r}] is {meaning!r}; allowed: {allowed}")
-            judgement = OUTCOMES[meaning]
-        elif isinstance(meaning, bool) or not 0 <= meaning <= 1:
-            raise ValueError(f"codes[{code!r}] is {meaning!r}; allowed: {allowed}")
+            known = meaning in OUTCOMES
         else:
+            known = not isinstance(meaning, bool) and (
+                0 <= meaning <= 1 if positive is None else math.isfinite(meaning)
+            )
+        if not known:
+            raise ValueError(f"codes[{code!r}] is {meaning!r}; allowed: {allowed}")
+        if isinstance(meaning, str):
+            judgement = OUTCOMES[meaning]
+        elif positive is None:
             judgement = Judgement(float(meaning))
+        else:
+            judgement = signed_judgement("codes", meaning, positive)
         if (name := _plain(str(code))) in meanings:
             raise ValueError(f"codes has {code!r} twice: case and punctuation do not tell codes apart")
         meanings[name] = judgement
@@ -147,21 +162,32 @@ def coded_judgement(
         RecordError: If the code is unknown; numbers are, unless ``codes`` has them.
     """
     codes = codes or {}
-    if isinstance(value, bool):
-        name = str(value).casefold()
-    elif isinstance(value, str):
-        name = _plain(value)
-    elif isinstance(value, int | float) and math.isfinite(value):
-        name = _plain(f"{value:.15g}")
-    else:
+    name = _code(value)
+    if name is None:
         raise RecordError(field, value, "a code for the winner: text or a number", reason="wrong type")
     if name in codes:
         return codes[name]
     if name in CODES:
         return CODES[name]
     known = listed(codes, 8) if codes else "words such as A, model_a, A>B, tie, a-is-slightly-better"
-    allowed = f"a code that is known ({known}): say what it means by codes: {{{value!r}: first | second | tie | none}}"
+    allowed = f"a code that is known ({known}): say what it means, codes: {{{value!r}: first | second | tie | none}}"
     raise RecordError(field, value, allowed, reason="unknown code")
+
+
+def known_code(value: object, codes: Mapping[str, Judgement | None]) -> bool:
+    """Whether codes of one's own, as :func:`check_codes` gives them, say what a value means."""
+    return bool(codes) and _code(value) in codes
+
+
+def _code(value: object) -> str | None:
+    """A value as codes are compared; None if it is neither text nor a finite number."""
+    if isinstance(value, bool):
+        return str(value).casefold()
+    if isinstance(value, str):
+        return _plain(value)
+    if isinstance(value, int | float) and abs(value) <= FLOAT32_MAX:
+        return _plain(f"{value:.15g}")
+    return None
 
 
 def signed_judgement(field: str, value: object, positive: Side) -> Judgement:
@@ -259,4 +285,5 @@ def _plain(code: str) -> str:
     """A code without case and punctuation; ``>``, ``<`` and ``=`` stay, and so does what makes a number."""
     if re.fullmatch(r"\s*[+-]?\d+(\.\d*)?\s*", code):
         return f"{float(code):.15g}"
-    return " ".join(re.sub(r"[^\w<>=]|_", " ", code.casefold()).split()) or code
+    words = " ".join(re.sub(r"[^\w<>=]|_", " ", code.casefold()).split())
+    return re.sub(r" ?([<>=]+) ?", r"\1", words) or code

@@ -35,7 +35,10 @@ def invented(folder, *, bad=False, **settings):
 
 def example(tmp_path, row, **kwargs):
     data = LocalDataModule(test=write(tmp_path, [row]), **kwargs)
-    return data.to_example(next(data.load("test")))
+    given = next(data.load("test"))
+    if isinstance(given, RecordError):
+        raise given
+    return data.to_example(given)
 
 
 def test_a_pair_with_a_prompt(tmp_path):
@@ -120,10 +123,11 @@ def test_conversations_that_part_early_keep_the_rest_as_text(tmp_path):
 @pytest.mark.parametrize(
     ("chosen", "rejected", "prompt", "responses"),
     [
-        ("A fruit: an apple", "A fruit: an apricot", "A fruit: an", ["apple", "apricot"]),
-        ("A fruit: apple", "A fruit: chair", "A fruit:", ["apple", "chair"]),
+        ("A fruit? An apple", "A fruit? An apricot", "A fruit?", ["An apple", "An apricot"]),
+        ("A fruit:\napple", "A fruit:\nchair", "A fruit:", ["apple", "chair"]),
+        ("A fruit: apple", "A fruit: chair", "", ["A fruit: apple", "A fruit: chair"]),
         ("apple", "chair", "", ["apple", "chair"]),
-        ("A fruit", "A fruit salad", "A", ["fruit", "fruit salad"]),
+        ("A fruit", "A fruit salad", "", ["A fruit", "A fruit salad"]),
         ("Same text", "Same text", "", ["Same text", "Same text"]),
     ],
 )
@@ -177,19 +181,19 @@ FAULTS = [
     ({"response": "a"}, "missing field", "prompt"),
     ({**PAIR, "prompt": 3}, "wrong type", "prompt"),
     ({**PAIR, "chosen": 3}, "wrong type", "chosen"),
-    ({**PAIR, "chosen": [USER]}, "wrong type", "chosen"),
-    ({**PAIR, "chosen": [GOOD, GOOD]}, "wrong type", "chosen"),
+    ({**PAIR, "chosen": [USER]}, "missing answer", "chosen"),
+    ({**PAIR, "chosen": [USER, GOOD, USER]}, "wrong type", "chosen[-1].role"),
     ({"chosen": [USER, GOOD], "rejected": "Chair."}, "wrong type", "rejected"),
     ({"chosen": [GOOD], "rejected": [BAD]}, "no common prompt", "prompt"),
-    ({**PAIR, "preference": "0.5"}, "wrong type", "comparisons[0].preference"),
-    ({**PAIR, "preference": 2}, "out of range", "comparisons[0].preference"),
+    ({**PAIR, "preference": "0.5"}, "wrong type", "preference"),
+    ({**PAIR, "preference": 2}, "out of range", "preference"),
     ({**PAIR, "margin": math.nan}, "not finite", "comparisons[0].margin"),
     ({**PAIR, "votes": 3}, "wrong type", "votes"),
     ({**PAIR, "votes": ["3"]}, "wrong type", "comparisons[0].votes[0]"),
     ({"prompt": "x", "response": "a", "score": math.nan}, "not finite", "responses[0].score"),
     ({"prompt": "x", "responses": "ab"}, "wrong type", "responses"),
     ({"prompt": "x", "responses": []}, "missing field", "responses"),
-    ({"prompt": "x", "responses": [3]}, "wrong type", "responses[0].text"),
+    ({"prompt": "x", "responses": [3]}, "wrong type", "responses[0]"),
     ({"prompt": "x", "responses": [{"txt": "a"}]}, "unknown field", "responses[0].txt"),
     ({"prompt": "x", "responses": ["a"], "scores": [1, 2]}, "wrong length", "scores"),
     ({"prompt": "x", "responses": ["a", "b"], "comparisons": [[0]]}, "wrong type", "comparisons[0]"),
@@ -346,7 +350,10 @@ def test_columns_of_numbers_alone_warn_nobody(tmp_path):
     ("row", "column"),
     [
         ({"question": "Name a fruit.", "chosen": "Apple.", "rejected": "Chair."}, "question"),
-        ({"User Input": "Name one.", "chosen": "A fruit: apple", "rejected": "A fruit: chair"}, "User Input"),
+        (
+            {"User Input": "Name one.", "chosen": "A fruit:\napple", "rejected": "A fruit:\nchair"},
+            "User Input",
+        ),
         ({"instruction": [USER], "responses": ["Apple.", "Chair."], "comparisons": [[0, 1]]}, "instruction"),
         ({"Prompt": "Name a fruit.", "response": "Apple.", "score": 1}, "Prompt"),
     ],
@@ -522,12 +529,13 @@ def test_the_cache_follows_content_and_columns(tmp_path):
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the shared data are not beside this checkout")
 def test_real_llmbar_by_column_mapping(tmp_path):
-    columns = {"prompt": "input", "chosen": "output_1", "rejected": "output_2"}
+    columns = {"prompt": "input", "first": "output_1", "second": "output_2", "winner": "label"}
     path = REAL / "llmbar" / "Natural" / "dataset.json.gz"
-    data = LocalDataModule(test=str(path), columns=columns)
+    data = LocalDataModule(test=str(path), columns=columns, codes={"1": "first", "2": "second"})
     records = [data.to_example(row) for row in data.load("test")]
     assert len(records) > 50
     assert all(record.prompt for record in records)
+    assert {record.comparisons[0].chosen for record in records} == {0, 1}
 
 
 # Groups of users -----------------------------------------------------------------------------------------

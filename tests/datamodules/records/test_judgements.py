@@ -12,6 +12,7 @@ from pluralign.datamodules.records import (
     coded_judgement,
     compared,
     crowd_judgement,
+    known_code,
     one_hot_judgement,
     shared_judgement,
     signed_judgement,
@@ -32,7 +33,9 @@ from pluralign.datamodules.records import (
         ("Tie", 0.5, None),
         ("tie (bothbad)", 0.5, None),
         ("both_bad", 0.5, None),
-        ("A=B", 0.5, None),
+        ("A = B", 0.5, None),
+        ("[[B]]", 0.0, None),
+        ("A >> B", 1.0, 2.0),
     ],
 )
 def test_words_that_data_write(code, share, strength):
@@ -160,3 +163,52 @@ def test_votes_of_a_crowd(judgements, expected, votes):
 def test_a_share_is_no_vote():
     with pytest.raises(RecordError, match=r"0, 0\.5 or 1 of each person"):
         crowd_judgement(0, 1, [Judgement(0.7)])
+
+
+def turned(judgement):
+    """What somebody says who sees the sides the other way round."""
+    strength = judgement.strength
+    return Judgement(1 - judgement.share, None if strength is None else -strength)
+
+
+def test_every_code_of_one_side_has_its_mirror():
+    swap = str.maketrans("ab<>", "ba><")
+    for code, judgement in CODES.items():
+        if code.endswith((" a", " b")) or code in ("a", "b") or code.startswith(("a ", "b ")):
+            letters = code.split()
+            mirrored = " ".join({"a": "b", "b": "a"}.get(word, word) for word in letters)
+            assert CODES[mirrored] == turned(judgement), code
+        elif "<" in code or ">" in code:
+            assert CODES[code.translate(swap)] == judgement, code
+    assert all(judgement.share in (0, 0.5, 1) for judgement in CODES.values())
+    assert not any(code.isdigit() for code in CODES), "numbers mean nothing by themselves"
+
+
+def test_codes_are_found_however_they_are_written():
+    codes = check_codes(
+        {"1": "first", "Left-Side": "second", "A": "tie", "": "none", "0.30": 0.3, "true": "first"}
+    )
+    said = [coded_judgement("w", v, codes) for v in (1, 1.0, "1", "left side", "a", "", 0.3, True)]
+    assert said == [(1, None)] * 3 + [(0, None), (0.5, None), None, (0.3, None), (1, None)]
+    assert coded_judgement("w", "B", codes) == (0, None), "what is known stays"
+    assert known_code("LEFT_SIDE", codes) and not known_code("B", codes) and not known_code(["A"], codes)
+    with pytest.raises(RecordError, match=r"a code that is known \(1, left side, a"):
+        coded_judgement("w", 2, codes)
+
+
+def test_numbers_of_codes_are_shares_or_with_a_sense_strengths():
+    assert check_codes({"x": 0.25}) == {"x": (0.25, None)}
+    assert check_codes({"x": -2, "y": 0}, "second") == {"x": (1, 2), "y": (0.5, 0)}
+    for codes, positive in (
+        ({"x": 2}, None),
+        ({"x": math.nan}, None),
+        ({"x": math.inf}, "first"),
+        ({"x": True}, "first"),
+        ({"x": "A"}, None),
+    ):
+        with pytest.raises(
+            ValueError, match=r"codes\['x'\] is .*; allowed: first \| second \| tie \| none, or "
+        ):
+            check_codes(codes, positive)
+    with pytest.raises(ValueError, match=r"codes has 'a b' twice"):
+        check_codes({"A-B": "first", "a b": "second"})
