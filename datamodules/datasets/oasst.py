@@ -10,7 +10,7 @@
   ``replies`` in an export of trees (one a line, ``prompt`` being its root) or ``parent_id`` in a flat table of messages.
 * Split rule: from the hub, the released ``validation`` (5%) is the test split here, being all that is held out, and validation
   is carved out of ``train``. Of local files, which have no splits, a tree goes to training, validation or test (80/10/10) by
-  the SHA-1 of its root's text. A tree, and every tree that opens with the same words, is on one side in both cases.
+  the SHA-1 of its root's text. So a tree, and every tree that opens with the same words, is on one side of what we divide.
 
 Every set of ranked replies is one record: the messages from the root to the prompter's are the prompt, the replies the
 responses. ``rank`` is 0 for the best, so that the lower rank wins. It is one ranking, merged from those of several people,
