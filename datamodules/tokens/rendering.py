@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import date
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ..records import Message, PreferenceRecord, RecordError, Response, answer, listed
 from .config import TextConfig
@@ -36,7 +36,7 @@ EARLIER_KEY = "message key of an earlier turn that the chat template leaves out"
 PROMPT_TEXT = "part of a prompt that the chat template leaves out"
 RESPONSE_TEXT = "part of a response that the chat template leaves out"
 
-REASONING = re.compile(r".*(?:</\w[^<>]*>|\[/\w+\]|<\|\w+\|>)", re.DOTALL)
+REASONING = re.compile(r"\A.*(?:</\w[^<>]*>|\[/\w+\]|<\|\w+\|>)", re.DOTALL)
 """A turn up to its last closing tag, such as ``</think>``, ``[/THINK]`` or ``<|message|>``."""
 
 Turn = dict[str, object]
@@ -191,9 +191,10 @@ class ChatRendering:
 
     def _apply(self, field: str, turns: list[Turn], *, generation: bool = False) -> str:
         try:
+            messages = cast(list[dict[str, str]], turns)  # the hint leaves out that values may be anything
             return str(
                 self.tokenizer.apply_chat_template(
-                    turns, chat_template=self.template, tokenize=False, add_generation_prompt=generation
+                    messages, chat_template=self.template, tokenize=False, add_generation_prompt=generation
                 )
             )
         except Exception as error:  # a template is a program, which may fail in any way
@@ -343,6 +344,8 @@ def shows(rendered: str, text: str, *, beyond: str = "") -> bool:
 
 
 def _stands(rendered: str, text: str, beyond: str) -> bool:
+    if rendered.startswith(beyond):  # the first that ends beyond; forwards, time is linear in any text
+        return rendered.find(text, max(0, len(beyond) - len(text) + 1)) >= 0
     place = rendered.rfind(text)
     return place >= 0 and not beyond.startswith(rendered[: place + len(text)])
 

@@ -30,6 +30,7 @@ from pluralign.datamodules.records import (
 )
 from pluralign.datamodules.tokens.cache import CacheReader
 from pluralign.datamodules.tokens.cache_writer import CacheWriter
+from pluralign.datamodules.tokens.rendering import PlainRendering
 from pluralign.datamodules.tokens.text import RecordTokenizer, TextConfig
 
 TEXT = TextConfig(prompt_format="{text}|", response_format="{text}")
@@ -430,7 +431,7 @@ def test_cut_prompts_are_counted(tmp_path):
 
 def test_a_conversation_the_template_refuses_is_an_invalid_row(tmp_path, monkeypatch):
     folder = save(tmp_path / "data", train=[row("a"), row("b")], validation=[row("v")])
-    original = RecordTokenizer.render
+    original = PlainRendering.render
 
     def refuse(self, record):
         if record.id == "b":
@@ -439,7 +440,7 @@ def test_a_conversation_the_template_refuses_is_an_invalid_row(tmp_path, monkeyp
             )
         return original(self, record)
 
-    monkeypatch.setattr(RecordTokenizer, "render", refuse)
+    monkeypatch.setattr(PlainRendering, "render", refuse)
     with pytest.raises(RecordError, match=r"train.jsonl:2: refused by the chat template"):
         ready(folder, sources=("train", "validation"))
     data = ready(folder, sources=("train", "validation"), on_invalid="skip")
