@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..columns import optional_columns
 from ..records import FLOAT32_MAX, PreferenceRecord, RecordError

@@ -323,7 +323,9 @@ def _merged_chunk(
     numbers = np.concatenate(groups)
     table: Any = dataset[numbers.tolist()]
     ends = np.cumsum([len(group) for group in groups]).tolist()
-    several = [range(end - len(group), end) for group, end in zip(groups, ends, strict=True) if len(group) > 1]
+    several = [
+        range(end - len(group), end) for group, end in zip(groups, ends, strict=True) if len(group) > 1
+    ]
     rows = iter(_placed(table, [place for places in several for place in places]))
     order: list[int] = []
     merged: list[Placed] = []

@@ -11,12 +11,14 @@ divided before every such space, and the ids of its pieces, one after the other,
 * added tokens are found in pieces as in the whole, unless one holds such a space itself, takes the white space behind it
   (``rstrip``), or must stand alone (``single_word``) and begins with a space.
 
-Where any of this is not known of a tokenizer, its texts are tokenised whole.
+The same is true before a mark (one of ``,.!?;:`` or a line break) behind a letter a to z, which is where pieces that are
+new are divided again: a word is then met once, whatever follows it. Where any of this is not known of a tokenizer, its
+texts are tokenised whole.
 """
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -46,8 +48,10 @@ PATTERNS = {
 """Expressions in whose parts no space follows a character that shows, besides GPT-2's, which ``ByteLevel`` brings itself."""
 DIVISION = re.compile(r" (?<=[^\s\u180e] )")
 """The spaces that divide: U+180E is white space to some regular expressions alone."""
-MOST_PIECES = 1 << 17
-"""Pieces that are remembered: about 25 MB."""
+MARK = re.compile(r"(?<=[A-Za-z])(?=[,.!?;:\n])")
+"""Where new pieces are divided, at the first such place."""
+MOST_PIECES = 1 << 16
+"""Pieces of each kind that are remembered: about 13 MB."""
 LONGEST_PIECE = 64
 """Characters of a piece that is remembered."""
 
@@ -60,13 +64,18 @@ def divides_at_spaces(description: Mapping[str, Any]) -> bool:
     """
     for token in description["added_tokens"]:
         content = token["content"]
-        if DIVISION.search(content) or token["rstrip"] or (token["single_word"] and content.startswith(" ")):
+        alone = token["single_word"] and content[:1] in " ,.!?;:\n"
+        if DIVISION.search(content) or MARK.search(content) or token["rstrip"] or alone:
             return False
     normaliser, model = description["normalizer"] or {"type": None}, description["model"]
     if model.get("dropout"):
         return False
     splits = description["pre_tokenizer"] or {"type": None}
-    if (normaliser["type"], splits["type"], model["type"]) == ("BertNormalizer", "BertPreTokenizer", "WordPiece"):
+    if (normaliser["type"], splits["type"], model["type"]) == (
+        "BertNormalizer",
+        "BertPreTokenizer",
+        "WordPiece",
+    ):
         return True
     if normaliser["type"] not in (None, "NFC") or model["type"] != "BPE":
         return False
@@ -105,7 +114,8 @@ class PieceEncoder:
         self.divides = self.backend is not None and divides_at_spaces(json.loads(self.backend.to_str()))
         self._starts: dict[str, bytes] = {}
         self._behind: dict[str, bytes] = {}
-        self._fresh: tuple[set[str], set[str]] = set(), set()
+        self._words: dict[str, bytes] = {}
+        self._fresh: tuple[Collection[str], ...] = ()
 
     def __reduce__(self) -> tuple[object, ...]:
         """Remember nothing in a copy."""
@@ -157,11 +167,13 @@ class PieceEncoder:
         for part in divided:
             for pieces in (part.stem, *part.tails):
                 behind.update(set(pieces).difference(self._behind))
-        encoded = self.whole([*starts, *(f" {piece}" for piece in behind)])
-        ids = [_array(piece).tobytes() for piece in encoded]
-        self._starts.update(zip(starts, ids, strict=False))
-        self._behind.update(zip(behind, ids[len(starts) :], strict=True))
-        self._fresh = starts, behind
+        words = [MARK.split(f" {piece}", maxsplit=1) for piece in behind]
+        new = list(starts.union(*words).difference(self._words))
+        self._words.update(zip(new, (_array(ids).tobytes() for ids in self.whole(new)), strict=True))
+        known = self._words.__getitem__
+        self._starts.update((start, known(start)) for start in starts)
+        self._behind.update(zip(behind, (b"".join(map(known, parts)) for parts in words), strict=True))
+        self._fresh = starts, behind, new
 
     def _ids(self, part: "_Divided") -> list[NDArray[np.int32]]:
         behind = self._behind.__getitem__
@@ -170,7 +182,7 @@ class PieceEncoder:
 
     def _forget(self) -> None:
         """Bound what is remembered."""
-        for pieces, fresh in zip((self._starts, self._behind), self._fresh, strict=True):
+        for pieces, fresh in zip((self._starts, self._behind, self._words), self._fresh, strict=True):
             if len(pieces) > MOST_PIECES:
                 pieces.clear()
                 continue

@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Sequence
 from hashlib import blake2b
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,14 +190,17 @@ class SplitWriter:
         if any(columns["comparisons"]):
             self.present.add("comparisons")
         for entry in optional_columns():
-            lacking = all(entry.of(item) is None for item in chain.from_iterable(items[entry.item]))
-            columns[entry.stored] = nothing if lacking else [_values(entry, each) for each in items[entry.item]]
+            assert entry.field is not None  # all of these are of the data
+            every = list(map(attrgetter(entry.field), chain.from_iterable(items[entry.item])))
+            lacking = all(value is None for value in every)
+            columns[entry.stored] = (
+                nothing if lacking else [_values(entry, each) for each in items[entry.item]]
+            )
             if lacking:
                 continue
             self.present.add(entry.stored)
             if entry.kind == "name":
-                every = chain.from_iterable(columns[entry.stored])
-                self.names[entry.stored].update(str(name) for name in every if name is not None)
+                self.names[entry.stored].update({str(name) for name in every if name is not None})
         return columns, int(tokens.values.to_numpy().max())
 
     def close(self) -> None:
