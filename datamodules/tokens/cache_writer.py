@@ -144,7 +144,7 @@ class CacheWriter:
             self._settle_duplicates(split, writer)
             _check_keys(split, writer)
             _check_weights(split, writer)
-            self.reports[split].repeated = len(writer.judgements) - len(np.unique(writer.judgements))
+            self.reports[split].repeated = writer.repeated()
         present = set().union(*(writer.present for writer in self._splits.values()))
         for split, writer in self._splits.items():
             # Where responses are rated, each rating is a judgement of its own, and so is its response.

@@ -219,7 +219,7 @@ def _joined(
 def merge_split(
     path: Path,
     kept: NDArray[np.int64],
-    digests: bytes,
+    digests: NDArray[np.uint64],
     report: SplitReport,
     *,
     max_tokens: int,
@@ -230,7 +230,7 @@ def merge_split(
     Args:
         path: Of the finished stream; the new one takes its place.
         kept: Numbers of its rows that count, ascending.
-        digests: What :func:`prompt_digest` says of every row of the stream.
+        digests: What :func:`prompt_digest` says of each of these, (rows, 2).
         report: Of the split; what was saved is written into it.
         max_tokens: Bound on the tokens of a merged record; 0 merges none.
         equal_once: Whether equal responses of several rows become one.
@@ -240,7 +240,7 @@ def merge_split(
     """
     import pyarrow as pa
 
-    order, starts = _groups(np.frombuffer(digests, dtype=np.uint64).reshape(-1, DIGEST // 8)[kept])
+    order, starts = _groups(digests)
     report.prompts = len(starts)
     if not max_tokens or len(starts) == len(kept):
         return None

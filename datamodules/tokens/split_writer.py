@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..columns import Column, Item, optional_columns
 from ..records import Comparison, PreferenceRecord, Response, record_key
 from .cache import ORIGINS
-from .merging import merge_split, prompt_digest
+from .merging import DIGEST, merge_split, prompt_digest
 from .report import SplitReport
 from .schema import schema
 from .text import TokenizedRecord
@@ -207,6 +207,7 @@ class SplitWriter:
         """End the stream."""
         self.stream.close()
         self._save(np.asarray(self.sizes, dtype=np.int32).reshape(-1, 4))
+        self.sizes = array("i")  # in the file from here on
 
     def _save(self, sizes: NDArray[np.int32]) -> None:
         np.save(self.folder / f"{self.split}.sizes.npy", sizes)
@@ -223,13 +224,16 @@ class SplitWriter:
 
     def merge(self, report: SplitReport, max_tokens: int, *, equal_once: bool) -> None:
         """Merge rows of equal prompts; if there are any, the new stream holds nothing but what counts."""
-        kept = np.load(self.kept_path) if self.kept_path.is_file() else np.arange(len(self.ids))
-        sizes = np.asarray(self.sizes, dtype=np.int64).reshape(-1, 4)[kept]
-        report.tokens = report.tokens_apart = int(sizes[:, 1:3].sum())
+        digests = np.frombuffer(self.digests, dtype=np.uint64).reshape(-1, DIGEST // 8)
+        sizes = np.load(self.folder / f"{self.split}.sizes.npy")
+        kept = np.arange(len(self.ids))
+        if self.kept_path.is_file():
+            kept = np.load(self.kept_path)
+            digests, sizes = digests[kept], sizes[kept]
+        report.tokens = report.tokens_apart = int(sizes[:, 1:3].sum(dtype=np.int64))
         report.longest = int((sizes[:, 1] + sizes[:, 3]).max(initial=0))
-        merged = merge_split(
-            self.path, kept, bytes(self.digests), report, max_tokens=max_tokens, equal_once=equal_once
-        )
+        del sizes
+        merged = merge_split(self.path, kept, digests, report, max_tokens=max_tokens, equal_once=equal_once)
         if merged is not None:
             numbers, sizes = merged
             self.kept_path.unlink(missing_ok=True)
@@ -239,6 +243,12 @@ class SplitWriter:
     def _take(self, rows: NDArray[np.int64]) -> None:
         self.groups = array("Q", np.asarray(self.groups, np.uint64)[rows].tobytes())
         self.keys = array("q", np.asarray(self.keys, np.int64)[rows].tobytes())
+
+    def repeated(self) -> int:
+        """How many comparisons say again what was said before; they are forgotten."""
+        count = len(self.judgements) - len(np.unique(self.judgements))
+        self.judgements, self.judged_rows = array("Q"), array("I")
+        return count
 
     def duplicates(self) -> NDArray[np.int64]:
         """Rows whose id occurred before, ascending."""

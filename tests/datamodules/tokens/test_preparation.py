@@ -1,7 +1,6 @@
 """While rows are tokenised others are read: what is written and what is said stays in the order of the rows."""
 
 import json
-from dataclasses import asdict
 
 import pytest
 
@@ -44,7 +43,7 @@ def test_chunks_do_not_change_the_cache(tmp_path, monkeypatch):
         caches.append(
             (
                 [(row.id, row.tokens.tolist(), row.lengths.tolist()) for row in table.rows()],
-                asdict(data.reports["train"]),
+                vars(data.reports["train"]),
             )
         )
     assert caches[0] == caches[1] == caches[2]
