@@ -53,7 +53,13 @@ SHAPES = [
     {"prompt": "Name a tree.", "responses": ["Oak.", "Elm.", "Stone."], "comparisons": [[0, 2], [1, 2, 0.9]], "user": 4},
     {"prompt": "Name a tree.", "responses": [{"text": "Oak.", "score": 2}, "Elm."], "scores": [1, None]},
     {"prompt": "Name a tree.", "response": "Oak.", "score": 4.5, "votes": [0, 1, 4], "source": "a", "aspect": "b"},
+    {"prompt": "Name a tree.", "first": "Oak.", "second": "Stone.", "winner": "model_b", "user": "ann"},
+    {"prompt": ["Hi", "A tree?"], "first": ["Hi", "Oak."], "second": '["Hi", "Stone."]', "strength": -2, "votes": [3, 0, 1]},
+    {"first": ["A tree?", "Oak."], "second": ["A tree?", "Stone."], "first_score": 1, "second_score": -0.5, "label": 1},
+    {"prompt": MESSAGES[:1], "first": MESSAGES, "second": "Stone.", "judgements": ["A", {"winner": 7, "user": 3}, {"strength": 1}]},
+    {"chosen": "Ein Baum? Eiche", "rejected": "Ein Baum? Stein", "first_wins": 0, "second_wins": 1, "turn": 1, "choice": 2},
 ]  # fmt: skip
+MEANINGS = {"positive": "second", "codes": {7: "tie", "true": "first", "-1": 2.5}}
 FIELDS = sorted({field for shape in SHAPES for field in shape} | {"messages", "question", "note", ""})
 
 
@@ -211,7 +217,7 @@ def read_file(folder, seed):
     loader = LoaderConfig(batch_size=8, max_tokens=None, shuffle=False)
     sources = {split: str(path)} if split != "train" else {"train": str(path), "validation": str(path)}
     data = LocalDataModule(
-        **sources, on_invalid=on_invalid, loader=loader, cache_dir=str(folder / f"cache{seed}")
+        **sources, **MEANINGS, on_invalid=on_invalid, loader=loader, cache_dir=str(folder / f"cache{seed}")
     )
     stage = "fit" if split == "train" else split
     try:
