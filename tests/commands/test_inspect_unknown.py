@@ -288,5 +288,7 @@ def test_a_file_that_is_not_there(run, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="here/other"):  # no name of the hub: the folder is here
         run("here/other")
     (tmp_path / "blank.jsonl").write_text("\nnothing\n")
-    with pytest.raises(ValueError, match=r"no row that can be read; the first says: .*blank\.jsonl:2: not JSON"):
+    with pytest.raises(
+        ValueError, match=r"no row that can be read; the first says: .*blank\.jsonl:2: not JSON"
+    ):
         run(tmp_path / "blank.jsonl")
