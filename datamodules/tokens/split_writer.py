@@ -186,7 +186,7 @@ class SplitWriter:
             **dict.fromkeys(ORIGINS, nothing),
         }
         items = _items(rows, self.split)
-        columns["preference"] = [[float(c.preference) for c in each] for each in items["comparison"]]
+        columns["preference"] = [list(map(attrgetter("preference"), each)) for each in items["comparison"]]
         if any(columns["comparisons"]):
             self.present.add("comparisons")
         for entry in optional_columns():
