@@ -11,7 +11,8 @@ from .rows import SourceRow
 __all__ = ["HubDataset", "HubTable"]
 
 HUB_NAME = re.compile(
-    r"(?:hub:)?(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+?))?(?::(?P<configuration>[\w.-]+))?(?:/(?P<split>\w+))?", re.ASCII
+    r"(?:hub:)?(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+?))?(?::(?P<configuration>[\w.-]+))?(?:/(?P<split>\w+))?",
+    re.ASCII,
 )
 
 ADVICE = {
@@ -114,7 +115,9 @@ class HubTable(NamedTuple):
                 split = "train" if "train" in rows else next(iter(rows))
                 place, rows = self._replace(split=split).place, rows[split]
             for number, fields in enumerate(rows, 1):
-                yield SourceRow(place, number, {key: cell for key, cell in fields.items() if cell is not None})
+                yield SourceRow(
+                    place, number, {key: cell for key, cell in fields.items() if cell is not None}
+                )
 
 
 @contextmanager

@@ -1,8 +1,11 @@
 r"""LocalDataModule: preference data of your own, from JSON Lines, JSON, CSV or Parquet files.
 
 * Source, licence, revision: yours.
-* Split rule: one file a split; without a ``validation`` file a share of ``train`` is held out by a hash of the
+* Split rule: files for each split; without a ``validation`` file a share of ``train`` is held out by a hash of the
   prompt.
+* Files: JSON Lines (``.jsonl``, ``.ndjson``), ``.json``, ``.csv`` and ``.tsv``, each also packed (``.gz``, ``.zst``,
+  ``.bz2``, ``.xz``); ``.parquet``; ``.arrow`` and ``.feather``; folders of ``save_to_disk``. A split is one of them, a
+  pattern, a folder of shards, a URL, or a list of such: see "Files" below.
 * Columns read: those of the row's shape, which is told by the columns it has. JSON null (in an object, too), an empty CSV cell
   and a Parquet null are like a missing column. Columns of text that no field reads are named in a warning, with the setting that
   reads them; ``pluralign data inspect`` lists all that are not read. Two texts without a prompt, whose row has a column
@@ -155,7 +158,7 @@ class LocalDataModule(OwnFilesDataModule):
 
         Args:
             train: Rows of the training split: a file, a pattern (``train-*.parquet``), a folder of shards or of
-                ``save_to_disk``, a URL, or a list of such; see the module's description.
+                ``save_to_disk``, a URL, or a list of such.
             validation: Rows of the validation split; without any a share of ``train`` is held out.
             test: Rows of the test split.
             predict: Rows to score; they need no judgement.
@@ -193,6 +196,7 @@ class LocalDataModule(OwnFilesDataModule):
             )
         self.reader = JudgementReader.of_settings(codes, positive, preference_range, self.field_names.nested)
         self.codes = codes or {}
+        self._with_neutral: set[str] = set()
 
     @property
     def needs_prompts(self) -> bool:
@@ -207,7 +211,14 @@ class LocalDataModule(OwnFilesDataModule):
             for field, column in self.field_names.theirs.items()
             if field not in self.columns and column not in unread.read
         ]
-        return unread.notes(self.place(source), missing)
+        notes = unread.notes(self.place(source), missing)
+        settings = {"positive": self.reader.positive, "judges": self.field_names.judges}
+        given = [name for name, value in settings.items() if value]
+        if given and source not in self._with_neutral and source != "predict":
+            notes.append(
+                f"{' and '.join(given)} say how pairs of first and second are read, and {self.place(source)} has none"
+            )
+        return notes
 
     def settings(self) -> dict[str, object]:
         """How columns and values are read, and the file names, whose endings say how files are read."""
@@ -250,7 +261,10 @@ class LocalDataModule(OwnFilesDataModule):
                 }
                 seen.update(dict.fromkeys(row.fields))
             shape = self.field_names.shape(row)
-            inside = self.field_names.inside_judgements(row) if shape == "neutral" else {}
+            inside = {}
+            if shape == "neutral":
+                self._with_neutral.add(source)
+                inside = self.field_names.inside_judgements(row)
             unread.add({**row.fields, **inside}, self.field_names.read(shape))
             yield guard.problem(row, shape, rows) or self._named(row, shape, contents)
         guard.finish()
