@@ -166,7 +166,7 @@ HEAVY = (
 # numpy: tokens are arrays before they are tensors. rich and matplotlib: what people see. tokenizers, pyarrow
 # and jinja2 come with transformers and datasets and are used together with them.
 DATA_TOP = ("torch", "lightning", "numpy")
-DATA_INSIDE = ("transformers", "datasets", "tokenizers", "pyarrow", "jinja2", "safetensors")
+DATA_INSIDE = ("transformers", "datasets", "tokenizers", "pyarrow", "fsspec", "jinja2", "safetensors")
 
 
 def data(*wings):

@@ -37,8 +37,14 @@ def fit(tmp_path, monkeypatch, configuration):
         ("HHRLHFDataModule", {"data_dir": str(REAL / "hh-rlhf"), "subsets": ["helpful-base"]}),
         ("DSPDataModule", {"data_dir": str(REAL / "dsp"), "domains": ["academy"]}),
         ("DSPDataModule", {"data_dir": str(REAL / "dsp"), "subset": "webgpt"}),
+        (
+            "AlpacaEvalDataModule",
+            {"data_dir": str(REAL / "alpaca-eval" / "results"), "models": ["vicuna-7b"]},
+        ),
+        ("TuluHumanEvalDataModule", {"data_dir": str(REAL / "tulu-human-eval")}),
+        ("OASSTDataModule", {"data_dir": str(REAL / "oasst1-sample")}),
     ],
-    ids=["hh-rlhf", "dsp-academy", "dsp-webgpt"],
+    ids=["hh-rlhf", "dsp-academy", "dsp-webgpt", "alpaca-eval", "tulu-human-eval", "oasst"],
 )
 def test_fits_real_comparisons(tmp_path, monkeypatch, data, settings):
     fit(

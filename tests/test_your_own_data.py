@@ -76,6 +76,7 @@ def test_every_shape_has_a_section():
         "Votes on answers",
         "Votes on pairs",
         "Other names, CSV",
+        "Many files",
     ]
 
 

@@ -117,18 +117,17 @@ class AlpacaEvalDataModule(PreferenceDataModule):
         return paths
 
     def settings(self) -> dict[str, object]:
-        """Models and judges."""
-        return {"models": self.models, "judges": self.judges}
+        """Models and judges whose files are read."""
+        return {"places": [_place(path) for path in self.files("train")]}
 
     def load(self, source: str) -> Iterator[SourceRow | RecordError]:
         """Rows of every file in turn, with the names of model and judge."""
         for path in self.files(source):
-            place = "/".join(path.parts[-3:-1])
             for row in rows_of_split(read_json_list(path), source, _prompt):
                 if isinstance(row, RecordError):
                     yield row
                 else:
-                    yield row._replace(fields={**row.fields, "id": f"{place}:{row.line}"})
+                    yield row._replace(fields={**row.fields, "id": f"{_place(path)}:{row.line}"})
 
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """An instruction, the baseline's answer and the model's, and which the judge prefers."""
@@ -141,6 +140,11 @@ class AlpacaEvalDataModule(PreferenceDataModule):
         return PreferenceRecord(
             id=row.text("id"), prompt=_prompt(row), responses=tuple(answers), comparisons=(comparison,)
         )
+
+
+def _place(path: Path) -> str:
+    """Model and judge of a file."""
+    return "/".join(path.parts[-3:-1])
 
 
 def _prompt(row: SourceRow) -> str:

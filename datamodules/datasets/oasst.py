@@ -10,7 +10,7 @@
   ``replies`` in an export of trees (one a line, ``prompt`` being its root) or ``parent_id`` in a flat table of messages.
 * Split rule: from the hub, the released ``validation`` (5%) is the test split here, being all that is held out, and validation
   is carved out of ``train``. Of local files, which have no splits, a tree goes to training, validation or test (80/10/10) by
-  the SHA-1 of its root's text. A tree, and every tree that opens with the same words, is on one side in both cases.
+  the SHA-1 of its root's text. So a tree, and every tree that opens with the same words, is on one side of what we divide.
 
 Every set of ranked replies is one record: the messages from the root to the prompter's are the prompt, the replies the
 responses. ``rank`` is 0 for the best, so that the lower rank wins. It is one ranking, merged from those of several people,
@@ -79,8 +79,12 @@ class _Reply(NamedTuple):
     rank: int
 
 
-Replies = Callable[[_Node], Sequence[_Node]]
-"""Gives the replies to a message."""
+class _Tree(NamedTuple):
+    """A root, what gives the replies to a message, and the words that the conversation opens with."""
+
+    root: _Node
+    replies: Callable[[_Node], Sequence[_Node]]
+    opening: str
 
 
 class OASSTDataModule(PreferenceDataModule):
@@ -156,19 +160,14 @@ class OASSTDataModule(PreferenceDataModule):
         local = self.data_dir is not None
         rows = read_json_lines(self.files(source)[0]) if local else HUB.rows(RELEASED[source])
         for tree in _trees(rows):
-            try:
-                if isinstance(tree, RecordError):
-                    raise tree
-                root, replies = tree
-                opening = text_field(root.named("text"), root.fields.get("text")).strip()
-            except RecordError as error:
+            if isinstance(tree, RecordError):
                 if source == "train" or not local:
-                    yield error if isinstance(tree, RecordError) else error.at(*tree[0].row[:2])
+                    yield tree
                 continue
-            if self.languages is not None and root.fields.get("lang") not in self.languages:
+            if self.languages is not None and tree.root.fields.get("lang") not in self.languages:
                 continue
-            if not local or hash_split(opening, PERCENT) == source:
-                yield from _ranked_sets(root, replies, opening)
+            if not local or hash_split(tree.opening, PERCENT) == source:
+                yield from _ranked_sets(tree)
 
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """The conversation so far, the replies to it, and comparisons by rank."""
@@ -196,8 +195,8 @@ def _comparison(better: int, worse: int, replies: Sequence[_Reply]) -> Compariso
 # From rows to trees ------------------------------------------------------------------------------------
 
 
-def _trees(rows: Iterable[SourceRow | RecordError]) -> Iterator[tuple[_Node, Replies] | RecordError]:
-    """Roots with what gives the replies to a message; rows are trees, or single messages, which are told by their ids."""
+def _trees(rows: Iterable[SourceRow | RecordError]) -> Iterator[_Tree | RecordError]:
+    """Trees, of rows that are one each, or are single messages, which are told by their ids."""
     messages: dict[str, _Node] = {}
     by_parent: dict[str, list[_Node]] = {}
     roots: list[_Node] = []
@@ -207,7 +206,8 @@ def _trees(rows: Iterable[SourceRow | RecordError]) -> Iterator[tuple[_Node, Rep
             continue
         try:
             if "message_id" not in row.fields:
-                yield _Node(row, "prompt", mapping_field("prompt", row.get("prompt"))), _nested_replies
+                root = _Node(row, "prompt", mapping_field("prompt", row.get("prompt")))
+                yield _Tree(root, _nested_replies, _opening(root))
                 continue
             node, name, parent = (
                 _Node(row, "", row.fields),
@@ -227,18 +227,32 @@ def _trees(rows: Iterable[SourceRow | RecordError]) -> Iterator[tuple[_Node, Rep
     def replies(node: _Node) -> Sequence[_Node]:
         return by_parent.get(str(node.fields["message_id"]), ())
 
-    yield from ((root, replies) for root in roots)
-    lost = set(messages)
-    reached = list(roots)
+    for root in roots:
+        try:
+            yield _Tree(root, replies, _opening(root))
+        except RecordError as error:
+            yield error.at(*root.row[:2])
+    yield from _lost(messages, roots, replies)
+
+
+def _lost(
+    messages: Mapping[str, _Node], roots: Iterable[_Node], replies: Callable[[_Node], Sequence[_Node]]
+) -> Iterator[RecordError]:
+    """An error for each message that no root leads to."""
+    lost, reached = set(messages), list(roots)
     while reached:
         node = reached.pop()
         lost.discard(str(node.fields["message_id"]))
         reached += replies(node)
+    allowed = "a message of the same file, and so up to one without a parent"
     for name, node in messages.items():
         if name in lost:
-            allowed = "a message of the same file, and so up to one without a parent"
             parent = node.fields.get("parent_id")
             yield RecordError("parent_id", parent, allowed, reason="missing parent").at(*node.row[:2])
+
+
+def _opening(root: _Node) -> str:
+    return text_field(root.named("text"), root.fields.get("text")).strip()
 
 
 def _nested_replies(node: _Node) -> Sequence[_Node]:
@@ -253,14 +267,14 @@ def _nested_replies(node: _Node) -> Sequence[_Node]:
 # From a tree to ranked sets ----------------------------------------------------------------------------
 
 
-def _ranked_sets(root: _Node, replies: Replies, opening: str) -> Iterator[SourceRow | RecordError]:
+def _ranked_sets(tree: _Tree) -> Iterator[SourceRow | RecordError]:
     """Rows of one tree, in the order of its messages, depth first."""
-    waiting: list[tuple[_Node, tuple[Message, ...] | None]] = [(root, ())]
+    waiting: list[tuple[_Node, tuple[Message, ...] | None]] = [(tree.root, ())]
     while waiting:
         node, path = waiting.pop()
         following: Sequence[_Node] = ()
         try:
-            following = replies(node)
+            following = tree.replies(node)
             message = _message(node)
             path = None if path is None else (*path, message)
         except RecordError as error:
@@ -268,7 +282,7 @@ def _ranked_sets(root: _Node, replies: Replies, opening: str) -> Iterator[Source
             path = None
         waiting.extend((reply, path) for reply in reversed(following))
         if node.fields.get("role") == "prompter":
-            yield from _ranked_set(node, path, following, opening)
+            yield from _ranked_set(node, path, following, tree.opening)
 
 
 def _message(node: _Node) -> Message:

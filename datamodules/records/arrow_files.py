@@ -18,6 +18,8 @@ __all__ = ["STATE", "read_arrow", "read_parquet", "read_saved", "saved_files", "
 
 BATCH = 1024
 """Rows that are Python's at a time."""
+BUFFER = 1 << 20
+"""Bytes of a Parquet column that are read at a time."""
 STREAM, STREAM_END = b"\xff\xff\xff\xff", b"\xff\xff\xff\xff\x00\x00\x00\x00"
 """How an Arrow stream begins, and its end mark."""
 FILE = b"ARROW1"
@@ -83,7 +85,8 @@ def read_parquet(
 
     _look_at(path, (b"PAR1",))
     with readable(path, "a whole Parquet file", pa.ArrowException, ValueError, MemoryError):
-        file = pq.ParquetFile(path)
+        # Either setting without the other, and pyarrow holds every column of a row group as a whole.
+        file = pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False)
         names = [name for name in file.schema_arrow.names if columns is None or name in columns]
         refuse_repeated(path, names)
         yield from _rows(path, file.iter_batches(batch_size=BATCH, columns=names), cells)

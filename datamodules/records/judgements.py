@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 from .fields import number_field
@@ -258,7 +257,7 @@ def compared(first: int, second: int, judgement: Judgement, **others: Any) -> Co
 def crowd_judgement(first: int, second: int, judgements: Sequence[Judgement], **others: Any) -> Comparison:  # noqa: ANN401  likewise
     """One comparison of what several people say who have no names: their votes for chosen, tie and rejected.
 
-    Its strength is the mean of theirs, if all have one.
+    Its strength is the mean of theirs, if all have one; a tie that has none beside others that do is 0.
 
     Args:
         first: Index of the first response.
@@ -275,9 +274,9 @@ def crowd_judgement(first: int, second: int, judgements: Sequence[Judgement], **
     votes = cast(tuple[float, float, float], tuple(float(shares.count(share)) for share in (1.0, 0.5, 0.0)))
     comparison = replace(majority_comparison(first, second, votes), **others)
     strengths = [judgement.strength for judgement in judgements if judgement.strength is not None]
-    if len(strengths) < len(judgements):
+    if not strengths or any(share != 0.5 and strength is None for share, strength in judgements):
         return comparison
-    mean = fmean(strengths)
+    mean = sum(strengths) / len(judgements)
     return replace(comparison, strength=mean if comparison.chosen == first else -mean + 0.0)
 
 

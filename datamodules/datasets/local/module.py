@@ -1,8 +1,11 @@
 r"""LocalDataModule: preference data of your own, from JSON Lines, JSON, CSV or Parquet files.
 
 * Source, licence, revision: yours.
-* Split rule: one file a split; without a ``validation`` file a share of ``train`` is held out by a hash of the
+* Split rule: files for each split; without a ``validation`` file a share of ``train`` is held out by a hash of the
   prompt.
+* Files: JSON Lines (``.jsonl``, ``.ndjson``), ``.json``, ``.csv`` and ``.tsv``, each also packed (``.gz``, ``.zst``,
+  ``.bz2``, ``.xz``); ``.parquet``; ``.arrow`` and ``.feather``; folders of ``save_to_disk``. A split is one of them, a
+  pattern, a folder of shards, a URL, or a list of such: see "Files" below.
 * Columns read: those of the row's shape, which is told by the columns it has. JSON null (in an object, too), an empty CSV cell
   and a Parquet null are like a missing column. Columns of text that no field reads are named in a warning, with the setting that
   reads them; ``pluralign data inspect`` lists all that are not read. Two texts without a prompt, whose row has a column
@@ -155,7 +158,7 @@ class LocalDataModule(OwnFilesDataModule):
 
         Args:
             train: Rows of the training split: a file, a pattern (``train-*.parquet``), a folder of shards or of
-                ``save_to_disk``, a URL, or a list of such; see the module's description.
+                ``save_to_disk``, a URL, or a list of such.
             validation: Rows of the validation split; without any a share of ``train`` is held out.
             test: Rows of the test split.
             predict: Rows to score; they need no judgement.

@@ -162,7 +162,17 @@ def _sides(fields: Mapping[str, object], names: tuple[str, ...]) -> Content:
                     "messages, as the other side has, or a prompt of its own",
                     reason="wrong type",
                 )
+    else:
+        _refuse_two_readings(values)
     return _conversations(fields, {name: _turns(name, value) for name, value in values.items()}, given)
+
+
+def _refuse_two_readings(sides: Mapping[str, object]) -> None:
+    """Refuse several texts beside a prompt that do not begin with the user's: they may be turns, or several answers."""
+    for name, value in sides.items():
+        if _is_texts(value) and len(value) % 2 and len(value) > 1:
+            allowed = "one answer beside a prompt: turns as messages with roles, several answers in responses"
+            raise RecordError(name, value, allowed, reason="several answers")
 
 
 def _two_texts(names: tuple[str, ...], texts: Sequence[str]) -> Content:

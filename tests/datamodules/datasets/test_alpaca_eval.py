@@ -133,6 +133,8 @@ def test_models_and_judges_are_chosen_by_their_folders(tmp_path):
     assert ids(models=("large",)) == ["large/lenient:1", "large/strict:1"]
     assert ids(judges=("strict",)) == ["large/strict:1", "small/strict:1"]
     assert ids(models=("large",), judges=("strict",)) == ["large/strict:1"]
+    chosen = AlpacaEvalDataModule(data_dir=str(tmp_path), judges=("strict",))
+    assert chosen.settings() == {"places": ["large/strict", "small/strict"]}
     with pytest.raises(FileNotFoundError, match=r"nothing for models huge; there are large, small"):
         ids(models=("large", "huge"))
     with pytest.raises(FileNotFoundError, match=r"nothing for judges lenient; there are strict"):
@@ -172,3 +174,24 @@ def test_real_files():
     assert found == wins
     assert errors == {"empty response": len(blank)} == {"empty response": 18}
     assert {user for _, user in found} == {row["annotator"] for row in rows}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL.is_dir(), reason="the shared AlpacaEval sample is not beside this checkout")
+def test_real_files_in_the_cache():
+    data = AlpacaEvalDataModule(data_dir=str(REAL))
+    data.setup()
+    reports = data.reports.values()
+    counted = Counter()
+    for report in reports:
+        counted.update(report.invalid)
+        counted.update(report.dropped)
+        counted.update(rows=report.rows, comparisons=report.comparisons)
+    assert counted == {
+        "rows": 7_964,
+        "comparisons": 7_964 - 18 - 15,
+        "empty response": 18,
+        "comparison of identical responses": 15,
+        "record without a judgement": 15,
+    }
+    assert len(data.users) == 3

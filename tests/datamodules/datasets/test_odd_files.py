@@ -1,6 +1,7 @@
 """Generated files of every kind with something odd in them: a named error or a counted skip, never a raw one.
 
-Each file begins as a valid one. Then fields, whole rows, the container or single bytes are changed at random, by seed.
+Each file begins as a valid one. Then fields, whole rows, the container or single bytes are changed at random, by generators whose
+seeds hypothesis draws, and names where one fails.
 """
 
 import bz2
@@ -10,14 +11,18 @@ import io
 import json
 import lzma
 import random
+import tempfile
 import warnings
 from datetime import date
 from decimal import Decimal
+from pathlib import Path
 
+import hypothesis
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import strategies
 
 from pluralign.datamodules import LoaderConfig, LocalDataModule, PersonaVotesDataModule, RecordError
 from pluralign.datamodules.datasets import update_posteriors
@@ -53,13 +58,25 @@ SHAPES = [
     {"prompt": "Name a tree.", "responses": ["Oak.", "Elm.", "Stone."], "comparisons": [[0, 2], [1, 2, 0.9]], "user": 4},
     {"prompt": "Name a tree.", "responses": [{"text": "Oak.", "score": 2}, "Elm."], "scores": [1, None]},
     {"prompt": "Name a tree.", "response": "Oak.", "score": 4.5, "votes": [0, 1, 4], "source": "a", "aspect": "b"},
-    {"prompt": "Name a tree.", "first": "Oak.", "second": "Stone.", "winner": "model_b", "user": "ann"},
-    {"prompt": ["Hi", "A tree?"], "first": ["Hi", "Oak."], "second": '["Hi", "Stone."]', "strength": -2, "votes": [3, 0, 1]},
-    {"first": ["A tree?", "Oak."], "second": ["A tree?", "Stone."], "first_score": 1, "second_score": -0.5, "label": 1},
-    {"prompt": MESSAGES[:1], "first": MESSAGES, "second": "Stone.", "judgements": ["A", {"winner": 7, "user": 3}, {"strength": 1}]},
-    {"chosen": "Ein Baum? Eiche", "rejected": "Ein Baum? Stein", "first_wins": 0, "second_wins": 1, "turn": 1, "choice": 2},
+    {"prompt": "Name a tree.", "first": "Oak.", "second": "Stone.", "winner": "A>B", "user": "ann"},
+    {"prompt": "Name a tree.", "first": "Oak.", "second": "Stone.", "strength": -2, "label": 3},
+    {"prompt": "Name a tree.", "first": "Oak.", "second": "Stone.", "first_wins": 0, "second_wins": 1, "tie": 0},
+    {"prompt": "Name a tree.", "first": "Oak.", "second": "Stone.", "first_score": 0.5, "second_score": 0.5},
+    {"prompt": '["Name a tree."]', "first": '["Oak."]', "second": '["Stone."]', "winner": "both_bad"},
+    {"prompt": "Name a tree.", "first": MESSAGES, "second": [MESSAGES[0], {"role": "model", "content": "Stone."}], "winner": "left",
+     "turn": 1},
+    {"prompt": "Name a tree.", "first": "Oak.", "second": "Stone.",
+     "judgements": [{"by": "ann", "winner": "left"}, {"by": "bob", "winner": "tie"}, "model_b", 1]},
+    {"chosen": ["Hi", "Hello.", "Name a tree.", "Oak."], "rejected": ["Hi", "Hello.", "Name a tree.", "Stone."]},
+    {"prompt": {"from": "human", "value": "Name a tree."}, "chosen": {"role": "assistant", "content": [{"type": "text", "text": "Oak."}]},
+     "rejected": [{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "tree"}}]}]},
 ]  # fmt: skip
-MEANINGS = {"positive": "second", "codes": {7: "tie", "true": "first", "-1": 2.5}}
+SETTINGS = [
+    {}, {}, {}, {"positive": "first"}, {"codes": {"left": "first", "3": "tie", "n/a": "none"}}, {"preference_range": (1.0, -1.0)},
+    {"columns": {"judgements.user": "by", "turn": "turn"}, "codes": {"left": "second"}}, {"columns": {"winner": None, "label": None}},
+    {"columns": {"winner": "label"}, "codes": {"3": 0.25}}, {"columns": {"first": "chosen", "second": "rejected"}},
+    {"columns": {"prompt": "prompt.0.content"}},
+]  # fmt: skip
 FIELDS = sorted({field for shape in SHAPES for field in shape} | {"messages", "question", "note", ""})
 
 
@@ -179,9 +196,8 @@ PACK = {
 }
 
 
-def odd_file(seed):
+def odd_file(generator):
     """Name and bytes of a file."""
-    generator = random.Random(seed)
     rows = odd_rows(generator)
     kind = generator.choice(("jsonl", "ndjson", "json", "json", "csv", "tsv", "parquet", "arrow"))
     if kind in ("jsonl", "ndjson") or (kind == "json" and generator.random() < 0.5):
@@ -207,52 +223,65 @@ def odd_file(seed):
     return f"odd.{kind}", content
 
 
-def read_file(folder, seed):
+def read_file(folder, random):
     """What became of a file: accepted, skipped or the reason of an error."""
-    name, content = odd_file(seed)
+    name, content = odd_file(random)
     path = folder / name
     path.write_bytes(content)
-    split = random.Random(seed).choice(("train", "test", "predict"))
-    on_invalid = random.Random(seed + 1).choice(("error", "skip"))
+    split, on_invalid = random.choice(("train", "test", "predict")), random.choice(("error", "skip"))
     loader = LoaderConfig(batch_size=8, max_tokens=None, shuffle=False)
     sources = {split: str(path)} if split != "train" else {"train": str(path), "validation": str(path)}
-    data = LocalDataModule(
-        **sources, **MEANINGS, on_invalid=on_invalid, loader=loader, cache_dir=str(folder / f"cache{seed}")
-    )
-    stage = "fit" if split == "train" else split
+    settings = random.choice(SETTINGS)
     try:
-        data.setup(stage)
+        data = LocalDataModule(
+            **sources, **settings, on_invalid=on_invalid, loader=loader, cache_dir=str(folder / "cache")
+        )
+        data.setup("fit" if split == "train" else split)
         batches = list(data.batches(split))
     except RecordError as error:
-        assert error.file == str(path) and str(path) in str(error), f"seed {seed}: {error}"
+        assert error.file == str(path) and str(path) in str(error)
         assert len(str(error)) < 1500 and str(error).encode()
         return error.reason
     except ValueError as error:
-        assert str(error).startswith(("local: nothing is left of the", f"{split}: the sum of")), (
-            f"seed {seed}: {error}"
+        known = (
+            "local: nothing is left of the",
+            f"{split}: the sum of",
+            "columns names ",
+            "columns switches off",
         )
+        assert str(error).startswith(known)
         assert len(str(error)) < 2500 and str(error).encode()
         return "nothing left"
     for batch in batches:
         for key, value in batch.items():
             if isinstance(value, torch.Tensor) and value.is_floating_point():
-                assert not value.isinf().any(), f"seed {seed}: {key}"
-                assert key in UNKNOWN or not value.isnan().any(), f"seed {seed}: {key}"
+                assert not value.isinf().any(), key
+                assert key in UNKNOWN or not value.isnan().any(), key
     report = data.reports[split]
     lost = sum(report.invalid.values()) + sum(
         number for why, number in report.dropped.items() if why.startswith("record")
     )
     kept = report.rows - lost
-    assert report.records <= kept if report.merged else report.records == kept, f"seed {seed}: {report}"
+    assert report.records <= kept if report.merged else report.records == kept, report
     return "skipped" if report.invalid else "accepted"
 
 
-def read_files(folder, seeds):
+def read_files(folder, number, *, start=0):
+    """What became of so many files."""
     outcomes = set()
+
+    @hypothesis.seed(start)
+    @hypothesis.settings(
+        max_examples=number, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+    )
+    @hypothesis.given(strategies.randoms(use_true_random=True))
+    def check(random):
+        with tempfile.TemporaryDirectory(dir=folder) as inside:
+            outcomes.add(read_file(Path(inside), random))
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for seed in seeds:
-            outcomes.add(read_file(folder, seed))
+        check()
     return outcomes
 
 
@@ -271,20 +300,21 @@ KNOWN = {
 
 
 def test_a_few_hundred_odd_files(tmp_path):
-    assert read_files(tmp_path, range(300)) >= KNOWN
+    assert read_files(tmp_path, 300) >= KNOWN
 
 
 @pytest.mark.slow
-def test_five_thousand_odd_files(tmp_path):
+@pytest.mark.parametrize("start", [1, 2, 3, 4])
+def test_ten_thousand_odd_files(tmp_path, start):
     more = {
         "duplicate key",
-        "duplicate column",
         "not UTF-8",
         "nested too deeply",
         "out of range",
         "unread prompt",
+        "unknown code",
     }
-    assert read_files(tmp_path, range(1000, 6000)) >= KNOWN | more
+    assert read_files(tmp_path, 2500, start=start) >= KNOWN | more
 
 
 # Persona votes: the file that is loaded is the file that is updated -----------------------------------------

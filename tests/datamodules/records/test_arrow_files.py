@@ -1,6 +1,7 @@
 """Arrow files, streams and folders of save_to_disk: equal rows, and whatever was cut is an error."""
 
 import json
+import os
 import shutil
 
 import pyarrow as pa
@@ -52,6 +53,20 @@ def test_rows_and_their_numbers(tmp_path, name, write):
     rows = list(read_table(tmp_path / name))
     assert [row.fields for row in rows] == ROWS
     assert [(row.file, row.line) for row in rows] == [(str(tmp_path / name), i) for i in (1, 2, 3)]
+
+
+def test_memory_does_not_grow_with_a_row_group(tmp_path):
+    texts = [os.urandom(300).hex() for _ in range(24_000)]  # nothing packs it
+    held = {}
+    for number in (6_000, 24_000):
+        path = tmp_path / f"{number}.parquet"
+        pq.write_table(pa.table({"a": texts[:number]}), path, row_group_size=number)
+        before = pa.total_allocated_bytes()
+        held[number] = max(
+            pa.total_allocated_bytes() - before for i, _ in enumerate(read_table(path)) if i % 500 == 0
+        )
+    assert held[24_000] < 1.2 * held[6_000] + 1_000_000, "of 4 and 15 MB"
+    assert held[24_000] < 7_000_000
 
 
 def test_a_stream_cut_between_batches_is_not_a_shorter_one(tmp_path):

@@ -150,6 +150,8 @@ def test_the_winner_comes_first(judgement, expected):
     [
         ([Judgement(1.0, 2.0), Judgement(0.0, -1.0), Judgement(1.0, 1.0)], (0, 1, 2 / 3, 2 / 3), (2, 0, 1)),
         ([Judgement(0.0, -2.0), Judgement(0.5, 0.0)], (1, 0, 0.75, 1.0), (1, 1, 0)),
+        ([Judgement(0.0, -2.0), Judgement(0.5)], (1, 0, 0.75, 1.0), (1, 1, 0)),
+        ([Judgement(1.0), Judgement(0.5)], (0, 1, 0.75, None), (1, 1, 0)),
         ([Judgement(1.0, 1.0), Judgement(0.0)], (0, 1, 0.5, None), (1, 0, 1)),
         ([Judgement(0.0, 0.0)], (1, 0, 1.0, 0.0), (1, 0, 0)),
     ],
