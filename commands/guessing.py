@@ -146,7 +146,9 @@ def _print_question(question: OpenQuestion, guess: TableGuess, sample: Sample, c
         console.print(Text.assemble((f"reading {number}  ", "bold"), reading.meaning))
         if reading.judge is not None:
             console.print(Text(f"           {_said(reading, guess)}"))
-        _print_block(data_block("LocalDataModule", sample.train, guess.settings(reading)), console)
+        _print_block(
+            data_block("LocalDataModule", {guess.split: sample.train} | guess.settings(reading)), console
+        )
     if question.readings:
         console.print(
             Text("\nPaste the one that is right, or give its settings here: --columns, --codes, --positive.")
@@ -189,15 +191,16 @@ def _print_reading(guess: TableGuess, sample: Sample, examples: int, console: Co
     settings = guess.settings()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what there is to say of columns is said below
-        data = SampledDataModule(sample, settings, on_invalid="skip")
+        split = (
+            "test" if guess.split == "train" else guess.split
+        )  # of a training split some rows are held out
+        data = SampledDataModule(sample, split, settings, on_invalid="skip")
         outcome = take_records(data, len(sample.rows))
-        dropped = tokenised(sample, settings).dropped if outcome.records else {}
+        dropped = tokenised(sample, split, settings).dropped if outcome.records else {}
     sides = [
         str(guess.reading.columns.get(name)) for name in ("first", "second") if name in guess.reading.columns
     ]
-    print_outcome(
-        outcome, examples, console, sides=sides, dropped=dropped, unread=data.unread_columns("test")
-    )
+    print_outcome(outcome, examples, console, sides=sides, dropped=dropped, unread=data.unread_columns(split))
     if not outcome.records:
         raise SystemExit(NOTHING_CHOSEN)
     console.rule("[bold]paste this", align="left")
@@ -206,19 +209,19 @@ def _print_reading(guess: TableGuess, sample: Sample, examples: int, console: Co
             Text(f"# {sample.hub.place}, written to a folder by datasets.load_dataset(...).save_to_disk(...)")
         )
     train = sample.train if sample.hub is None else sample.hub.name.partition("/")[2]
-    _print_block(data_block("LocalDataModule", train, settings), console)
-    _print_next(console)
+    _print_block(data_block("LocalDataModule", {guess.split: train} | settings), console)
+    _print_next(guess.split, console)
 
 
-def _print_next(console: Console) -> None:
-    console.print(
-        Text(
-            "next: write it to data.yaml, look at lengths and agreement, then train\n"
-            "  pluralign data inspect --config configs/bradley_terry_local.yaml --config data.yaml\n"
-            "  pluralign fit --config configs/bradley_terry_local.yaml --config data.yaml"
-        ),
-        soft_wrap=True,
-    )
+def _print_next(split: str, console: Console) -> None:
+    recipe = "--config configs/bradley_terry_local.yaml --config data.yaml"
+    if split == "predict":
+        said = "next: nobody compared these answers, so that nothing can be learnt from them; a trained model scores them"
+        commands = [f"pluralign predict {recipe} --ckpt_path last --output rewards.jsonl"]
+    else:
+        said = "next: write it to data.yaml, look at lengths and agreement, then train"
+        commands = [f"pluralign data inspect {recipe}", f"pluralign fit {recipe}"]
+    console.print(Text("\n  ".join([said, *commands])), soft_wrap=True)
 
 
 def _print_known(known: KnownTable, sample: Sample, most: int, examples: int, console: Console) -> bool:
@@ -239,7 +242,7 @@ def _print_known(known: KnownTable, sample: Sample, most: int, examples: int, co
             console.print(Text(f"it reads {settings['data_dir']}, of which these are the first rows:"))
             print_outcome(outcome, examples, console)
     console.rule("[bold]paste this", align="left")
-    _print_block(data_block(known.module, None, settings), console)
+    _print_block(data_block(known.module, settings), console)
     if problem:
         console.print(Text.assemble(("mind     ", "bold cyan"), f"it cannot be read so: {problem}"))
         console.print(Text("otherwise it is read as data of your own:\n"))

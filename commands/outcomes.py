@@ -27,17 +27,15 @@ PLAIN = re.compile(
 """Text that YAML takes for text without quotes."""
 
 
-def data_block(class_path: str, train: str | Sequence[str] | None, settings: Mapping[str, object]) -> str:
+def data_block(class_path: str, settings: Mapping[str, object]) -> str:
     """A data module as the ``data`` part of a configuration.
 
     Args:
         class_path: Of the data module.
-        train: Its training split; None for none.
-        settings: Its other settings.
+        settings: Its settings.
     """
-    arguments = ({} if train is None else {"train": train}) | dict(settings)
     block: dict[str, object] = {"class_path": class_path}
-    return "\n".join(_yaml({"data": block | ({"init_args": arguments} if arguments else {})}))
+    return "\n".join(_yaml({"data": block | ({"init_args": settings} if settings else {})}))
 
 
 def _yaml(value: Mapping[str, object], indent: int = 0) -> list[str]:

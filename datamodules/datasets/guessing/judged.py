@@ -18,7 +18,7 @@ __all__ = ["who_won"]
 
 ENOUGH = 5
 """Rows that two columns must both decide before their agreement says anything."""
-SAYS_WHO_WON = ("winner", "strength", "preference", "first_wins", "first_score", "judgements")
+SAYS_WHO_WON = ("winner", "strength", "preference", "first_wins", "first_score", "judgements", "votes")
 """Fields of which one says who won."""
 NOTHING = (
     "no column says who won that could be read: name it by columns: {winner: ...} with codes, {strength: ...} with positive, "

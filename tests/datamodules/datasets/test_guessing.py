@@ -647,10 +647,10 @@ ONE = {
     # HannahKirk/prism-alignment@a9ec82149036 and google-research-datasets/dices-dataset@c6bc01a37eac: a row is one response
     "PRISM": (
         prism,
-        {"response": "model_response", "prompt": "user_prompt", "user": "user_id"},
+        {"response": "model_response", "prompt": "user_prompt"},
         "PRISMDataModule",
     ),
-    "DICES": (dices_raters, {"prompt": "context", "user": "rater_id"}, "DICESRatersDataModule"),
+    "DICES": (dices_raters, {"prompt": "context"}, "DICESRatersDataModule"),
 }
 
 

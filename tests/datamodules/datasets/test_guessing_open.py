@@ -57,6 +57,7 @@ CERTAIN = {
     "ranks of both sides": ({"rank_left": [1, 2, 1], "rank_right": [2, 1, 1]}, [1, 0, 0.5]),
     "one and two": ({"choice": [1, 2, 1]}, [1, 0, 1]),
     "one to two": ({"preference": [1.25, 2.0, 1.5]}, [0.75, 0, 0.5]),
+    "counts of votes": ({"votes": [[3, 0, 1], [0, 2, 0], [1, 0, 3]]}, [0.75, 0.5, 0.25]),
     "judges in a list": (
         {"votes_cast": [[{"voter": "ann", "vote": "B"}], [{"voter": "bo", "vote": "A"}]]},
         [0, 1, 0],
@@ -89,6 +90,7 @@ OPEN = {
         [(1, 0, 0.5), (1, 0, None), (0.5, 0, 1), (0.5, 1, 0)],
     ),
     "a scale": ({"preference": [1, 5, 3, 2, 4]}, [(1, 0, 0.5), (0, 1, 0.5)]),
+    "the number of the better one": ({"better_response_id": [1, 0, 0]}, [(1, 0, 0), (0, 1, 1)]),
     "two words": ({"winner": ["ours", "theirs", "tie"]}, [(1, 0, 0.5), (0, 1, 0.5)]),
     "minus one, zero, one": (
         {"label": [1, -1, 0]},
@@ -363,3 +365,11 @@ def test_one_response_with_a_rating():
     ]
     columns = {"prompt": "question", "response": "answer", "score": "rating"}
     assert guess_table(rows).settings() == {"columns": columns}
+    assert guess_table(rows).split == "predict"
+    assert guess_table([{**row, "votes": [1, 2]} for row in rows]).split == "train"
+
+
+def test_what_stands_before_the_prompt_is_said_to_be_left_out():
+    guess = guess_table(named(system=["You know about tools.", "You are brief, and kind to tools."]))
+    assert guess.settings() == {}
+    assert any(note.startswith("system is not read") for note in guess.notes)
