@@ -12,6 +12,7 @@ __all__ = [
     "judgement_columns",
     "likely_reading",
     "likely_sides",
+    "name_words",
     "numbers_reading",
     "say_who_won",
     "score_pairs",
@@ -21,6 +22,8 @@ JUDGING = {
     "winner", "win", "wins", "won", "label", "labels", "preference", "preferences", "pref", "prefs", "preferred", "prefers", "choice",
     "chosen", "better", "best", "verdict", "judgement", "judgements", "judgment", "judgments", "vote", "votes", "voted", "decision",
     "rating", "ratings", "rank", "ranks", "ranking", "annotation", "annotations", "strength", "score", "scores", "outcome",
+    "reward", "rewards", "points", "grade", "pick", "picked", "selected", "selection", "favored", "favoured", "favorite", "favourite",
+    "majority", "gold", "truth", "result", "comparison", "relation", "evaluation", "overall", "likert",
 }  # fmt: skip
 """Words in the names of columns that say, or may say, which side is better."""
 BESIDE = {
@@ -114,7 +117,8 @@ def judgement_columns(fields: Mapping[str, object], columns: Iterable[str], *, p
         is_plain = "".join(words) in PLAIN
         if not _holds_codes(fields.get(column)):
             continue
-        if is_plain or (not plain and not JUDGING.isdisjoint(words) and BESIDE.isdisjoint(words)):
+        judging = not JUDGING.isdisjoint(words) or _is_code(fields[column])
+        if is_plain or (not plain and judging and BESIDE.isdisjoint(words)):
             likely.append((not is_plain, len(likely), column))
     return [column for *_, column in sorted(likely)]
 
@@ -124,6 +128,11 @@ def _holds_codes(value: object) -> bool:
     if isinstance(value, str):
         return 0 < len(value.strip()) <= SHORT and "\n" not in value
     return isinstance(value, int | float) or (isinstance(value, list | dict) and bool(value))
+
+
+def _is_code(value: object) -> bool:
+    """Whether a value is a word for a side or a tie, whatever its column is called."""
+    return isinstance(value, str) and known_code(value, CODES)
 
 
 class Reading(NamedTuple):

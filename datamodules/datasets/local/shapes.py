@@ -21,7 +21,7 @@ from ...records import (
 )
 from ..hh_rlhf import TURN, parse_dialogue
 from .fields import ASKED, COMPARISON, JUDGED, RATED, SEVERAL, SHARED, column_values, without_nulls
-from .judged import JudgementReader
+from .judged import JudgementReader, share_of_votes
 from .texts import shared_prompt
 
 __all__ = ["Content", "chosen_pair", "neutral_pair", "one_response", "ranked_responses"]
@@ -125,7 +125,23 @@ def _comparison(
     values = column_values(field, {"preference": "number", **JUDGED}, fields)
     if "preference" in values:
         values["preference"] = reader.share_of_chosen(f"{field}preference", values["preference"])
-    return Comparison(*sides, **values)
+    comparison = Comparison(*sides, **values)
+    if "preference" not in values:
+        _refuse_other_majority(f"{field}votes", comparison.votes)
+    return comparison
+
+
+def _refuse_other_majority(field: str, votes: object) -> None:
+    """Refuse counts from chosen to rejected of which most are for rejected, where no share is said beside them."""
+    counts = votes if isinstance(votes, tuple) else ()
+    if not all(isinstance(count, int | float) and count >= 0 for count in counts) or not any(counts):
+        return  # the record says what is wrong with them
+    if (share := share_of_votes(counts)) < 0.5:
+        allowed = (
+            f"counts from chosen to rejected, of which chosen has a share of {share:g}: turn the sides or the counts round, say "
+            "preference, or read neutral sides: columns: {first: ..., second: ...}"
+        )
+        raise RecordError(field, votes, allowed, reason="votes for the other side")
 
 
 # Prompt and sides --------------------------------------------------------------------------------------------
