@@ -29,7 +29,9 @@ VERBS = {
     "predict": Verb("score the responses of the predict split, into a file", "predict:predict"),
     "embed": Verb("write a frozen backbone's features of the data into a store", "embed:embed"),
     "adapt": Verb("give unseen users weights in a checkpoint of PAL", "adapt:adapt"),
-    "data inspect": Verb("show tokens, counts, lengths and drops of the data", "inspect:inspect"),
+    "data inspect": Verb(
+        "say what form data have; show their tokens, counts, lengths and drops", "inspect:inspect"
+    ),
     "data update": Verb("add votes to a file of persona votes", "update:update"),
 }
 """Every verb, by name; functions are in ``pluralign.commands``."""

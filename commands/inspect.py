@@ -16,6 +16,7 @@ from pluralign.datamodules.tokens import TokenRow
 
 from .agreement import people
 from .cli import NoOptions, PluralignCLI
+from .guessing import inspect_unknown
 
 __all__ = ["inspect", "print_inspection"]
 
@@ -23,7 +24,14 @@ PERCENTILES = (5, 50, 95, 100)
 
 
 def inspect(words: Sequence[str]) -> None:
-    """Print decoded examples, counts, lengths and drops of the data that the options name."""
+    """Print decoded examples, counts, lengths and drops of the data that the options name.
+
+    With a file, a pattern, a folder or a dataset on the hub in place of options (``pluralign data inspect pairs.jsonl``) no
+    configuration is needed: it says what the data are and how to read them.
+    """
+    if words and not words[0].startswith("-"):
+        inspect_unknown(words)
+        return
     print_inspection(
         PluralignCLI("data inspect", words, description=inspect.__doc__, options=NoOptions).datamodule
     )

@@ -7,6 +7,7 @@ its source.
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -163,16 +164,17 @@ def column(name: str) -> Column:
     raise KeyError(name)
 
 
-def optional_columns(item: Item | None = None, kind: Kind | None = None) -> list[Column]:
+@cache
+def optional_columns(item: Item | None = None, kind: Kind | None = None) -> tuple[Column, ...]:
     """Columns that the data may bring and the token cache holds under ``stored``; of one item or kind, or all."""
-    return [
+    return tuple(
         entry
         for entry in COLUMNS
         if entry.field is not None
         and entry.missing is not None
         and item in (None, entry.item)
         and kind in (None, entry.kind)
-    ]
+    )
 
 
 def provided_by(name: str) -> str:

@@ -7,6 +7,15 @@ from .dices import DICESDataModule
 from .dices_raters import DICESRatersDataModule
 from .dsp import DSPDataModule
 from .gpt4llm import GPT4LLMDataModule
+from .guessing import (
+    GivenSettings,
+    KnownTable,
+    OpenQuestion,
+    TableGuess,
+    TableReading,
+    guess_table,
+    outcome_words,
+)
 from .helpsteer2 import HelpSteer2DataModule
 from .helpsteer3 import HelpSteer3DataModule
 from .hh_rlhf import HHRLHFDataModule
@@ -36,12 +45,15 @@ __all__ = [
     "DICESRatersDataModule",
     "DSPDataModule",
     "GPT4LLMDataModule",
+    "GivenSettings",
     "HHRLHFDataModule",
     "HelpSteer2DataModule",
     "HelpSteer3DataModule",
+    "KnownTable",
     "LocalDataModule",
     "MultiPrefDataModule",
     "OASSTDataModule",
+    "OpenQuestion",
     "PRISMDataModule",
     "PandaLMDataModule",
     "PersonaDataModule",
@@ -52,9 +64,13 @@ __all__ = [
     "StrengthCleanedHHDataModule",
     "SummarizeFromFeedbackDataModule",
     "SyntheticDataModule",
+    "TableGuess",
+    "TableReading",
     "TuluHumanEvalDataModule",
     "UKPConvArgDataModule",
     "UltraFeedbackDataModule",
     "WebGPTDataModule",
+    "guess_table",
+    "outcome_words",
     "update_posteriors",
 ]

@@ -26,7 +26,7 @@ from .fields import (
     whole_field,
 )
 from .files import ENDINGS, TableKind, has_text_cells, read_table, table_kind
-from .hub import HubDataset
+from .hub import HubDataset, HubTable
 from .json_files import read_json, read_json_lines, read_json_list, read_json_rows, source_row
 from .json_text import check_json, decode_json
 from .judgements import (
@@ -72,6 +72,7 @@ __all__ = [
     "ContentNames",
     "DistinctResponses",
     "HubDataset",
+    "HubTable",
     "Judgement",
     "Message",
     "Outcome",

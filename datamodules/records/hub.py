@@ -1,13 +1,19 @@
-"""Datasets on the Hugging Face hub, at a revision."""
+"""Datasets on the Hugging Face hub, at a revision; or as somebody names one, to look at its first rows."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from .record import RecordError
 from .rows import SourceRow
 
-__all__ = ["HubDataset"]
+__all__ = ["HubDataset", "HubTable"]
+
+HUB_NAME = re.compile(
+    r"(?:hub:)?(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+?))?(?::(?P<configuration>[\w.-]+))?(?:/(?P<split>\w+))?",
+    re.ASCII,
+)
 
 ADVICE = {
     "OfflineModeIsEnabled": "a hub that can be reached: HF_HUB_OFFLINE is set; unset it, or give local files",
@@ -56,6 +62,58 @@ class HubDataset(NamedTuple):
         place = f"{self.name}@{self.revision[:12]}{part}[{split}]"
         with _readable(place):
             rows: Any = load_dataset(*names, revision=self.revision, split=split, data_dir=data_dir)
+            for number, fields in enumerate(rows, 1):
+                yield SourceRow(
+                    place, number, {key: cell for key, cell in fields.items() if cell is not None}
+                )
+
+
+class HubTable(NamedTuple):
+    """A split of a dataset on the hub, named by somebody who wants to see its first rows.
+
+    Attributes:
+        name: As on the hub.
+        revision: Branch, tag or commit hash; None for the newest.
+        configuration: One of its configurations; None where it has one alone.
+        split: Its split; None for ``train``, or the first where there is none of that name.
+    """
+
+    name: str
+    revision: str | None = None
+    configuration: str | None = None
+    split: str | None = None
+
+    @classmethod
+    def of_name(cls, text: str) -> "HubTable | None":
+        """What ``[hub:]org/name[@revision][:configuration][/split]`` names; None of text that has another form.
+
+        Args:
+            text: As somebody wrote it.
+        """
+        match = HUB_NAME.fullmatch(text)
+        return cls(**match.groupdict()) if match else None
+
+    @property
+    def place(self) -> str:
+        """What messages call it."""
+        parts = ((self.revision, "@"), (self.configuration, ":"), (self.split, "/"))
+        return self.name + "".join(f"{mark}{part}" for part, mark in parts if part)
+
+    def rows(self) -> Iterator[SourceRow]:
+        """Its rows, read over the network as one takes them; nulls are left out. No code of the dataset runs.
+
+        Raises:
+            RecordError: If it cannot be read, naming the dataset and saying what to do.
+        """
+        from datasets import load_dataset
+
+        names = [self.name] if self.configuration is None else [self.name, self.configuration]
+        with _readable(self.place):
+            rows: Any = load_dataset(*names, revision=self.revision, split=self.split, streaming=True)
+            place = self.place
+            if isinstance(rows, Mapping):
+                split = "train" if "train" in rows else next(iter(rows))
+                place, rows = self._replace(split=split).place, rows[split]
             for number, fields in enumerate(rows, 1):
                 yield SourceRow(
                     place, number, {key: cell for key, cell in fields.items() if cell is not None}

@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 
 from ..columns import Column, optional_columns
 from ..records import PreferenceRecord
-from .cache import CHUNK, ORIGINS, TokenTable, token_rows
+from .cache import CHUNK, ORIGINS, TokenTable, lengths, token_rows
 from .report import SplitReport
 from .rows import Columns, Origins, TokenRow
 from .schema import schema
 from .text import common_prefix
 
 if TYPE_CHECKING:
+    import datasets
     import pyarrow as pa
 
 __all__ = ["DIGEST", "MOST_JUDGEMENTS", "SLICE", "merge_rows", "merge_split", "prompt_digest"]
@@ -218,7 +219,7 @@ def _joined(
 def merge_split(
     path: Path,
     kept: NDArray[np.int64],
-    digests: bytes,
+    digests: NDArray[np.uint64],
     report: SplitReport,
     *,
     max_tokens: int,
@@ -229,7 +230,7 @@ def merge_split(
     Args:
         path: Of the finished stream; the new one takes its place.
         kept: Numbers of its rows that count, ascending.
-        digests: What :func:`prompt_digest` says of every row of the stream.
+        digests: What :func:`prompt_digest` says of each of these, (rows, 2).
         report: Of the split; what was saved is written into it.
         max_tokens: Bound on the tokens of a merged record; 0 merges none.
         equal_once: Whether equal responses of several rows become one.
@@ -239,7 +240,7 @@ def merge_split(
     """
     import pyarrow as pa
 
-    order, starts = _groups(np.frombuffer(digests, dtype=np.uint64).reshape(-1, DIGEST // 8)[kept])
+    order, starts = _groups(digests)
     report.prompts = len(starts)
     if not max_tokens or len(starts) == len(kept):
         return None
@@ -248,16 +249,14 @@ def merge_split(
     names, sizes = array("q"), array("i")
     groups = (kept[group] for group in _in_order(order, starts))
     with pa.ipc.new_stream(str(target), schema()) as stream:
-        for records in _merged_chunks(path, groups, max_tokens, equal_once):
-            for row, number, _, _ in records:
-                prefix, own = int(row.lengths[0]), row.lengths[1:]
-                names.append(number)
-                sizes.extend((len(own), prefix, int(own.sum()), int(own.max())))
-                report.records += 1
-                report.responses += len(own)
-                report.tokens += len(row.tokens)
-                report.merged += 0 if row.origins is None else len(row.origins.ids)
-            stream.write_batch(_arrow(records))
+        for chunk in _merged_chunks(path, groups, max_tokens, equal_once):
+            names.extend(chunk.numbers)
+            sizes.frombytes(chunk.sizes.tobytes())
+            report.records += len(chunk.sizes)
+            report.responses += int(chunk.sizes[:, 0].sum())
+            report.tokens += int(chunk.sizes[:, 1:3].sum())
+            report.merged += chunk.merged
+            stream.write_table(chunk.table)
     os.replace(target, path)
     return np.asarray(names, dtype=np.int64), np.asarray(sizes, dtype=np.int32).reshape(-1, 4)
 
@@ -279,51 +278,97 @@ def _in_order(order: NDArray[np.int64], starts: NDArray[np.int64]) -> Iterator[N
         yield order[starts[group] : stops[group]]
 
 
-Numbered = tuple[TokenRow, int, str, int]
-"""A record, the number of the row that names it, and that row's file and line."""
+Placed = tuple[TokenRow, int, str, int]
+"""A record, the place of the row that names it among those read together, and that row's file and line."""
+
+
+class _Chunk(NamedTuple):
+    """Some hundreds of new records."""
+
+    table: Any
+    """As the cache holds them, in one batch."""
+    numbers: list[int]
+    """Of each, the row that names it."""
+    sizes: NDArray[np.int32]
+    """Number of responses, tokens of the prefix, of all responses' own parts and of the longest, (records, 4)."""
+    merged: int
+    """Rows that are part of a record with others."""
 
 
 def _merged_chunks(
     path: Path, groups: Iterator[NDArray[np.int64]], max_tokens: int, equal_once: bool
-) -> Iterator[list[Numbered]]:
-    """New records, some hundreds at a time; groups are read together as far as they are small."""
+) -> Iterator[_Chunk]:
+    """New records; groups are read together as far as they are small."""
     dataset = TokenTable.read(path).with_format("arrow")
     waiting: list[NDArray[np.int64]] = []
-
-    def records() -> list[Numbered]:
-        numbers = np.concatenate(waiting)
-        table: Any = dataset[numbers.tolist()]
-        places = zip(
-            token_rows(table.drop_columns(["file", "line"])),
-            numbers.tolist(),
-            table.column("file").to_pylist(),
-            table.column("line").to_pylist(),
-            strict=True,
-        )
-        return [
-            record
-            for size in map(len, waiting)
-            for record in _merged_group([next(places) for _ in range(size)], max_tokens, equal_once)
-        ]
-
     held = 0
     for group in groups:
         for start in range(0, len(group), SLICE):
             waiting.append(group[start : start + SLICE])
             held += len(waiting[-1])
             if held >= CHUNK:
-                yield records()
+                yield _merged_chunk(dataset, waiting, max_tokens, equal_once)
                 waiting.clear()
                 held = 0
     if waiting:
-        yield records()
+        yield _merged_chunk(dataset, waiting, max_tokens, equal_once)
 
 
-def _merged_group(rows: list[Numbered], max_tokens: int, equal_once: bool) -> list[Numbered]:
+def _merged_chunk(
+    dataset: "datasets.Dataset", groups: Sequence[NDArray[np.int64]], max_tokens: int, equal_once: bool
+) -> _Chunk:
+    """Records of some prompts; a row that stays alone is copied as it is."""
+    import pyarrow as pa
+
+    numbers = np.concatenate(groups)
+    table: Any = dataset[numbers.tolist()]
+    ends = np.cumsum([len(group) for group in groups]).tolist()
+    several = [
+        range(end - len(group), end) for group, end in zip(groups, ends, strict=True) if len(group) > 1
+    ]
+    rows = iter(_placed(table, [place for places in several for place in places]))
+    order: list[int] = []
+    merged: list[Placed] = []
+    for group, end in zip(groups, ends, strict=True):
+        if len(group) == 1:
+            order.append(end - 1)
+            continue
+        for record in _merged_group([next(rows) for _ in group], max_tokens, equal_once):
+            order.append(record[1] if record[0].origins is None else len(numbers) + len(merged))
+            merged += [record] if record[0].origins is not None else []
+    if merged:
+        table = pa.concat_tables([table, pa.Table.from_batches([_arrow(merged)])])
+        numbers = np.concatenate([numbers, numbers[[place for _, place, _, _ in merged]]])
+    if len(several):
+        table = table.take(order)
+    table = table.combine_chunks()
+    counted = sum(len(row.origins.ids) for row, *_ in merged if row.origins is not None)
+    return _Chunk(table, numbers[order].tolist(), _sizes(table.column("lengths")), counted)
+
+
+def _placed(table: Any, places: list[int]) -> list[Placed]:  # noqa: ANN401  pyarrow has no types
+    """Some rows of a table."""
+    if not places:
+        return []
+    some = table.take(places)
+    files, lines = (some.column(name).to_pylist() for name in ("file", "line"))
+    return list(zip(token_rows(some.drop_columns(["file", "line"])), places, files, lines, strict=True))
+
+
+def _sizes(column: "pa.ChunkedArray") -> NDArray[np.int32]:
+    """Sizes of records by their lengths."""
+    counts = lengths(column)
+    values = np.concatenate([chunk.flatten().to_numpy() for chunk in column.chunks])
+    starts = np.cumsum(counts) - counts
+    prefix, total = values[starts], np.add.reduceat(values, starts)
+    values[starts] = 0  # what is left is the responses' own
+    longest = np.maximum.reduceat(values, starts)
+    return np.stack([counts - 1, prefix, total - prefix, longest], axis=1).astype(np.int32)
+
+
+def _merged_group(rows: list[Placed], max_tokens: int, equal_once: bool) -> list[Placed]:
     """Records of the rows of one prompt, merged where that saves enough."""
-    if len(rows) == 1:
-        return rows
-    out: list[Numbered] = []
+    out: list[Placed] = []
     for numbers in merge_rows([row[0] for row in rows], max_tokens=max_tokens, equal_once=equal_once):
         some = [rows[number] for number in numbers]
         if len(some) > 1:
@@ -335,7 +380,7 @@ def _merged_group(rows: list[Numbered], max_tokens: int, equal_once: bool) -> li
     return out
 
 
-def _arrow(records: Sequence[Numbered]) -> "pa.RecordBatch":
+def _arrow(records: Sequence[Placed]) -> "pa.RecordBatch":
     """Records as the cache holds them."""
     import pyarrow as pa
 

@@ -1,8 +1,9 @@
 """Rows become records, records become tokens, tokens become the cache."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -62,30 +63,61 @@ class RecordSource(Protocol):
         ...
 
 
+class _Chunk(NamedTuple):
+    """Rows that were read together.
+
+    Attributes:
+        errors: What is wrong with those that are no records.
+        records: The others.
+    """
+
+    errors: list[RecordError]
+    records: list[Routed]
+
+
 def tokenise(data: RecordSource, source: str, writer: CacheWriter) -> None:
     """Read, validate and tokenise one of the data's sources into the cache.
+
+    While a chunk is tokenised, which needs no Python, the next is read and the one before is written; whatever is wrong is
+    said in the order of the rows all the same.
 
     Raises:
         RecordError: At the first row that is no valid record, if the writer does not skip such rows.
     """
+    tokenizer = data.tokenizer
+    with ThreadPoolExecutor(1) as pool:
+        chunks, waiting = _chunks(data, source), None
+        while True:
+            try:
+                chunk = next(chunks, None)
+            except Exception:
+                if waiting is not None:  # what is wrong with rows before comes first
+                    _write(data, source, writer, *waiting)
+                raise
+            future = pool.submit(tokenizer, [record for _, record, _ in chunk.records] if chunk else [])
+            if waiting is not None:
+                _write(data, source, writer, *waiting)
+            if chunk is None:
+                break
+            waiting = chunk, future
+    writer.reports[source].notes += data.notes(source)
+    writer.reports[source].unread_columns += data.unread_columns(source)
+
+
+def _chunks(data: RecordSource, source: str) -> Iterator[_Chunk]:
     rows = data.load(source)
-    while chunk := list(islice(rows, CHUNK)):
-        records: list[Routed] = []
-        for row in chunk:
+    while read := list(islice(rows, CHUNK)):
+        chunk = _Chunk([], [])
+        for row in read:
             try:
                 if isinstance(row, RecordError):
                     raise row
                 record = _record(data, row)
             except RecordError as error:
-                writer.reports[source].rows += 1
-                writer.skip(source, error)
+                chunk.errors.append(error)
                 continue
-            split = data.route(record, source)
-            writer.reports[split].rows += 1
-            records.append((split, record, row))
-        _write(data, records, writer)
-    writer.reports[source].notes += data.notes(source)
-    writer.reports[source].unread_columns += data.unread_columns(source)
+            chunk.records.append((data.route(record, source), record, row))
+        yield chunk
 
 
 def _record(data: RecordSource, row: SourceRow) -> PreferenceRecord:
@@ -95,14 +127,24 @@ def _record(data: RecordSource, row: SourceRow) -> PreferenceRecord:
         raise error if error.file else error.at(row.file, row.line) from None
 
 
-def _write(data: RecordSource, records: list[Routed], writer: CacheWriter) -> None:
-    tokens = data.tokenizer([record for _, record, _ in records])
+def _write(
+    data: RecordSource,
+    source: str,
+    writer: CacheWriter,
+    chunk: _Chunk,
+    tokenised: "Future[list[TokenizedRecord | RecordError]]",
+) -> None:
+    for error in chunk.errors:
+        writer.reports[source].rows += 1
+        writer.skip(source, error)
+    tokens = tokenised.result()
     for split in data.splits:
         rows = []
-        for (target, record, row), result in zip(records, tokens, strict=True):
+        report = writer.reports[split]
+        for (target, record, row), result in zip(chunk.records, tokens, strict=True):
             if target != split:
                 continue
-            report = writer.reports[split]
+            report.rows += 1
             if isinstance(result, RecordError):
                 if data.text.truncation == "error" or result.reason in INVALID:
                     writer.skip(split, result.at(row.file, row.line))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..records import PreferenceRecord, RecordError
 from .config import BYTE, TextConfig
+from .pieces import PieceEncoder
 from .rendering import ChatRendering, PlainRendering, Rendered
 
 if TYPE_CHECKING:
@@ -117,31 +118,20 @@ class RecordTokenizer:
         self.literal = not self.chat and not any(
             token in formats for token in self.tokenizer.all_special_tokens
         )
+        self.encode = PieceEncoder(self.tokenizer, literal=self.literal)
         self.start_ids = self._start_ids()
+        self._shows: dict[tuple[int, ...], bool] = {}
         self.digest = tokenizer_digest(self.tokenizer)
         self.rendering = ChatRendering(self.tokenizer, config) if self.chat else PlainRendering(config)
 
     def _start_ids(self) -> list[int]:
         """Special tokens that the tokenizer puts before a text (BOS, [CLS]); none if it adds none."""
-        bare = self._encode(["a"])[0]
+        bare = self.encode.whole(["a"])[0]
         full = list(self.tokenizer("a").input_ids)
         for start in range(len(full) - len(bare) + 1):
             if full[start : start + len(bare)] == bare:
                 return full[:start]
         return []
-
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        encoded: list[list[int]] = self.tokenizer(
-            texts,
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-            split_special_tokens=self.literal,
-        ).input_ids
-        return encoded
 
     def fingerprint(self) -> dict[str, str | int | bool | None]:
         """Plain description of the format; equal descriptions give equal tokens. Stored with every artefact."""
@@ -163,18 +153,25 @@ class RecordTokenizer:
         """Text of the prompt alone, then of prompt and response for every response."""
         return self.rendering.render(record).texts
 
-    def _finish(self, ids: list[int]) -> list[int]:
-        """Start tokens once (a chat template brings its own) and the end token exactly once."""
-        if not self.chat and ids[: len(self.start_ids)] != self.start_ids:
-            ids = self.start_ids + ids
-        if self.end_id in ids[-4:]:
+    def _started(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Start tokens once: a chat template brings its own, and so may a text."""
+        if self.chat or ids[: len(self.start_ids)].tolist() == self.start_ids:
+            return ids
+        return np.concatenate([np.asarray(self.start_ids, dtype=np.int32), ids])
+
+    def _ended(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The end token exactly once."""
+        last = ids[-4:].tolist()
+        if self.end_id in last:
             # Templates often end with the end token and a line break: nothing visible may follow the end.
-            last = len(ids) - 1 - ids[::-1].index(self.end_id)
-            if not str(self.tokenizer.decode(ids[last + 1 :])).strip():
-                ids = ids[: last + 1]
-        while ids and ids[-1] == self.end_id:
+            behind = tuple(last[len(last) - last[::-1].index(self.end_id) :])
+            if behind not in self._shows:
+                self._shows[behind] = bool(str(self.tokenizer.decode(list(behind))).strip())
+            if not self._shows[behind]:
+                ids = ids[: len(ids) - len(behind)]
+        while len(ids) and ids[-1] == self.end_id:
             ids = ids[:-1]
-        return [*ids, self.end_id]
+        return np.append(ids, np.int32(self.end_id))
 
     def __call__(self, records: Sequence[PreferenceRecord]) -> list[TokenizedRecord | RecordError]:
         """Tokenise a chunk of records in one call of the tokenizer.
@@ -184,26 +181,11 @@ class RecordTokenizer:
             records of which nothing is left and conversations that have no text, :data:`INVALID`, give one).
         """
         rendered = [self._rendered(record) for record in records]
-        flat = self._encode(
-            [text for parts in rendered if not isinstance(parts, RecordError) for text in parts.texts]
-        )
-        out: list[TokenizedRecord | RecordError] = []
-        start = 0
-        for record, parts in zip(records, rendered, strict=True):
-            if isinstance(parts, RecordError):
-                out.append(parts)
-                continue
-            prompt, *full = flat[start : start + len(parts.texts)]
-            start += len(parts.texts)
-            if not self.chat and prompt[: len(self.start_ids)] != self.start_ids:
-                prompt = self.start_ids + prompt
-            try:
-                tokens = self._assemble(record, prompt, [self._finish(ids) for ids in full])
-                tokens.dropped.update(parts.left_out)
-                out.append(tokens)
-            except RecordError as error:
-                out.append(error)
-        return out
+        encoded = iter(self.encode([parts.texts for parts in rendered if isinstance(parts, Rendered)]))
+        return [
+            parts if isinstance(parts, RecordError) else self._tokenised(record, parts, next(encoded))
+            for record, parts in zip(records, rendered, strict=True)
+        ]
 
     def _rendered(self, record: PreferenceRecord) -> Rendered | RecordError:
         try:
@@ -211,13 +193,22 @@ class RecordTokenizer:
         except RecordError as error:
             return error
 
+    def _tokenised(
+        self, record: PreferenceRecord, parts: Rendered, encoded: list[NDArray[np.int32]]
+    ) -> TokenizedRecord | RecordError:
+        prompt, *full = map(self._started, encoded)
+        try:
+            tokens = self._assemble(record, prompt, [self._ended(ids) for ids in full])
+        except RecordError as error:
+            return error
+        tokens.dropped.update(parts.left_out)
+        return tokens
+
     def _assemble(
-        self, record: PreferenceRecord, prompt: list[int], full: list[list[int]]
+        self, record: PreferenceRecord, prompt: NDArray[np.int32], sequences: list[NDArray[np.int32]]
     ) -> TokenizedRecord:
-        sequences = [np.asarray(ids, dtype=np.int32) for ids in full]
-        prompt_ids = np.asarray(prompt, dtype=np.int32)
         # Never the whole of a sequence: a response keeps at least its end token to be read at.
-        shared = min(min(common_prefix(prompt_ids, ids), len(ids) - 1) for ids in sequences)
+        shared = min(min(common_prefix(prompt, ids), len(ids) - 1) for ids in sequences)
         dropped: Counter[str] = Counter()
         kept = self._fit(record, sequences, shared, dropped)
         cut = self._overflow([len(sequences[i]) for i in kept])

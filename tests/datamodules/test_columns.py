@@ -27,7 +27,7 @@ from pluralign.datamodules.columns import (
     take_responses,
 )
 from pluralign.datamodules.records import record_key
-from pluralign.datamodules.tokens import cache_writer
+from pluralign.datamodules.tokens import split_writer
 from pluralign.datamodules.tokens.rows import take_row_responses
 
 TEXT = TextConfig(prompt_format="{text}|", response_format="{text}")
@@ -77,12 +77,23 @@ class TimedDataModule(LocalDataModule):
         return PreferenceRecord(row.text("id"), row.text("prompt"), responses, tuple(timed))
 
 
-def test_a_new_column_is_one_line_and_its_source(tmp_path, monkeypatch):
-    new = (
+@pytest.fixture
+def add_columns(monkeypatch):
+    """Puts further columns into the table for a test."""
+
+    def add(*new):
+        monkeypatch.setattr(columns, "COLUMNS", (*COLUMNS, *new))
+        optional_columns.cache_clear()
+
+    yield add
+    optional_columns.cache_clear()
+
+
+def test_a_new_column_is_one_line_and_its_source(tmp_path, add_columns):
+    add_columns(
         Column("seconds", "comparison", "number", -1.0, "(P,) float32: how long it took", field="seconds"),
         Column("mood_id", "comparison", "name", -1, "(P,) int64: mood of the judge", field="mood"),
     )
-    monkeypatch.setattr(columns, "COLUMNS", (*COLUMNS, *new))
     weights = ((5.0, 3.0), (None, 2.0), (None, None))
 
     def rows(split):
@@ -121,11 +132,12 @@ def test_a_new_column_is_one_line_and_its_source(tmp_path, monkeypatch):
     assert sorted(batch["seconds"].tolist()) == [-1, 2, 3] and batch["user_id"].tolist() == [0, 0, 0]
 
 
-def test_the_fingerprint_follows_the_table(tmp_path, monkeypatch):
+def test_the_fingerprint_follows_the_table(tmp_path, add_columns):
     data = LocalDataModule(test=save(tmp_path / "rows.jsonl", [{"prompt": "a", "response": "b"}]), text=TEXT)
     before = data.cache_folder()
-    new = Column("seconds", "comparison", "number", -1.0, "(P,) float32: how long it took", field="seconds")
-    monkeypatch.setattr(columns, "COLUMNS", (*COLUMNS, new))
+    add_columns(
+        Column("seconds", "comparison", "number", -1.0, "(P,) float32: how long it took", field="seconds")
+    )
     assert data.cache_folder() != before, "a cache without the column is made anew"
 
 
@@ -306,7 +318,7 @@ def test_record_keys():
 
 
 def test_two_ids_with_one_key(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache_writer, "record_key", lambda source, split, name: len(name))
+    monkeypatch.setattr(split_writer, "record_key", lambda source, split, name: len(name))
     data = LocalDataModule(
         test=save(tmp_path / "rows.jsonl", [{**ROWS[3], "id": name} for name in ("a", "bb", "cc")]), text=TEXT
     )

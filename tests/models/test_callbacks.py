@@ -158,6 +158,7 @@ def number_of_tokens(batch):
     return sum(batch["row_lengths"])
 
 
+QUICK = ("EarlyStopping", "SpikeDetection", "ThroughputMonitor")
 WATCHERS = {
     "DeviceStatsMonitor": DeviceStatsMonitor,
     "EarlyStopping": lambda: EarlyStopping("val/loss"),
@@ -177,7 +178,10 @@ WATCHERS = {
     "ignore:`.fit.ckpt_path=None.` was called without a model"
 )  # OnExceptionCheckpoint
 @pytest.mark.filterwarnings("ignore:.fit.ckpt_path=.last.. is set, but there is no last checkpoint")
-@pytest.mark.parametrize("name", WATCHERS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in WATCHERS],
+)
 def test_what_only_looks_changes_nothing(module, data, trainer, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     callback, plain = WATCHERS[name](), module("lora")
@@ -212,9 +216,10 @@ def test_a_checkpoint_of_an_exception_can_be_gone_on_from(module, data, trainer,
 # Pruning and fine-tuning -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [BradleyTerryRM, DPRM])
+@pytest.mark.parametrize("method", [BradleyTerryRM, pytest.param(DPRM, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("settings", [{}, {"make_pruning_permanent": False}, {"save_weights_only": True}])
 def test_pruned_weights_are_saved_as_they_are(module, data, trainer, tmp_path, method, settings):
+    settings = dict(settings)
     alone = settings.pop("save_weights_only", False)
     prune = ModelPruning("l1_unstructured", amount=0.5, use_lottery_ticket_hypothesis=False, **settings)
     saver = ModelCheckpoint(tmp_path / "saved", filename="all", save_weights_only=alone)

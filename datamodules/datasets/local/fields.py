@@ -205,6 +205,10 @@ class FieldNames:
             if (field == "id" or field not in self.switched_off)
             and (field in self.given or not (field in MAPPED_ONLY or field in taken))
         }
+        self._fields_of: dict[str, list[str]] = {}
+        for field, column in self.theirs.items():
+            self._fields_of.setdefault(column, []).append(field)
+        self._inside = {field: column for field, column in self.theirs.items() if "." in column}
         self.nested = {
             name.removeprefix("judgements."): self.given.get(name, name.removeprefix("judgements."))
             for name in NESTED
@@ -238,27 +242,31 @@ class FieldNames:
 
     def content(self, row: SourceRow, shape: Shape | None) -> dict[str, object]:
         """What names a row without id: every field but that; those of a neutral pair where it is one."""
-        content = {
-            field: value_at(row.fields, column)
-            for field, column in self.theirs.items()
-            if field != "id" and (shape == "neutral" or field not in {*NEUTRAL_ALONE, "first", "second"})
-        }
+        others = () if shape == "neutral" else {*NEUTRAL_ALONE, "first", "second"}
+        content = {field: value for field, value in self._given(row) if field != "id" and field not in others}
         return content | (self._said(row) if shape == "neutral" else {})
 
     def values(self, row: SourceRow) -> dict[str, object]:
         """A row's fields under our names, without nulls; text as what it stands for."""
         fields = {}
         is_csv = has_text_cells(row.file)
-        for field, column in self.theirs.items():
-            value = value_at(row.fields, column)
-            if value is None:
-                continue
+        for field, value in self._given(row):
             if isinstance(value, str):
                 value = _cell(field, value) if is_csv else value
             if isinstance(value, str) and field in TEXTS:
                 value = conversation(field, value)
             fields[field] = value
         return fields | self._said(row)
+
+    def _given(self, row: SourceRow) -> Iterator[tuple[str, object]]:
+        """Each field that a row has, and its value as it stands there; none that are null."""
+        for column, value in row.fields.items():
+            if value is not None:
+                for field in self._fields_of.get(column, ()):
+                    yield field, value
+        for field, column in self._inside.items():
+            if column not in row.fields and (value := value_at(row.fields, column)) is not None:
+                yield field, value
 
     def _said(self, row: SourceRow) -> dict[str, object]:
         """What each judge of the ``judges`` said, if anybody did."""

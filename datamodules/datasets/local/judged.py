@@ -205,7 +205,7 @@ class JudgementReader:
             allowed = "votes or judgements, not both: columns: {votes: null} switches them off"
             raise RecordError("votes", fields["votes"], allowed, reason="two judgements")
         comparisons: list[Comparison] = []
-        crowds: dict[tuple[tuple[str, object], ...], list[Judgement]] = {}
+        crowds: dict[str, tuple[dict[str, Any], list[Judgement]]] = {}
         for judgement, own in entries:
             if judgement is None:
                 continue
@@ -213,8 +213,8 @@ class JudgementReader:
             if "user" in given:
                 comparisons.append(compared(0, 1, judgement, **given))
                 continue
-            crowds.setdefault(tuple(given.items()), []).append(judgement)
-        return comparisons + [crowd_judgement(0, 1, said, **dict(given)) for given, said in crowds.items()]
+            crowds.setdefault(repr(given), (given, []))[1].append(judgement)
+        return comparisons + [crowd_judgement(0, 1, said, **given) for given, said in crowds.values()]
 
 
 def _is_number(value: object) -> bool:

@@ -4,8 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from ...records import is_number, known_code
-from ...records.judgements import CODES
+from ...records import CODES, is_number, known_code
 
 __all__ = [
     "Reading",

@@ -199,6 +199,7 @@ class LocalDataModule(OwnFilesDataModule):
             )
         self.reader = JudgementReader.of_settings(codes, positive, preference_range, self.field_names.nested)
         self.codes = codes or {}
+        self._with_neutral: set[str] = set()
 
     @property
     def needs_prompts(self) -> bool:
@@ -213,7 +214,14 @@ class LocalDataModule(OwnFilesDataModule):
             for field, column in self.field_names.theirs.items()
             if field not in self.columns and column not in unread.read
         ]
-        return unread.notes(self.place(source), missing)
+        notes = unread.notes(self.place(source), missing)
+        settings = {"positive": self.reader.positive, "judges": self.field_names.judges}
+        given = [name for name, value in settings.items() if value]
+        if given and source not in self._with_neutral and source != "predict":
+            notes.append(
+                f"{' and '.join(given)} say how pairs of first and second are read, and {self.place(source)} has none"
+            )
+        return notes
 
     def settings(self) -> dict[str, object]:
         """How columns and values are read, and the file names, whose endings say how files are read."""
@@ -256,7 +264,10 @@ class LocalDataModule(OwnFilesDataModule):
                 }
                 seen.update(dict.fromkeys(row.fields))
             shape = self.field_names.shape(row)
-            inside = self.field_names.inside_judgements(row) if shape == "neutral" else {}
+            inside = {}
+            if shape == "neutral":
+                self._with_neutral.add(source)
+                inside = self.field_names.inside_judgements(row)
             unread.add({**row.fields, **inside}, self.field_names.read(shape))
             yield guard.problem(row, shape, rows) or self._named(row, shape, contents)
         guard.finish()

@@ -162,6 +162,10 @@ def _sides(fields: Mapping[str, object], names: tuple[str, ...]) -> Content:
     given = _given_prompt(fields, values)
     if all(isinstance(value, str) for value in values.values()):
         texts = [text_field(name, value) for name, value in values.items()]
+        if fields.get("turn", 1) != 1:
+            raise RecordError(
+                "turn", fields["turn"], "1, beside sides that are texts: they have one", reason="out of range"
+            )
         if given is None:
             return _two_texts(names, texts)
         return Content(given, [Response(text) for text in texts])

@@ -70,9 +70,14 @@ SHAPES = [
     {"chosen": ["Hi", "Hello.", "Name a tree.", "Oak."], "rejected": ["Hi", "Hello.", "Name a tree.", "Stone."]},
     {"prompt": {"from": "human", "value": "Name a tree."}, "chosen": {"role": "assistant", "content": [{"type": "text", "text": "Oak."}]},
      "rejected": [{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "tree"}}]}]},
+    {"prompt": "Name a tree.", "first": "Oak.", "second": "Stone.", "winner": "model_b", "user": "ann"},
+    {"prompt": ["Hi", "A tree?"], "first": ["Hi", "Oak."], "second": '["Hi", "Stone."]', "strength": -2, "votes": [3, 0, 1]},
+    {"first": ["A tree?", "Oak."], "second": ["A tree?", "Stone."], "first_score": 1, "second_score": -0.5, "label": 1},
+    {"prompt": MESSAGES[:1], "first": MESSAGES, "second": "Stone.", "judgements": ["A", {"winner": 7, "user": 3}, {"strength": 1}]},
+    {"chosen": "Ein Baum? Eiche", "rejected": "Ein Baum? Stein", "first_wins": 0, "second_wins": 1, "turn": 1, "choice": 2},
 ]  # fmt: skip
 SETTINGS = [
-    {}, {}, {}, {"positive": "first"}, {"codes": {"left": "first", "3": "tie", "n/a": "none"}}, {"preference_range": (1.0, -1.0)},
+    {}, {}, {}, {"positive": "second", "codes": {7: "tie", "true": "first", "-1": 2.5}}, {"positive": "first"}, {"codes": {"left": "first", "3": "tie", "n/a": "none"}}, {"preference_range": (1.0, -1.0)},
     {"columns": {"judgements.user": "by", "turn": "turn"}, "codes": {"left": "second"}}, {"columns": {"winner": None, "label": None}},
     {"columns": {"winner": "label"}, "codes": {"3": 0.25}}, {"columns": {"first": "chosen", "second": "rejected"}},
     {"columns": {"prompt": "prompt.0.content"}},

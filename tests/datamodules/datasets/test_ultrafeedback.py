@@ -261,7 +261,7 @@ def test_a_pair_of_several_turns_keeps_them(tmp_path):
         (pair(rejected=("Snow?", "Wet.")), "no common prompt", "prompt"),
         (pair(rejected=("Rain?", " ")), "empty response", "responses[1].text"),
         (pair(score_chosen=None), "missing field", "score_chosen"),
-        (pair(chosen=()), "missing field", "chosen[-1].role"),
+        (pair(chosen=()), "missing answer", "chosen"),
         (pair(prompt=3), "wrong type", "prompt"),
     ],
 )
