@@ -168,6 +168,13 @@ def _sides(fields: Mapping[str, object], names: tuple[str, ...]) -> Content:
             )
         if given is None:
             return _two_texts(names, texts)
+        dialogue = _dialogue_prompt(given)
+        if dialogue is not given or all(TURN.match(text.strip()) for text in texts):
+            sides = {
+                name: parse_dialogue(name, text) if TURN.match(text.strip()) else _turns(name, text)
+                for name, text in zip(names, texts, strict=True)
+            }
+            return _conversations(fields, sides, dialogue)
         return Content(given, [Response(text) for text in texts])
     if given is None:
         for name, value in values.items():
@@ -189,6 +196,14 @@ def _refuse_two_readings(sides: Mapping[str, object]) -> None:
         if _is_texts(value) and len(value) % 2 and len(value) > 1:
             allowed = "one answer beside a prompt: turns as messages with roles, several answers in responses"
             raise RecordError(name, value, allowed, reason="several answers")
+
+
+def _dialogue_prompt(prompt: Prompt) -> Prompt:
+    """The turns of a prompt that is a dialogue in plain text which ends with the name of who is to answer; any other as it is."""
+    if not isinstance(prompt, str) or not TURN.match(prompt.strip()):
+        return prompt
+    turns = parse_dialogue("prompt", prompt)
+    return turns[:-1] if turns[-1] == Message("assistant", "") and len(turns) > 1 else prompt
 
 
 def _two_texts(names: tuple[str, ...], texts: Sequence[str]) -> Content:
