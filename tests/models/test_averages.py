@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaModel
 from pluralign.callbacks import UserMetrics
 from pluralign.datamodules import LoaderConfig, SyntheticDataModule
 from pluralign.models import DPRM, PAL, BackboneConfig, BradleyTerryRM, LoRAConfig
+from pluralign.models._averages import _average_of_different
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:You're using the WeightAveraging callback",  # lightning: with any module that has configure_model
@@ -162,6 +163,16 @@ def test_what_counts_or_points_is_not_averaged(data, trainer, kind):
     trainer(AVERAGES[kind](), max_epochs=3).fit(fitted, data())
     positions = fitted.backbone.model.embeddings.position_ids
     assert torch.equal(positions, torch.arange(512)[None])
+
+
+def test_an_average_of_equal_numbers_is_that_number():
+    """A weight that is not shared with its average, such as a frozen one beside a finetuning callback, stays to the bit."""
+    averaged, current = torch.linspace(0.1, 9, 1000), torch.linspace(0.1, 9, 1000)
+    current[0] = 3.0
+    drifting = lambda average, value, number: 0.9 * average + 0.1 * value
+    assert not torch.equal(drifting(averaged, current, 1)[1:], averaged[1:])
+    found = _average_of_different(drifting, averaged, current, 1)
+    assert torch.equal(found[1:], averaged[1:]) and float(found[0]) == pytest.approx(0.39)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
