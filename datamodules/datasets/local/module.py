@@ -128,7 +128,7 @@ from .fields import (
 )
 from .guard import JudgementGuard, RowsAhead
 from .judged import JudgementReader
-from .likely import Reading, judgement_columns, likely_reading, likely_sides
+from .likely import Reading, judgement_columns, likely_reading, likely_sides, side_pairs
 from .shapes import Content, chosen_pair, neutral_pair, one_response, ranked_responses
 
 __all__ = ["LocalDataModule"]
@@ -179,7 +179,8 @@ class LocalDataModule(OwnFilesDataModule):
             **shared: Settings that all datasets share, see :class:`PreferenceDataModule`.
 
         Raises:
-            ValueError: If there is no file at all, ``columns`` names a field that does not exist, or a code a meaning.
+            ValueError: If there is no file at all, ``columns`` names a field that does not exist or sides the wrong way round
+                (first: ``answer_b``), or a code a meaning.
 
         Example:
             >>> LocalDataModule(train="pairs.jsonl", columns={"prompt": "question"}).splits
@@ -196,6 +197,11 @@ class LocalDataModule(OwnFilesDataModule):
         if unknown := set(self.field_names.switched_off) - set(allowed):
             raise ValueError(
                 f"columns switches off unknown fields {listed(sorted(unknown))}; allowed: {', '.join(allowed)}"
+            )
+        first, second = (self.field_names.given.get(side, side) for side in ("first", "second"))
+        if (second, first) in side_pairs((first, second)):
+            raise ValueError(
+                f"columns reads first from {first} and second from {second}: words such as model_a mean the first; turn them round"
             )
         self.reader = JudgementReader.of_settings(codes, positive, preference_range, self.field_names.nested)
         self.codes = codes or {}
