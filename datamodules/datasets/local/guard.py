@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 
 from ...records import (
+    CODES,
     FLOAT32_MAX,
     RecordError,
     SourceRow,
@@ -287,13 +288,18 @@ def _questions(field: str, side: object) -> int:
 def _contradicting(row: SourceRow, unread: list[str]) -> list[str]:
     """What says that a pair whose sides say who won is a tie, or scores of both sides, of which the rejected one has more."""
     for column in unread:
-        if "".join(name_words(column)) in TIE_FLAGS and _number(row, column):
+        if ("".join(name_words(column)) in TIE_FLAGS and _number(row, column)) or _is_tie(row.fields[column]):
             return [column]
     for first, second in score_pairs(unread):
         chosen, rejected = _number(row, first), _number(row, second)
         if say_who_won(first) and chosen is not None and rejected is not None and chosen < rejected:
             return [first, second]
     return []
+
+
+def _is_tie(value: object) -> bool:
+    """Whether a text says that there is a tie, whatever its column is called (``status: tie``)."""
+    return isinstance(value, str) and value.strip().casefold().startswith("tie") and known_code(value, CODES)
 
 
 def _number(row: SourceRow, column: str) -> float | None:

@@ -38,7 +38,7 @@ judgement (dropped and counted, but in ``predict``)::
     {..., "judgements": [{"winner": "b", "user": "ann"}, {"strength": -1, "user": "bob", "domain": "food", "weight": 2}]}
     {..., "ann": "b", "bob": "tie"}                         a column for each judge, with judges: [ann, bob]
 
-Words for the winner that are known, whatever their case and punctuation: ``A``, ``model_a``, ``response b``, ``A>B``, ``[[B]]``,
+Words for the winner that are known, whatever their case, quotes and brackets: ``A``, ``model_a``, ``response b``, ``A>B``, ``[[B]]``,
 ``tie (bothbad)``, ``a-is-slightly-better`` (strength 1), ``B-is-clearly-better`` (2) and their like. Others, and all numbers, are an
 error until ``codes`` says what they mean: ``{1: first, 2: second, 0: tie, -100: none}``, ``none`` where nobody judged; with ``positive``
 a code may mean a signed strength, ``{viel besser: 2}``. Codes hold for ``strength`` and ``preference`` as well. Judgements of people with
@@ -48,8 +48,9 @@ inside.
 A pair without a judgement whose row has a column that looks like one (``label``, ``overall_preference``, ``score_a`` and ``score_b``) is
 refused, with the setting that reads it; ``columns: {winner: null}`` says that there is nothing to read. Sides called chosen and rejected
 (better, preferred) are believed, unless a plain name (``winner``, ``label``, ``preference_strength``) or scores of both sides may say
-otherwise. A share off its range stops the split, even where invalid rows are skipped, once it is more than one row in a hundred: it is
-another code then, and the other rows would be read wrongly.
+otherwise (so may ``tie: true``). Of other sides a ``preference`` of nothing but 0 and 1 is refused, for it may be the better side's number:
+``columns: {preference: preference}`` says that it is the share. A share off its range stops the split, even where invalid rows are
+skipped, once it is more than one row in a hundred: it is another code then, and the other rows would be read wrongly.
 
 Conversations: ``prompt`` (or ``messages``) and sides may be lists of messages, one message, or lists of texts that alternate, of which
 the last is the assistant's. Content may be a list of parts of text. A side may hold the whole conversation: the prompt that it repeats
@@ -128,7 +129,7 @@ from .fields import (
 )
 from .guard import JudgementGuard, RowsAhead
 from .judged import JudgementReader
-from .likely import Reading, judgement_columns, likely_reading, likely_sides
+from .likely import Reading, judgement_columns, likely_reading, likely_sides, side_pairs
 from .shapes import Content, chosen_pair, neutral_pair, one_response, ranked_responses
 
 __all__ = ["LocalDataModule"]
@@ -179,7 +180,8 @@ class LocalDataModule(OwnFilesDataModule):
             **shared: Settings that all datasets share, see :class:`PreferenceDataModule`.
 
         Raises:
-            ValueError: If there is no file at all, ``columns`` names a field that does not exist, or a code a meaning.
+            ValueError: If there is no file at all, ``columns`` names a field that does not exist or sides the wrong way round
+                (first: ``answer_b``), or a code a meaning.
 
         Example:
             >>> LocalDataModule(train="pairs.jsonl", columns={"prompt": "question"}).splits
@@ -196,6 +198,11 @@ class LocalDataModule(OwnFilesDataModule):
         if unknown := set(self.field_names.switched_off) - set(allowed):
             raise ValueError(
                 f"columns switches off unknown fields {listed(sorted(unknown))}; allowed: {', '.join(allowed)}"
+            )
+        first, second = (self.field_names.given.get(side, side) for side in ("first", "second"))
+        if (second, first) in side_pairs((first, second)):
+            raise ValueError(
+                f"columns reads first from {first} and second from {second}: words such as model_a mean the first; turn them round"
             )
         self.reader = JudgementReader.of_settings(codes, positive, preference_range, self.field_names.nested)
         self.codes = codes or {}

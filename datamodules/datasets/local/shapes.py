@@ -167,7 +167,7 @@ def _sides(fields: Mapping[str, object], names: tuple[str, ...]) -> Content:
                 "turn", fields["turn"], "1, beside sides that are texts: they have one", reason="out of range"
             )
         if given is None:
-            return _two_texts(names, texts)
+            return _two_texts(fields, names, texts)
         dialogue = _dialogue_prompt(given)
         if dialogue is not given or all(TURN.match(text.strip()) for text in texts):
             sides = {
@@ -206,13 +206,13 @@ def _dialogue_prompt(prompt: Prompt) -> Prompt:
     return turns[:-1] if turns[-1] == Message("assistant", "") and len(turns) > 1 else prompt
 
 
-def _two_texts(names: tuple[str, ...], texts: Sequence[str]) -> Content:
+def _two_texts(fields: Mapping[str, object], names: tuple[str, ...], texts: Sequence[str]) -> Content:
     """Two texts without a prompt of their own."""
     if len(texts) != 2:
         raise RecordError("prompt", None, "text or messages, in prompt or messages", reason="missing field")
     if all(TURN.match(text.strip()) for text in texts):
-        dialogues = [parse_dialogue(name, text) for name, text in zip(names, texts, strict=True)]
-        return Content(*split_sides(names, dialogues))
+        dialogues = {name: parse_dialogue(name, text) for name, text in zip(names, texts, strict=True)}
+        return _conversations(fields, dialogues, None)
     prompt, answers, group = shared_prompt(*texts)
     return Content(prompt, [Response(text) for text in answers], group=group)
 

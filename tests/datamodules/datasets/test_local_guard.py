@@ -242,7 +242,7 @@ def test_readings_are_yaml():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("pick", "response_b"), ("reward_b", 2.5), ("favourite", 2), ("Sieger", "B"), ("\u52dd\u8005", "B>A"), ("outcome of it", "tie")],
+    [("pick", "response_b"), ("reward_b", 2.5), ("favourite", 2), ("Sieger", "B"), ("\u52dd\u8005", "B>A"), ("outcome of it", "no preference")],
 )  # fmt: skip
 def test_a_judgement_under_another_name(tmp_path, name, value):
     row = {**SIDES, name: value}
@@ -286,6 +286,9 @@ def test_sides_that_say_who_won_and_a_column_that_says_otherwise(tmp_path):
     for flag in ("tie", "is_tie", "Draw"):
         assert refusal(tmp_path, [{**pair, flag: True}]).field == flag
         assert not isinstance(next(module(tmp_path, [{**pair, flag: False}]).load("test")), RecordError)
+    assert refusal(tmp_path, [{**pair, "status": "Tie"}]).field == "status"
+    for status in ("unchanged", "tied up", "A"):
+        assert not isinstance(next(module(tmp_path, [{**pair, "status": status}]).load("test")), RecordError)
     path = tmp_path / "scores.csv"
     path.write_text("prompt,chosen,rejected,score_chosen,score_rejected,tie\nWhich?,Green.,Black.,1.5,4,\n")
     first = next(LocalDataModule(test=str(path)).load("test"))

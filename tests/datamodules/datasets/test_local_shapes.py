@@ -325,3 +325,19 @@ def test_a_question_as_text_and_as_a_message_is_on_one_side_of_a_split(tmp_path)
     ]
     keys = {record(tmp_path, {"prompt": prompt, **sides}).split_key for prompt in asked}
     assert keys == {"Name a bird."}
+
+
+def test_the_judged_turn_of_dialogues_in_plain_text(tmp_path):
+    side = "\n\nHuman: Hi\n\nAssistant: {}\n\nHuman: More?\n\nAssistant: {}"
+    row = {"first": side.format("Yes", "No"), "second": side.format("Hm", "So"), "winner": "b", "turn": 1}
+    given = record(tmp_path, row, columns={"turn": "turn"})
+    assert texts(given) == ["Yes", "Hm"] and given.comparisons[0].chosen == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("answer_b", "answer_a"), ("r2", "r1"), ("output 1", "output 0")]
+)
+def test_sides_the_wrong_way_round(tmp_path, first, second):
+    with pytest.raises(ValueError, match=f"first from {first} and second from {second}.*turn them round"):
+        module(tmp_path, [], columns={"first": first, "second": second})
+    module(tmp_path, [], columns={"first": second, "second": first})
