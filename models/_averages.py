@@ -63,7 +63,8 @@ def settle_averages(trainer: L.Trainer, module: nn.Module, *, share: bool) -> No
         if average.avg_fn is not None:
             average.avg_fn = partial(_average_of_different, average.avg_fn)
         if average.multi_avg_fn is not None:
-            average.multi_avg_fn = partial(_averages_of_floats, average.multi_avg_fn)
+            many: Any = partial(_averages_of_floats, average.multi_avg_fn)
+            average.multi_avg_fn = many
     if share:
         copies = [average.module for _, average in _averages(trainer)]
         copies += [

@@ -134,7 +134,8 @@ def read_saved(folder: Path) -> Iterator[SourceRow | RecordError]:
             _refuse_open_end(path)
     allowed = "a whole folder of Dataset.save_to_disk"
     with readable(folder, allowed, pa.ArrowException, KeyError, TypeError, ValueError, MemoryError):
-        batches = load_from_disk(str(folder)).with_format("arrow").iter(BATCH)
+        rows: Any = load_from_disk(str(folder))
+        batches = rows.with_format("arrow").iter(BATCH)
         yield from _rows(
             folder, (batch for table in batches for batch in table.combine_chunks().to_batches()), arrow_cells
         )

@@ -45,7 +45,7 @@ FORMATS: dict[TableKind, TableFormat] = {
     "Arrow": TableFormat((".arrow", ".feather"), False, read_arrow),
     "save_to_disk": TableFormat((), False, read_saved),
 }
-ENDINGS = {ending: kind for kind, entry in FORMATS.items() for ending in entry.endings}
+ENDINGS: dict[str, TableKind] = {ending: kind for kind, entry in FORMATS.items() for ending in entry.endings}
 """Kind of table for each ending, before which of a packing."""
 
 

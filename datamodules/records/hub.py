@@ -1,7 +1,7 @@
 """Datasets on the Hugging Face hub, at a revision; or as somebody names one, to look at its first rows."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -109,7 +109,8 @@ class HubTable(NamedTuple):
 
         names = [self.name] if self.configuration is None else [self.name, self.configuration]
         with _readable(self.place):
-            rows: Any = load_dataset(*names, revision=self.revision, split=self.split, streaming=True)
+            load: Callable[..., Any] = load_dataset  # without a split it gives all
+            rows = load(*names, revision=self.revision, split=self.split, streaming=True)
             place = self.place
             if isinstance(rows, Mapping):
                 split = "train" if "train" in rows else next(iter(rows))

@@ -128,7 +128,7 @@ def find_tables(
     names = [table.name for table in tables]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"{argument} names {twice[0]} twice: its rows would count twice")
-    kinds = {table_kind(table.path): table.name for table in reversed(tables)}
+    kinds: dict[TableKind, str] = {table_kind(table.path): table.name for table in reversed(tables)}
     if len(kinds) > 1:
         (first, one), (second, other) = list(kinds.items())[:2]
         raise ValueError(

@@ -70,7 +70,7 @@ def divides_at_spaces(description: Mapping[str, Any]) -> bool:
     normaliser, model = description["normalizer"] or {"type": None}, description["model"]
     if model.get("dropout"):
         return False
-    splits = description["pre_tokenizer"] or {"type": None}
+    splits: dict[str, Any] = description["pre_tokenizer"] or {"type": None}
     if (normaliser["type"], splits["type"], model["type"]) == (
         "BertNormalizer",
         "BertPreTokenizer",

@@ -127,7 +127,7 @@ class ColumnProfile:
         if not self.values:
             return self.kind
         most = ", ".join(
-            f"{value:g}" if isinstance(value, float) else repr(value[:30])
+            repr(value[:30]) if isinstance(value, str) else f"{value:g}"
             for value in sorted(self.values, key=_order)[:8]
         )
         return most + (f" and {len(self.values) - 8:,} more" if len(self.values) > 8 else "")

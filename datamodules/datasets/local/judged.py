@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ...columns import Kind
 from ...records import (
     Comparison,
     Judgement,
@@ -26,9 +27,11 @@ from .fields import FORMS, JUDGED, SHARED, SINGLE, column_values, value_at, with
 
 __all__ = ["JudgementReader", "share_of_votes"]
 
-WITHOUT_SENSE = {name: kind for name, kind in JUDGED.items() if name not in ("strength", "votes")}
+WITHOUT_SENSE: dict[str, Kind] = {
+    name: kind for name, kind in JUDGED.items() if name not in ("strength", "votes")
+}
 """Columns of a comparison that are the same whichever side won."""
-SHARED_KINDS = {name: JUDGED[name] for name in SHARED}
+SHARED_KINDS: dict[str, Kind] = {name: JUDGED[name] for name in SHARED}
 
 
 @dataclass(frozen=True)
