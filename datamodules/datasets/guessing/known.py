@@ -93,7 +93,7 @@ KNOWN = (
         "SummarizeFromFeedbackDataModule",
         ("info.post", "summaries.0.text", "summaries.0.policy", "choice", "worker"),
         2,
-        otherwise=(("split", "posts"),),
+        otherwise=(("split", "posts"), ("unseen_workers", False)),
     ),
     KnownTable(
         "TuluHumanEvalDataModule",
