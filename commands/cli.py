@@ -43,7 +43,9 @@ GIVEN_BY_TRAINER: set[str | int] = {
 """Arguments of the trainer's methods that are no options."""
 
 
-register_type(torch.device, str)  # a default of callbacks; as an object it could not be written to a run's config.yaml
+register_type(
+    torch.device, str
+)  # a default of callbacks; as an object it could not be written to a run's config.yaml
 
 
 class Options(Protocol):

@@ -151,7 +151,7 @@ def _print_question(question: OpenQuestion, guess: TableGuess, sample: Sample, c
         if reading.judge is not None:
             console.print(Text(f"           {_said(reading, guess)}"))
         _print_block(
-            data_block("LocalDataModule", {"train": sample.train, **guess.settings(reading)}), console
+            data_block("LocalDataModule", {guess.split: sample.train, **guess.settings(reading)}), console
         )
 
 
@@ -201,49 +201,28 @@ def _print_reading(guess: TableGuess, sample: Sample, examples: int, console: Co
     settings = guess.settings()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what there is to say of columns is said below
-        data = SampledDataModule(sample, settings, on_invalid="skip")
+        # Of a training split some rows are held out.
+        split = "test" if guess.split == "train" else guess.split
+        data = SampledDataModule(sample, split, settings, on_invalid="skip")
         outcome = take_records(data, len(sample.rows))
-        dropped = tokenised(sample, settings).dropped if outcome.records else {}
+        dropped = tokenised(sample, split, settings).dropped if outcome.records else {}
     sides = [
         str(guess.reading.columns.get(name)) for name in ("first", "second") if name in guess.reading.columns
     ]
-    print_outcome(
-        outcome, examples, console, sides=sides, dropped=dropped, unread=data.unread_columns("test")
-    )
+    print_outcome(outcome, examples, console, sides=sides, dropped=dropped, unread=data.unread_columns(split))
     if not outcome.records:
         raise SystemExit(NOTHING_CHOSEN)
-    trains = _trains(outcome)
-    if not trains:
-        console.print(
-            Text.assemble(
-                ("mind     ", "bold cyan"),
-                "no answer is compared with another and none has votes: such rows train no model, and one can score them",
-            )
-        )
     console.rule("[bold]paste this", align="left")
     if sample.hub is not None:
         console.print(
             Text(f"# {sample.hub.place}, written to a folder by datasets.load_dataset(...).save_to_disk(...)")
         )
     rows = sample.train if sample.hub is None else sample.hub.name.partition("/")[2]
-    settings = {"train" if trains else "predict": rows, **settings, **_skipping(outcome)}
-    _print_block(data_block("LocalDataModule", settings), console)
-    recipe = (
-        "bradley_terry_local" if any(r.comparisons for r in outcome.records) or not trains else "dprm_local"
+    _print_block(
+        data_block("LocalDataModule", {guess.split: rows, **settings, **_skipping(outcome)}), console
     )
-    if trains:
-        _print_next("write it to data.yaml, look at lengths and agreement, then train", recipe, "", console)
-    else:
-        scored = " --ckpt_path last --output rewards.jsonl"
-        _print_next("write it to data.yaml, and score it by what you trained", recipe, scored, console)
-
-
-def _trains(outcome: Outcome) -> bool:
-    """Whether a record says anything that a model can be trained on."""
-    return any(
-        record.comparisons or any(response.votes is not None for response in record.responses)
-        for record in outcome.records
-    )
+    compared = guess.split == "predict" or any(record.comparisons for record in outcome.records)
+    _print_next(guess.split, "bradley_terry_local" if compared else "dprm_local", console)
 
 
 def _skipping(outcome: Outcome) -> dict[str, object]:
@@ -251,13 +230,15 @@ def _skipping(outcome: Outcome) -> dict[str, object]:
     return {"on_invalid": "skip"} if outcome.lost else {}
 
 
-def _print_next(what: str, recipe: str, scored: str, console: Console) -> None:
-    """What to do with the configuration: to train on it behind a recipe, or to score it, with these options."""
-    verbs = ("predict",) if scored else ("data inspect", "fit")
-    lines = [
-        f"  pluralign {verb} --config configs/{recipe}.yaml --config data.yaml{scored}" for verb in verbs
-    ]
-    console.print(Text("\n".join([f"next: {what}", *lines])), soft_wrap=True)
+def _print_next(split: str, recipe: str, console: Console) -> None:
+    given = f"--config configs/{recipe}.yaml --config data.yaml"
+    if split == "predict":
+        said = "next: nobody compared these answers, so that nothing can be learnt from them; a trained model scores them"
+        commands = [f"pluralign predict {given} --ckpt_path last --output rewards.jsonl"]
+    else:
+        said = "next: write it to data.yaml, look at lengths and agreement, then train"
+        commands = [f"pluralign data inspect {given}", f"pluralign fit {given}"]
+    console.print(Text("\n  ".join([said, *commands])), soft_wrap=True)
 
 
 def _print_known(known: KnownTable, sample: Sample, most: int, examples: int, console: Console) -> bool:

@@ -34,9 +34,8 @@ def data_block(class_path: str, settings: Mapping[str, object]) -> str:
         class_path: Of the data module.
         settings: Its settings.
     """
-    arguments = dict(settings)
     block: dict[str, object] = {"class_path": class_path}
-    return "\n".join(_yaml({"data": block | ({"init_args": arguments} if arguments else {})}))
+    return "\n".join(_yaml({"data": block | ({"init_args": settings} if settings else {})}))
 
 
 def _yaml(value: Mapping[str, object], indent: int = 0) -> list[str]:

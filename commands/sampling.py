@@ -88,15 +88,18 @@ def _is_path(name: str) -> bool:
 class SampledDataModule(LocalDataModule):
     """Rows that were read before, read as your own data are."""
 
-    def __init__(self, sample: Sample, settings: dict[str, object], **shared: Unpack[SharedSettings]) -> None:
+    def __init__(
+        self, sample: Sample, split: str, settings: dict[str, object], **shared: Unpack[SharedSettings]
+    ) -> None:
         """Take rows and settings.
 
         Args:
             sample: The rows.
+            split: Split that they are read as: ``predict``, or ``test`` for those that are judged.
             settings: Of :class:`LocalDataModule`, such as ``columns``.
             **shared: Settings that all datasets share.
         """
-        super().__init__(test=", ".join(sample.given), **settings, **shared)  # type: ignore[arg-type]
+        super().__init__(**{split: ", ".join(sample.given)}, **settings, **shared)  # type: ignore[arg-type]
         self.sample = sample
 
     def source_rows(self, source: str) -> Iterator[SourceRow | RecordError]:
@@ -154,11 +157,12 @@ def take_records(data: PreferenceDataModule, most: int) -> Outcome:
     return outcome
 
 
-def tokenised(sample: Sample, settings: dict[str, object]) -> SplitReport:
+def tokenised(sample: Sample, split: str, settings: dict[str, object]) -> SplitReport:
     """What becomes of a sample when it is tokenised, by bytes and in a folder of its own that is gone afterwards.
 
     Args:
         sample: The rows, of which at least one can be read.
+        split: Split that they are read as.
         settings: Of :class:`LocalDataModule`.
 
     Raises:
@@ -166,6 +170,6 @@ def tokenised(sample: Sample, settings: dict[str, object]) -> SplitReport:
     """
     with tempfile.TemporaryDirectory(prefix="pluralign_") as folder:
         text = TextConfig(tokenizer="byte")
-        data = SampledDataModule(sample, settings, text=text, on_invalid="skip", cache_dir=folder)
+        data = SampledDataModule(sample, split, settings, text=text, on_invalid="skip", cache_dir=folder)
         data.prepare_data()
-        return CacheReader(data.cache_folder()).reports["test"]
+        return CacheReader(data.cache_folder()).reports[split]

@@ -7,13 +7,16 @@ import json
 import math
 import re
 
+from .conversations import MESSAGE_FORMS, ROLE_NAMES
 from .json_text import check_json, decode_json
 from .record import RecordError
 
 __all__ = ["conversation", "is_number", "json_cell", "number_cell"]
 
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-MESSAGES = re.compile(r"\s*\[?\s*\{\s*(['\"])(role|content)\1\s*:")
+MESSAGES = re.compile(
+    r"\s*\[?\s*\{\s*(['\"])(?:(?:role|content)\1\s*:|from\1\s*:\s*(['\"])(?:human|gpt|user|assistant|system)\2)"
+)
 """How a list of messages begins, or one message, whoever wrote it."""
 
 
@@ -61,13 +64,13 @@ def json_cell(field: str, text: str) -> object:
 def conversation(field: str, text: str) -> object:
     """The messages that a text is, as a whole, the JSON of; any other text as it is.
 
-    A list of objects with ``role`` and ``content``, or one such object, is a conversation, and never an answer: what CSV has
-    no other form for, and what other files have if they were CSV before.
+    A list of objects with ``role`` and ``content``, or with the name of a speaker in ``from`` and ``value``, or one such object, is
+    a conversation, and never an answer: what CSV has no other form for, and what other files have if they were CSV before.
 
     Raises:
         RecordError: If it looks like messages that something else than JSON wrote, such as Python's ``str``.
     """
-    if "role" not in text or "content" not in text or text.lstrip()[:1] not in ("[", "{"):
+    if text.lstrip()[:1] not in ("[", "{") or not any(a in text and b in text for a, b in MESSAGE_FORMS):
         return text
     try:
         value, odd = decode_json(text)
@@ -79,8 +82,15 @@ def conversation(field: str, text: str) -> object:
     messages = [value] if isinstance(value, dict) else value
     if not isinstance(messages, list) or not messages:
         return text
-    if not all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in messages):
+    if not any(all(_has_form(turn, form) for turn in messages) for form in MESSAGE_FORMS):
         return text
     if odd:
         check_json(value, field)
     return messages
+
+
+def _has_form(turn: object, form: tuple[str, str]) -> bool:
+    """Whether an object is a message of a form; many things come from somewhere and have a value, so that speaker must be known."""
+    if not isinstance(turn, dict) or not {*form} <= turn.keys():
+        return False
+    return form == MESSAGE_FORMS[0] or str(turn[form[0]]).casefold() in ROLE_NAMES

@@ -10,6 +10,8 @@ from itertools import takewhile
 from .record import ROLES, Message, RecordError, Response, listed
 
 __all__ = [
+    "MESSAGE_FORMS",
+    "ROLE_NAMES",
     "Prompt",
     "alternating_messages",
     "answer",

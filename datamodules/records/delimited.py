@@ -65,6 +65,14 @@ def _row(
         return RecordError(
             "line", surplus, allowed, reason="wrong type", file=str(path), line=reader.line_num
         )
+    if (
+        None in fields.values()
+    ):  # a cut row: what it lacks would be read as unknown, and a share as everybody's
+        given = [cell for cell in fields.values() if cell is not None]
+        allowed = f"{len(reader.fieldnames or [])} cells, as in the header, be they empty"
+        return RecordError(
+            "line", given, allowed, reason="wrong length", file=str(path), line=reader.line_num
+        )
     cells = {name: cell for name, cell in fields.items() if name is not None and cell}
     return SourceRow(str(path), reader.line_num, cells)
 

@@ -72,6 +72,13 @@ TIES = (
 )  # fmt: skip
 
 
+NUMBER_CODE = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)")
+BETWEEN_WORDS = re.compile(
+    r"[_*;:\"'`()\[\]{}\u00ab\u00bb\u2018-\u201e]|[.,](?!\d)|(?<=[^\W_])[-\u2010-\u2014](?=[^\W_])"
+)
+"""What says nothing in a code: quotes, brackets, marks behind words, hyphens between them."""
+
+
 def _codes() -> dict[str, Judgement]:
     codes = {"first": FIRST, "second": SECOND, **dict.fromkeys(TIES, TIE)}
     for share, sign, letter, order in ((1.0, 1, "a", ("a", "b")), (0.0, -1, "b", ("b", "a"))):
@@ -281,8 +288,11 @@ def crowd_judgement(first: int, second: int, judgements: Sequence[Judgement], **
 
 
 def _plain(code: str) -> str:
-    """A code without case and punctuation; ``>``, ``<`` and ``=`` stay, and so does what makes a number."""
-    if re.fullmatch(r"\s*[+-]?\d+(\.\d*)?\s*", code):
+    """A code without case, quotes, brackets and what stands between words; signs that may mean something stay.
+
+    So ``>``, ``!``, ``+``, emoji and a hyphen that is a sign do: a code that has one is not the code without it.
+    """
+    if NUMBER_CODE.fullmatch(code.strip()):
         return f"{float(code):.15g}"
-    words = " ".join(re.sub(r"[^\w<>=]|_", " ", code.casefold()).split())
+    words = " ".join(BETWEEN_WORDS.sub(" ", code.casefold()).split())
     return re.sub(r" ?([<>=]+) ?", r"\1", words) or code

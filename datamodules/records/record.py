@@ -316,11 +316,17 @@ class PreferenceRecord:
 
     @property
     def split_key(self) -> str:
-        """What decides the side of a random split: the group, else the prompt, else the responses."""
+        """What decides the side of a random split: the group, else the prompt, else the responses.
+
+        A question is the same as text and as one message of the user.
+        """
         if self.group is not None:
             return self.group
         if isinstance(self.prompt, str):
             return self.prompt.strip() or "\n".join(sorted(response.text for response in self.responses))
+        first, *others = self.prompt
+        if first.role == "user" and not (others or first.others) and (question := first.content.strip()):
+            return question
         return "\n".join(f"{turn.role}: {turn.content.strip()}{turn.rest}" for turn in self.prompt)
 
 

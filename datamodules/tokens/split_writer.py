@@ -186,7 +186,9 @@ class SplitWriter:
             **dict.fromkeys(ORIGINS, nothing),
         }
         items = _items(rows, self.split)
-        columns["preference"] = [list(map(attrgetter("preference"), each)) for each in items["comparison"]]
+        columns["preference"] = [
+            [float(record.comparisons[i].preference) for i in row.comparisons] for record, row, _, _ in rows
+        ]
         if any(columns["comparisons"]):
             self.present.add("comparisons")
         for entry in optional_columns():

@@ -227,7 +227,7 @@ def test_rows_that_nobody_judged_are_to_be_scored(run, tmp_path):
     path = written(tmp_path / "winds.jsonl", rows)
     text, status = run(path)
     assert status == 0
-    assert "such rows train no model" in " ".join(text.split())
+    assert "nothing can be learnt from them" in " ".join(text.split())
     assert blocks(text)[0]["data"]["init_args"] == {
         "predict": str(path),
         "columns": {"response": "completion"},
@@ -347,3 +347,17 @@ def test_a_file_that_is_not_there(run, tmp_path, monkeypatch):
         ValueError, match=r"no row that can be read; the first says: .*blank\.jsonl:2: not JSON"
     ):
         run(tmp_path / "blank.jsonl")
+
+
+def test_answers_that_nobody_compared_are_to_be_scored(run, tmp_path):
+    rows = [
+        {"question": pair(i)["question"], "answer": pair(i)["answer_a"], "rating": i % 5} for i in range(30)
+    ]
+    path = written(tmp_path / "winds.jsonl", rows)
+    text, status = run(path)
+    assert status == 0
+    (block,) = blocks(text)
+    columns = {"response": "answer", "score": "rating", "prompt": "question"}
+    assert block["data"]["init_args"] == {"predict": str(path), "columns": columns}
+    assert "pluralign predict" in text
+    assert counts(text)["lost and why"] == "nothing"

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ..local.fields import FORMS, MAPPED_ONLY, Shape
 from .known import KnownTable
@@ -57,6 +58,12 @@ class TableGuess:
     def is_certain(self) -> bool:
         """Whether there is one way to read it."""
         return self.shape is not None and not self.questions
+
+    @property
+    def split(self) -> Literal["train", "predict"]:
+        """Split that the rows are of: answers that nobody compared, and that have no votes, can be scored alone."""
+        fields = {*self.reading.columns, *self.table.top}
+        return "train" if self.shape in SIDES or fields & {"comparisons", "votes"} else "predict"
 
     def settings(self, *readings: TableReading) -> dict[str, object]:
         """Settings of :class:`LocalDataModule` that read the table.

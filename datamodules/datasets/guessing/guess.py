@@ -278,24 +278,28 @@ def _with_roles(guess: TableGuess, given: GivenSettings) -> TableGuess:
         prompt = choose_prompt(guess.table, answers)
         if prompt == Choice() and guess.shape in SIDES:
             prompt = unnamed_prompt(guess.table, answers)
-    users = Choice(given.columns["user"]) if "user" in given.columns else choose_users(guess.table)
-    domain = Choice(given.columns["domain"]) if "domain" in given.columns else choose_domain(guess.table)
+    choices = {"prompt": prompt}
+    if (
+        guess.shape in SIDES or "comparisons" in guess.table.top
+    ):  # of other rows they are whose reward is asked for
+        for name, choose in (("user", choose_users), ("domain", choose_domain)):
+            choices[name] = Choice(given.columns[name]) if name in given.columns else choose(guess.table)
     columns = dict(guess.reading.columns)
-    for name, choice in (("prompt", prompt), ("user", users), ("domain", domain)):
+    for name, choice in choices.items():
         if choice.column:
             columns.setdefault(name, choice.column)
-    evidence = (*guess.evidence, *(choice.evidence for choice in (prompt, users, domain) if choice.evidence))
+    evidence = (*guess.evidence, *(choice.evidence for choice in choices.values() if choice.evidence))
     if guess.shape in SIDES and "turn" not in given.columns and _judges_turns(guess.table, answers):
         columns["turn"] = "turn"
-        evidence = (
-            *evidence,
-            "turn says which answer of a conversation was judged: some have more than it says",
-        )
-    notes = (*guess.notes, *(note for choice in (prompt, users, domain) for note in choice.notes))
-    questions = (
-        *guess.questions,
-        *(choice.question for choice in (prompt, users, domain) if choice.question),
+        said = "turn says which answer of a conversation was judged: some have more than it says"
+        evidence = (*evidence, said)
+    notes = (*guess.notes, *(note for choice in choices.values() for note in choice.notes))
+    notes += tuple(
+        f"{name} is not read: to have it before the prompt, write both as messages"
+        for name in ("system", "system_prompt")
+        if name in guess.table.top and name in guess.table.columns
     )
+    questions = (*guess.questions, *(choice.question for choice in choices.values() if choice.question))
     return replace(
         guess,
         reading=replace(guess.reading, columns=columns),

@@ -56,7 +56,7 @@ def who_won(guess: TableGuess, pair: ColumnPair, given: GivenSettings) -> TableG
     open_ones += [candidate for candidate in listed_ones if len(candidate.readings) != 1]
     certain = [told for told in certain if told.answers.readable > 0.5]
     if not certain:
-        return _unknown(guess, pair, open_ones, problems)
+        return _unknown(guess, open_ones, problems)
     if parted := _parted(certain):
         return _asked(guess, parted[0], parted[1])
     best = certain[0]
@@ -117,19 +117,8 @@ def _asked(guess: TableGuess, why: str, readings: Sequence[TableReading]) -> Tab
     return replace(guess, questions=(*guess.questions, OpenQuestion("who won", why, tuple(readings))))
 
 
-def _counts_votes(table: TableProfile) -> bool:
-    """Whether each row has counts called ``votes``, as many of each: the form that is read without a setting."""
-    column = table.columns.get("votes")
-    return column is not None and column.kind == "numbers" and len(column.lengths) == 1
-
-
-def _unknown(
-    guess: TableGuess, pair: ColumnPair, open_ones: Sequence[Candidate], problems: Sequence[str]
-) -> TableGuess:
+def _unknown(guess: TableGuess, open_ones: Sequence[Candidate], problems: Sequence[str]) -> TableGuess:
     """A guess of a pair whose winner no column names for certain."""
-    if not open_ones and not problems and _counts_votes(guess.table):
-        note = f"votes are taken for counts of people from {pair.first} to {pair.second}: write them so"
-        return replace(guess, notes=(*guess.notes, note))
     if open_ones:
         first, *others = open_ones
         also = (

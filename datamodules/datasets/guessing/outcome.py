@@ -9,7 +9,9 @@ from ...records import (
     RecordError,
     check_codes,
     coded_judgement,
+    list_field,
     listed,
+    number_field,
     one_hot_judgement,
     signed_judgement,
 )
@@ -80,7 +82,7 @@ def candidates(table: TableProfile, sides: ColumnPair, *, also: Collection[str] 
     judges = list(_judges(table, sides))
     together = {name for candidate in judges for name in candidate.columns}
     single = [candidate for candidate in single if not together & set(candidate.columns)]
-    return [*hot, *judges, *_without_aspects(single), *_scores(table, sides)]
+    return [*hot, *judges, *_without_aspects(single), *_votes(table), *_scores(table, sides)]
 
 
 def candidates_of_texts(name: str, column: ColumnProfile, sides: ColumnPair) -> list[Candidate]:
@@ -120,6 +122,8 @@ def is_winner_name(name: str) -> bool:
     parts = words(name.rpartition(".")[2] or name)
     if any(part in DEGREE for part in parts):
         return not set(parts) & {"std", "deviation", "id"}
+    if "id" in parts and set(parts) & {"better", "preferred", "winner", "chosen"}:  # of the response that won
+        return True
     return any(part in WINNER for part in parts) and not any(part in NOT_WINNER for part in parts)
 
 
@@ -216,6 +220,39 @@ def _of_judges(names: list[str], reading: TableReading) -> TableReading:
 
     meaning = f"{listed(names)} are what one judge each said; {reading.meaning.partition(': ')[2] or reading.meaning}"
     return TableReading(meaning, {}, codes=reading.codes, options={"judges": names}, judge=judge)
+
+
+# Counts of votes -----------------------------------------------------------------------------------------
+
+
+def _votes(table: TableProfile) -> Iterator[Candidate]:
+    """A list of counts, from the first side to the second."""
+    for name in table.top:
+        column = table.columns.get(name)
+        if (
+            column is None
+            or column.kind != "numbers"
+            or "votes" not in words(name)
+            or len(column.lengths) != 1
+        ):
+            continue
+        meaning = f"{name} counts votes, from those for the first side to those for the second"
+        yield Candidate((name,), (TableReading(meaning, {"votes": name}, judge=_by_votes(name)),))
+
+
+def _by_votes(name: str) -> Judge:
+    def judge(row: Mapping[str, object]) -> Judgement | None:
+        value = value_at(row, name)
+        if value is None:
+            return None
+        counts = [number_field(name, count, 0.0) for count in list_field(name, value)]
+        if not sum(counts):
+            return None
+        half = len(counts) // 2
+        middle = counts[half] if len(counts) % 2 else 0.0
+        return Judgement((sum(counts[:half]) + middle / 2) / sum(counts))
+
+    return judge
 
 
 # Scores of both sides ----------------------------------------------------------------------------------

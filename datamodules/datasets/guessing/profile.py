@@ -261,4 +261,4 @@ def words(name: str) -> tuple[str, ...]:
     Args:
         name: Of a column.
     """
-    return tuple(name_words(name))
+    return name_words(name)

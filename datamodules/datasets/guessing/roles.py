@@ -24,8 +24,8 @@ __all__ = [
 
 PROMPT = (
     "prompt", "question", "query", "instruction", "instructions", "input", "userinput", "userprompt", "prompttext",
-    "questiontext", "fulltext", "context", "conversation", "dialogue", "dialog", "history", "chathistory", "post", "article",
-    "document", "passage", "sourcetext", "messages", "conversations", "task", "problem", "request", "title",
+    "questiontext", "fulltext", "context", "conversation", "conversations", "dialogue", "dialog", "history", "chathistory", "post", "article",
+    "document", "passage", "sourcetext", "messages", "task", "problem", "request", "title",
 )  # fmt: skip
 """Names of what was asked, without case and punctuation."""
 BESIDE = ("user", "text", "full", "chat", "initial", "human", "source", "original", "turns")

@@ -3,16 +3,35 @@
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 
-from ...records import FLOAT32_MAX, RecordError, SourceRow, has_text_cells, is_number, known_code, listed
+from ...records import (
+    FLOAT32_MAX,
+    RecordError,
+    SourceRow,
+    conversation,
+    has_text_cells,
+    is_number,
+    known_code,
+    listed,
+    parse_messages,
+)
 from .fields import FORMS, NEUTRAL_ALONE, FieldNames, Shape, value_at
 from .judged import JudgementReader
-from .likely import judgement_columns, likely_reading, numbers_reading, say_who_won, score_pairs
+from .likely import (
+    judgement_columns,
+    likely_reading,
+    name_words,
+    numbers_reading,
+    say_who_won,
+    score_pairs,
+)
 
 __all__ = ["JudgementGuard", "RowsAhead"]
 
 AHEAD = 500
 """Rows that are looked at for further values of a column before an error names it."""
 MOST_VALUES = 8
+TIE_FLAGS = {"tie", "istie", "tied", "istied", "draw", "isdraw"}
+"""Names, without case and punctuation, of columns that are true or 1 for a tie."""
 OTHER_CODE = 0.01
 """Share of rows with a number off the range from which on it is no slip of single rows."""
 
@@ -60,17 +79,21 @@ class JudgementGuard:
         self._shares: list[float] = []
         self._others: list[float] = []
         self._seen = self._off = 0
+        self._looked_ahead = False
+        self._two_readings: dict[Shape, bool] = {}
 
     def problem(self, row: SourceRow, shape: Shape | None, rows: RowsAhead) -> RecordError | None:
         """What is wrong with a row; None if nothing is."""
         if (share := self._share_off(row)) is not None:
-            if len(self._others) < 2:
-                for other in rows.ahead():
-                    self._note_shares(other)
+            self._look_ahead(rows)
             return self._other_code(share).at(row.file, row.line)
         if not self.judged or shape not in ("pair", "neutral"):
             return None
-        return self._unread_turn(row, shape) or self._unread(row, shape, rows)
+        return (
+            self._index_or_share(row, shape, rows)
+            or self._unread_turn(row, shape)
+            or self._unread(row, shape, rows)
+        )
 
     def finish(self) -> None:
         """Look back at the whole file.
@@ -106,6 +129,38 @@ class JudgementGuard:
                 continue
             if abs(value) <= FLOAT32_MAX:
                 yield float(value)
+
+    def _look_ahead(self, rows: RowsAhead) -> None:
+        """Note the shares of rows to come, once: a file may hold nothing but such rows."""
+        if not self._looked_ahead:
+            self._looked_ahead = True
+            for other in rows.ahead():
+                self._note_shares(other)
+
+    def _index_or_share(self, row: SourceRow, shape: Shape, rows: RowsAhead) -> RecordError | None:
+        """Nothing but 0 and 1 in a share that no setting names, of sides without a sense: it may be the better side's number."""
+        fields = {"preference", "judgements.preference"}
+        if fields & self.names.given.keys() or self.reader.codes or self.reader.preference_range != (0, 1):
+            return None
+        shares = [*self._row_shares(row)] if self._two_readings.get(shape, True) else []
+        if not shares:
+            return None
+        first, second = self._sides(shape)
+        if shape not in self._two_readings:
+            seen = {share for each in (row, *rows.ahead()) for share in self._row_shares(each)}
+            self._two_readings[shape] = seen <= {0.0, 1.0} and not say_who_won(first)
+        if not self._two_readings[shape]:
+            return None
+        nested = not self.names.has(row, "preference")
+        column = self.names.nested["preference"] if nested else self.names.theirs["preference"]
+        within = "judgements." if nested else ""
+        allowed = (
+            f"a sense that is said, for only 0 and 1 occur: columns: {{{within}preference: {column}}} where it is the share that prefers "
+            f"{first}; columns: {{first: {first}, second: {second}, {within}winner: {column}}}; codes: {{0: first | second, 1: first | "
+            "second} where it is the number of the better side"
+        )
+        value = shares[0]
+        return RecordError(column, int(value), allowed, reason="two readings", file=row.file, line=row.line)
 
     def _in_range(self, share: float) -> bool:
         low, high = sorted(self.reader.preference_range)
@@ -164,7 +219,7 @@ class JudgementGuard:
         elif self.names.has(row, "preference") or "preference" in self.names.given:
             return None
         elif say_who_won(sides[0]):
-            likely = judgement_columns(row.fields, unread, plain=True) or _contradicting(row.fields, unread)
+            likely = judgement_columns(row.fields, unread, plain=True) or _contradicting(row, unread)
         else:
             strength = [self.names.theirs["strength"]] if self.names.has(row, "strength") else []
             likely = strength + judgement_columns(row.fields, unread, plain=False)
@@ -205,9 +260,11 @@ class JudgementGuard:
         if "turn" in self.names.theirs or "turn" in self.names.switched_off:
             return None
         turn = row.fields.get("turn")
-        if isinstance(turn, bool) or not isinstance(turn, int) or turn < 1:
+        if isinstance(turn, str) and has_text_cells(row.file) and is_number(turn):
+            turn = float(turn)
+        if isinstance(turn, bool) or not isinstance(turn, int | float) or turn < 1:
             return None
-        asked = [_questions(value_at(row.fields, side)) for side in self._sides(shape)]
+        asked = [_questions(side, value_at(row.fields, side)) for side in self._sides(shape)]
         if min(asked) <= turn:
             return None
         allowed = (
@@ -217,18 +274,32 @@ class JudgementGuard:
         return RecordError("turn", turn, allowed, reason="unread turn", file=row.file, line=row.line)
 
 
-def _questions(side: object) -> int:
-    """Turns of the user in a side that is a list of messages; 0 for anything else."""
-    turns = side if isinstance(side, list) else ()
-    return sum(isinstance(turn, Mapping) and turn.get("role") == "user" for turn in turns)
+def _questions(field: str, side: object) -> int:
+    """Turns of the user in a side that is messages, or the JSON of some; 0 for anything else."""
+    try:
+        value = conversation(field, side) if isinstance(side, str) else side
+        messages = parse_messages(field, value)
+    except RecordError:  # said where the row is read
+        return 0
+    return sum(message.role == "user" for message in messages)
 
 
-def _contradicting(fields: Mapping[str, object], unread: list[str]) -> list[str]:
-    """Scores of both sides, of which the rejected one has more."""
+def _contradicting(row: SourceRow, unread: list[str]) -> list[str]:
+    """What says that a pair whose sides say who won is a tie, or scores of both sides, of which the rejected one has more."""
+    for column in unread:
+        if "".join(name_words(column)) in TIE_FLAGS and _number(row, column):
+            return [column]
     for first, second in score_pairs(unread):
-        chosen, rejected = fields[first], fields[second]
-        if not say_who_won(first):
-            continue
-        if isinstance(chosen, int | float) and isinstance(rejected, int | float) and chosen < rejected:
+        chosen, rejected = _number(row, first), _number(row, second)
+        if say_who_won(first) and chosen is not None and rejected is not None and chosen < rejected:
             return [first, second]
     return []
+
+
+def _number(row: SourceRow, column: str) -> float | None:
+    """A number, a truth value as one, or what a cell of text holds of these; None for anything else."""
+    value = row.fields[column]
+    if isinstance(value, str) and has_text_cells(row.file):
+        value = {"true": 1.0, "false": 0.0}.get(value.casefold(), value)
+        value = float(value) if isinstance(value, str) and is_number(value) else value
+    return float(value) if isinstance(value, int | float) and abs(value) <= FLOAT32_MAX else None

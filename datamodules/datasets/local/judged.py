@@ -24,7 +24,7 @@ from ...records import (
 )
 from .fields import FORMS, JUDGED, SHARED, SINGLE, column_values, value_at, without_nulls
 
-__all__ = ["JudgementReader"]
+__all__ = ["JudgementReader", "share_of_votes"]
 
 WITHOUT_SENSE = {name: kind for name, kind in JUDGED.items() if name not in ("strength", "votes")}
 """Columns of a comparison that are the same whichever side won."""
@@ -135,7 +135,7 @@ class JudgementReader:
         if form is None:
             judgement = None
         elif form == "votes":
-            judgement = _of_votes(votes["votes"])
+            judgement = Judgement(share_of_votes(votes["votes"]))
         elif form == "outcomes":
             given = {name: fields[name] for name in FORMS["outcomes"] if name in fields}
             sides = {"first_wins": "first", "second_wins": "second", "tie": "tie"}
@@ -221,7 +221,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _of_votes(votes: Sequence[object]) -> Judgement:
+def share_of_votes(votes: Sequence[object]) -> float:
     """Share of counts from the first side to the second that are on the first's half; those in the middle count half.
 
     Raises:
@@ -232,4 +232,4 @@ def _of_votes(votes: Sequence[object]) -> Judgement:
         raise RecordError("votes", votes, "at least one vote", reason="out of range")
     half = len(counts) // 2
     middle = counts[half] if len(counts) % 2 else 0.0
-    return Judgement((sum(counts[:half]) + 0.5 * middle) / sum(counts))
+    return (sum(counts[:half]) + 0.5 * middle) / sum(counts)

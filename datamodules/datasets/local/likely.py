@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from ...records import CODES, is_number, known_code
@@ -11,6 +12,7 @@ __all__ = [
     "judgement_columns",
     "likely_reading",
     "likely_sides",
+    "name_words",
     "numbers_reading",
     "say_who_won",
     "score_pairs",
@@ -20,6 +22,8 @@ JUDGING = {
     "winner", "win", "wins", "won", "label", "labels", "preference", "preferences", "pref", "prefs", "preferred", "prefers", "choice",
     "chosen", "better", "best", "verdict", "judgement", "judgements", "judgment", "judgments", "vote", "votes", "voted", "decision",
     "rating", "ratings", "rank", "ranks", "ranking", "annotation", "annotations", "strength", "score", "scores", "outcome",
+    "reward", "rewards", "points", "grade", "pick", "picked", "selected", "selection", "favored", "favoured", "favorite", "favourite",
+    "majority", "gold", "truth", "result", "comparison", "relation", "evaluation", "overall", "likert",
 }  # fmt: skip
 """Words in the names of columns that say, or may say, which side is better."""
 BESIDE = {
@@ -55,9 +59,11 @@ SHORT = 40
 """Letters of a code at most."""
 
 
-def name_words(name: str) -> list[str]:
+@lru_cache(maxsize=4096)  # asked for every row
+def name_words(name: str) -> tuple[str, ...]:
     """Words and numbers of a column's name: ``scoreA``, ``score_a`` and ``Score A`` have the same."""
-    return [word.casefold() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\dA-Za-z_]+", name)]
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\dA-Za-z_]+", name)
+    return tuple(word.casefold() for word in words)
 
 
 def say_who_won(side: str) -> bool:
@@ -70,13 +76,16 @@ def side_pairs(
 ) -> list[tuple[str, str]]:
     """Columns of which one is for each side, first and second: their names are the same but for one word."""
     words = {column: name_words(column) for column in columns}
+    named: dict[tuple[str, ...], list[str]] = {}
+    for column, parts in words.items():
+        named.setdefault(parts, []).append(column)
     pairs = []
     for order in orders:
         first_word, second_word = order
         for column, parts in words.items():
             for place in (place for place, word in enumerate(parts) if word == first_word):
-                other = [*parts[:place], second_word, *parts[place + 1 :]]
-                pairs += [(column, name) for name, theirs in words.items() if theirs == other]
+                other = (*parts[:place], second_word, *parts[place + 1 :])
+                pairs += [(column, name) for name in named.get(other, ())]
     return pairs
 
 
@@ -94,9 +103,8 @@ def likely_sides(fields: Mapping[str, object]) -> tuple[str, str] | None:
 
 def score_pairs(columns: Iterable[str]) -> list[tuple[str, str]]:
     """Columns that hold a score of each side, by their names; of sides that are called chosen and rejected too."""
-    return [
-        pair for pair in side_pairs(columns, (*NAMED, *ORDERED)) if not SCORES.isdisjoint(name_words(pair[0]))
-    ]
+    scores = [column for column in columns if not SCORES.isdisjoint(name_words(column))]
+    return side_pairs(scores, (*NAMED, *ORDERED))
 
 
 def judgement_columns(fields: Mapping[str, object], columns: Iterable[str], *, plain: bool) -> list[str]:
@@ -113,7 +121,8 @@ def judgement_columns(fields: Mapping[str, object], columns: Iterable[str], *, p
         is_plain = "".join(words) in PLAIN
         if not _holds_codes(fields.get(column)):
             continue
-        if is_plain or (not plain and not JUDGING.isdisjoint(words) and BESIDE.isdisjoint(words)):
+        judging = not JUDGING.isdisjoint(words) or _is_code(fields[column])
+        if is_plain or (not plain and judging and BESIDE.isdisjoint(words)):
             likely.append((not is_plain, len(likely), column))
     return [column for *_, column in sorted(likely)]
 
@@ -123,6 +132,11 @@ def _holds_codes(value: object) -> bool:
     if isinstance(value, str):
         return 0 < len(value.strip()) <= SHORT and "\n" not in value
     return isinstance(value, int | float) or (isinstance(value, list | dict) and bool(value))
+
+
+def _is_code(value: object) -> bool:
+    """Whether a value is a word for a side or a tie, whatever its column is called."""
+    return isinstance(value, str) and known_code(value, CODES)
 
 
 class Reading(NamedTuple):

@@ -133,6 +133,9 @@ from .shapes import Content, chosen_pair, neutral_pair, one_response, ranked_res
 
 __all__ = ["LocalDataModule"]
 
+MOST_WORDS = 6
+"""Of a user's name."""
+
 
 class LocalDataModule(OwnFilesDataModule):
     """Your own pairs, ranked responses or ratings, from JSON Lines, JSON, CSV or Parquet files."""
@@ -332,6 +335,12 @@ class LocalDataModule(OwnFilesDataModule):
         sides = [fields.get(side) for side in names]
         if names and all(not isinstance(side, str) or TURN.match(side.strip()) for side in sides):
             return
+        if "user" not in self.field_names.given and _reads_like_speech(user := fields.get("user")):
+            allowed = (
+                "a name, for the row has no prompt: columns: {prompt: user, user: null} where it is what the user said; columns: "
+                "{user: user} where it is a name"
+            )
+            raise RecordError("user", user, allowed, reason="unread prompt")
         unread = [column for column in row.fields if column not in self.field_names.read(shape)]
         for column in likely_columns("prompt", unread):
             allowed = (
@@ -339,3 +348,12 @@ class LocalDataModule(OwnFilesDataModule):
                 "{prompt: null} where the answers stand alone"
             )
             raise RecordError(column, row.fields[column], allowed, reason="unread prompt")
+
+
+def _reads_like_speech(value: object) -> bool:
+    """Whether the name of a user is rather what one said: a question, lines, more words than names have."""
+    return isinstance(value, str) and (
+        value.rstrip().endswith(("?", "\uff1f", "\u061f"))
+        or "\n" in value.strip()
+        or len(value.split()) > MOST_WORDS
+    )

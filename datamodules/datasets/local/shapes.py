@@ -21,7 +21,7 @@ from ...records import (
 )
 from ..hh_rlhf import TURN, parse_dialogue
 from .fields import ASKED, COMPARISON, JUDGED, RATED, SEVERAL, SHARED, column_values, without_nulls
-from .judged import JudgementReader
+from .judged import JudgementReader, share_of_votes
 from .texts import shared_prompt
 
 __all__ = ["Content", "chosen_pair", "neutral_pair", "one_response", "ranked_responses"]
@@ -125,7 +125,23 @@ def _comparison(
     values = column_values(field, {"preference": "number", **JUDGED}, fields)
     if "preference" in values:
         values["preference"] = reader.share_of_chosen(f"{field}preference", values["preference"])
-    return Comparison(*sides, **values)
+    comparison = Comparison(*sides, **values)
+    if "preference" not in values:
+        _refuse_other_majority(f"{field}votes", comparison.votes)
+    return comparison
+
+
+def _refuse_other_majority(field: str, votes: object) -> None:
+    """Refuse counts from chosen to rejected of which most are for rejected, where no share is said beside them."""
+    counts = votes if isinstance(votes, tuple) else ()
+    if not all(isinstance(count, int | float) and count >= 0 for count in counts) or not any(counts):
+        return  # the record says what is wrong with them
+    if (share := share_of_votes(counts)) < 0.5:
+        allowed = (
+            f"counts from chosen to rejected, of which chosen has a share of {share:g}: turn the sides or the counts round, say "
+            "preference, or read neutral sides: columns: {first: ..., second: ...}"
+        )
+        raise RecordError(field, votes, allowed, reason="votes for the other side")
 
 
 # Prompt and sides --------------------------------------------------------------------------------------------
@@ -152,6 +168,13 @@ def _sides(fields: Mapping[str, object], names: tuple[str, ...]) -> Content:
             )
         if given is None:
             return _two_texts(names, texts)
+        dialogue = _dialogue_prompt(given)
+        if dialogue is not given or all(TURN.match(text.strip()) for text in texts):
+            sides = {
+                name: parse_dialogue(name, text) if TURN.match(text.strip()) else _turns(name, text)
+                for name, text in zip(names, texts, strict=True)
+            }
+            return _conversations(fields, sides, dialogue)
         return Content(given, [Response(text) for text in texts])
     if given is None:
         for name, value in values.items():
@@ -173,6 +196,14 @@ def _refuse_two_readings(sides: Mapping[str, object]) -> None:
         if _is_texts(value) and len(value) % 2 and len(value) > 1:
             allowed = "one answer beside a prompt: turns as messages with roles, several answers in responses"
             raise RecordError(name, value, allowed, reason="several answers")
+
+
+def _dialogue_prompt(prompt: Prompt) -> Prompt:
+    """The turns of a prompt that is a dialogue in plain text which ends with the name of who is to answer; any other as it is."""
+    if not isinstance(prompt, str) or not TURN.match(prompt.strip()):
+        return prompt
+    turns = parse_dialogue("prompt", prompt)
+    return turns[:-1] if turns[-1] == Message("assistant", "") and len(turns) > 1 else prompt
 
 
 def _two_texts(names: tuple[str, ...], texts: Sequence[str]) -> Content:

@@ -3,7 +3,6 @@
 import csv
 import json
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -100,18 +99,6 @@ def write(folder, rows, release="33k"):
         path.parent.mkdir(exist_ok=True)
         pq.write_table(pa.Table.from_pylist(rows), path)
     return str(folder)
-
-
-def from_hub(monkeypatch, rows):
-    """Let the hub give rows, through the library's own tables; returns what is asked for."""
-    asked = []
-
-    def load_dataset(*names, **settings):
-        asked.append((*names, settings["revision"], settings["split"], settings["data_dir"]))
-        return datasets.Dataset.from_list(rows)
-
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    return asked
 
 
 def invented(folder, *, bad=False, **settings):
@@ -326,11 +313,11 @@ def test_settings_and_sources(tmp_path):
 
 
 @pytest.mark.parametrize("release", REVISIONS)
-def test_the_hub_gives_the_same_records(tmp_path, monkeypatch, release):
+def test_the_hub_gives_the_same_records(tmp_path, from_hub, release):
     row = {"33k": row33, "55k": row55, "100k": row100, "140k": row140}[release]
     rows = [row(), row(("Ho",) if release == "55k" else "Ho")]
     expected = examples(tmp_path, rows, release)
-    asked = from_hub(monkeypatch, rows)
+    asked = from_hub(rows)
     data = ArenaDataModule(release=release)
     assert [data.to_example(found) for source in data.sources for found in data.load(source)] == expected
     assert set(asked) == {(*REVISIONS[release].split("@"), "train", None)}

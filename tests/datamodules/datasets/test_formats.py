@@ -460,6 +460,94 @@ FORMATS = [
         {},
         [judged()],
     ),
+    # HannahKirk/prism-alignment@a9ec82149036 utterances.jsonl, without its data module: one rated response a row
+    Format(
+        "prism-utterances",
+        {
+            "utterance_id": "ut0",
+            "user_id": "user0",
+            "user_prompt": ASK,
+            "model_response": GOOD,
+            "score": 91,
+            "if_chosen": True,
+        },
+        {"columns": {"prompt": "user_prompt", "response": "model_response"}},
+        [],
+    ),
+    # namkoong-lab/PersonalLLM@2b32f2ae93a6: eight answers in columns of their own
+    Format(
+        "personalllm",
+        {"prompt": ASK, "response_1": GOOD, "response_2": BAD, "response_1_gemma_2b": 0.3},
+        {},
+        "response_1",
+    ),
+    # GPT-4-LLM@80cda626ea30, as the file is: GPT4LLMDataModule reads it
+    Format(
+        "gpt4llm-file",
+        {"user_input": ASK, "responses_and_scores": [{"response": GOOD, "source": "gpt4", "score": 9.0}]},
+        {},
+        "responses_and_scores",
+    ),
+    # LAION-AI/Open-Assistant@f1e6ed9526f5, a tree: OASSTDataModule reads it
+    Format(
+        "oasst-tree",
+        {
+            "message_tree_id": "t",
+            "tree_state": "ready",
+            "prompt": {"text": ASK, "role": "prompter", "replies": []},
+        },
+        {},
+        "message_tree_id",
+    ),
+    # ImageReward, test set: pictures and ranks
+    Format(
+        "imagereward",
+        {"id": "i", "prompt": ASK, "generations": ["a.webp", "b.webp"], "ranking": [2, 3]},
+        {},
+        "generations",
+    ),
+    # Pick-a-Pic: pictures; PickAPicDataModule reads stored vectors
+    Format(
+        "pick-a-pic",
+        {"caption": ASK, "image_0_uid": "a", "image_1_uid": "b", "label_0": 0.5, "has_label": True},
+        {},
+        "label_0",
+    ),
+    # RMB, best of N
+    Format(
+        "rmb-best-of-n",
+        {
+            "bon_uid": "u",
+            "conversation_input": TURNS[:1],
+            "bon_best": {"answer": GOOD},
+            "loser_list": [{"answer": BAD}],
+        },
+        {},
+        "bon_best",
+    ),
+    # arnav-gudibande/koala-test-set@2d4396aee3cf: prompts alone
+    Format("koala", {"id": "k", "prompt": ASK}, {}, "chosen and rejected, or first and second"),
+    # google-research-datasets/dices-dataset@c6bc01a37eac: a rater's answers; DICESRatersDataModule reads them
+    Format(
+        "dices-raters",
+        {"rater_id": 1, "item_id": 7, "context": ASK, "response": GOOD, "Q_overall": "Yes"},
+        {"columns": {"prompt": "context"}},
+        [],
+    ),
+    # Le-Wi-Di@45d7b06e4c36: labels of a text, by annotator; the file is one object, here one of its items
+    Format(
+        "lewidi",
+        {"text": ASK, "annotations": "1,0", "annotators": "Ann1,Ann2", "soft_label": {"0": 0.5, "1": 0.5}},
+        {},
+        "soft_label",
+    ),
+    # OpenBMB/UltraFeedback@bf80fd4, raw: UltraFeedbackDataModule reads it
+    Format(
+        "ultrafeedback-raw",
+        {"instruction": ASK, "completions": [{"response": GOOD, "overall_score": 8.0}]},
+        {},
+        "completions",
+    ),
     # DSP@ec099cf332cf, webgpt: lists of two texts and of their scores
     Format(
         "lists-by-index",

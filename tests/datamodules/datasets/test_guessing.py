@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 import pytest
 
-from pluralign.datamodules import LocalDataModule
+import pluralign.datamodules
+from pluralign.datamodules import LocalDataModule, PreferenceDataModule
 from pluralign.datamodules.datasets import guess_table
+from pluralign.datamodules.datasets.guessing import KNOWN
 from pluralign.datamodules.records import SourceRow
 
 FRUIT = ("apple", "pear", "plum", "quince", "medlar", "fig", "grape", "melon")
@@ -647,10 +649,10 @@ ONE = {
     # HannahKirk/prism-alignment@a9ec82149036 and google-research-datasets/dices-dataset@c6bc01a37eac: a row is one response
     "PRISM": (
         prism,
-        {"response": "model_response", "prompt": "user_prompt", "user": "user_id"},
+        {"response": "model_response", "prompt": "user_prompt"},
         "PRISMDataModule",
     ),
-    "DICES": (dices_raters, {"prompt": "context", "user": "rater_id"}, "DICESRatersDataModule"),
+    "DICES": (dices_raters, {"prompt": "context"}, "DICESRatersDataModule"),
 }
 
 
@@ -669,3 +671,17 @@ def test_a_format_that_is_no_pair(name):
     assert (guess.known and guess.known.module) == module
     assert guess.shape is None
     assert phrase in guess.form
+
+
+@pytest.mark.parametrize("known", KNOWN, ids=lambda known: f"{known.module} {dict(known.settings)}")
+def test_a_public_data_set_has_its_data_module(known, tmp_path):
+    """Each table's data module is there and takes the settings that are said; what it reads, its own tests say."""
+    module = getattr(pluralign.datamodules, known.module)
+    assert issubclass(module, PreferenceDataModule)
+    file = tmp_path.joinpath(*"abc"[: known.levels], "rows.jsonl")
+    try:
+        data = module(data_dir=str(known.folder(file)), **dict(known.settings))
+    except (FileNotFoundError, ValueError) as error:
+        assert "data_dir" in str(error)  # of one that looks at once
+    else:
+        assert data.data_dir == str(known.folder(file))

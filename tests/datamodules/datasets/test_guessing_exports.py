@@ -90,7 +90,7 @@ def test_counts_of_votes_are_read_as_their_name_is_and_said():
     rows = [pair(i) | {"votes": [3, 1, i % 2]} for i in range(12)]
     guess = guess_table(rows)
     assert guess.is_certain
-    assert "from response_a to response_b" in guess.notes[-1]
+    assert "from those for the first side" in guess.evidence[-1]
     assert [wins(record)[0][0] for record in records(rows[:2], guess.settings())] == [0.875, 0.7]
     uneven = [pair(i) | {"votes": [1] * (2 + i % 2)} for i in range(12)]
     assert not guess_table(uneven).is_certain

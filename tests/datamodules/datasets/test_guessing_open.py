@@ -1,6 +1,8 @@
 """What is certain and what is open in a table: who won, the prompt, the user, by names, codes, signs and what agrees."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pluralign.datamodules import LocalDataModule
 from pluralign.datamodules.datasets import GivenSettings, guess_table
@@ -57,6 +59,7 @@ CERTAIN = {
     "ranks of both sides": ({"rank_left": [1, 2, 1], "rank_right": [2, 1, 1]}, [1, 0, 0.5]),
     "one and two": ({"choice": [1, 2, 1]}, [1, 0, 1]),
     "one to two": ({"preference": [1.25, 2.0, 1.5]}, [0.75, 0, 0.5]),
+    "counts of votes": ({"votes": [[3, 0, 1], [0, 2, 0], [1, 0, 3]]}, [0.75, 0.5, 0.25]),
     "judges in a list": (
         {"votes_cast": [[{"voter": "ann", "vote": "B"}], [{"voter": "bo", "vote": "A"}]]},
         [0, 1, 0],
@@ -89,6 +92,7 @@ OPEN = {
         [(1, 0, 0.5), (1, 0, None), (0.5, 0, 1), (0.5, 1, 0)],
     ),
     "a scale": ({"preference": [1, 5, 3, 2, 4]}, [(1, 0, 0.5), (0, 1, 0.5)]),
+    "the number of the better one": ({"better_response_id": [1, 0, 0]}, [(1, 0, 0), (0, 1, 1)]),
     "two words": ({"winner": ["ours", "theirs", "tie"]}, [(1, 0, 0.5), (0, 1, 0.5)]),
     "minus one, zero, one": (
         {"label": [1, -1, 0]},
@@ -363,3 +367,54 @@ def test_one_response_with_a_rating():
     ]
     columns = {"prompt": "question", "response": "answer", "score": "rating"}
     assert guess_table(rows).settings() == {"columns": columns}
+    assert guess_table(rows).split == "predict"
+    assert guess_table([{**row, "votes": [1, 2]} for row in rows]).split == "train"
+
+
+def test_what_stands_before_the_prompt_is_said_to_be_left_out():
+    guess = guess_table(named(system=["You know about tools.", "You are brief, and kind to tools."]))
+    assert guess.settings() == {}
+    assert any(note.startswith("system is not read") for note in guess.notes)
+
+
+NAMES = (
+    "prompt",
+    "chosen",
+    "rejected",
+    "answer_a",
+    "answer_b",
+    "winner",
+    "label",
+    "score_a",
+    "score_b",
+    "votes",
+    "turn",
+    "user",
+)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from(["A", "tie", "1", "[{'role'", "said in a few words"])
+)
+VALUES = st.recursive(
+    SCALARS | st.just([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None}]),
+    lambda inside: (
+        st.lists(inside, max_size=3)
+        | st.dictionaries(st.sampled_from((*NAMES, "role", "content")), inside, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.dictionaries(st.sampled_from(NAMES), VALUES), max_size=6), st.booleans())
+def test_any_table_is_guessed_or_said_to_be_none(rows, text_cells):
+    """Whatever a table holds, there is a guess, and each of its readings is one that LocalDataModule takes."""
+    guess = guess_table(rows, text_cells=text_cells)
+    readings = [reading for question in guess.questions for reading in question.readings]
+    for chosen in [[], *([reading] for reading in readings)] if guess.shape else []:
+        LocalDataModule(test="rows.jsonl", **guess.settings(*chosen))
+    for reading in readings:
+        assert len(reading.answers(rows).shares) == len(rows)

@@ -3,7 +3,6 @@
 import gzip
 import json
 
-import datasets
 import pytest
 
 from pluralign.datamodules import HelpSteer3DataModule, Message, RecordError
@@ -38,18 +37,6 @@ def write(folder, rows, held_out=None, packed=False):
         path = folder / "preference" / f"{name}.jsonl{'.gz' if packed else ''}"
         path.write_bytes(gzip.compress(lines) if packed else lines)
     return str(folder)
-
-
-def from_hub(monkeypatch, rows):
-    """Let the hub give rows, through the library's own tables; returns what is asked for."""
-    asked = []
-
-    def load_dataset(*names, **settings):
-        asked.append((*names, settings["revision"], settings["split"], settings["data_dir"]))
-        return datasets.Dataset.from_list(rows)
-
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    return asked
 
 
 def invented(folder, *, bad=False, **settings):
@@ -184,9 +171,9 @@ def test_settings_and_source():
         HelpSteer3DataModule(judgements="crowd")
 
 
-def test_the_hub_gives_the_same_records(tmp_path, monkeypatch):
+def test_the_hub_gives_the_same_records(tmp_path, from_hub):
     expected = example(tmp_path, row())
-    asked = from_hub(monkeypatch, [row()])
+    asked = from_hub([row()])
     data = HelpSteer3DataModule()
     assert [data.to_example(found) for found in data.load("train")] == [expected]
     assert [found.fields["id"] for found in data.load("test")] == ["validation:1"]

@@ -1,11 +1,13 @@
 """Judgements that no field reads, and shares that are another code: refused with the setting that reads them."""
 
+import csv
 import json
 import re
 
 import pytest
 
 from pluralign.datamodules import LocalDataModule, RecordError
+from pluralign.datamodules.datasets.local.guard import RowsAhead
 from pluralign.datamodules.datasets.local.likely import (
     Reading,
     likely_reading,
@@ -236,3 +238,117 @@ def test_readings_are_yaml():
         {"codes": "{'yes': first | second | tie | none, 'no': first | second | tie | none}"},
     )
     assert re.search(r"columns: \{winner: label\}; codes", str(reading))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("pick", "response_b"), ("reward_b", 2.5), ("favourite", 2), ("Sieger", "B"), ("\u52dd\u8005", "B>A"), ("outcome of it", "tie")],
+)  # fmt: skip
+def test_a_judgement_under_another_name(tmp_path, name, value):
+    row = {**SIDES, name: value}
+    for columns in (TAKEN, NEUTRAL):
+        assert refusal(tmp_path, [row], columns=columns).field == name
+    told = {**row, "prompt": "Which?", "chosen": "Green.", "rejected": "Black."}
+    assert not isinstance(next(module(tmp_path, [told]).load("test")), RecordError), "the sides say it"
+
+
+def test_a_code_in_a_column_beside_a_judgement_is_none(tmp_path):
+    row = {**SIDES, "source_text": "A", "reason": "same"}
+    assert not isinstance(next(module(tmp_path, [row], columns=TAKEN).load("test")), RecordError)
+
+
+@pytest.mark.parametrize(
+    ("columns", "row"),
+    [
+        (NEUTRAL, {"preference": 1}),
+        (NEUTRAL, {"preference": 0.0}),
+        (TAKEN, {"preference": 0}),
+        (NEUTRAL, {"judgements": [{"preference": 1, "user": "ann"}]}),
+    ],
+)
+def test_nothing_but_0_and_1_may_be_a_share_or_a_number_of_the_side(tmp_path, columns, row):
+    error = refusal(tmp_path, [{**SIDES, **row}] * 3, columns=columns)
+    assert error.reason == "two readings" and "preference: preference}" in error.allowed
+    assert "winner: preference}; codes: {0: first | second" in error.allowed
+    within = "judgements." if "judgements" in row else ""
+    said = {**columns, f"{within}preference": "preference"}
+    assert not isinstance(next(module(tmp_path, [{**SIDES, **row}], columns=said).load("test")), RecordError)
+
+
+def test_a_share_between_0_and_1_settles_what_the_column_is(tmp_path):
+    rows = [{**SIDES, "preference": share} for share in (1, 0, 0.4)]
+    rows = list(module(tmp_path, rows, columns=NEUTRAL).load("test"))
+    assert len(rows) == 3 and not any(isinstance(row, RecordError) for row in rows)
+
+
+def test_sides_that_say_who_won_and_a_column_that_says_otherwise(tmp_path):
+    pair = {"prompt": "Which?", "chosen": "Green.", "rejected": "Black."}
+    for flag in ("tie", "is_tie", "Draw"):
+        assert refusal(tmp_path, [{**pair, flag: True}]).field == flag
+        assert not isinstance(next(module(tmp_path, [{**pair, flag: False}]).load("test")), RecordError)
+    path = tmp_path / "scores.csv"
+    path.write_text("prompt,chosen,rejected,score_chosen,score_rejected,tie\nWhich?,Green.,Black.,1.5,4,\n")
+    first = next(LocalDataModule(test=str(path)).load("test"))
+    assert isinstance(first, RecordError) and first.field == "score_chosen"
+    path.write_text("prompt,chosen,rejected,tie\nWhich?,Green.,Black.,True\nWhich?,Green.,Black.,false\n")
+    first, second = LocalDataModule(test=str(path)).load("test")
+    assert isinstance(first, RecordError) and first.field == "tie" and not isinstance(second, RecordError)
+
+
+def test_a_turn_of_conversations_in_other_forms(tmp_path):
+    turns = [("human", "Hi"), ("gpt", "Hello"), ("human", "More?"), ("gpt", "Yes")]
+    side = [{"from": speaker, "value": text} for speaker, text in turns]
+    row = {"first": side, "second": [*side[:-1], {"from": "gpt", "value": "No"}], "winner": "a", "turn": 1.0}
+    written = {name: json.dumps(value) if isinstance(value, list) else value for name, value in row.items()}
+    for each in (row, written):
+        assert refusal(tmp_path, [each]).reason == "unread turn"
+        assert not isinstance(next(module(tmp_path, [{**each, "turn": 2}]).load("test")), RecordError)
+    path = tmp_path / "turns.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, written)
+        writer.writeheader()
+        writer.writerow(written)
+    first = next(LocalDataModule(test=str(path)).load("test"))
+    assert isinstance(first, RecordError) and first.reason == "unread turn"
+
+
+def test_a_file_of_another_code_is_looked_ahead_once(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        RowsAhead, "ahead", lambda self, ahead=RowsAhead.ahead: calls.append(1) or ahead(self)
+    )
+    rows = [{"prompt": "Which?", "chosen": "Green.", "rejected": "Black.", "preference": 2}] * 5
+    with pytest.raises(RecordError, match="in 5 of 5 rows"):
+        list(module(tmp_path, rows).load("test"))
+    assert calls == [1]
+
+
+@pytest.mark.parametrize(
+    "user", ["How deep is the sea?", "Tell me:\n1. the sea", "a name of more words than names have"]
+)
+def test_what_the_user_said_is_no_name(tmp_path, user):
+    row = {"user": user, "chosen": "Deep", "rejected": "Flat"}
+    with pytest.raises(RecordError, match="unread prompt: field 'user'"):
+        list(map(module(tmp_path, [row]).to_example, module(tmp_path, [row]).load("test")))
+    data = module(tmp_path, [row], columns={"prompt": "user", "user": None})
+    (record,) = map(data.to_example, data.load("test"))
+    assert record.prompt == user and record.comparisons[0].user is None
+    data = module(tmp_path, [row], columns={"user": "user"})
+    (record,) = map(data.to_example, data.load("test"))
+    assert record.prompt == "" and record.comparisons[0].user == user
+
+
+def test_votes_for_the_rejected_side(tmp_path):
+    pair = {"prompt": "Which?", "chosen": "Green.", "rejected": "Black."}
+    several = {
+        "prompt": "Which?",
+        "responses": ["Green.", "Black."],
+        "comparisons": [{"chosen": 0, "rejected": 1, "votes": [1, 3]}],
+    }
+    for row in ({**pair, "votes": [0, 1, 2]}, several):
+        data = module(tmp_path, [row])
+        with pytest.raises(RecordError, match="votes for the other side"):
+            list(map(data.to_example, data.load("test")))
+    for row in ({**pair, "votes": [2, 1, 2]}, {**pair, "votes": [0, 1, 2], "preference": 0.3}):
+        data = module(tmp_path, [row])
+        assert len(list(map(data.to_example, data.load("test")))) == 1

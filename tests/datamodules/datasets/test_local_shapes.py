@@ -285,3 +285,43 @@ def test_a_heading_that_all_rows_have_makes_no_group_of_them():
         shared_prompt(f"Ask {word} and go on a", f"Ask {word} and go on b").group for word in ("x", "x", "y")
     }
     assert len(one) == 2
+
+
+@pytest.mark.parametrize("written", ["Human: {}\n\nAssistant:", "\n\nHuman: {}\n\nAssistant: ", "{}"])
+def test_a_prompt_beside_dialogues_in_plain_text_is_not_read_twice(tmp_path, written):
+    whole = "\n\nHuman: Name a bird.\n\nAssistant: {}"
+    row = {
+        "prompt": written.format("Name a bird."),
+        "chosen": whole.format("Wren."),
+        "rejected": whole.format("Oak."),
+    }
+    given = record(tmp_path, row)
+    assert [response.text for response in given.responses] == ["Wren.", "Oak."]
+    assert given.split_key == "Name a bird."
+    with pytest.raises(RecordError, match="another prompt"):
+        record(tmp_path, {**row, "prompt": written.format("Name a tree.")})
+
+
+def test_a_prompt_that_ends_with_the_name_of_who_is_to_answer(tmp_path):
+    row = {
+        "prompt": "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: A bird!\n\nAssistant:",
+        "first": " Wren.",
+        "second": " Oak.",
+        "winner": "b",
+    }
+    given = record(tmp_path, row)
+    assert given.prompt == (Message("user", "Hi"), Message("assistant", "Yes?"), Message("user", "A bird!"))
+    assert [response.text.strip() for response in given.responses] == ["Wren.", "Oak."]
+    given = record(tmp_path, {**row, "prompt": "Human: is a word.", "first": "Yes.", "second": "No."})
+    assert given.prompt == "Human: is a word."
+
+
+def test_a_question_as_text_and_as_a_message_is_on_one_side_of_a_split(tmp_path):
+    sides = {"chosen": "Wren.", "rejected": "Oak."}
+    asked = [
+        "Name a bird. ",
+        {"role": "user", "content": "Name a bird."},
+        [{"role": "user", "content": " Name a bird."}],
+    ]
+    keys = {record(tmp_path, {"prompt": prompt, **sides}).split_key for prompt in asked}
+    assert keys == {"Name a bird."}

@@ -76,3 +76,12 @@ def test_other_text_stays_text(text):
 def test_what_only_looks_like_a_conversation_is_refused(text):
     with pytest.raises(RecordError, match=r"^wrong type: field 'f' is .*messages as JSON"):
         conversation("f", text)
+
+
+def test_conversations_of_speakers_and_values():
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes", "weight": 1}]
+    assert conversation("chosen", json.dumps(turns)) == turns
+    for answer in ('{"from": "Oslo", "value": 3}', "{'from': 'Oslo', 'value': 3}"):
+        assert conversation("chosen", answer) == answer, "an answer in JSON"
+    with pytest.raises(RecordError, match=r"json\.dumps writes it"):
+        conversation("chosen", str(turns))

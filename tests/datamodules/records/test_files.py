@@ -119,6 +119,15 @@ def test_csv_row_with_too_many_cells(tmp_path):
     assert (error.reason, error.line, row.fields) == ("wrong type", 2, {"a": "4", "b": "5"})
 
 
+def test_csv_row_with_too_few_cells(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,chosen,rejected,preference\nA?,b,c\nD?,e,f,\n\nG?,h")
+    short, whole, cut = read_csv(path)
+    assert [error.reason for error in (short, cut)] == ["wrong length"] * 2 and "4 cells" in str(short)
+    assert (short.line, whole.line, cut.line) == (2, 3, 5)
+    assert whole.fields == {"prompt": "D?", "chosen": "e", "rejected": "f"}
+
+
 def test_csv_with_an_open_quote(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text('a\nfine\n"open\n')

@@ -4,7 +4,7 @@ import pytest
 from datasets.exceptions import DatasetNotFoundError, NonMatchingSplitsSizesError
 
 from pluralign.datamodules import RecordError
-from pluralign.datamodules.records import HubDataset
+from pluralign.datamodules.records import HubDataset, HubTable
 
 HUB = HubDataset("org/set", "0123456789abcdef")
 
@@ -39,3 +39,25 @@ def test_errors_name_dataset_and_what_to_do(monkeypatch, error, message):
         RecordError, match=rf"(?s)^org/set@0123456789ab/part\[dev\]: unreadable dataset: .*{message}"
     ):
         list(HUB.rows("dev", configuration="part"))
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("org/name", ("org/name", None, None, None)),
+        ("hub:org/name", ("org/name", None, None, None)),
+        ("org/name/test", ("org/name", None, None, "test")),
+        ("org/name@v1.2", ("org/name", "v1.2", None, None)),
+        ("org/name@0a1b:plain/test", ("org/name", "0a1b", "plain", "test")),
+        ("org/name:my-config", ("org/name", None, "my-config", None)),
+    ],
+)
+def test_a_name_of_the_hub(text, parts):
+    table = HubTable.of_name(text)
+    assert table == parts
+    assert table.place == text.removeprefix("hub:")
+
+
+@pytest.mark.parametrize("text", ["name", "a/b/c/d", "s3://bucket/rows", "data/*.parquet", "~/rows/a", ""])
+def test_no_name_of_the_hub(text):
+    assert HubTable.of_name(text) is None

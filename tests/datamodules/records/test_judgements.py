@@ -49,6 +49,19 @@ def test_unknown_codes_and_numbers_are_errors(code):
     assert caught.value.value == code
 
 
+@pytest.mark.parametrize("code", ["!A", "-A", "A\U0001f44e", "A+", "A->B", "\u22121", "- 1", ".5", "1,5"])
+def test_a_sign_that_may_mean_something_makes_another_code(code):
+    codes = check_codes({"1": "first", "5": "second"})
+    with pytest.raises(RecordError, match="unknown code"):
+        coded_judgement("winner", code, codes)
+    assert coded_judgement("winner", code, check_codes({code: "tie"})) == (0.5, None)
+
+
+@pytest.mark.parametrize("code", ["\u201cA\u201d", "**A**", "`model_a`.", "A:", "a\u2013is-better"])
+def test_quotes_and_marks_say_nothing(code):
+    assert coded_judgement("winner", code).share == 1
+
+
 @pytest.mark.parametrize("code", [None, ["A"], math.nan])
 def test_what_is_no_code(code):
     with pytest.raises(RecordError, match="wrong type"):
