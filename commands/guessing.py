@@ -23,6 +23,7 @@ from pluralign.datamodules.datasets import (
     outcome_words,
 )
 from pluralign.datamodules.records import RecordError
+from pluralign.datamodules.tokens import SplitReport
 
 from .outcomes import data_block, print_outcome
 from .parser import Parser
@@ -205,12 +206,15 @@ def _print_reading(guess: TableGuess, sample: Sample, examples: int, console: Co
         split = "test" if guess.split == "train" else guess.split
         data = SampledDataModule(sample, split, settings, on_invalid="skip")
         outcome = take_records(data, len(sample.rows))
-        dropped = tokenised(sample, split, settings).dropped if outcome.records else {}
+        report = tokenised(sample, split, settings) if outcome.records else SplitReport()
     sides = [
         str(guess.reading.columns.get(name)) for name in ("first", "second") if name in guess.reading.columns
     ]
-    print_outcome(outcome, examples, console, sides=sides, dropped=dropped, unread=data.unread_columns(split))
-    if not outcome.records:
+    print_outcome(
+        outcome, examples, console, sides=sides, dropped=report.dropped, unread=data.unread_columns(split)
+    )
+    if not report.records:
+        console.print(Text.assemble(("mind     ", "bold cyan"), "nothing is left of these rows"))
         raise SystemExit(NOTHING_CHOSEN)
     console.rule("[bold]paste this", align="left")
     if sample.hub is not None:

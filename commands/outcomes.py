@@ -124,7 +124,9 @@ def _counts(outcome: Outcome, dropped: Mapping[str, int], sides: Sequence[str]) 
 
 def _votes(record: PreferenceRecord) -> list[tuple[float, ...]]:
     """Counts of votes of a record, on its responses and on its comparisons."""
-    return [item.votes for item in (*record.responses, *record.comparisons) if item.votes is not None]
+    every = [response.votes for response in record.responses]
+    every += [comparison.votes for comparison in record.comparisons]
+    return [votes for votes in every if votes is not None]
 
 
 def _side(comparison: Comparison) -> int:

@@ -248,6 +248,17 @@ def test_votes_are_shown(run, tmp_path):
     assert "-> answer_a wins over answer_b, share 0.75, votes 3, 0, 1" in text
 
 
+def test_rows_of_which_nothing_is_left(run, tmp_path):
+    rows = [
+        {"prompt": pair(i)["question"], "chosen": pair(i)["answer_a"], "rejected": pair(i)["answer_a"]}
+        for i in range(9)
+    ]
+    text, status = run(written(tmp_path / "winds.jsonl", rows))
+    assert status == 2
+    assert "9 comparison of identical responses" in text and "nothing is left of these rows" in text
+    assert blocks(text) == []
+
+
 def test_no_rows_are_asked_for(run, tmp_path):
     path = written(tmp_path / "winds.jsonl", [judged(0)])
     assert run(path, "--rows", "0")[1] == 2

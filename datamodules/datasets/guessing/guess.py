@@ -346,7 +346,7 @@ def _with_names(guess: TableGuess, given: GivenSettings) -> TableGuess:
     return replace(guess, reading=reading, evidence=evidence, notes=tuple(notes))
 
 
-def _of_other_shapes(shape: Shape, table: TableProfile) -> list[str]:
+def _of_other_shapes(shape: Shape | None, table: TableProfile) -> list[str]:
     """Fields that rows of another shape have, and columns here: rows are told by them, whatever they hold."""
     others = {name for names in SIDES.values() for name in names} | {"response", "responses", "comparisons"}
     return sorted(name for name in others - set(READ[shape]) if name in table.top)

@@ -22,8 +22,8 @@ SAYS_WHO_WON = ("winner", "strength", "preference", "first_wins", "first_score",
 """Fields of which one says who won."""
 NOTHING = (
     "no column says who won that could be read: name it by columns: {winner: ...} with codes, {strength: ...} with positive, "
-    "{preference: ...} for a share, {first_wins, second_wins, tie}, {first_score, second_score}, or {judgements: ...} for a list "
-    "of what several people said"
+    "{preference: ...} for a share, {first_wins, second_wins, tie}, {first_score, second_score}, {judgements: ...} for a list of "
+    "what several people said, or by judges: [...] where each has a column"
 )
 
 

@@ -145,3 +145,10 @@ def test_judges_that_are_given_are_not_asked_for():
     guess = guess_table(rows, given=given)
     assert guess.is_certain
     assert guess.settings()["codes"] == codes
+
+
+def test_shares_with_a_decimal_comma_are_not_passed_over():
+    rows = [pair(i, "chosen", "rejected") | {"preference": ("0,8", "1", "0,5")[i % 3]} for i in range(12)]
+    (question,) = guess_table(rows, text_cells=True).questions
+    assert question.about == "the share"
+    assert "decimal comma" in question.why
