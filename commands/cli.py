@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar, Generic, Literal, NoReturn, Protocol, TypeVar, get_type_hints
 
+import torch
 from jsonargparse import Namespace
+from jsonargparse.typing import register_type
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
@@ -39,6 +41,11 @@ GIVEN_BY_TRAINER: set[str | int] = {
     "return_predictions",
 }
 """Arguments of the trainer's methods that are no options."""
+
+
+register_type(
+    torch.device, str
+)  # a default of callbacks; as an object it could not be written to a run's config.yaml
 
 
 class Options(Protocol):

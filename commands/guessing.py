@@ -1,11 +1,13 @@
 """``pluralign data inspect FILE``: what the data seem to be, how to read them, and what their first rows then say."""
 
+import re
 import warnings
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from rich.console import Console
 from rich.text import Text
 
@@ -21,11 +23,12 @@ from pluralign.datamodules.datasets import (
     outcome_words,
 )
 from pluralign.datamodules.records import RecordError
+from pluralign.datamodules.tokens import SplitReport
 
 from .outcomes import data_block, print_outcome
 from .parser import Parser
 from .program import EPILOG
-from .sampling import Sample, SampledDataModule, take_records, take_sample, tokenised
+from .sampling import Outcome, Sample, SampledDataModule, take_records, take_sample, tokenised
 
 __all__ = ["inspect_unknown"]
 
@@ -50,7 +53,7 @@ def inspect_unknown(words: Sequence[str], *, console: Console | None = None) -> 
     sample = take_sample(options.data, options.rows)
     given = GivenSettings(
         options.columns,
-        options.codes,
+        {str(code): meaning for code, meaning in options.codes.items()},  # YAML reads numbers
         {
             name: options[name]
             for name in ("positive", "preference_range", "judges")
@@ -68,6 +71,8 @@ def inspect_unknown(words: Sequence[str], *, console: Console | None = None) -> 
     if not guess.is_certain:
         for question in guess.questions:
             _print_question(question, guess, sample, console)
+        if any(question.readings for question in guess.questions):
+            _print_how_to_choose(len(guess.questions), console)
         _print_columns(guess, console)
         raise SystemExit(NOTHING_CHOSEN)
     _print_reading(guess, sample, options.examples, console)
@@ -89,8 +94,8 @@ def _parser() -> Parser:
         type=str,
         help="files, patterns or folders; or a dataset on the hub, [hub:]org/name[@revision][:configuration][/split]",
     )
-    add("--rows", type=int, default=2000, help="how many rows are looked at")
-    add("--examples", type=int, default=3, help="how many of them are shown")
+    add("--rows", type=PositiveInt, default=2000, help="how many rows are looked at")
+    add("--examples", type=NonNegativeInt, default=3, help="how many of them are shown")
     add(
         "--columns",
         type=dict[str, str | None],
@@ -147,12 +152,17 @@ def _print_question(question: OpenQuestion, guess: TableGuess, sample: Sample, c
         if reading.judge is not None:
             console.print(Text(f"           {_said(reading, guess)}"))
         _print_block(
-            data_block("LocalDataModule", {guess.split: sample.train} | guess.settings(reading)), console
+            data_block("LocalDataModule", {guess.split: sample.train, **guess.settings(reading)}), console
         )
-    if question.readings:
-        console.print(
-            Text("\nPaste the one that is right, or give its settings here: --columns, --codes, --positive.")
-        )
+
+
+def _print_how_to_choose(questions: int, console: Console) -> None:
+    what = (
+        "Paste the one that is right, or give its settings here"
+        if questions == 1
+        else f"{questions} things are open, and each reading settles one of them: give the settings of the right ones here"
+    )
+    console.print(Text(f"\n{what}: --columns, --codes, --positive."))
 
 
 def _said(reading: TableReading, guess: TableGuess) -> str:
@@ -169,7 +179,8 @@ def _print_columns(guess: TableGuess, console: Console) -> None:
     """What every column holds, for somebody who must choose."""
     console.print()
     console.print(Text("columns", "bold cyan"))
-    for name in islice(guess.table.columns, 40):
+    names = guess.table.columns if len(guess.table.rows) > 1 else guess.table.top
+    for name in islice((name for name in names if name in guess.table.columns), 40):
         column = guess.table.columns[name]
         gaps = f", missing in {column.missing:.0%} of the rows" if column.missing else ""
         kind = (
@@ -191,36 +202,46 @@ def _print_reading(guess: TableGuess, sample: Sample, examples: int, console: Co
     settings = guess.settings()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what there is to say of columns is said below
-        split = (
-            "test" if guess.split == "train" else guess.split
-        )  # of a training split some rows are held out
+        # Of a training split some rows are held out.
+        split = "test" if guess.split == "train" else guess.split
         data = SampledDataModule(sample, split, settings, on_invalid="skip")
         outcome = take_records(data, len(sample.rows))
-        dropped = tokenised(sample, split, settings).dropped if outcome.records else {}
+        report = tokenised(sample, split, settings) if outcome.records else SplitReport()
     sides = [
         str(guess.reading.columns.get(name)) for name in ("first", "second") if name in guess.reading.columns
     ]
-    print_outcome(outcome, examples, console, sides=sides, dropped=dropped, unread=data.unread_columns(split))
-    if not outcome.records:
+    print_outcome(
+        outcome, examples, console, sides=sides, dropped=report.dropped, unread=data.unread_columns(split)
+    )
+    if not report.records:
+        console.print(Text.assemble(("mind     ", "bold cyan"), "nothing is left of these rows"))
         raise SystemExit(NOTHING_CHOSEN)
     console.rule("[bold]paste this", align="left")
     if sample.hub is not None:
         console.print(
             Text(f"# {sample.hub.place}, written to a folder by datasets.load_dataset(...).save_to_disk(...)")
         )
-    train = sample.train if sample.hub is None else sample.hub.name.partition("/")[2]
-    _print_block(data_block("LocalDataModule", {guess.split: train} | settings), console)
-    _print_next(guess.split, console)
+    rows = sample.train if sample.hub is None else sample.hub.name.partition("/")[2]
+    _print_block(
+        data_block("LocalDataModule", {guess.split: rows, **settings, **_skipping(outcome)}), console
+    )
+    compared = guess.split == "predict" or any(record.comparisons for record in outcome.records)
+    _print_next(guess.split, "bradley_terry_local" if compared else "dprm_local", console)
 
 
-def _print_next(split: str, console: Console) -> None:
-    recipe = "--config configs/bradley_terry_local.yaml --config data.yaml"
+def _skipping(outcome: Outcome) -> dict[str, object]:
+    """The setting by which a run loses the rows that were lost here; without it they stop the run."""
+    return {"on_invalid": "skip"} if outcome.lost else {}
+
+
+def _print_next(split: str, recipe: str, console: Console) -> None:
+    given = f"--config configs/{recipe}.yaml --config data.yaml"
     if split == "predict":
         said = "next: nobody compared these answers, so that nothing can be learnt from them; a trained model scores them"
-        commands = [f"pluralign predict {recipe} --ckpt_path last --output rewards.jsonl"]
+        commands = [f"pluralign predict {given} --ckpt_path last --output rewards.jsonl"]
     else:
         said = "next: write it to data.yaml, look at lengths and agreement, then train"
-        commands = [f"pluralign data inspect {recipe}", f"pluralign fit {recipe}"]
+        commands = [f"pluralign data inspect {given}", f"pluralign fit {given}"]
     console.print(Text("\n  ".join([said, *commands])), soft_wrap=True)
 
 
@@ -228,25 +249,61 @@ def _print_known(known: KnownTable, sample: Sample, most: int, examples: int, co
     """Say which data module reads this public data set, and what it reads; False where its files lie otherwise."""
     console.print(Text.assemble(("it is    ", "bold cyan"), f"a table that {known.module} reads: use that"))
     module: type[PreferenceDataModule] = getattr(pluralign.datamodules, known.module)
-    settings = dict(known.settings)
+    if sample.hub is not None:
+        settings, problem = dict(known.settings), ""
+    else:
+        settings, problem = _print_first_rows(module, known, sample, most, examples, console)
+    if problem:
+        console.print(Text.assemble(("mind     ", "bold cyan"), f"it cannot be read so: {problem}"))
+        console.print(Text("otherwise it is read as data of your own:\n"))
+        return False
+    console.rule("[bold]paste this", align="left")
+    _print_block(data_block(known.module, settings), console)
+    recipes = _recipes(known.module)
+    page = f"docs/data_sets/{module.name}.md says what it reads"
+    if recipes:
+        console.print(
+            Text(
+                f"next: write it to data.yaml and give it behind a recipe of this data set; {page}\n"
+                + "\n".join(f"  pluralign fit --config configs/{name} --config data.yaml" for name in recipes)
+            ),
+            soft_wrap=True,
+        )
+    else:
+        console.print(Text(f"next: write it to data.yaml; {page}"), soft_wrap=True)
+    return True
+
+
+def _print_first_rows(
+    module: type[PreferenceDataModule],
+    known: KnownTable,
+    sample: Sample,
+    most: int,
+    examples: int,
+    console: Console,
+) -> tuple[dict[str, object], str]:
+    """Print what a data module makes of its files; the settings that read them, and why none do."""
+    folder = str(known.folder(Path(sample.readable[0].file)))
     problem = ""
-    if sample.hub is None:
-        settings["data_dir"] = str(known.folder(Path(sample.readable[0].file)))
+    for others in ((), known.otherwise) if known.otherwise else ((),):
+        settings = {**dict(known.settings), "data_dir": folder, **dict(others)}
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 outcome = take_records(module(**settings), most)  # type: ignore[arg-type]
         except (ValueError, OSError) as error:
-            problem = str(error)
-        else:
-            console.print(Text(f"it reads {settings['data_dir']}, of which these are the first rows:"))
-            print_outcome(outcome, examples, console)
-    console.rule("[bold]paste this", align="left")
-    _print_block(data_block(known.module, settings), console)
-    if problem:
-        console.print(Text.assemble(("mind     ", "bold cyan"), f"it cannot be read so: {problem}"))
-        console.print(Text("otherwise it is read as data of your own:\n"))
-        return False
-    page = f"docs/data_sets/{module.name}.md"
-    console.print(Text(f"next: {page} says what it reads, and which recipe in configs/ trains on it"))
-    return True
+            problem = problem or str(error)
+            continue
+        console.print(Text(f"it reads {folder}, of which these are the first rows:"))
+        print_outcome(outcome, examples, console)
+        return settings | _skipping(outcome), ""
+    return {}, problem
+
+
+def _recipes(module: str) -> list[str]:
+    """Names of the recipes that train on a data module."""
+    named = re.compile(rf"class_path: {module}$", re.MULTILINE)
+    folder = Path(pluralign.datamodules.__file__).parents[1] / "configs"
+    return [
+        path.name for path in sorted(folder.glob("*.yaml")) if named.search(path.read_text(encoding="utf-8"))
+    ]

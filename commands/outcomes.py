@@ -109,6 +109,9 @@ def _counts(outcome: Outcome, dropped: Mapping[str, int], sides: Sequence[str]) 
     ]
     if scores:
         table.add_row("scores", f"{len(scores):,}, from {min(scores):g} to {max(scores):g}")
+    if counted := [votes for record in records for votes in _votes(record)]:
+        by_label = [f"{sum(counts):,g}" for counts in zip(*counted, strict=False)]
+        table.add_row("votes", f"on {len(counted):,}, by label: {', '.join(by_label)}")
     for title, names_of in (
         ("users", [c.user for c in comparisons]),
         ("domains", [c.domain for c in comparisons]),
@@ -117,6 +120,13 @@ def _counts(outcome: Outcome, dropped: Mapping[str, int], sides: Sequence[str]) 
     lost = [f"{n:,} {why}" for counts in (outcome.lost, dropped) for why, n in sorted(counts.items())]
     table.add_row("lost and why", "\n".join(lost) or "nothing")
     return table
+
+
+def _votes(record: PreferenceRecord) -> list[tuple[float, ...]]:
+    """Counts of votes of a record, on its responses and on its comparisons."""
+    every = [response.votes for response in record.responses]
+    every += [comparison.votes for comparison in record.comparisons]
+    return [votes for votes in every if votes is not None]
 
 
 def _side(comparison: Comparison) -> int:
@@ -152,8 +162,10 @@ def _print_example(record: PreferenceRecord, console: Console, sides: Sequence[s
     console.print(Text.assemble(("prompt  ", "bold cyan"), _short(prompt) or "(none)"))
     for i, response in enumerate(record.responses[:SHOWN_RESPONSES]):
         name = sides[i] if i < len(sides) else f"response {i}"
-        score = "" if response.score is None else f" (score {response.score:g})"
-        console.print(Text.assemble((f"{name}{score}  ", "bold cyan"), _short(response.text)))
+        said = [] if response.score is None else [f"score {response.score:g}"]
+        said += [] if response.votes is None else [_counted(response.votes)]
+        rating = f" ({', '.join(said)})" if said else ""
+        console.print(Text.assemble((f"{name}{rating}  ", "bold cyan"), _short(response.text)))
     if len(record.responses) > SHOWN_RESPONSES:
         console.print(f"   and {len(record.responses) - SHOWN_RESPONSES:,} more responses")
     for comparison in record.comparisons[:4]:
@@ -177,9 +189,15 @@ def _won(comparison: Comparison, sides: Sequence[str]) -> str:
         for name, value in (("user", comparison.user), ("domain", comparison.domain))
         if value
     ]
+    if comparison.votes is not None:
+        parts.append(_counted(comparison.votes))
     if comparison.strength is not None:
         parts.append(f"strength {comparison.strength:g}")
     return ", ".join(parts)
+
+
+def _counted(votes: Sequence[float]) -> str:
+    return f"votes {', '.join(f'{count:g}' for count in votes)}"
 
 
 def _short(text: str) -> str:

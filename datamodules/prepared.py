@@ -130,7 +130,7 @@ class PreparedData(L.LightningDataModule, ABC):
         if "validation" in self.sources and validation_share != VALIDATION_SHARE:
             raise ValueError(
                 f"validation_share must not be given, got {validation_share}: {type(self).__name__} has a validation "
-                "split of its own"
+                f"split of its own; leave it out, or where a recipe gives it, set it to {VALIDATION_SHARE}"
             )
         self.text, self.loader, self.on_invalid = text, loader, on_invalid
         self.validation_share, self.cache_dir = validation_share, cache_dir

@@ -107,6 +107,15 @@ def test_print_config_names_the_tokenizer_once(capsys):
     assert "tokenizer" not in printed["data"]["init_args"]["text"], "linked, so written once"
 
 
+def test_a_callback_of_lightning_is_written_so_that_it_can_be_read_again(capsys):
+    """Its default is a device, which is no text."""
+    average = '{"class_path": "StochasticWeightAveraging", "init_args": {"swa_lrs": 0.01}}'
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(CONFS[0]), f"--trainer.callbacks+={average}", "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["trainer"]["callbacks"][-1]["init_args"]["device"] == "cpu"
+
+
 def test_later_configurations_and_options_win_and_the_saved_one_runs_again(tmp_path):
     (tmp_path / "more.yaml").write_text("model: {init_args: {label_smoothing: 0.25}}\n")
     fit(CONFS[0], "--config", "more.yaml", "--trainer.max_steps=1", "--model.reward_centering=0.5")

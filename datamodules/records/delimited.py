@@ -4,6 +4,7 @@ import csv
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def read_csv(path: Path, *, delimiter: str = ",") -> Iterator[SourceRow | Record
 
     Args:
         path: The file.
-        delimiter: What stands between cells.
+        delimiter: What stands between cells; of CSV it may be another mark, if the header says so.
 
     Raises:
         RecordError: If the file as a whole cannot be read: bytes that are not UTF-8, a quote that stays open, a column
@@ -27,7 +28,11 @@ def read_csv(path: Path, *, delimiter: str = ",") -> Iterator[SourceRow | Record
     """
     kind = "TSV" if delimiter == "\t" else "CSV"
     with open_bytes(path) as stream:
-        reader = csv.DictReader(Utf8Text(path, stream), delimiter=delimiter, strict=True)
+        lines = iter(Utf8Text(path, stream))
+        header = next(lines, "")
+        if delimiter == ",":
+            delimiter = _delimiter(header)
+        reader = csv.DictReader(chain([header] if header else [], lines), delimiter=delimiter, strict=True)
         try:
             refuse_repeated(path, [name for name in _header(reader) if name])
             while (fields := _next_row(reader)) is not None:
@@ -70,6 +75,17 @@ def _row(
         )
     cells = {name: cell for name, cell in fields.items() if name is not None and cell}
     return SourceRow(str(path), reader.line_num, cells)
+
+
+def _delimiter(header: str) -> str:
+    """What stands between the cells of a CSV file: a comma, unless a header without any is divided by other marks.
+
+    Spreadsheets write semicolons where the comma is the decimal mark.
+    """
+    with _cells_of_any_length():
+        cells = next(csv.reader([header]), [])
+    others = [mark for mark in ";\t" if mark in header]
+    return others[0] if len(cells) == 1 and len(others) == 1 else ","
 
 
 def _header(reader: "csv.DictReader[str]") -> Sequence[str]:

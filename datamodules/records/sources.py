@@ -7,7 +7,7 @@ names alone. A row's id, if it has none of its own, follows its content: the sam
 import glob
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -189,8 +189,7 @@ class _Search(NamedTuple):
         if deeper := [entry.name for entry in entries if entry.is_dir()]:
             raise FileNotFoundError(
                 f"{self.argument}={self.given!r} is a folder with folders in it ({listed(sorted(deeper))}), and it is not clear "
-                f"which files are meant: change {self.argument} to a pattern such as {folder}/*.parquet, or ** for folders in "
-                "folders"
+                f"which files are meant: change {self.argument} to a pattern such as {folder}/{_pattern(folder)}"
             )
         if not names:
             raise self._missing(folder)
@@ -255,6 +254,20 @@ class _Search(NamedTuple):
             f"{self.argument}={self.given!r} is {kind} (looked for {path.absolute()}; {folder.absolute()} "
             f"{f'has {listed(there)}' if there else 'is empty'}): change {self.argument} to the path of a {self.endings} file"
         )
+
+
+def _pattern(folder: Path) -> str:
+    """A pattern of the first files in a folder, or in its folders, that are tables by their ending."""
+    ways = ("*", "*/*", "*/*/*", "*/*/*/*")
+    for way in ways:
+        for path in sorted(islice(folder.glob(way), 1000)):
+            ending = _ending(path)
+            if (
+                ending.removesuffix(path.suffix if path.suffix in PACKINGS else "") in ENDINGS
+                and path.is_file()
+            ):
+                return ("**/" if "/" in way else "") + f"*{ending}"
+    return "*.parquet, or ** for folders in folders"
 
 
 def _natural(name: str) -> list[int | str]:

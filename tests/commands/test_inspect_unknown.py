@@ -215,6 +215,66 @@ def test_rows_that_are_lost_are_said(run, tmp_path):
     assert "looked at 31 rows, 1 of which cannot be read" in text
     assert f"{path}:8: unknown code" in text.replace("\n", "")
     assert "1 unknown code" in text and "1 empty response" in text and "1 not JSON" in text
+    (block,) = blocks(text)
+    assert block["data"]["init_args"]["on_invalid"] == "skip"  # without it these rows would stop a run
+
+
+def test_rows_that_nobody_judged_are_to_be_scored(run, tmp_path):
+    rows = [
+        {"prompt": pair(i)["question"], "completion": pair(i)["answer_a"], "label": i % 2 == 0}
+        for i in range(9)
+    ]
+    path = written(tmp_path / "winds.jsonl", rows)
+    text, status = run(path)
+    assert status == 0
+    assert "nothing can be learnt from them" in " ".join(text.split())
+    assert blocks(text)[0]["data"]["init_args"] == {
+        "predict": str(path),
+        "columns": {"response": "completion"},
+    }
+    assert "pluralign predict" in text and "pluralign fit" not in text
+
+
+def test_votes_are_shown(run, tmp_path):
+    rows = [
+        {"prompt": pair(i)["question"], "response": pair(i)["answer_a"], "votes": [i, 1, 2]} for i in range(9)
+    ]
+    text, status = run(written(tmp_path / "winds.jsonl", rows))
+    assert status == 0
+    assert counts(text)["votes"] == "on 9, by label: 36, 9, 18"
+    assert "response 0 (votes 0, 1, 2)" in text
+    assert "configs/dprm_local.yaml" in text
+    text, _ = run(written(tmp_path / "pairs.jsonl", [pair(i, votes=[3, 0, 1]) for i in range(9)]))
+    assert "-> answer_a wins over answer_b, share 0.75, votes 3, 0, 1" in text
+
+
+def test_rows_of_which_nothing_is_left(run, tmp_path):
+    rows = [
+        {"prompt": pair(i)["question"], "chosen": pair(i)["answer_a"], "rejected": pair(i)["answer_a"]}
+        for i in range(9)
+    ]
+    text, status = run(written(tmp_path / "winds.jsonl", rows))
+    assert status == 2
+    assert "9 comparison of identical responses" in text and "nothing is left of these rows" in text
+    assert blocks(text) == []
+
+
+def test_no_rows_are_asked_for(run, tmp_path):
+    path = written(tmp_path / "winds.jsonl", [judged(0)])
+    assert run(path, "--rows", "0")[1] == 2
+
+
+def test_two_open_things_are_settled_together(run, tmp_path):
+    rows = [{"frage": row["question"], **row} for row in (pair(i, label=i % 2) for i in range(30))]
+    for row in rows:
+        del row["question"]
+    text, status = run(written(tmp_path / "winds.jsonl", rows))
+    assert status == 2
+    assert "2 things are open, and each reading settles one of them" in " ".join(text.split())
+    words = ("--columns", "{winner: label, prompt: frage}", "--codes", "{0: second, 1: first}")
+    text, status = run(tmp_path / "winds.jsonl", *words)
+    assert status == 0
+    assert blocks(text)[0]["data"]["init_args"]["codes"] == {"0": "second", "1": "first"}
 
 
 def test_a_public_data_set_is_named(run, tmp_path):
@@ -240,6 +300,12 @@ def test_a_public_data_set_is_named(run, tmp_path):
         "init_args": {"data_dir": str(tmp_path)},
     }
     assert "docs/data_sets/pandalm.md" in text
+    assert "pluralign fit --config configs/dprm_pandalm.yaml --config data.yaml" in text
+    text, status = run(
+        path, "--judges", "[annotator1, annotator2, annotator3]", "--codes", "{1: first, 2: second, 0: tie}"
+    )
+    assert status == 0
+    assert blocks(text)[0]["data"]["class_path"] == "LocalDataModule"
 
     text, status = run(path.rename(tmp_path / "mine.json"))
     assert status == 2  # its data module wants another name, and 0 may be a tie or nobody

@@ -1,5 +1,6 @@
 """Pairs whose columns say who won: what else the rows say of it, and whether that says the same."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ from ...records import Judgement, listed
 from ..local.likely import judgement_columns
 from .form import GivenSettings, TableGuess
 from .outcome import candidates, is_winner_name
-from .profile import TableProfile
+from .profile import ColumnProfile, TableProfile
 from .readings import Answers, OpenQuestion, TableReading
 from .sides import ColumnPair
 
@@ -79,10 +80,22 @@ def _with_share(guess: TableGuess, pair: ColumnPair) -> TableGuess:
     reading = guess.reading
     if column is not None and column.numbers and 0 <= column.numbers[0] <= column.numbers[-1] <= 1:
         notes.append(f"preference is read as the share that prefers {pair.first}")
+    elif column is not None and _has_decimal_commas(column):
+        alone = TableReading(
+            "preference is not read: all people preferred the chosen side", {"preference": None}
+        )
+        why = f"preference holds {column.shown}: a decimal comma is not read, write a point"
+        return replace(guess, questions=(*guess.questions, OpenQuestion("the share", why, (alone,))))
     elif column is not None:
         reading = replace(reading, columns={**reading.columns, "preference": None})
         notes.append(f"preference holds {column.shown}, which is no share, and is not read")
     return replace(guess, reading=reading, notes=(*guess.notes, *notes))
+
+
+def _has_decimal_commas(column: ColumnProfile) -> bool:
+    """Whether its values are numbers as they are written where the comma is the decimal mark."""
+    texts = [value for value in column.values if isinstance(value, str)]
+    return bool(texts) and all(re.fullmatch(r"\d+,\d+", text) for text in texts)
 
 
 def _unread(table: TableProfile, pair: ColumnPair) -> Iterator[str]:

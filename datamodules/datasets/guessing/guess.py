@@ -9,7 +9,7 @@ from .doubts import winner_named
 from .form import SIDES, GivenSettings, TableGuess
 from .judged import who_won
 from .known import known_table
-from .profile import ColumnProfile, TableProfile, profile, words
+from .profile import ColumnProfile, TableProfile, is_messages, profile, words
 from .readings import OpenQuestion, TableReading
 from .roles import (
     ASSISTANT,
@@ -67,7 +67,7 @@ def guess_table(
     given = given or GivenSettings()
     table = profile(rows, text_cells=text_cells)
     guess = _shaped(table, given)
-    guess = replace(guess, known=None if given.columns else known_table(table))
+    guess = replace(guess, known=known_table(table) if given == GivenSettings() else None)
     if guess.shape is None:
         return guess
     return _with_names(_with_roles(guess, given), given)
@@ -77,6 +77,8 @@ def _shaped(table: TableProfile, given: GivenSettings) -> TableGuess:
     """The form of the rows, and their sides or responses."""
     if not table.columns:
         return TableGuess(None, "there are no columns", table)
+    if one_object := _rows_in_one_object(table):
+        return TableGuess(None, one_object, table)
     for shape, (one, other) in SIDES.items():
         first, second = given.columns.get(one), given.columns.get(other)
         if first is not None and second is not None:
@@ -109,6 +111,39 @@ def _shaped(table: TableProfile, given: GivenSettings) -> TableGuess:
             table,
         )
     return _of_responses(table, given)
+
+
+def _rows_in_one_object(table: TableProfile) -> str:
+    """Why a file of one object has no rows: it holds them under their names, or a column under each name."""
+    if len(table.rows) != 1:
+        return ""
+    (row,) = table.rows
+    inner = [
+        list(value) if isinstance(value, Mapping) and not is_messages(value) else [] for value in row.values()
+    ]
+    if len(inner) < 2 or not inner[0] or any(keys != inner[0] for keys in inner):
+        return ""
+    if all(str(key).isdecimal() for key in inner[0]):
+        return (
+            f"one object with {len(inner)} columns of {len(inner[0])} cells each, as pandas writes without options: write rows "
+            "instead, by to_json(path, orient='records', lines=True)"
+        )
+    return (
+        f"one object that holds {len(inner)} objects under their names ({listed([str(key) for key in row], 3)}), as if it were one "
+        "row: write them as a list, or one a line"
+    )
+
+
+def _rows_in_a_list(table: TableProfile) -> str:
+    """Why a file of one object has no rows: they stand in a list in it."""
+    lists = [column for column in table.columns.values() if column.kind == "objects" and len(table.rows) == 1]
+    if not lists:
+        return ""
+    column = max(lists, key=lambda column: max(column.lengths))
+    return (
+        f"one object, as if it were one row, with {max(column.lengths)} objects in {column.name}: if these are the rows, write "
+        "them as a list, or one a line"
+    )
 
 
 def _of_pair(table: TableProfile, pair: ColumnPair, given: GivenSettings) -> TableGuess:
@@ -166,7 +201,7 @@ def _of_responses(table: TableProfile, given: GivenSettings) -> TableGuess:
         prompt = choose_prompt(table, ())
         if prompt.column:
             return TableGuess(None, f"prompts alone ({prompt.column}): there is no answer to score", table)
-        return TableGuess(None, WITHOUT, table)
+        return TableGuess(None, _rows_in_a_list(table) or WITHOUT, table)
     response = min(
         named,
         key=lambda column: RESPONSE.index("".join(words(column.name))) if column.name in table.top else 99,
@@ -298,14 +333,23 @@ def _with_names(guess: TableGuess, given: GivenSettings) -> TableGuess:
         if why := _misfit(name, column):
             columns[name] = None
             notes.append(f"{name} {why}, and is not read")
+    for name in _of_other_shapes(guess.shape, guess.table):
+        columns.setdefault(name, None)
     columns |= given.columns
+    evidence = () if given.codes else guess.evidence  # codes that are given are the user's word
     reading = replace(
         guess.reading,
         columns=columns,
-        codes={**guess.reading.codes, **given.codes},
+        codes=given.codes or guess.reading.codes,
         options={**guess.reading.options, **given.options},
     )
-    return replace(guess, reading=reading, notes=tuple(notes))
+    return replace(guess, reading=reading, evidence=evidence, notes=tuple(notes))
+
+
+def _of_other_shapes(shape: Shape | None, table: TableProfile) -> list[str]:
+    """Fields that rows of another shape have, and columns here: rows are told by them, whatever they hold."""
+    others = {name for names in SIDES.values() for name in names} | {"response", "responses", "comparisons"}
+    return sorted(name for name in others - set(READ[shape]) if name in table.top)
 
 
 def _misfit(name: str, column: ColumnProfile) -> str:
@@ -321,5 +365,5 @@ def _misfit(name: str, column: ColumnProfile) -> str:
     if name in ("votes", "prior"):
         return "" if column.kind == "numbers" else f"holds {column.kind}: no counts"
     if name == "messages":
-        return "is a conversation, too; the prompt is read elsewhere"
+        return "is a conversation beside the prompt"
     return ""

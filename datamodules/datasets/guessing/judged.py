@@ -8,10 +8,10 @@ from typing import NamedTuple
 from ...records import Judgement, listed
 from ..local.fields import value_at
 from .form import GivenSettings, TableGuess
-from .outcome import candidates
+from .outcome import candidates, candidates_of_texts, is_winner_name
 from .profile import TableProfile, profile
 from .readings import Answers, Candidate, Judge, OpenQuestion, TableReading
-from .roles import choose_users
+from .roles import choose_users, is_of_list
 from .sides import ColumnPair
 
 __all__ = ["who_won"]
@@ -22,7 +22,8 @@ SAYS_WHO_WON = ("winner", "strength", "preference", "first_wins", "first_score",
 """Fields of which one says who won."""
 NOTHING = (
     "no column says who won that could be read: name it by columns: {winner: ...} with codes, {strength: ...} with positive, "
-    "{preference: ...} for a share, {first_wins, second_wins, tie} or {first_score, second_score}"
+    "{preference: ...} for a share, {first_wins, second_wins, tie}, {first_score, second_score}, {judgements: ...} for a list of "
+    "what several people said, or by judges: [...] where each has a column"
 )
 
 
@@ -42,7 +43,7 @@ def who_won(guess: TableGuess, pair: ColumnPair, given: GivenSettings) -> TableG
         given: What the user says of the table.
     """
     table = guess.table
-    if any(given.columns.get(name) for name in SAYS_WHO_WON):
+    if any(given.columns.get(name) for name in SAYS_WHO_WON) or given.options.get("judges"):
         return _as_given(guess, pair, given)
     every = candidates(table, pair)
     problems = tuple(candidate.problem for candidate in every if candidate.problem)
@@ -151,9 +152,17 @@ def _as_given(guess: TableGuess, pair: ColumnPair, given: GivenSettings) -> Tabl
 
 
 def _lists(table: TableProfile, pair: ColumnPair) -> Iterator[Candidate]:
-    """Lists of objects, each of which is one person's judgement of the pair."""
-    for name in table.top:
-        if table.columns[name].kind != "objects" if name in table.columns else True:
+    """Lists of objects or of codes, each of which is one person's judgement of the pair."""
+    for name, column in table.columns.items():
+        if column.kind == "texts" and name not in pair.names:
+            inside = profile({name: text} for row in table.rows for text in _entries(row, name))
+            for candidate in candidates_of_texts(name, inside.columns[name], pair):
+                readings = tuple(
+                    replace(_of_several(name, reading, None), columns={"judgements": name})
+                    for reading in candidate.readings
+                )
+                yield Candidate((name,), readings, candidate.why)
+        if column.kind != "objects" or is_of_list(name):
             continue
         inside = profile(
             (
@@ -164,16 +173,22 @@ def _lists(table: TableProfile, pair: ColumnPair) -> Iterator[Candidate]:
             text_cells=False,
         )
         user = choose_users(inside).column
-        for candidate in candidates(inside, pair):
+        for candidate in candidates(inside, pair, also=("value",) if is_winner_name(name) else ()):
             readings = tuple(_of_several(name, reading, user) for reading in candidate.readings)
             if readings and set(candidate.readings[0].columns) <= {"winner", "strength", "preference"}:
                 columns = tuple(f"{name}.{column}" for column in candidate.columns)
                 yield Candidate(columns, readings, candidate.why and f"in {name}, {candidate.why}")
 
 
-def _list(row: Mapping[str, object], name: str) -> list[Mapping[str, object]]:
+def _entries(row: Mapping[str, object], name: str) -> list[object]:
+    """What a list of a row holds."""
     value = value_at(row, name)
-    return [entry for entry in value if isinstance(entry, Mapping)] if isinstance(value, list) else []
+    return [entry for entry in value if entry is not None] if isinstance(value, list) else []
+
+
+def _list(row: Mapping[str, object], name: str) -> list[Mapping[str, object]]:
+    """Its entries, each as an object: a code by itself under the list's own name."""
+    return [entry if isinstance(entry, Mapping) else {name: entry} for entry in _entries(row, name)]
 
 
 def _of_several(name: str, reading: TableReading, user: str | None) -> TableReading:
@@ -182,7 +197,7 @@ def _of_several(name: str, reading: TableReading, user: str | None) -> TableRead
     if user and user != "user":
         columns["judgements.user"] = user
     assert reading.judge is not None  # of a candidate
-    meaning = f"each object in {name} is a judgement: {reading.meaning}"
+    meaning = f"each entry of {name} is a judgement: {reading.meaning}"
     return replace(reading, meaning=meaning, columns=columns, judge=_mean(name, reading.judge))
 
 

@@ -16,12 +16,14 @@ class KnownTable(NamedTuple):
         columns: Columns and nested fields that it has.
         levels: How many folders above the file ``data_dir`` is.
         settings: What tells this table from others of the module.
+        otherwise: Settings that read files of which those alone do not.
     """
 
     module: str
     columns: tuple[str, ...]
     levels: int = 1
     settings: tuple[tuple[str, object], ...] = ()
+    otherwise: tuple[tuple[str, object], ...] = ()
 
     def folder(self, file: Path) -> Path:
         """The folder that ``data_dir`` is to name, by one of its files."""
@@ -91,6 +93,7 @@ KNOWN = (
         "SummarizeFromFeedbackDataModule",
         ("info.post", "summaries.0.text", "summaries.0.policy", "choice", "worker"),
         2,
+        otherwise=(("split", "posts"), ("unseen_workers", False)),
     ),
     KnownTable(
         "TuluHumanEvalDataModule",

@@ -1,6 +1,6 @@
 """Who won a pair, as far as the columns tell it: each column that may say it, with every way to read it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from statistics import fmean
 
 from ...records import (
@@ -23,12 +23,12 @@ from .readings import Candidate, Judge, TableReading
 from .roles import PERSON
 from .sides import ColumnPair, column_pairs
 
-__all__ = ["candidates", "is_winner_name"]
+__all__ = ["candidates", "candidates_of_texts", "is_winner_name"]
 
 WINNER = (
     "winner", "win", "wins", "won", "label", "labels", "preference", "preferred", "choice", "chosen", "better", "best", "verdict", "judgement",
     "judgment", "vote", "pref", "selected", "selection", "decision", "outcome", "result", "winning", "favourite", "favorite",
-    "prefer", "picked", "pick", "annotation",
+    "prefer", "picked", "pick", "annotation", "comparison", "pairwise",
 )  # fmt: skip
 """Words in the name of a column that says who won."""
 SCORE = (
@@ -56,12 +56,13 @@ NOT_WINNER = (
 TIE = ("tie", "draw", "equal", "same", "both")
 
 
-def candidates(table: TableProfile, sides: ColumnPair) -> list[Candidate]:
+def candidates(table: TableProfile, sides: ColumnPair, *, also: Collection[str] = ()) -> list[Candidate]:
     """What may say who won, the plainest first.
 
     Args:
         table: What the table holds.
         sides: Columns of the two responses.
+        also: Columns that may say it whatever they are called.
     """
     hot = list(_one_hot(table))
     taken = {name for candidate in hot for name in candidate.columns} | set(sides.names)
@@ -69,17 +70,34 @@ def candidates(table: TableProfile, sides: ColumnPair) -> list[Candidate]:
         name
         for pair in column_pairs(table.columns)
         for name in pair.names
-        if set(pair.marks) != set(sides.marks)
+        if set(pair.marks) != set(sides.marks) and (pair.stem or not pair.is_judged)
     }
     single = [
         candidate
         for name, column in table.columns.items()
-        if name not in taken and is_winner_name(name) and (candidate := _single(table, column, sides))
+        if name not in taken
+        and (is_winner_name(name) or name in also)
+        and (candidate := _single(table, column, sides))
     ]
     judges = list(_judges(table, sides))
     together = {name for candidate in judges for name in candidate.columns}
     single = [candidate for candidate in single if not together & set(candidate.columns)]
     return [*hot, *judges, *_without_aspects(single), *_votes(table), *_scores(table, sides)]
+
+
+def candidates_of_texts(name: str, column: ColumnProfile, sides: ColumnPair) -> list[Candidate]:
+    """How a list of codes in a row is read, one of each person: by one code at a time.
+
+    Args:
+        name: Of the column of lists.
+        column: What the lists hold, of a table in which each of their entries is a row.
+        sides: Columns of the two responses.
+    """
+    parts = set(words(name))
+    if not parts & set(WINNER) or parts & set(NOT_WINNER) or not column.is_short:
+        return []
+    candidate = by_words(TableProfile((), {column.name: column}, (column.name,)), column, sides)
+    return [candidate] if candidate and candidate.readings else []
 
 
 def _without_aspects(candidates: list[Candidate]) -> list[Candidate]:

@@ -14,7 +14,7 @@ from ..local.likely import name_words
 __all__ = ["ColumnProfile", "Rows", "TableProfile", "profile", "words"]
 
 Rows = Sequence[Mapping[str, object]]
-Kind = Literal["text", "number", "messages", "texts", "numbers", "objects", "other"]
+Kind = Literal["text", "number", "messages", "texts", "numbers", "objects", "object", "other"]
 """Of ``text`` are names, too; ``messages`` is a conversation or one message; ``texts``, ``numbers`` and ``objects`` are lists."""
 
 DEEPEST = 3
@@ -224,6 +224,8 @@ def kind_of(value: object, *, text_cells: bool = False) -> Kind:
         return "number" if abs(value) <= sys.float_info.max else "other"
     if is_messages(value):
         return "messages"
+    if isinstance(value, Mapping):
+        return "object"
     if isinstance(value, Sequence) and not isinstance(value, bytes) and value:
         entries = [entry for entry in value if entry is not None]
         if entries and all(isinstance(entry, str) for entry in entries):

@@ -94,6 +94,24 @@ def test_csv_keeps_strings_and_line_breaks_and_leaves_empty_cells_out(tmp_path):
     assert rows[0].line == 2
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('\ufeffa;b\r\n1,5;"x;\ny"\r\n', {"a": "1,5", "b": "x;\ny"}),
+        ('"a, too";b\n1;2\n', {"a, too": "1", "b": "2"}),
+        ("a\tb\n1;5\t2\n", {"a": "1;5", "b": "2"}),
+        ("a,b;c\n1,2\n", {"a": "1", "b;c": "2"}),
+        ("a\n1;2\n", {"a": "1;2"}),
+    ],
+)
+def test_csv_is_divided_as_its_header_is(tmp_path, text, expected):
+    """Spreadsheets write semicolons where the comma is the decimal mark."""
+    path = tmp_path / "a.csv"
+    path.write_bytes(text.encode())
+    (row,) = read_csv(path)
+    assert row.fields == expected
+
+
 def test_csv_row_with_too_many_cells(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("a,b\n1,2,3\n4,5\n")

@@ -78,6 +78,8 @@ def test_the_home_folder(tmp_path, monkeypatch):
         ([], "deep/er/no.jsonl", r"is not a file .*has beside\.jsonl"),
         (["d/README.md"], "d", r"a folder without tables .*has README\.md"),
         (["d/x.jsonl", "d/sub/y.jsonl"], "d", r"folders in it \(sub\).*change f to a pattern"),
+        (["d/NOTE.md", "d/sub/deep/y.csv.gz"], "d", r"such as .*/d/\*\*/\*\.csv\.gz$"),
+        (["d/sub/NOTE.md"], "d", r"such as .*/d/\*\.parquet, or \*\* for folders in folders"),
         (["d/x.jsonl", "d/y.csv"], "d", r"several kinds: .*x\.jsonl is JSON Lines, .*y\.csv is CSV; .*/\*\.jsonl"),
         (["d/x.jsonl", "d/y.odd"], "d", r"y\.odd: unknown suffix '\.odd'"),
         (["x.jsonl", "x.jsonl.gz"], "x.*", r"matches .*x\.jsonl and .*x\.jsonl\.gz: its rows would count twice"),
