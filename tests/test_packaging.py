@@ -458,7 +458,13 @@ def test_the_list_of_verbs_needs_nothing():
 
 
 @pytest.mark.parametrize(
-    "name", ["models", "datamodules", "callbacks", "inference", "metrics", "commands.cli"]
+    "name",
+    [
+        "models",
+        "datamodules",
+        "commands.cli",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("callbacks", "inference", "metrics")),
+    ],
 )
 def test_heavy_libraries_wait_until_they_are_used(name):
     found = loaded_by(f"import pluralign.{name}", before="import lightning.pytorch.cli, torchmetrics")

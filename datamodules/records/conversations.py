@@ -5,7 +5,6 @@ Two sides of a pair are brought to one prompt and two answers by :func:`split_si
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import takewhile
 
 from .record import ROLES, Message, RecordError, Response, listed
 
@@ -151,13 +150,12 @@ def alternating_messages(field: str, texts: Sequence[object]) -> tuple[Message, 
 
 def shared_turns(conversations: Sequence[Sequence[Message]]) -> int:
     """Leading turns that conversations share, up to the last that is not the assistant's."""
-    first = conversations[0]
-    same = sum(
-        1
-        for _ in takewhile(
-            lambda turns: all(turn == turns[0] for turn in turns), zip(*conversations, strict=False)
-        )
-    )
+    first, *others = conversations
+    same = len(first)
+    for other in others:
+        pairs = enumerate(zip(first[:same], other, strict=False))
+        same = min(same, len(other))
+        same = next((place for place, (turn, theirs) in pairs if turn is not theirs and turn != theirs), same)
     while same and first[same - 1].role == "assistant":
         same -= 1
     return same

@@ -290,6 +290,7 @@ def test_adapters_can_be_unfrozen_later(module, data, trainer):
     assert any(bool(model.get_parameter(name).any()) for name in tune.names if "lora_B" in name)
 
 
+@pytest.mark.slow
 def test_accumulation_by_epoch_goes_on(module, data, trainer, tmp_path):
     def fit(checkpoint=None):
         saver = ModelCheckpoint(tmp_path / "saved", filename="{step}", every_n_train_steps=1, save_top_k=-1)
@@ -359,7 +360,10 @@ def warmed_up(optimizer):
 
 @pytest.mark.parametrize(
     ("mode", "scheduler"),
-    [("lora", warmed_up), ("frozen", None), pytest.param("config", warmed_up, marks=pytest.mark.slow)],
+    [
+        ("frozen", None),
+        *(pytest.param(mode, warmed_up, marks=pytest.mark.slow) for mode in ("lora", "config")),
+    ],
 )
 def test_a_rate_that_was_found_is_as_if_it_had_been_set(module, data, trainer, mode, scheduler):
     finder, order = LearningRateFinder(min_lr=1e-5, max_lr=0.1, num_training_steps=24), Order()
@@ -420,6 +424,7 @@ class Own(L.LightningDataModule):
         return self.source.val_dataloader()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The number of training batches")
 def test_a_batch_size_is_found_for_data_that_have_one(module, data, trainer):
     own, model = Own(data(num_train=64), 2), module("lora")

@@ -211,6 +211,7 @@ CLIPPED = 1e-3
 PLAIN = None
 
 
+@pytest.mark.slow
 @quiet
 def test_two_ranks_count_as_one(cases, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(

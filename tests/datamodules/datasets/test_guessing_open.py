@@ -408,7 +408,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.dictionaries(st.sampled_from(NAMES), VALUES), max_size=6), st.booleans())
 def test_any_table_is_guessed_or_said_to_be_none(rows, text_cells):
     """Whatever a table holds, there is a guess, and each of its readings is one that LocalDataModule takes."""

@@ -304,8 +304,8 @@ KNOWN = {
 }
 
 
-def test_a_few_hundred_odd_files(tmp_path):
-    assert read_files(tmp_path, 300) >= KNOWN
+def test_two_hundred_odd_files(tmp_path):
+    assert read_files(tmp_path, 200) >= KNOWN
 
 
 @pytest.mark.slow
