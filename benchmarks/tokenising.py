@@ -87,7 +87,10 @@ def hh_rows(limit: int) -> list[dict[str, object]]:
                 with contextlib.suppress(RecordError):
                     sides = [parse_dialogue(side, fields[side]) for side in ("chosen", "rejected")]
                     prompt, chosen, rejected = split_dialogues(*sides)
-                    if chosen.strip() and rejected.strip() and chosen != rejected:
+                    whole = any(
+                        side.startswith("Human:") for side in (chosen, rejected)
+                    )  # of the user's turn
+                    if chosen.strip() and rejected.strip() and chosen != rejected and not whole:
                         turns = [{"role": turn.role, "content": turn.content} for turn in prompt]
                         name = f"{path.parent.name}-{number}"
                         rows.append({"id": name, "prompt": turns, "chosen": chosen, "rejected": rejected})
