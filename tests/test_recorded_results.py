@@ -117,3 +117,17 @@ def test_recipes_have_the_method_that_is_best_on_validation(data):
 def test_results_are_of_the_real_data():
     assert recorded("dprm")["synthetic"] == []
     assert recorded("pal_workers")["synthetic"] is False
+
+
+def test_speed_and_memory_of_preparing_data():
+    found = recorded("tokenising")
+    peaks = {rows: size / 2**20 for rows, size in found["memory_bytes"].items()}
+    page = (ROOT / "docs" / "concepts" / "text_and_token_cache.md").read_text(encoding="utf-8")
+    said = f"{peaks['10000']:.0f} MiB with 10,000 and at {peaks['1000000']:.0f} MiB with a million"
+    assert f"{said} ({found['memory_bytes_per_row']:.0f} bytes a row" in page
+    chat, plain = (found["tasks"][name]["ratios"] for name in ("arena-like", "hh-rlhf"))
+    said = re.sub(r"\s+", " ", (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8"))
+    assert (
+        f"{chat['TRL']:.1f} times TRL's rows a second and {chat['datasets.map']:.1f} times those of" in said
+    )
+    assert f"{plain['TRL']:.1f} and {plain['datasets.map']:.1f} for HH-RLHF" in said and found["agree"]
