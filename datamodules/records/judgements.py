@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 from .fields import number_field
-from .record import FLOAT32_MAX, Comparison, RecordError, listed
+from .record import FLOAT32_MAX, Comparison, RecordError, listed, shown
 from .votes import majority_comparison
 
 __all__ = [
@@ -176,7 +176,7 @@ def coded_judgement(
     if name in CODES:
         return CODES[name]
     known = listed(codes, 8) if codes else "words such as A, model_a, A>B, tie, a-is-slightly-better"
-    allowed = f"a code that is known ({known}): say what it means, codes: {{{value!r}: first | second | tie | none}}"
+    allowed = f"a code that is known ({known}): say what it means, codes: {{{shown(value)}: first | second | tie | none}}"
     raise RecordError(field, value, allowed, reason="unknown code")
 
 

@@ -798,8 +798,9 @@ class CountedDataModule(PreferenceDataModule):
     def to_example(self, row):
         i = row.fields["i"]
         name = f"{row.fields['source']}{i}"
+        words = f"{row.fields['source']} {' '.join(str(i))} "  # few: those that are known stay in memory, up to a bound
         return PreferenceRecord(
-            name, f"{name} " * 12, (Response("yes " * 40), Response("no " * 40)), (Comparison(0, 1),)
+            name, words * 12, (Response("yes " * 40), Response("no " * 40)), (Comparison(0, 1),)
         )
 
 

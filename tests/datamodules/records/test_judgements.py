@@ -227,3 +227,9 @@ def test_numbers_of_codes_are_shares_or_with_a_sense_strengths():
             check_codes(codes, positive)
     with pytest.raises(ValueError, match=r"codes has 'a b' twice"):
         check_codes({"A-B": "first", "a b": "second"})
+
+
+def test_a_code_of_any_length_is_told_in_short():
+    with pytest.raises(RecordError, match="unknown code") as caught:
+        coded_judgement("winner", "long " * 3000)
+    assert len(str(caught.value)) < 700
