@@ -11,7 +11,6 @@ import argparse
 import json
 import math
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ import numpy as np
 import ot
 import scipy
 import torch
+from memory import memory
 from scipy.integrate import quad
 from scipy.special import betainc
 from torch import Tensor
@@ -195,7 +195,7 @@ def imitation_once(kind: str) -> dict[str, float]:
     segments[:, 0] = 0
     (hidden[:, :8] @ vocabulary[:8].T).sum().backward()  # load the libraries before measuring
     hidden.grad = vocabulary.grad = None
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = memory("VmHWM")
     start = time.process_time()
     if kind == "naive":
         logits = hidden[0, :-1] @ vocabulary.T
@@ -204,7 +204,7 @@ def imitation_once(kind: str) -> dict[str, float]:
         loss = imitation_loss(hidden, vocabulary, ids, segments, torch.zeros(1, dtype=torch.int64))
     loss.backward()
     spent = time.process_time() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = memory("VmHWM")
     gradients = hidden.grad, vocabulary.grad
     assert gradients[0] is not None
     assert gradients[1] is not None
@@ -212,7 +212,7 @@ def imitation_once(kind: str) -> dict[str, float]:
         "loss": loss.item(),
         "hidden": gradients[0].norm().item(),
         "vocabulary": gradients[1].norm().item(),
-        "mib": (peak - before) / 1024,
+        "mib": (peak - before) / 2**20,
         "seconds": spent,
     }
 

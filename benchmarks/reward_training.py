@@ -31,6 +31,7 @@ import lightning as L
 import numpy as np
 import torch
 from datasets import Dataset
+from memory import memory
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -204,12 +205,6 @@ class Run:
         self.model, self.tokens = None, int(self.tokens)
         self.speed, self.padding = self.pairs / self.seconds, 1 - self.tokens / self.cells
         return self
-
-
-def memory(kind: str) -> int:
-    """Bytes of this process by the kernel's account: VmRSS now, VmHWM at its peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(kind))
 
 
 def peer_name(name: str) -> str:

@@ -17,7 +17,6 @@ import logging
 import os
 import platform
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from typing import NamedTuple
 
 import numpy as np
 from datasets import Dataset, disable_progress_bars
+from memory import STATUS, memory
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerBase
@@ -39,7 +39,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassificat
 from pluralign.datamodules import LocalDataModule, TextConfig
 from pluralign.datamodules.datasets.hh_rlhf import parse_dialogue, split_dialogues
 from pluralign.datamodules.records import RecordError
-from pluralign.datamodules.tokens import RecordTokenizer
+from pluralign.datamodules.tokens import RecordTokenizer, byte_tokenizer
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 TEMPLATE = (
@@ -122,7 +122,7 @@ def arena_rows(limit: int) -> list[dict[str, object]]:
 def task(name: str, folder: Path, rows: list[dict[str, object]], *, chat: bool) -> Task:
     """Rows of conversations as files and as the others want them."""
     source = SHARED / "models" / "gpt-neox-20b-tokenizer"
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(source) if source.is_dir() else byte_tokenizer()
     tokenizer.chat_template = TEMPLATE if chat else None
     tokenizer.save_pretrained(folder / name)
     text = TextConfig(tokenizer=str(folder / name), format="chat" if chat else "plain")
@@ -231,20 +231,7 @@ def peak(rows: int) -> None:
                 }
                 file.write(json.dumps(row) + "\n")
         LocalDataModule(test=str(path), cache_dir=folder).prepare_data()
-    print(peak_memory())
-
-
-def peak_memory() -> int:
-    """Largest resident memory of this process, in bytes.
-
-    On Linux by its own high-water mark: what ``getrusage`` says is kept over ``exec`` and so at least the parent's.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
-        return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    print(memory("VmHWM"))
 
 
 def peaks(sizes: list[int]) -> dict[str, int]:
@@ -311,14 +298,16 @@ def main() -> int:
         plain = hh_rows(options.rows)
         jobs = [chat, *([task("hh-rlhf", folder, plain, chat=False)] if plain else [])]
         results = {job.name: compare(job, options.rounds, folder) for job in jobs}
-    memory = peaks(options.memory)
+    peak_of = peaks(options.memory if STATUS.is_file() else [])
     table = Table("short rows", "peak memory", title="prepare_data, each in a process of its own")
-    for rows, size in memory.items():
+    for rows, size in peak_of.items():
         table.add_row(f"{int(rows):,}", f"{size / 2**20:,.0f} MiB")
     Console(width=100).print(table)
-    sizes = sorted(map(int, memory))
+    sizes = sorted(map(int, peak_of))
     growth = (
-        (memory[str(sizes[-1])] - memory[str(sizes[0])]) / (sizes[-1] - sizes[0]) if len(sizes) > 1 else None
+        (peak_of[str(sizes[-1])] - peak_of[str(sizes[0])]) / (sizes[-1] - sizes[0])
+        if len(sizes) > 1
+        else None
     )
     names = ("datasets", "tokenizers", "transformers", *(["trl"] if find_spec("trl") else []))
     agree = all(result["agree"] for result in results.values())
@@ -327,7 +316,7 @@ def main() -> int:
             "agree": agree,
             "tasks": results,
             "trl": version("trl") if find_spec("trl") else "not installed",
-            "memory_bytes": memory,
+            "memory_bytes": peak_of,
             "memory_bytes_per_row": growth,
             "rounds": options.rounds,
             "machine": {
