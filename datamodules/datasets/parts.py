@@ -1,9 +1,10 @@
 """Releases in parts: where their files are, one running number for all rows, and a test split of those that have none."""
 
+import glob
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
-from ..records import Prompt, RecordError, SourceRow, hash_split, read_parquet, read_table
+from ..records import Prompt, RecordError, SourceRow, find_tables, hash_split, read_parquet, read_table
 
 __all__ = ["find_parts", "first_words", "numbered_rows", "read_parts", "rows_of_source"]
 
@@ -14,20 +15,23 @@ OTHER_HASH = 1
 
 
 def find_parts(folder: Path, *patterns: str) -> list[Path]:
-    """Files of the first pattern that some have, in a folder or in ``data`` inside it, sorted by name.
+    """Files of the first pattern that some have, in a folder or in ``data`` inside it, in order.
 
     Args:
         folder: Of the release.
         *patterns: Of file names, such as ``train-*.parquet``.
 
     Raises:
-        FileNotFoundError: Naming the folder, what was looked for and what is there.
+        FileNotFoundError: Naming the folder, what was looked for and what is there; or which of a release's numbered shards
+            are missing.
+        ValueError: If files are there twice, plain and packed or in two divisions.
     """
     places = (folder, folder / "data")
     for pattern in patterns:
         for place in places:
-            if parts := sorted(path for path in place.glob(pattern) if path.is_file()):
-                return parts
+            if any(path.is_file() for path in place.glob(pattern)):
+                name = f"{glob.escape(str(place))}/{pattern}"
+                return find_tables(name, copies=place, argument="data_dir").files
     there = sorted(
         str(path.relative_to(folder)) for place in places if place.is_dir() for path in place.iterdir()
     )

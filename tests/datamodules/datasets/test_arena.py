@@ -19,7 +19,7 @@ REVISIONS = {
 FILES = {
     "33k": "data/train-00000-of-00001-cced8514.parquet",
     "100k": "data/arena-explorer-preference-100k.parquet",
-    "140k": "data/train-00000-of-00007.parquet",
+    "140k": "data/train-00000-of-00001.parquet",
 }
 
 
@@ -284,17 +284,19 @@ def test_longer_and_flagged_conversations_can_be_left_out(tmp_path):
 
 def test_parts_of_a_release_are_numbered_through(tmp_path):
     write(tmp_path, [row140("A"), row140("B", session="s2")], "140k")
+    parts = tmp_path / "data"
+    (parts / "train-00000-of-00001.parquet").rename(parts / "train-00000-of-00002.parquet")
     rows = [row140("C", session="s3"), row140("D", session="s4", winner="no")]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data" / "train-00001-of-00007.parquet")
+    pq.write_table(pa.Table.from_pylist(rows), parts / "train-00001-of-00002.parquet")
     data = ArenaDataModule(release="140k", data_dir=str(tmp_path))
     assert [path.name for path in data.files("test")] == [
-        "train-00000-of-00007.parquet",
-        "train-00001-of-00007.parquet",
+        "train-00000-of-00002.parquet",
+        "train-00001-of-00002.parquet",
     ]
     found = [row for source in data.sources for row in data.load(source)]
     assert sorted(row.text("id") for row in found) == [f"140k:{i}" for i in range(1, 5)]
     last = next(row for row in found if row.text("id") == "140k:4")
-    assert (last.line, last.file.endswith("train-00001-of-00007.parquet")) == (2, True)
+    assert (last.line, last.file.endswith("train-00001-of-00002.parquet")) == (2, True)
 
 
 def test_settings_and_sources(tmp_path):

@@ -45,6 +45,21 @@ def test_files_that_are_not_there(tmp_path):
         find_parts(tmp_path, "a.csv")
 
 
+def test_a_release_of_which_parts_are_missing_is_refused(tmp_path):
+    touch(tmp_path, *(f"data/train-0000{i}-of-00004.parquet" for i in (0, 1, 3)))
+    with pytest.raises(FileNotFoundError, match=r"data_dir=.*of the 4 files .*00002 are not there"):
+        find_parts(tmp_path, "train-*.parquet", "train.jsonl")
+    touch(tmp_path, "data/train-00002-of-00004.parquet")
+    assert len(find_parts(tmp_path, "train-*.parquet")) == 4
+    odd = tmp_path / "odd [1]"
+    odd.mkdir()
+    touch(odd, "train-10.parquet", "train-9.parquet")
+    assert [path.name for path in find_parts(odd, "train-*.parquet")] == [
+        "train-9.parquet",
+        "train-10.parquet",
+    ]
+
+
 def test_rows_are_numbered_through_all_parts(tmp_path):
     for name in ("a", "b"):
         lines = [json.dumps({"text": f"{name}{i}"}) for i in range(2)]
