@@ -239,7 +239,8 @@ class HostModule(ResumableModule):
     @property
     def groundwork(self) -> Groundwork | None:
         """The callback that came with the module; None outside a run, and while a tuner has put all callbacks aside."""
-        callbacks: list[L.Callback] = getattr(self._trainer, "callbacks", [])
+        trainer = self.attached_trainer
+        callbacks: list[L.Callback] = [] if trainer is None else trainer.callbacks  # type: ignore[attr-defined]
         return next((callback for callback in callbacks if isinstance(callback, Groundwork)), None)
 
     def configure_callbacks(self) -> list[L.Callback]:

@@ -8,14 +8,18 @@ from typing import ClassVar
 from ..base import SPLITS, PreferenceDataModule
 from ..records import RecordError, SourceRow, TableSource, find_tables, is_blank, is_number, listed
 
-__all__ = ["OwnFilesDataModule", "UnreadColumns", "likely_columns"]
+__all__ = ["LIKELY", "PERSONS", "OwnFilesDataModule", "UnreadColumns", "likely_columns"]
 
-LIKELY = {
-    "prompt": "prompt question query instruction input userinput userprompt prompttext context conversation dialogue "
-    "dialog history post article document sourcetext",
-    "user": "user userid annotator annotatorid worker workerid rater raterid judge judgeid evaluator labeler labeller",
-    "domain": "domain category topic subset",
-}
+PERSONS = ("user", "annotator", "worker", "rater", "judge", "evaluator", "labeler", "labeller")
+"""What others call those who judge."""
+LIKELY: dict[str, tuple[str, ...]] = {
+    "prompt": (
+        "prompt", "question", "query", "instruction", "input", "userinput", "userprompt", "prompttext", "context",
+        "conversation", "dialogue", "dialog", "history", "post", "article", "document", "sourcetext",
+    ),
+    "user": (*PERSONS, *(f"{person}id" for person in PERSONS)),
+    "domain": ("domain", "category", "topic", "subset"),
+}  # fmt: skip
 """What others call our fields, without case and punctuation."""
 
 
@@ -26,7 +30,7 @@ def likely_columns(field: str, columns: Iterable[str]) -> list[str]:
         field: Ours.
         columns: Theirs.
     """
-    names = LIKELY.get(field, "").split()
+    names = LIKELY.get(field, ())
     return [column for column in columns if "".join(filter(str.isalnum, column)).casefold() in names]
 
 

@@ -3,6 +3,7 @@
 from .arrow_files import read_arrow, read_parquet, read_saved
 from .cells import conversation, is_number, json_cell, number_cell
 from .conversations import (
+    ROLE_NAMES,
     Prompt,
     alternating_messages,
     answer,
@@ -68,6 +69,7 @@ __all__ = [
     "FLOAT32_MAX",
     "PERCENT",
     "PER_10_000",
+    "ROLE_NAMES",
     "Comparison",
     "ContentNames",
     "DistinctResponses",

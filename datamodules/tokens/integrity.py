@@ -55,8 +55,8 @@ def cache_damage(folder: Path, *, every_byte: bool) -> str | None:
 
     Args:
         folder: Of the cache.
-        every_byte: Whether files are read and compared with their checksums, beyond their sizes: about a second for
-            2 GB where they are in memory (measured: 1.2 to 4.2 GB a second, by what else the machine does).
+        every_byte: Whether files are read and compared with their checksums, beyond their sizes, which reads
+            all of them.
     """
     try:
         files = read_meta(folder)["files"]

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from ...records import Judgement, RecordError, Side, check_codes, coded_judgement, listed
 from ..local.fields import value_at
-from .profile import ColumnProfile, TableProfile, words
+from ..local.likely import name_words
+from .profile import ColumnProfile, TableProfile
 from .readings import Candidate, Codes, TableReading
 from .sides import ColumnPair, column_pairs
 
@@ -70,9 +71,9 @@ def _names_side(text: str, sides: ColumnPair) -> Side | None:
         ("first", sides.first, sides.marks[0]),
         ("second", sides.second, sides.marks[1]),
     )
-    parts = words(text)
+    parts = name_words(text)
     for side, name, mark in names:
-        if text.casefold() == name.casefold() or parts == words(name):
+        if text.casefold() == name.casefold() or parts == name_words(name):
             return side
         stems = (
             *sides.stem,

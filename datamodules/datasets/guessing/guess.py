@@ -5,11 +5,12 @@ from dataclasses import replace
 
 from ...records import listed
 from ..local.fields import KINDS_OF_RECORD, READ, Shape, value_at
+from ..local.likely import name_words
 from .doubts import winner_named
 from .form import SIDES, GivenSettings, TableGuess
 from .judged import who_won
 from .known import known_table
-from .profile import ColumnProfile, TableProfile, is_messages, profile, words
+from .profile import ColumnProfile, TableProfile, is_messages, profile
 from .readings import OpenQuestion, TableReading
 from .roles import (
     ASSISTANT,
@@ -49,7 +50,7 @@ WITHOUT = (
 def guess_table(
     rows: Iterable[Mapping[str, object]], *, text_cells: bool = False, given: GivenSettings | None = None
 ) -> TableGuess:
-    """TableGuess how a table is to be read.
+    """Guess how a table is to be read.
 
     Names of columns and what stands in them decide. Where they allow two readings that give other labels, the guess has a
     question in place of an answer.
@@ -180,7 +181,11 @@ def _list_of_responses(table: TableProfile) -> ColumnProfile | None:
     """The column of a list of answers."""
     for name in table.top:
         column = table.columns.get(name)
-        if column is not None and "".join(words(name)) in RESPONSES and column.kind in ("texts", "objects"):
+        if (
+            column is not None
+            and "".join(name_words(name)) in RESPONSES
+            and column.kind in ("texts", "objects")
+        ):
             return column
     return None
 
@@ -192,7 +197,7 @@ def _of_responses(table: TableProfile, given: GivenSettings) -> TableGuess:
     named = [
         column
         for name, column in table.columns.items()
-        if "".join(words(name)) in RESPONSE
+        if "".join(name_words(name)) in RESPONSE
         and (column.is_prose or (column.kind == "text" and column.is_varied))
     ]
     if given.columns.get("response"):
@@ -204,7 +209,9 @@ def _of_responses(table: TableProfile, given: GivenSettings) -> TableGuess:
         return TableGuess(None, _rows_in_a_list(table) or WITHOUT, table)
     response = min(
         named,
-        key=lambda column: RESPONSE.index("".join(words(column.name))) if column.name in table.top else 99,
+        key=lambda column: (
+            RESPONSE.index("".join(name_words(column.name))) if column.name in table.top else 99
+        ),
     )
     rating, notes = _rating(table)
     form = f"one answer a row ({response.name})" + (
@@ -234,7 +241,7 @@ def _of_list(table: TableProfile, column: ColumnProfile) -> TableGuess:
         notes.append(
             "there is no column comparisons, so that no answer is preferred to another: such rows train no reward on pairs"
         )
-    ranks = [name for name in table.top if set(words(name)) & {"rank", "ranking", "ranks"}]
+    ranks = [name for name in table.top if set(name_words(name)) & {"rank", "ranking", "ranks"}]
     if ranks and not judged:
         form += f"; {ranks[0]} is not read: write it as comparisons, [[i, j], ...], i preferred to j"
         return TableGuess(None, form, table)
@@ -251,7 +258,7 @@ def _rating(table: TableProfile) -> tuple[str | None, tuple[str, ...]]:
     names = [
         name
         for name, column in table.columns.items()
-        if column.kind == "number" and set(words(name)) & set(RATINGS)
+        if column.kind == "number" and set(name_words(name)) & set(RATINGS)
     ]
     if "score" in names or len(names) == 1:
         return ("score" if "score" in names else names[0]), ()

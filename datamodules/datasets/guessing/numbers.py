@@ -1,12 +1,12 @@
 """Numbers that say who won a pair: signs, shares, codes, scales; of most there is more than one reading."""
 
-import re
 from collections.abc import Mapping
 
-from ...records import Judgement, Side, number_field, signed_judgement
+from ...records import Judgement, Side, is_number, number_field, signed_judgement
 from ..local.fields import value_at
+from ..local.likely import name_words
 from .codes import coded, codes_shown
-from .profile import ColumnProfile, words
+from .profile import ColumnProfile
 from .readings import Candidate, TableReading
 from .sides import ColumnPair
 
@@ -26,7 +26,7 @@ def by_numbers(column: ColumnProfile, sides: ColumnPair) -> Candidate | None:
         sides: Columns of the two responses.
     """
     values = set(column.numbers)
-    degree = any(word in DEGREE for word in words(column.name))
+    degree = any(word in DEGREE for word in name_words(column.name))
     if side := _about_side(column.name, sides):
         return _of_one_side(column, side)
     if min(values) < 0 < max(values):
@@ -60,7 +60,7 @@ def by_numbers(column: ColumnProfile, sides: ColumnPair) -> Candidate | None:
 
 def _about_side(name: str, sides: ColumnPair) -> Side | None:
     """The side that the name of a column is about, such as ``a_wins`` or ``share_first``."""
-    parts = words(name)
+    parts = name_words(name)
     marks = [mark for mark in (*sides.marks, "first", "second") if mark in parts]
     if len(marks) != 1:
         return None
@@ -118,7 +118,9 @@ def _signed(column: ColumnProfile) -> Candidate:
         readings.append(
             TableReading(meaning, {"strength": column.name}, options={"positive": side}, judge=judge)
         )
-    if set(column.numbers) <= {-1.0, 0.0, 1.0} and not any(word in DEGREE for word in words(column.name)):
+    if set(column.numbers) <= {-1.0, 0.0, 1.0} and not any(
+        word in DEGREE for word in name_words(column.name)
+    ):
         for zero, one in (("second", "first"), ("first", "second")):
             codes: dict[str, str | float] = {"-1": "none", "0": zero, "1": one}
             readings.append(coded(column.name, codes, f"{column.name}: {codes_shown(codes)}"))
@@ -169,6 +171,6 @@ def as_number(value: object) -> object:
     Args:
         value: Of a row.
     """
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d+)?", value):
+    if isinstance(value, str) and is_number(value):
         return float(value)
     return value

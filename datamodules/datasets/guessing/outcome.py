@@ -16,9 +16,10 @@ from ...records import (
     signed_judgement,
 )
 from ..local.fields import value_at
+from ..local.likely import name_words
 from .codes import MOST_CODES, by_name, by_words
 from .numbers import DEGREE, as_number, by_numbers
-from .profile import ColumnProfile, TableProfile, words
+from .profile import ColumnProfile, TableProfile
 from .readings import Candidate, Judge, TableReading
 from .roles import PERSON
 from .sides import ColumnPair, column_pairs
@@ -93,7 +94,7 @@ def candidates_of_texts(name: str, column: ColumnProfile, sides: ColumnPair) -> 
         column: What the lists hold, of a table in which each of their entries is a row.
         sides: Columns of the two responses.
     """
-    parts = set(words(name))
+    parts = set(name_words(name))
     if not parts & set(WINNER) or parts & set(NOT_WINNER) or not column.is_short:
         return []
     candidate = by_words(TableProfile((), {column.name: column}, (column.name,)), column, sides)
@@ -102,14 +103,14 @@ def candidates_of_texts(name: str, column: ColumnProfile, sides: ColumnPair) -> 
 
 def _without_aspects(candidates: list[Candidate]) -> list[Candidate]:
     """Candidates without those of an aspect, such as ``helpful_pref``, where one is of all: ``overall_pref``."""
-    overall = [candidate for candidate in candidates if "overall" in words(candidate.columns[0])]
+    overall = [candidate for candidate in candidates if "overall" in name_words(candidate.columns[0])]
     if len(overall) != 1:
         return candidates
-    stem = set(words(overall[0].columns[0])) - {"overall"}
+    stem = set(name_words(overall[0].columns[0])) - {"overall"}
     return [
         candidate
         for candidate in candidates
-        if candidate is overall[0] or not stem & set(words(candidate.columns[0]))
+        if candidate is overall[0] or not stem & set(name_words(candidate.columns[0]))
     ]
 
 
@@ -119,7 +120,7 @@ def is_winner_name(name: str) -> bool:
     Args:
         name: With dots between the levels of nested fields.
     """
-    parts = words(name.rpartition(".")[2] or name)
+    parts = name_words(name.rpartition(".")[2] or name)
     if any(part in DEGREE for part in parts):
         return not set(parts) & {"std", "deviation", "id"}
     if "id" in parts and set(parts) & {"better", "preferred", "winner", "chosen"}:  # of the response that won
@@ -156,7 +157,11 @@ def _one_hot(table: TableProfile) -> Iterator[Candidate]:
         fields: dict[str, str | None] = {"first_wins": pair.first, "second_wins": pair.second}
         for name, column in table.columns.items():
             flag = set(column.numbers) <= {0.0, 1.0} and bool(column.numbers)
-            if flag and set(words(name)) & set(TIE) and set(words(name)) - set(TIE) <= set(pair.stem):
+            if (
+                flag
+                and set(name_words(name)) & set(TIE)
+                and set(name_words(name)) - set(TIE) <= set(pair.stem)
+            ):
                 outcomes[name], fields["tie"] = "tie", name
                 break
 
@@ -174,7 +179,7 @@ def _one_hot(table: TableProfile) -> Iterator[Candidate]:
 def _judges(table: TableProfile, sides: ColumnPair) -> Iterator[Candidate]:
     families: dict[tuple[str, ...], list[ColumnProfile]] = {}
     for name, column in table.columns.items():
-        parts = words(name)
+        parts = name_words(name)
         marked = [i for i, part in enumerate(parts) if part.isdecimal() or len(part) == 1]
         stem = tuple(part for i, part in enumerate(parts) if i not in marked)
         if (
@@ -232,7 +237,7 @@ def _votes(table: TableProfile) -> Iterator[Candidate]:
         if (
             column is None
             or column.kind != "numbers"
-            or "votes" not in words(name)
+            or "votes" not in name_words(name)
             or len(column.lengths) != 1
         ):
             continue

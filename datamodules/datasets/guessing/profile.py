@@ -9,9 +9,8 @@ from itertools import islice
 from typing import Literal
 
 from ...records import RecordError, conversation, is_number
-from ..local.likely import name_words
 
-__all__ = ["ColumnProfile", "Rows", "TableProfile", "profile", "words"]
+__all__ = ["ColumnProfile", "Rows", "TableProfile", "profile"]
 
 Rows = Sequence[Mapping[str, object]]
 Kind = Literal["text", "number", "messages", "texts", "numbers", "objects", "object", "other"]
@@ -253,12 +252,3 @@ def is_messages(value: object) -> bool:
         and bool(value)
         and all(isinstance(turn, Mapping) and is_messages(turn) for turn in value)
     )
-
-
-def words(name: str) -> tuple[str, ...]:
-    """The words of a name, in small letters: ``human_ref_A``, ``response1`` and ``responseText`` have three, two and two.
-
-    Args:
-        name: Of a column.
-    """
-    return name_words(name)

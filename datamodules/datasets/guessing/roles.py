@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from ...records import RecordError, conversation, listed
+from ...records import ROLE_NAMES, RecordError, conversation, listed
 from ..local.fields import value_at
-from .profile import ColumnProfile, TableProfile, is_messages, words
+from ..local.likely import name_words
+from ..own_files import LIKELY, PERSONS
+from .profile import ColumnProfile, TableProfile, is_messages
 from .readings import OpenQuestion, TableReading
 from .sides import ABOUT
 
@@ -23,22 +25,18 @@ __all__ = [
 ]
 
 PROMPT = (
-    "prompt", "question", "query", "instruction", "instructions", "input", "userinput", "userprompt", "prompttext",
-    "questiontext", "fulltext", "context", "conversation", "conversations", "dialogue", "dialog", "history", "chathistory", "post", "article",
-    "document", "passage", "sourcetext", "messages", "task", "problem", "request", "title",
+    *LIKELY["prompt"], "instructions", "questiontext", "fulltext", "conversations", "chathistory", "passage", "messages", "task",
+    "problem", "request", "title",
 )  # fmt: skip
 """Names of what was asked, without case and punctuation."""
 BESIDE = ("user", "text", "full", "chat", "initial", "human", "source", "original", "turns")
 """Words beside these in a name."""
 ASKED = ("prompt", "question", "query", "instruction")
 """Words in other names of it."""
-PERSON = (
-    "user", "annotator", "worker", "rater", "judge", "evaluator", "labeler", "labeller", "participant", "respondent", "person",
-    "crowdworker", "reviewer", "assessor", "voter",
-)  # fmt: skip
+PERSON = (*PERSONS, "participant", "respondent", "person", "crowdworker", "reviewer", "assessor", "voter")
 ALSO = ("id", "hash", "name", "anon", "uuid", "key")
-DOMAIN = ("domain", "category", "topic", "subset", "subreddit", "theme")
-ASSISTANT = ("assistant", "gpt", "model", "bot", "chatbot", "ai")
+DOMAIN = (*LIKELY["domain"], "subreddit", "theme")
+ASSISTANT = tuple(name for name, role in ROLE_NAMES.items() if role == "assistant")
 MOST_DOMAINS = 200
 ALIKE = 16
 """Letters with which both sides begin where they repeat what was asked."""
@@ -84,7 +82,7 @@ def choose_prompt(table: TableProfile, answers: Sequence[str]) -> Choice:
         if all(_holds(table, column, other) for other in candidates if other is not column)
     ]
     if holding:
-        best = next((column for column in holding if words(column.name) == ("prompt",)), holding[0])
+        best = next((column for column in holding if name_words(column.name) == ("prompt",)), holding[0])
         others = [column.name for column in candidates if column is not best]
         return Choice(best.name, f"{best.name} holds the text of {listed(others)}, too")
     names = [column.name for column in candidates]
@@ -101,7 +99,7 @@ def _may_ask(column: ColumnProfile, table: TableProfile, answers: Sequence[str])
         return False
     if any(column.name == name or column.name.startswith(f"{name}.") for name in answers):
         return False
-    last = words(column.name.rpartition(".")[2])
+    last = name_words(column.name.rpartition(".")[2])
     plain = "".join(last)
     named = (
         plain in PROMPT
@@ -113,7 +111,7 @@ def _may_ask(column: ColumnProfile, table: TableProfile, answers: Sequence[str])
     )
     if "." in column.name:
         named = named and (
-            plain in (*ASKED, "post", "fulltext", "text") or any(w in ASKED for w in words(column.name))
+            plain in (*ASKED, "post", "fulltext", "text") or any(w in ASKED for w in name_words(column.name))
         )
     if not named or (column.is_constant and table.rows and len(table.rows) > 4):
         return False
@@ -210,7 +208,7 @@ def unnamed_prompt(table: TableProfile, answers: Sequence[str]) -> Choice:
         and not (column.kind == "messages" and _ends_with_assistant(table, column.name))
         and (column.is_varied or column.kind == "messages")
         and not any(name == column.name or name.startswith(f"{column.name}.") for name in answers)
-        and not set(words(column.name)) & set(ABOUT)
+        and not set(name_words(column.name)) & set(ABOUT)
     ]
     if not candidates:
         return Choice(notes=("no column holds what was asked: the answers stand alone",))
@@ -256,7 +254,7 @@ def choose_users(table: TableProfile) -> Choice:
 
 
 def _may_be_person(column: ColumnProfile) -> bool:
-    parts = words(column.name.rpartition(".")[2])
+    parts = name_words(column.name.rpartition(".")[2])
     if is_of_list(column.name):
         return False
     if not parts or not set(parts) <= {*PERSON, *ALSO} or not set(parts) & set(PERSON):
@@ -273,7 +271,7 @@ def choose_domain(table: TableProfile) -> Choice:
     candidates = [
         column.name
         for column in table.columns.values()
-        if words(column.name.rpartition(".")[2]) in {(name,) for name in DOMAIN}
+        if name_words(column.name.rpartition(".")[2]) in {(name,) for name in DOMAIN}
         and column.kind == "text"
         and len(column.values) <= MOST_DOMAINS
         and not is_of_list(column.name)

@@ -4,21 +4,11 @@ from collections.abc import Iterable, Iterator
 from itertools import combinations
 from typing import NamedTuple
 
-from .profile import ColumnProfile, TableProfile, words
+from ..local.likely import JUDGED_MARKS, NEUTRAL_MARKS, name_words
+from .profile import ColumnProfile, TableProfile
 
 __all__ = ["ABOUT", "ColumnPair", "Sides", "column_pairs", "find_sides", "several_sides"]
 
-JUDGED = (
-    ("chosen", "rejected"), ("chosen", "reject"), ("accepted", "rejected"), ("selected", "rejected"), ("preferred", "rejected"),
-    ("preferred", "dispreferred"), ("preferred", "unpreferred"), ("preferred", "nonpreferred"), ("better", "worse"),
-    ("winner", "loser"), ("winning", "losing"), ("win", "lose"), ("win", "loss"), ("good", "bad"), ("positive", "negative"),
-    ("pos", "neg"), ("best", "worst"),
-)  # fmt: skip
-"""Words that tell the winning side from the other."""
-NEUTRAL = (
-    ("a", "b"), ("0", "1"), ("1", "2"), ("first", "second"), ("left", "right"), ("one", "two"), ("x", "y"),
-)  # fmt: skip
-"""Words that tell the sides apart, and not who won."""
 ANSWERS = (
     "response", "answer", "output", "completion", "conversation", "generation", "reply", "summary", "summaries", "text",
     "candidate", "option", "argument", "arg", "continuation", "message", "messages", "content", "story", "translation", "ref",
@@ -76,8 +66,8 @@ def column_pairs(names: Iterable[str]) -> Iterator[ColumnPair]:
     Args:
         names: Of columns.
     """
-    marks = {mark: True for mark in JUDGED} | dict.fromkeys(NEUTRAL, False)
-    split = {name: words(name) for name in names}
+    marks = dict.fromkeys(JUDGED_MARKS, True) | dict.fromkeys(NEUTRAL_MARKS, False)
+    split = {name: name_words(name) for name in names}
     every = list(split)
     for one, other in combinations(every, 2):
         if len(split[one]) != len(split[other]):
@@ -99,7 +89,7 @@ def column_pairs(names: Iterable[str]) -> Iterator[ColumnPair]:
 
 def _is_of_more(pair: ColumnPair, names: set[tuple[str, ...]]) -> bool:
     """Whether numbered sides go on beyond the two, or begin before them."""
-    first = words(pair.first)
+    first = name_words(pair.first)
     beyond = {("0", "1"): ("2",), ("1", "2"): ("0", "3"), ("a", "b"): ("c",)}.get(pair.marks, ())
     others = {tuple(mark if word == pair.marks[0] else word for word in first) for mark in beyond}
     return bool(others & names)
@@ -160,7 +150,7 @@ def several_sides(table: TableProfile) -> list[str]:
     """
     families: dict[tuple[str, ...], list[str]] = {}
     for name, column in table.columns.items():
-        parts = words(name)
+        parts = name_words(name)
         numbered = [i for i, part in enumerate(parts) if part.isdecimal() or part in "abcdefgh"]
         if len(numbered) == 1 and column.is_prose and not any(part in ABOUT for part in parts):
             stem = tuple("#" if i == numbered[0] else part for i, part in enumerate(parts))

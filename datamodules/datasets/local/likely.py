@@ -6,8 +6,11 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ...records import CODES, is_number, known_code
+from ..own_files import PERSONS
 
 __all__ = [
+    "JUDGED_MARKS",
+    "NEUTRAL_MARKS",
     "Reading",
     "judgement_columns",
     "likely_reading",
@@ -16,6 +19,7 @@ __all__ = [
     "numbers_reading",
     "say_who_won",
     "score_pairs",
+    "side_pairs",
 ]
 
 JUDGING = {
@@ -37,9 +41,18 @@ PLAIN = {
     "betterresponseid", "verdict", "judgement", "judgements", "judgment", "judgments", "winnermodela", "winnermodelb", "winnertie",
 }  # fmt: skip
 """Names, without case and punctuation, of columns that say who won even beside sides that are called chosen and rejected."""
-WINNING = {
-    "chosen", "better", "best", "preferred", "winner", "win", "winning", "good", "positive", "pos", "accepted", "selected", "w",
-}  # fmt: skip
+JUDGED_MARKS = (
+    ("chosen", "rejected"), ("chosen", "reject"), ("accepted", "rejected"), ("selected", "rejected"), ("preferred", "rejected"),
+    ("preferred", "dispreferred"), ("preferred", "unpreferred"), ("preferred", "nonpreferred"), ("better", "worse"),
+    ("winner", "loser"), ("winning", "losing"), ("win", "lose"), ("win", "loss"), ("good", "bad"), ("positive", "negative"),
+    ("pos", "neg"), ("best", "worst"),
+)  # fmt: skip
+"""Words that tell the winning side's column from the other's."""
+NEUTRAL_MARKS = (
+    ("a", "b"), ("0", "1"), ("1", "2"), ("first", "second"), ("left", "right"), ("one", "two"), ("x", "y"),
+)  # fmt: skip
+"""Words that tell the columns of both sides apart, and not who won."""
+WINNING = {winning for winning, _ in JUDGED_MARKS} | {"w"}
 """Words in the name of a side that say that it won."""
 SIDES = {
     "response", "responses", "answer", "answers", "output", "outputs", "completion", "completions", "conversation", "reply", "replies",
@@ -47,14 +60,6 @@ SIDES = {
 }  # fmt: skip
 """Words in the names of columns that hold the side of a pair."""
 SCORES = {"score", "scores", "rating", "ratings", "reward", "rewards", "points", "grade"}
-ORDERED = (
-    {"a": 0, "b": 1},
-    {"0": 0, "1": 1},
-    {"1": 0, "2": 1},
-    {"first": 0, "second": 1},
-    {"left": 0, "right": 1},
-)
-NAMED = ({"chosen": 0, "rejected": 1}, {"preferred": 0, "dispreferred": 1}, {"better": 0, "worse": 1})
 SHORT = 40
 """Letters of a code at most."""
 
@@ -72,7 +77,7 @@ def say_who_won(side: str) -> bool:
 
 
 def side_pairs(
-    columns: Iterable[str], orders: Sequence[Mapping[str, int]] = ORDERED
+    columns: Iterable[str], marks: Sequence[tuple[str, str]] = NEUTRAL_MARKS
 ) -> list[tuple[str, str]]:
     """Columns of which one is for each side, first and second: their names are the same but for one word."""
     words = {column: name_words(column) for column in columns}
@@ -80,8 +85,7 @@ def side_pairs(
     for column, parts in words.items():
         named.setdefault(parts, []).append(column)
     pairs = []
-    for order in orders:
-        first_word, second_word = order
+    for first_word, second_word in marks:
         for column, parts in words.items():
             for place in (place for place, word in enumerate(parts) if word == first_word):
                 other = (*parts[:place], second_word, *parts[place + 1 :])
@@ -104,7 +108,7 @@ def likely_sides(fields: Mapping[str, object]) -> tuple[str, str] | None:
 def score_pairs(columns: Iterable[str]) -> list[tuple[str, str]]:
     """Columns that hold a score of each side, by their names; of sides that are called chosen and rejected too."""
     scores = [column for column in columns if not SCORES.isdisjoint(name_words(column))]
-    return side_pairs(scores, (*NAMED, *ORDERED))
+    return side_pairs(scores, (*JUDGED_MARKS, *NEUTRAL_MARKS))
 
 
 def judgement_columns(fields: Mapping[str, object], columns: Iterable[str], *, plain: bool) -> list[str]:
@@ -202,11 +206,7 @@ def _reading_of_several(column: str, seen: Sequence[object]) -> Reading:
             {"judgements": column}, {} if entries else {"codes": "{CODE: first | second | tie | none}"}
         )
     likely = judgement_columns(objects[0], objects[0], plain=False)
-    users = [
-        ("judgements.user", key)
-        for key in objects[0]
-        if {"user", "annotator", "worker", "rater", "judge", "evaluator"} & {*name_words(key)}
-    ]
+    users = [("judgements.user", key) for key in objects[0] if {*PERSONS} & {*name_words(key)}]
     nested = {"judgements.winner": (likely or ["KEY"])[0]} | dict(users[:1])
     return Reading({"judgements": column, **nested}, {})
 

@@ -408,13 +408,18 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.dictionaries(st.sampled_from(NAMES), VALUES), max_size=6), st.booleans())
-def test_any_table_is_guessed_or_said_to_be_none(rows, text_cells):
+@pytest.mark.parametrize("number", [60, pytest.param(2000, marks=pytest.mark.slow)])
+def test_any_table_is_guessed_or_said_to_be_none(number):
     """Whatever a table holds, there is a guess, and each of its readings is one that LocalDataModule takes."""
-    guess = guess_table(rows, text_cells=text_cells)
-    readings = [reading for question in guess.questions for reading in question.readings]
-    for chosen in [[], *([reading] for reading in readings)] if guess.shape else []:
-        LocalDataModule(test="rows.jsonl", **guess.settings(*chosen))
-    for reading in readings:
-        assert len(reading.answers(rows).shares) == len(rows)
+
+    @settings(max_examples=number, deadline=None)
+    @given(st.lists(st.dictionaries(st.sampled_from(NAMES), VALUES), max_size=6), st.booleans())
+    def check(rows, text_cells):
+        guess = guess_table(rows, text_cells=text_cells)
+        readings = [reading for question in guess.questions for reading in question.readings]
+        for chosen in [[], *([reading] for reading in readings)] if guess.shape else []:
+            LocalDataModule(test="rows.jsonl", **guess.settings(*chosen))
+        for reading in readings:
+            assert len(reading.answers(rows).shares) == len(rows)
+
+    check()
