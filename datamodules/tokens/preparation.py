@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -12,6 +12,7 @@ from .cache_writer import CacheWriter
 from .config import TextConfig
 from .rendering import INVALID, without_keys
 from .report import SplitReport
+from .split_writer import WrittenRow
 from .text import RecordTokenizer, TokenizedRecord
 
 __all__ = ["RecordSource", "report_split", "tokenise"]
@@ -63,16 +64,8 @@ class RecordSource(Protocol):
         ...
 
 
-class _Chunk(NamedTuple):
-    """Rows that were read together.
-
-    Attributes:
-        errors: What is wrong with those that are no records.
-        records: The others.
-    """
-
-    errors: list[RecordError]
-    records: list[Routed]
+Chunk = list[Routed | RecordError]
+"""Rows that were read together, each with its record or what is wrong with it."""
 
 
 def tokenise(data: RecordSource, source: str, writer: CacheWriter) -> None:
@@ -94,7 +87,9 @@ def tokenise(data: RecordSource, source: str, writer: CacheWriter) -> None:
                 if waiting is not None:  # what is wrong with rows before comes first
                     _write(data, source, writer, *waiting)
                 raise
-            future = pool.submit(tokenizer, [record for _, record, _ in chunk.records] if chunk else [])
+            future = pool.submit(
+                tokenizer, [row[1] for row in chunk or () if not isinstance(row, RecordError)]
+            )
             if waiting is not None:
                 _write(data, source, writer, *waiting)
             if chunk is None:
@@ -104,20 +99,18 @@ def tokenise(data: RecordSource, source: str, writer: CacheWriter) -> None:
     writer.reports[source].unread_columns += data.unread_columns(source)
 
 
-def _chunks(data: RecordSource, source: str) -> Iterator[_Chunk]:
+def _chunks(data: RecordSource, source: str) -> Iterator[Chunk]:
     rows = data.load(source)
     while read := list(islice(rows, CHUNK)):
-        chunk = _Chunk([], [])
-        for row in read:
-            try:
-                if isinstance(row, RecordError):
-                    raise row
-                record = _record(data, row)
-            except RecordError as error:
-                chunk.errors.append(error)
-                continue
-            chunk.records.append((data.route(record, source), record, row))
-        yield chunk
+        yield [row if isinstance(row, RecordError) else _routed(data, source, row) for row in read]
+
+
+def _routed(data: RecordSource, source: str, row: SourceRow) -> Routed | RecordError:
+    try:
+        record = _record(data, row)
+    except RecordError as error:
+        return error
+    return data.route(record, source), record, row
 
 
 def _record(data: RecordSource, row: SourceRow) -> PreferenceRecord:
@@ -131,31 +124,31 @@ def _write(
     data: RecordSource,
     source: str,
     writer: CacheWriter,
-    chunk: _Chunk,
+    chunk: Chunk,
     tokenised: "Future[list[TokenizedRecord | RecordError]]",
 ) -> None:
-    for error in chunk.errors:
-        writer.reports[source].rows += 1
-        writer.skip(source, error)
-    tokens = tokenised.result()
-    for split in data.splits:
-        rows = []
+    tokens = iter(tokenised.result())
+    kept: dict[str, list[WrittenRow]] = {split: [] for split in data.splits}
+    for item in chunk:
+        if isinstance(item, RecordError):
+            writer.reports[source].rows += 1
+            writer.skip(source, item)
+            continue
+        (split, record, row), result = item, next(tokens)
         report = writer.reports[split]
-        for (target, record, row), result in zip(chunk.records, tokens, strict=True):
-            if target != split:
-                continue
-            report.rows += 1
-            if isinstance(result, RecordError):
-                if data.text.truncation == "error" or result.reason in INVALID:
-                    writer.skip(split, result.at(row.file, row.line))
-                else:
-                    report.dropped[f"record: {result.reason}"] += 1
-            elif split != "predict" and not _judged(record, result):
-                report.dropped.update(result.dropped)
-                report.dropped["record without a judgement"] += 1
+        report.rows += 1
+        if isinstance(result, RecordError):
+            if data.text.truncation == "error" or result.reason in INVALID:
+                writer.skip(split, result.at(row.file, row.line))
             else:
-                report.without_prompt += data.needs_prompts and _lacks_prompt(record)
-                rows.append((record, result, row.file, row.line))
+                report.dropped[f"record: {result.reason}"] += 1
+        elif split != "predict" and not _judged(record, result):
+            report.dropped.update(result.dropped)
+            report.dropped["record without a judgement"] += 1
+        else:
+            report.without_prompt += data.needs_prompts and _lacks_prompt(record)
+            kept[split].append((record, result, row.file, row.line))
+    for split, rows in kept.items():
         writer.write(split, rows)
 
 

@@ -55,6 +55,8 @@ def test_chunks_do_not_change_the_cache(tmp_path, monkeypatch):
     [
         ({"r9": {"chosen": ""}, "r6": {"rejected": ""}}, {}, 7),
         ({"r1": {"chosen": "x" * 99}, "r6": {"rejected": ""}}, {"max_length": 40, "truncation": "error"}, 2),
+        ({"r1": {"chosen": "x" * 99}, "r2": {"rejected": ""}}, {"max_length": 40, "truncation": "error"}, 2),
+        ({"r1": {"rejected": ""}, "r2": {"chosen": "x" * 99}}, {"max_length": 40, "truncation": "error"}, 2),
         ({"r6": {"chosen": "x" * 99}, "r9": {"rejected": ""}}, {"max_length": 40, "truncation": "error"}, 7),
     ],
 )
