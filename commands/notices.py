@@ -105,8 +105,10 @@ def _near(path: str | Path) -> Path:
 
 def _command(verb: str, config: Path, checkpoint: Path) -> str:
     """What to type; the program is called as it was."""
-    called = sys.argv[0]
-    program = ["python", called] if os.path.basename(called) == "train.py" else ["pluralign"]
+    called, started = sys.argv[0], sys.modules["__main__"].__spec__
+    program = ["pluralign"]
+    if os.path.basename(called) == "train.py":
+        program = ["python", called] if started is None else ["python", "-m", started.name]
     return shlex.join([*program, verb, "--config", str(_near(config)), "--ckpt_path", str(checkpoint)])
 
 
