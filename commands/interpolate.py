@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -112,10 +111,10 @@ def interpolate(words: Sequence[str]) -> None:
     check_alike(general, customized)
     cli.connect()
     points: list[Point] = []
-    for alpha in track(options.shares, "alphas", transient=True, disable=bool(rank_zero_only.rank)):
+    for alpha in track(options.shares, "alphas", transient=True, disable=not cli.trainer.is_global_zero):
         points.append(_measured(cli, alpha, general, customized))
     best = _best(points, options.mode)
-    if rank_zero_only.rank == 0:
+    if cli.trainer.is_global_zero:
         _print_table(points, best, options)
         _write(options, points, best, general, customized)
         output, report = options.paths

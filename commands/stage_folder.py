@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from .stage_settings import Inputs
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["Completed", "KeptFile", "Newest", "StageFolder"]
+__all__ = ["Completed", "KeptFile", "Newest", "StageFolder", "last_of_name", "weights_digest"]
 
 COMPLETE, LOCK = "complete.json", ".lock"
 
@@ -36,11 +36,13 @@ class KeptFile:
         path: Relative to the stage's folder.
         sha256: Of its bytes.
         size: In bytes.
+        weights: Of its weights alone (:func:`weights_digest`): what decides a stage that starts from it.
     """
 
     path: str
     sha256: str
     size: int
+    weights: str
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,32 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def weights_digest(path: Path) -> str:
+    """SHA-256 of a checkpoint's weights and text format, which is all that a run takes over that starts from it.
+
+    The file's own bytes also say when it was written and how fast the run was.
+    """
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    digest = hashlib.sha256()
+
+    def add(value: object) -> None:
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+        elif isinstance(value, Mapping):
+            for key in sorted(value, key=str):
+                digest.update(f"{key}:".encode())
+                add(value[key])
+        elif isinstance(value, list | tuple):
+            for each in value:
+                add(each)
+        else:
+            digest.update(repr(value).encode())
+
+    add({"weights": content["state_dict"], "text": content.get("pluralign", {}).get("text_format")})
+    return digest.hexdigest()
+
+
 class StageFolder:
     """A folder whose name says which stage it is, and of which inputs."""
 
@@ -127,7 +155,7 @@ class StageFolder:
         for kept in completed.checkpoints.values():
             file = self.path / kept.path
             if not file.is_file():
-                raise ValueError(f"{path} says that the stage is complete, but {file} is gone: {again}")
+                raise ValueError(f"{path} says that the stage is complete, but {file} is gone; {again}")
             if file.stat().st_size != kept.size:
                 raise ValueError(
                     f"{file} is not as the stage left it: it has {file.stat().st_size:,} of {kept.size:,} bytes; {again}"
@@ -157,7 +185,12 @@ class StageFolder:
             step: Optimiser steps.
         """
         kept = {
-            what: KeptFile(path.relative_to(self.path).as_posix(), file_digest(path), path.stat().st_size)
+            what: KeptFile(
+                path.relative_to(self.path).as_posix(),
+                file_digest(path),
+                path.stat().st_size,
+                weights_digest(path),
+            )
             for what, path in checkpoints.items()
         }
         finished = time.strftime("%Y-%m-%d %H:%M:%S")

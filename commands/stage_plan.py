@@ -13,7 +13,7 @@ from .chain import Chain, Stage
 from .stage_folder import Completed, Newest, StageFolder, last_of_name
 from .stage_settings import Inputs, Readable, SettledStage, changes, unlike
 
-__all__ = ["Plan", "Row"]
+__all__ = ["Plan", "Row", "print_plan", "print_results"]
 
 SHOWN = 4
 """Differences that the plan names."""
@@ -134,7 +134,7 @@ class Plan:
 
 def _digest(row: Row) -> str:
     assert row.completed is not None  # the caller looked
-    return row.completed.checkpoints[row.settled.stage.checkpoint].sha256
+    return row.completed.checkpoints[row.settled.stage.checkpoint].weights
 
 
 def _readable(path: Path) -> Readable:
@@ -183,7 +183,7 @@ def print_results(plan: Plan) -> None:
         values = (
             f"{completed.metrics[metric]:.4f}" if metric in completed.metrics else "" for metric in names
         )
-        table.add_row(name, f"{completed.step:,}", *values, str(path))
+        table.add_row(name, f"{completed.step:,}" if completed.step else "", *values, str(path))
     _console().print(table)
 
 

@@ -20,7 +20,7 @@ from .interpolate import InterpolateOptions
 __all__ = ["Inputs", "Readable", "SettledStage", "changes", "settle", "unlike"]
 
 Inputs = dict[str, Any]
-"""What decides a stage's weights, as plain values; with ``start``, the checkpoints that it starts from, by stage."""
+"""What decides a stage's weights, as plain values; ``start`` has digests of the weights that it starts from, by stage."""
 
 LENGTH = ("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "limit_train_batches")
 """Options of the trainer that decide how long is trained."""
@@ -239,14 +239,14 @@ def changes(before: Inputs, now: Inputs) -> list[str]:
     content = content_changes(before.get("content"), now.get("content"))
     starts = before.get("start") or {}, now.get("start") or {}
     started = [
-        f"{name} has another checkpoint"
+        f"{name} has other weights"
         for name in starts[0].keys() & starts[1].keys()
         if starts[0][name] != starts[1][name]
     ]
     if starts[0].keys() != starts[1].keys():
         started.append(f"it started from {_names(starts[0])}, and starts from {_names(starts[1])} now")
-    rest = ({key: each.get(key) for key in each if key not in ("content", "start")} for each in (before, now))
-    return [*content, *started, *_differences(*rest)]
+    rest = [{key: each[key] for key in each if key not in ("content", "start")} for each in (before, now)]
+    return [*content, *started, *_differences(rest[0], rest[1])]
 
 
 def unlike(first: Readable, second: Readable) -> list[str]:

@@ -99,7 +99,7 @@ def _complete(plan: Plan, settled: SettledStage, environment: Mapping[str, str])
     assert row.folder is not None  # those before it are complete
     if row.completed is not None:
         return
-    with row.folder.work(rank_zero_only.rank, _say) as descriptors:
+    with row.folder.work(_rank(), _say) as descriptors:
         row = plan.look(settled)  # whoever worked there has ended
         if row.completed is not None:
             return
@@ -161,8 +161,13 @@ def _of_stage(environment: Mapping[str, str], number: int) -> dict[str, str]:
     return found
 
 
+def _rank() -> int:
+    """Of this process among those that torchrun, SLURM or the like have started; Lightning looks when it is imported."""
+    return int(vars(rank_zero_only)["rank"])
+
+
 def _first() -> bool:
-    return bool(rank_zero_only.rank == 0)
+    return _rank() == 0
 
 
 def _say(text: str) -> None:
