@@ -18,7 +18,7 @@ from pluralign.callbacks.files import written_whole
 
 from .cli import PluralignCLI, option
 
-__all__ = ["InterpolateOptions", "between", "check_alike", "interpolate"]
+__all__ = ["InterpolateOptions", "Point", "best_point", "between", "check_alike", "interpolate"]
 
 OF_TRAINING = ("optimizer_states", "lr_schedulers", "callbacks")
 """Parts of a checkpoint that belong to a run, and not to its weights."""
@@ -60,7 +60,7 @@ class InterpolateOptions:
             raise ValueError(f"--output names a checkpoint, such as interpolated.ckpt; got {self.output}")
         if not self.monitored:
             raise ValueError("--monitor names no metric; give one that validation logs, such as val/accuracy")
-        if not self.shares or not all(0.0 <= share <= 1.0 for share in self.shares):
+        if not self.alphas or not all(_is_share(word) for word in self.alphas.split(",")):
             raise ValueError(f"--alphas must be numbers in [0, 1], such as 0,0.5,1; got {self.alphas}")
 
     @property
@@ -77,6 +77,13 @@ class InterpolateOptions:
     def paths(self) -> tuple[Path, Path]:
         """The checkpoint and its report."""
         return Path(self.output), Path(self.output).with_suffix(".json")
+
+
+def _is_share(word: str) -> bool:
+    try:
+        return 0.0 <= float(word) <= 1.0
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,7 @@ def interpolate(words: Sequence[str]) -> None:
     points: list[Point] = []
     for alpha in track(options.shares, "alphas", transient=True, disable=not cli.trainer.is_global_zero):
         points.append(_measured(cli, alpha, general, customized))
-    best = _best(points, options.mode)
+    best = best_point(points, options.mode)
     if cli.trainer.is_global_zero:
         _print_table(points, best, options)
         _write(options, points, best, general, customized)
@@ -228,8 +235,8 @@ def _measured(
     return Point(alpha, metrics, score)
 
 
-def _best(points: Sequence[Point], mode: Literal["max", "min"]) -> Point:
-    """The best point, and of equally good ones that of the least share."""
+def best_point(points: Sequence[Point], mode: Literal["max", "min"]) -> Point:
+    """The best point, and of equally good ones that of the least share, which is nearest to the general model."""
     sign = 1.0 if mode == "max" else -1.0
     return max(points, key=lambda point: (sign * point.score, -point.alpha))
 
