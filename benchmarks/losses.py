@@ -1,6 +1,6 @@
 """How fast and how exact the losses are, each beside the usual way of computing it, in one run.
 
-Run without arguments; on a laptop it takes a minute or two. It prints a table, then one line of JSON. The
+Run without arguments; on a laptop it takes one to three minutes. It prints a table, then one line of JSON. The
 exit status is 1 if results disagree or a ratio stays below its goal. ``--output FILE`` also writes the JSON.
 
 Everything runs on one thread, both sides alike. Slow references are run on a share of the batch and their
