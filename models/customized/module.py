@@ -240,24 +240,28 @@ class CustomizedRM(StartedModule):
                 f"(domain_id, provided by {provided_by('domain_id')}): set per_domain=nothing, or add such data"
             )
 
-    def on_predict_start(self) -> None:
-        """Begin an evaluation; refuse rows that ask for the reward of a domain that has none of its own.
+    def predict_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Rewards of one batch as every module gives them, each by the domain that is asked for.
 
         Raises:
-            ValueError: Naming the first such domain and where that row stands.
+            ValueError: If rows ask for the reward of a domain that has none of its own.
         """
-        super().on_predict_start()
-        lacking = set(self._columns.lacking(self._names)) if self.reads_requests else set()
+        if batch_idx == 0 and "request_domain_id" in batch and self.reads_requests:
+            self._check_requests()
+        return super().predict_step(batch, batch_idx, dataloader_idx)
+
+    def _check_requests(self) -> None:
+        """Refuse rows that ask for a domain without a reward of its own; names the first and where it stands."""
+        lacking = set(self._columns.lacking(self._names))
         if self.data is None or not lacking:
             return
-        for record in self.data.given("predict"):
-            for response in record.responses:
-                if response.domain in lacking:
-                    raise ValueError(
-                        f"{record.place}: domain {response.domain!r} has no reward of its own in this model, which has "
-                        f"{', '.join((GENERAL, *self.customized_domains))}: name one of these, or leave the domain out for "
-                        f"the reward of {GENERAL!r}"
-                    )
+        rows = ((row.place, each.domain) for row in self.data.given("predict") for each in row.responses)
+        if (first := next((row for row in rows if row[1] in lacking), None)) is not None:
+            raise ValueError(
+                f"{first[0]}: domain {first[1]!r} has no reward of its own in this model, which has "
+                f"{', '.join((GENERAL, *self.customized_domains))}: name one of these, or leave the domain out for the reward "
+                f"of {GENERAL!r}"
+            )
 
     @property
     def _names(self) -> Sequence[str]:
