@@ -9,7 +9,7 @@ from typing import Any, Literal, cast, get_args
 
 from jsonargparse import get_loader
 
-__all__ = ["Chain", "Stage", "read_chain"]
+__all__ = ["Chain", "Stage", "merged", "read_chain"]
 
 ChainVerb = Literal["fit", "interpolate"]
 Which = Literal["last", "best"]

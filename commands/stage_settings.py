@@ -5,14 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, get_loader
 
 from pluralign.datamodules import PreferenceDataModule
 from pluralign.datamodules.prepared import NOT_TRAINED_ON, content_changes, plain_content
 from pluralign.datamodules.records import hash_files
 from pluralign.models import RewardModule
 
-from .chain import Stage
+from .chain import Stage, merged
 from .checkpoints import LOGGERS, TRAINING, loggers_of, plain_settings
 from .cli import NoOptions, OptionsT, PluralignCLI
 from .interpolate import InterpolateOptions
@@ -212,7 +212,7 @@ def settle(stage: Stage, words: Sequence[str]) -> SettledStage:
     """
     given = [word for path in stage.config for word in ("--config", str(path))]
     if stage.options:
-        given += ["--config", json.dumps(stage.options)]
+        given += ["--config", json.dumps(_over_files(stage))]
     name = f"stages, stage {stage.name}"
     method: Literal["fit"] | None = "fit" if stage.verb == "fit" else None
     options = NoOptions if stage.verb == "fit" else InterpolateOptions
@@ -221,6 +221,27 @@ def settle(stage: Stage, words: Sequence[str]) -> SettledStage:
         return SettledStage(stage, cli.parser, cli.config, cli.datamodule)
     except ValueError as error:
         raise ValueError(f"stage {stage.name}: {error}") from error
+
+
+def _over_files(stage: Stage) -> dict[str, Any]:
+    """A stage's options with what the files have around them: of a mapping of classes the parser keeps no other entry."""
+    content: dict[str, Any] = {}
+    for path in stage.config:
+        content = merged(content, get_loader("yaml")(path.read_text(encoding="utf-8")) or {})
+    parts = (
+        (name, {name: content[name]} if isinstance(content.get(name), Mapping) else {})
+        for name in stage.options
+    )
+    return {name: merged(_settings_alone(part), {name: stage.options[name]})[name] for name, part in parts}
+
+
+def _settings_alone(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without what it adds to lists (``callbacks+``), which would be added twice."""
+    return {
+        key: _settings_alone(value) if isinstance(value, Mapping) else value
+        for key, value in content.items()
+        if not key.endswith("+")
+    }
 
 
 # Comparisons -----------------------------------------------------------------------------------------------
