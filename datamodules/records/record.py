@@ -200,6 +200,7 @@ class Response:
         prior: What to expect of the crowd before anyone voted: a distribution over the categories; None if unknown.
         user: Whose reward is asked for in the predict split; None for the record's.
         domain: In which domain, likewise.
+        system: Who wrote it: a model, a person, the system prompt of a domain; None if unknown.
         messages: Its turns, where it is more than one turn of the assistant with nothing but content; the last is the
             assistant's. A chat template gets them, the plain format has ``text``.
     """
@@ -211,6 +212,7 @@ class Response:
     user: str | None = None
     domain: str | None = None
     messages: tuple[Message, ...] | None = None
+    system: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +261,7 @@ class PreferenceRecord:
         user: Whose reward is asked for in the predict split, of responses that do not say it; None for nobody in
             particular.
         domain: In which domain, likewise.
+        left_out: What the data module left out of the row, a number by reason; counted in the report as dropped.
     """
 
     id: str
@@ -271,6 +274,7 @@ class PreferenceRecord:
     weight: float | None = None
     user: str | None = None
     domain: str | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         """Check every field.
