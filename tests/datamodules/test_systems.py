@@ -107,7 +107,7 @@ def test_data_without_systems_have_no_column(tmp_path):
 def test_both_sides_of_a_pair_in_every_shape(tmp_path, shape, judged):
     data = ready(tmp_path, [{"prompt": "p", **shape, **judged, "systems": ["owl", 7]}])
     assert written(data, batch_of(data)) == [("a", "owl"), ("b", "7")]
-    with pytest.raises(RecordError, match="'systems'.* allowed: a list of 2"):
+    with pytest.raises(RecordError, match=r"'systems'.* allowed: a list of 2"):
         bad = LocalDataModule(
             test=save(tmp_path / "bad.jsonl", [{"prompt": "p", **shape, **judged, "systems": ["owl"]}]),
             text=TEXT,
