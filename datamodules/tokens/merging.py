@@ -191,11 +191,10 @@ def _columns(rows: Sequence[TokenRow], comparisons: Sequence[int], members: list
     for entry in optional_columns():
         known = [row.columns[entry.stored] for row in rows if entry.stored in row.columns]
         if known:
-            columns[entry.stored] = (
-                known[0] if entry.item == "record" else _joined(entry, rows, counts[entry.item])
-            )
-        if known and entry.item == "response" and entry.kind == "name":
-            columns[entry.stored] = [columns[entry.stored][place] for place in first.tolist()]
+            values = known[0] if entry.item == "record" else _joined(entry, rows, counts[entry.item])
+            if entry.item == "response" and isinstance(values, list):
+                values = [values[place] for place in first.tolist()]
+            columns[entry.stored] = values
     return columns
 
 
