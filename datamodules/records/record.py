@@ -11,7 +11,8 @@ input                             what happens
 ================================  ==========================================================================
 tie                               ``preference=0.5``; trains, and is left out of accuracy
 identical responses               kept; their comparisons are dropped and counted when tokenised
-empty or blank response           error ``empty response``
+identical responses, two systems  two responses, where rows are merged, too; their comparison is dropped as any such
+empty or blank response           error ``empty response``, unless the data module leaves it out and says so (``left_out``)
 empty prompt                      allowed: the response is scored on its own
 no prompt anywhere in a record    allowed and counted; a split of such records alone warns
 missing field, wrong type         error ``missing field`` / ``wrong type``
@@ -20,7 +21,7 @@ number beyond float32             error ``not finite``: above 3.4e38 it would be
 share, weight, votes off range    error ``out of range``
 weights of a split that sum to 0  error of the split, and so if the sum is not finite in float32
 index that points at no response  error ``out of range``
-blank id, user, domain, ...       error ``missing field``: nothing but characters that show nothing
+blank id, user, system, ...       error ``missing field``: nothing but characters that show nothing
 no judgement and no rating        allowed here (scoring needs none); a training split drops and counts it
 the same judgement again          kept, and counted as ``repeated``: same prompt, texts, share, judge and domain
 duplicate record id               error ``duplicate id``, found when the split is read
