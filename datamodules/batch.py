@@ -73,6 +73,9 @@ class PreferenceBatch(TypedDict, total=False):
     response_length: Tensor
     """(R,) int64, >= 1: the response's own tokens after the shared prefix; comparable within a prompt only."""
 
+    system_id: Tensor
+    """(R,) int64: who wrote the response, an index into the data module's ``names["system"]``; -1 unknown."""
+
     comparisons: Tensor
     """(P, 2) int64: indices into R, chosen then rejected."""
     comparison_index: Tensor
