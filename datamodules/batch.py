@@ -253,6 +253,11 @@ class DataSource(Protocol):
     """Domains of the training split; ``domain_id`` indexes it."""
 
     @property
+    def names(self) -> Mapping[str, Sequence[str]]:
+        """What indices point at, by column, such as ``source`` of records; ``user`` and ``domain`` as above."""
+        ...
+
+    @property
     def splits(self) -> tuple[str, ...]:
         """Splits that the data have."""
         ...
@@ -285,6 +290,10 @@ class DataSource(Protocol):
 
     def check_judged(self, name: str) -> None:
         """Make sure that every item of the open splits has votes (``votes`` or ``comparison_votes``) or a prior."""
+        ...
+
+    def loader_names(self, split: str) -> tuple[str, ...]:
+        """Names of the loaders that a split comes in, in their order; empty for a single one, which has none."""
         ...
 
     def texts(self, split: str, responses: Sequence[tuple[str, int]]) -> list[tuple[str, str]]:
