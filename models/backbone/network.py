@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pluralign.datamodules.batch import PreferenceBatch
 
 from .frequencies import FrequencyChanges
+from .language_head import split_language_head
 from .loading import BackboneConfig, adapt_model, load_model, num_positions
 from .packing import PACKED, packed_rows, register
 from .rows import attention_bias, block_mask, length_chunks, pad_to_multiple, pool, separate_rows, take_rows
@@ -56,20 +57,25 @@ class Backbone(nn.Module):
         layout: ``shared`` or ``separate``, as decided when built.
         pooling: ``last``, ``mean`` or ``cls``.
         hidden_size: H.
+        language_head: The network's own language-model head, trained where its whole body is; None unless asked for.
     """
 
-    def __init__(self, config: BackboneConfig) -> None:
+    def __init__(self, config: BackboneConfig, *, language_head: bool = False) -> None:
         """Load or initialise the network, adapt it and settle the layout.
 
         Args:
             config: What to build.
+            language_head: Whether to keep the network's language-model head, from the same files.
 
         Raises:
-            ValueError: If weights are missing for part of the network, or ``layout="shared"`` is wrong for it.
+            ValueError: If weights are missing for part of the network, ``layout="shared"`` is wrong for it, or it has no
+                language-model head that is a linear layer where one is asked for.
         """
         super().__init__()
         self.config = config
-        model = load_model(config)
+        model, head = load_model(config, language_head=language_head), None
+        if language_head:
+            model, head = split_language_head(model)
         if config.quantization == "4bit" and config.lora is not None and model.device.type == "cpu":
             # Seen with bitsandbytes 0.50: the first evaluation repacks the weights, after which no gradient passes.
             raise ValueError("backbone.quantization='4bit' trains no adapters on the CPU: use 8bit, or a GPU")
@@ -85,6 +91,9 @@ class Backbone(nn.Module):
             self.packed = self._settle_packing(model)
         self.pooling = config.pooling if config.pooling != "auto" else ("last" if self.causal else "mean")
         self.model: nn.Module = adapt_model(model, config)
+        self.language_head = head
+        if config.frozen or config.lora is not None:
+            self.freeze_language_head()  # part of the base, as the layers below adapters are
         self.train()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -92,6 +101,13 @@ class Backbone(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         if self.packed:
             register()
+
+    def freeze_language_head(self) -> None:
+        """Train no language-model head; where it shares its weight with the embeddings, it goes on as they do."""
+        shared = {id(parameter) for parameter in self.model.parameters()}
+        for parameter in () if self.language_head is None else self.language_head.parameters():
+            if id(parameter) not in shared:
+                parameter.requires_grad_(False)
 
     @property
     def frozen(self) -> bool:
