@@ -109,7 +109,7 @@ class Report(L.Callback, ABC, Generic[Whole]):
         self._batches: list[tuple[Tensor, ...]] = []
         self._last: Finding[Whole] | None = None
         self._collects = True
-        self._loaders: tuple[str, ...] = ()
+        self._loaders: tuple[str, ...] = ("",)
 
     # What a callback writes ----------------------------------------------------------------------------
 

@@ -167,11 +167,12 @@ class GeneralPreference(Report[TradeOff]):
         data = data_of(trainer)
         names: Mapping[str, Sequence[str]] = {} if data is None else data.names
         sources = self._loaders if self._loaders != ("",) else tuple(names.get("source", ())) or ("",)
+        own = tuple(getattr(module, "customized_domains", ()))
         self._names = TradeOffNames(
             sources=sources,
-            domains=tuple(names.get("domain", ())),
+            domains=tuple(names.get("domain", ())) or own,  # as the module reads indices of bare loaders
             systems=tuple(names.get("system", ())),
-            own_domains=tuple(getattr(module, "domains", ())),
+            own_domains=own,
             general=self.general,
             plain_system=self.plain_system,
         )

@@ -30,7 +30,7 @@ class MovingRM(RewardModule):
     """A linear reward of two features whose weight on the second one grows by one a step, from (1, 0)."""
 
     requires = frozenset()
-    domains = ()
+    customized_domains = ()
 
     def __init__(self):
         super().__init__(BackboneConfig(config={"model_type": "llama"}), optimizer=sgd)
@@ -53,7 +53,7 @@ class MovingRM(RewardModule):
 class DomainsRM(MovingRM):
     """A reward of its own for each domain: the first feature's opposite, and the second feature."""
 
-    domains = ("law", "food")
+    customized_domains = ("law", "food")
 
     def forward(self, batch):
         output = super().forward(batch)
@@ -325,7 +325,7 @@ def test_sources_of_records_do_as_loaders_do(trainer, tmp_path):
 
 def test_without_sources_the_modules_domains_are_customised(trainer, tmp_path):
     module = MovingRM()
-    module.domains = ("law",)
+    module.customized_domains = ("law",)
     trainer(report(general=())).validate(module, OneLoader([LAW, FOOD, WEB, CHAT]), verbose=False)
     found = values(read(tmp_path))
     assert found["customized_accuracy"] == found["customized_accuracy/law"] == 2 / 4
@@ -419,8 +419,13 @@ def test_two_reports_on_one_run_keep_their_states_apart(trainer):
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(trainer, tmp_path, capfd, monkeypatch, request):
     monkeypatch.syspath_prepend(request.config.rootpath)  # a spawned process imports this file by its name
-    # a rank sees nothing of chat
-    data = Mixture(FOUR | {"law": [LAW, judged(150, (1, 0, LONG), domain="law", losers=["food"])]})
+    later = {"law": "law", "food": "food", "web": None, "chat": None}
+    data = Mixture(
+        {
+            name: [*FOUR[name], judged(1000 + i, (1, 0, LONG), (-1, 2, NEAR), domain=domain)]
+            for i, (name, domain) in enumerate(later.items())
+        }
+    )
     trainer(report(general=())).validate(DomainsRM(), data, verbose=False)
     one = read(tmp_path)
     capfd.readouterr()
@@ -513,7 +518,7 @@ def test_what_does_not_fit_is_named_at_once(trainer, model, general, data, messa
 
 def test_domains_that_the_data_lack_are_named(trainer):
     module = MovingRM()
-    module.domains = ("art",)
+    module.customized_domains = ("art",)
     with pytest.raises(
         ValueError, match=r"the module's domains are \['art'\], those of the data \['law', 'food'\]"
     ):
@@ -530,7 +535,7 @@ def test_domains_that_the_data_lack_are_named(trainer):
 )
 def test_nothing_to_report_is_warned_about(trainer, tmp_path, batches, message):
     module = MovingRM()
-    module.domains = ("law",)
+    module.customized_domains = ("law",)
     run = trainer(callback := report(general=()))
     with pytest.warns(UserWarning, match=f"no report on this validation: {message}"):
         run.validate(module, OneLoader(batches), verbose=False)
