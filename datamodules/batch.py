@@ -270,6 +270,11 @@ class DataSource(Protocol):
     """Domains of the training split; ``domain_id`` indexes it."""
 
     @property
+    def names(self) -> Mapping[str, Sequence[str]]:
+        """What indices point at, by column, such as ``source`` of records; ``user`` and ``domain`` as above."""
+        ...
+
+    @property
     def splits(self) -> tuple[str, ...]:
         """Splits that the data have."""
         ...
