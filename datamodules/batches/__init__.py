@@ -2,6 +2,7 @@
 
 from .collate import PreferenceCollator
 from .config import LoaderConfig, changed
+from .draws import EpochDraws, PartDraw
 from .features import FeatureDtype, FeatureStore, FeatureTable, FeatureWriter, prompt_key, response_keys
 from .loaders import LoaderRows, batch_loader
 from .requests import RequestView
@@ -9,12 +10,14 @@ from .sampler import PreferenceDataLoader, TokenBudgetBatchSampler
 from .users import UserProtocol, UserView, joined, user_view
 
 __all__ = [
+    "EpochDraws",
     "FeatureDtype",
     "FeatureStore",
     "FeatureTable",
     "FeatureWriter",
     "LoaderConfig",
     "LoaderRows",
+    "PartDraw",
     "PreferenceCollator",
     "PreferenceDataLoader",
     "RequestView",

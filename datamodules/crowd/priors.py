@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..joins import SideTable
 from ..records import RecordError, SourceRow, read_json_lines
-from ..tokens import CacheReader, TokenTable
+from ..tokens import DataReader, RecordTable
 from .config import WORDS, CrowdConfig, distribution
 
 __all__ = ["CrowdPriors", "VotePriors", "crowd_priors", "read_priors", "resolve_prior"]
@@ -193,7 +193,7 @@ def crowd_priors(
 class VotePriors:
     """Priors of every kind of votes of a token cache."""
 
-    def __init__(self, name: str, reader: CacheReader) -> None:
+    def __init__(self, name: str, reader: DataReader) -> None:
         """Look at nothing yet.
 
         Args:
@@ -241,7 +241,7 @@ class VotePriors:
         return priors
 
     def check_judged(
-        self, name: str, crowd: CrowdConfig, tables: Mapping[str, TokenTable], joined: SideTable | None
+        self, name: str, crowd: CrowdConfig, tables: Mapping[str, RecordTable], joined: SideTable | None
     ) -> None:
         """Make sure that every item of some splits has votes or a prior.
 
