@@ -7,7 +7,7 @@ from .features import FeatureDtype, FeatureStore, FeatureTable, FeatureWriter, p
 from .loaders import LoaderRows, batch_loader
 from .requests import RequestView
 from .sampler import PreferenceDataLoader, TokenBudgetBatchSampler
-from .users import UserProtocol, UserView, joined, user_view
+from .users import UserProtocol, UserView, check_known, joined, user_view
 
 __all__ = [
     "EpochDraws",
@@ -26,6 +26,7 @@ __all__ = [
     "UserView",
     "batch_loader",
     "changed",
+    "check_known",
     "joined",
     "prompt_key",
     "response_keys",

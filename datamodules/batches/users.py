@@ -15,7 +15,7 @@ from ..checks import check_choices, check_range
 from ..records import hash_share
 from ..tokens import RecordTable, TokenRow, lengths, take_row_comparisons
 
-__all__ = ["UserProtocol", "UserView", "joined", "user_view"]
+__all__ = ["UserProtocol", "UserView", "check_known", "joined", "user_view"]
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,7 @@ class UserProtocol:
                 seen.
         """
         named = set(self.unseen)
-        if unknown := sorted(named - counts.keys(), key=str):
-            raise ValueError(
-                f"loader.users.unseen names {unknown[:5]}, who have no judgements in the training split"
-            )
+        check_known(named, counts)
         enough = [user for user, count in counts.items() if count >= self.min_judgements]
         number = math.floor(self.unseen_share * len(enough) + 0.5)
         if self.unseen_share and enough and not number:
@@ -98,6 +95,22 @@ class UserProtocol:
                 f"{self.min_judgements} judgements, and all of those are unseen; change loader.users"
             )
         return seen, [user for user in enough if user in unseen]
+
+
+def check_known(users: Collection[str], judged: Collection[str]) -> None:
+    """Refuse unseen users who have no judgements.
+
+    Args:
+        users: Who is to be unseen.
+        judged: Who has judgements in the training split.
+
+    Raises:
+        ValueError: Naming them.
+    """
+    if unknown := sorted(set(users) - set(judged), key=str):
+        raise ValueError(
+            f"loader.users.unseen names {unknown[:5]}, who have no judgements in the training split"
+        )
 
 
 class UserView(torch.utils.data.Dataset[list[TokenRow]]):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from ..records import RecordError, SourceRow, read_json_lines
 from ..tokens import DataReader, RecordTable
 from .config import WORDS, CrowdConfig, distribution
 
-__all__ = ["CrowdPriors", "VotePriors", "crowd_priors", "read_priors", "resolve_prior"]
+__all__ = ["CrowdPriors", "ItemPriors", "VotePriors", "crowd_priors", "read_priors", "resolve_prior"]
 
 
 def resolve_prior(
@@ -108,6 +109,14 @@ def _prior_line(row: SourceRow, num_labels: int | None) -> tuple[str, Tensor]:
         return str(name), torch.stack(parts)
     except ValueError as error:
         raise RecordError("prior", value, f"probabilities ({error})", reason="out of range") from None
+
+
+class ItemPriors(Protocol):
+    """What is asked of priors when a batch is made."""
+
+    def of(self, places: Sequence[tuple[str, int]]) -> Tensor | None:
+        """Prior means of items, named by record id and place in it, (n, K); NaN for one without, None for none at all."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -225,7 +234,7 @@ class VotePriors:
             self._priors[name] = crowd, crowd_priors(crowd, self.reader.categories[name], mean=mean)
         return self._priors[name][1]
 
-    def of_all(self, crowd: CrowdConfig) -> dict[str, CrowdPriors]:
+    def of_all(self, crowd: CrowdConfig) -> Mapping[str, ItemPriors]:
         """Priors for every kind of votes; what is given for so many categories need not fit both kinds."""
         priors: dict[str, CrowdPriors] = {}
         errors: dict[str, ValueError] = {}

@@ -9,11 +9,12 @@ from .preparation import report_split, tokenise
 from .reader import DataReader
 from .report import SplitReport
 from .rows import TokenRow, prompt_alone, take_row_comparisons, take_row_responses, without_prompt
-from .table import RecordTable, lengths
+from .table import CHUNK, RecordTable, lengths
 from .text import RecordTokenizer, byte_tokenizer
 
 __all__ = [
     "BYTE",
+    "CHUNK",
     "CacheReader",
     "CacheWriter",
     "DataReader",
