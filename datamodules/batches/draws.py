@@ -97,7 +97,8 @@ class EpochDraws:
         """
         self.parts = tuple(parts)
         for part in self.parts:
-            if not 1 <= part.amount <= (total := int(part.units.sum())):
+            total = int(part.units.sum())
+            if not 1 <= part.amount <= total:
                 raise ValueError(f"amount of {part.name} must be in [1, {total}], got {part.amount}")
         firsts = np.cumsum([0, *(len(part.units) for part in self.parts)]).tolist()
         self._walks = [_Walk(part, first, seed) for part, first in zip(self.parts, firsts, strict=False)]
@@ -113,16 +114,12 @@ class EpochDraws:
         return np.concatenate([walk.records(epoch) for walk in self._walks])
 
     def growth(self, costs: NDArray[np.int64]) -> float:
-        """How much more than those of the first epoch the records of another one may be, in number or cost; >= 1.
+        """How many times what the first epoch's records cost those of another one may cost at most; >= 1.
 
         Args:
-            costs: Of every record, (n,) > 0.
+            costs: Of every record, (n,) > 0; ones for their number.
         """
         if self.whole:
             return 1.0
-        first = self.records(0)
-        most = (
-            sum(walk.most(each) for walk in self._walks) / max(1.0, float(each[first].sum()))
-            for each in (costs.astype(np.float64), np.ones(len(costs)))
-        )
-        return max(1.0, *most)
+        first = max(1, int(costs[self.records(0)].sum()))
+        return max(1.0, sum(walk.most(costs.astype(np.float64)) for walk in self._walks) / first)

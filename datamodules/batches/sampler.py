@@ -101,9 +101,11 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
 
     def _batch_count(self, records: int, cost: NDArray[np.int64]) -> int:
         """Batches an epoch has over all ranks: the first epoch's, with slack for other shuffles and other records."""
-        number = len(self._compose(0, 0))
-        growth = 1.0 if self.draws is None or not self.shuffle else self.draws.growth(cost)
-        number, most = int(np.ceil(number * growth)), int(np.ceil(records * growth))
+        number, most, growth = len(self._compose(0, 0)), records, 1.0
+        if self.draws is not None and self.shuffle:
+            more = self.draws.growth(np.ones_like(cost))
+            growth = max(more, self.draws.growth(cost)) if self._tokens_bind() else more
+            number, most = int(np.ceil(number * growth)), int(np.ceil(records * more))
         mega_batches = -(-most // self.mega_size)
         if (mega_batches > 1 or growth > 1) and self._tokens_bind():
             number += int(np.ceil(np.sqrt(mega_batches)))
