@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..columns import optional_columns
-from ..tokens import TokenRow, TokenTable, take_row_responses
+from ..tokens import RecordTable, TokenRow, take_row_responses
 from .features import FeatureTable
 from .users import UserView
 
@@ -32,10 +32,10 @@ class RequestView(torch.utils.data.Dataset[list[TokenRow]]):
     """Records of which those of equal content count, and are read, as one; the collator then scores them once.
 
     Attributes:
-        sizes: As those of :class:`TokenTable`, of the different contents.
+        sizes: As those of :class:`RecordTable`, of the different contents.
     """
 
-    def __init__(self, rows: TokenTable | UserView | FeatureTable, table: TokenTable | UserView) -> None:
+    def __init__(self, rows: RecordTable | UserView | FeatureTable, table: RecordTable | UserView) -> None:
         """Find what is equal, by a hash of 64 bits of the tokens; some tens of bytes a record stay in memory.
 
         Args:

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from ..columns import Column, optional_columns
 from ..records import PreferenceRecord
-from .cache import CHUNK, ORIGINS, TokenTable, lengths, token_rows
+from .cache import ORIGINS, TokenTable, token_rows
 from .report import SplitReport
 from .rows import Columns, Origins, TokenRow
 from .schema import schema
+from .table import CHUNK, lengths
 from .text import common_prefix
 
 if TYPE_CHECKING:

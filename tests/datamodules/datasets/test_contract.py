@@ -14,14 +14,20 @@ import pytest
 import torch
 
 import pluralign.datamodules
-from pluralign.datamodules import LoaderConfig, PreferenceBatch, PreferenceDataModule, RecordError
+from pluralign.datamodules import (
+    LoaderConfig,
+    MixtureDataModule,
+    PreferenceBatch,
+    PreferenceDataModule,
+    RecordError,
+)
 
 DATASETS = [
     member
     for member in map(pluralign.datamodules.__dict__.get, pluralign.datamodules.__all__)
     if isinstance(member, type)
     and issubclass(member, PreferenceDataModule)
-    and member is not PreferenceDataModule
+    and member not in (PreferenceDataModule, MixtureDataModule)  # a mixture has no rows of its own
 ]
 LOADER = LoaderConfig(batch_size=8)
 
