@@ -184,9 +184,8 @@ class CustomizedRM(StartedModule):
         state, absent = self.with_language_head(state, content)
         if self._may_differ("head.weight"):
             state = {name: value for name, value in state.items() if name != "head.weight"}
-            absent |= {
-                f"heads.{i}.weight" for i in range(len(self.heads))
-            }  # copies of the general head of now
+            # Heads of new domains are copies of the general head that was just made.
+            absent |= {f"heads.{i}.weight" for i in range(len(self.heads))}
         domains = self.customized_domains if self.per_domain != "nothing" else ()
         return with_heads(state, content.get("hyper_parameters", {}), domains, self.init_from), new | absent
 
@@ -379,11 +378,10 @@ class CustomizedRM(StartedModule):
 
     def _imitated(self, batch: PreferenceBatch) -> Tensor:
         number = len(self._names)
-        if (
-            not number and "domain_id" in batch
-        ):  # of bare loaders; waits for the device unless they say which there are
-            indices = batch.get("domains_present") or [int(batch["domain_id"].max())]
-            number = max(indices) + 1
+        if not number and "domain_id" in batch:
+            # Of bare loaders; waits for the device unless they say which domains there are.
+            present = batch["domains_present"] if "domains_present" in batch else batch["domain_id"].tolist()
+            number = max(present, default=-1) + 1
         return imitation_weights(batch, number, self.imitation_threshold)
 
     def _response_nll(self, output: RewardOutput, weight: Tensor) -> tuple[Tensor, Tensor]:
