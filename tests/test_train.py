@@ -244,7 +244,7 @@ def test_every_verb_is_a_function_that_lists_its_options(name, capsys):
         (["data", "show"], "'data show' is no verb; did you mean 'data inspect' or 'data update'?"),
         (
             ["--config", "x.yaml"],
-            "'--config' is no verb; there are fit, validate, test, predict, embed, adapt, data",
+            "'--config' is no verb; there are fit, validate, test, predict, stages, interpolate, embed, ",
         ),
     ],
 )

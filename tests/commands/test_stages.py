@@ -416,3 +416,26 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path):
     assert said == [f"another process works in {folder.path}; waiting until it has ended"]
     with folder.work(0, said.append), folder.work(1, said.append):
         assert len(said) == 1, "every rank has a lock of its own"
+
+
+@pytest.mark.slow
+def test_a_chain_is_what_fits_by_hand_are(capfd):
+    """With real processes: two stages, and what lies between them."""
+    run("--strategy", "mixed")
+    printed = capfd.readouterr().out
+    assert "between general (0) and customised (1)" in printed
+    lasts = {name: next(Path("out").glob(f"{name}-*/**/last.ckpt")) for name in ("general", "customized")}
+    start = []
+    for seed, name in ((1, "general"), (2, "customized")):
+        words = [f"--seed_everything={seed}", f"--trainer.default_root_dir=by_hand_{name}", *start]
+        main(["fit", "--config", "fit.yaml", *words])
+        (path,) = Path(f"by_hand_{name}").rglob("last.ckpt")
+        start = [f"--model.init_from={path}"]
+        wanted, found = (torch.load(each, weights_only=True)["state_dict"] for each in (path, lasts[name]))
+        for weight, value in wanted.items():
+            assert torch.equal(value, found[weight]), (name, weight)
+    complete = json.loads(next(Path("out").glob("mixed-*/complete.json")).read_text())
+    assert complete["checkpoints"]["last"]["path"] == "interpolated.ckpt"
+    assert "val/accuracy" in complete["metrics"]
+    run("--strategy", "mixed")
+    assert capfd.readouterr().out.count("skip: complete since") == 3
