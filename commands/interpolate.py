@@ -253,7 +253,7 @@ def _print_table(points: Sequence[Point], best: Point, options: InterpolateOptio
         f"the {options.mode}imum" if len(options.monitored) == 1 else f"the {options.mode}imum of the mean"
     )
     table = Table(
-        title="between general (0) and customised (1)",
+        title="0: general, 1: customised",
         caption=f"*: {chosen} of {', '.join(options.monitored)}",
     )
     for title in ("alpha", *names):

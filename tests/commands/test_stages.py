@@ -423,7 +423,7 @@ def test_a_chain_is_what_fits_by_hand_are(capfd):
     """With real processes: two stages, and what lies between them."""
     run("--strategy", "mixed")
     printed = capfd.readouterr().out
-    assert "between general (0) and customised (1)" in printed
+    assert "0: general, 1: customised" in printed
     lasts = {name: next(Path("out").glob(f"{name}-*/**/last.ckpt")) for name in ("general", "customized")}
     start = []
     for seed, name in ((1, "general"), (2, "customized")):
