@@ -1,7 +1,8 @@
 """Networks that read batches: loading, rows, packing, heads."""
 
 from .head import RewardHead
-from .loading import BackboneConfig, LoRAConfig, added_keys, configured_positions
+from .loading import BackboneConfig, configured_positions
+from .lora import LoRAConfig, added_keys, renamed
 from .network import Backbone, BackboneOutput, StoredFeatures
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "StoredFeatures",
     "added_keys",
     "configured_positions",
+    "renamed",
 ]

@@ -2,11 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -15,43 +14,17 @@ from torch import nn
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-from pluralign.datamodules.checks import check_choices, check_range
+from pluralign.datamodules.checks import check_choices
+
+from .lora import LoRAConfig, lora_settings
 
 __all__ = [
     "BackboneConfig",
-    "LoRAConfig",
     "adapt_model",
-    "added_keys",
     "configured_positions",
     "load_model",
     "num_positions",
 ]
-
-
-@dataclass(frozen=True)
-class LoRAConfig:
-    """Low-rank adapters (PEFT) on a frozen base; the reward head is always trained and saved beside them.
-
-    Attributes:
-        rank: Rank of the update, >= 1.
-        alpha: Scale; the update is multiplied by alpha / rank.
-        dropout: Dropout on the adapter's input, in [0, 1).
-        target_modules: Names of the adapted layers; None for every linear layer.
-    """
-
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
-    target_modules: list[str] | None = None
-
-    def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises:
-            ValueError: Naming the argument, its value and what is allowed.
-        """
-        check_range("backbone.lora.rank", self.rank, at_least=1)
-        check_range("backbone.lora.dropout", self.dropout, at_least=0, below=1)
 
 
 @dataclass(frozen=True)
@@ -166,27 +139,6 @@ def _tensor_places(path: Path) -> list[int]:
         size = int.from_bytes(stream.read(8), "little")  # of the header that follows
         header = json.loads(stream.read(size))
     return [8 + size + entry["data_offsets"][0] for key, entry in header.items() if key != "__metadata__"]
-
-
-def added_keys(module: nn.Module, keys: Iterable[str]) -> set[str]:
-    """Which names of a state are of what PEFT puts beside a network's own layers: adapters, copies of layers, prompts.
-
-    Args:
-        module: With the network somewhere inside.
-        keys: Names in its state dict.
-    """
-    base_of = {
-        path: name
-        for path, part in module.named_modules()
-        for name, _ in part.named_children()
-        if name in ("base_layer", "original_module", "base_model")  # what PEFT calls what it wraps
-    }
-
-    def is_added(key: str) -> bool:
-        parts = key.split(".")
-        return any(base_of.get(".".join(parts[:i]), part) != part for i, part in enumerate(parts))
-
-    return {key for key in keys if is_added(key)}
 
 
 def load_model(config: BackboneConfig) -> "PreTrainedModel":
@@ -310,7 +262,7 @@ def adapt_model(model: "PreTrainedModel", config: BackboneConfig) -> nn.Module:
         return model.requires_grad_(False)
     if config.lora is None:
         return model
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft import get_peft_model, prepare_model_for_kbit_training
 
     if config.quantization is not None:
         model = prepare_model_for_kbit_training(
@@ -318,10 +270,4 @@ def adapt_model(model: "PreTrainedModel", config: BackboneConfig) -> nn.Module:
             use_gradient_checkpointing=config.gradient_checkpointing,
             gradient_checkpointing_kwargs={"use_reentrant": False},
         )
-    adapters = LoraConfig(
-        r=config.lora.rank,
-        lora_alpha=cast(int, config.lora.alpha),  # PEFT divides it, any number will do
-        lora_dropout=config.lora.dropout,
-        target_modules=config.lora.target_modules or "all-linear",
-    )
-    return get_peft_model(model, adapters)
+    return get_peft_model(model, lora_settings(model, config.lora))

@@ -8,6 +8,7 @@ Which layout a backbone takes is decided once, when it is built:
 3. otherwise both layouts are run on a tiny input; ``shared`` if they agree, else ``separate`` and a warning.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,8 +19,10 @@ from torch import Tensor, nn
 
 from pluralign.datamodules.batch import PreferenceBatch
 
+from .adapters import AdapterSet
 from .frequencies import FrequencyChanges
 from .loading import BackboneConfig, adapt_model, load_model, num_positions
+from .lora import LoRAConfig
 from .packing import PACKED, packed_rows, register
 from .rows import attention_bias, block_mask, length_chunks, pad_to_multiple, pool, separate_rows, take_rows
 
@@ -35,6 +38,9 @@ FULL_ATTENTION = frozenset(
 
 FLEX_BUCKET = 128
 """Row lengths are rounded up to this under FlexAttention, so that few shapes are compiled."""
+
+# Seen with bitsandbytes 0.50: the first evaluation repacks the weights, after which no gradient passes.
+NO_4BIT_ADAPTERS = "backbone.quantization='4bit' trains no adapters on the CPU: use 8bit, or a GPU"
 
 
 class BackboneOutput(NamedTuple):
@@ -56,6 +62,7 @@ class Backbone(nn.Module):
         layout: ``shared`` or ``separate``, as decided when built.
         pooling: ``last``, ``mean`` or ``cls``.
         hidden_size: H.
+        adapters: Those that :meth:`add_adapters` put on it; None without any.
     """
 
     def __init__(self, config: BackboneConfig) -> None:
@@ -71,8 +78,7 @@ class Backbone(nn.Module):
         self.config = config
         model = load_model(config)
         if config.quantization == "4bit" and config.lora is not None and model.device.type == "cpu":
-            # Seen with bitsandbytes 0.50: the first evaluation repacks the weights, after which no gradient passes.
-            raise ValueError("backbone.quantization='4bit' trains no adapters on the CPU: use 8bit, or a GPU")
+            raise ValueError(NO_4BIT_ADAPTERS)
         self.hidden_size: int = _hidden_size(model.config)
         self.vocab_size: int | None = getattr(model.config, "vocab_size", None)
         self.max_positions = num_positions(model)
@@ -85,6 +91,7 @@ class Backbone(nn.Module):
             self.packed = self._settle_packing(model)
         self.pooling = config.pooling if config.pooling != "auto" else ("last" if self.causal else "mean")
         self.model: nn.Module = adapt_model(model, config)
+        self.adapters: AdapterSet | None = None
         self.train()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -96,11 +103,41 @@ class Backbone(nn.Module):
     @property
     def frozen(self) -> bool:
         """Whether nothing of the backbone is trained."""
-        return self.config.frozen
+        return self.config.frozen and self.adapters is None
 
     def train(self, mode: bool = True) -> "Backbone":
         """Set the mode; a frozen backbone stays in evaluation mode, so its states do not change."""
         return super().train(mode and not self.frozen)
+
+    def add_adapters(self, names: Sequence[str], shape: LoRAConfig) -> None:
+        """Put adapters of one shape on the network, which is frozen with what it has; each is without effect at first.
+
+        ``forward`` and ``read`` give what the network gives without them; :meth:`pooled_with` and :meth:`read_with`
+        what it gives with each. Where ``shape.last_layers`` leaves layers beneath all adapters, these run once.
+
+        Args:
+            names: Names of their own, without dots; at least one.
+            shape: Of each of them.
+
+        Raises:
+            ValueError: If there are adapters already, or the names or the shape do not fit the network.
+        """
+        if self.adapters is not None:
+            raise ValueError(f"the backbone has adapters already: {', '.join(self.adapters.names)}")
+        device = next(self.model.parameters()).device
+        if self.config.quantization == "4bit" and device.type == "cpu":
+            raise ValueError(NO_4BIT_ADAPTERS)
+        adapters = AdapterSet(self.model, names, shape)
+        self.adapters, self.model = adapters, adapters.model
+        if self.config.gradient_checkpointing:
+            adapters.recompute_as_run()
+        if any(parameter.is_meta for parameter in self.model.parameters()):
+            adapters.trunk = 0  # cannot be tried
+        rows = self.arrange(_small_batch(device, self.vocab_size))
+        self.eval()
+        if reason := adapters.settle_trunk(lambda: self._states(rows)[1]):
+            rank_zero_info(f"backbone: each adapter makes a pass of its own through all layers ({reason})")
+        self.train()
 
     def _settle_layout(self, model: "PreTrainedModel") -> str:
         wish = self.config.layout
@@ -149,16 +186,7 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def _compare_layouts(self, model: "PreTrainedModel", *, packed: bool = False) -> tuple[float, float]:
         """Largest difference between the layouts on a tiny input, relative to the states' size."""
-        device = next(model.parameters()).device
-        lengths = torch.tensor([4, 3, 5])
-        ids = torch.arange(12, device=device)[None] % (self.vocab_size or 12)
-        batch = PreferenceBatch(
-            input_ids=ids,
-            position_ids=torch.tensor([[0, 1, 2, 3, 4, 5, 6, 4, 5, 6, 7, 8]], device=device),
-            segment_ids=torch.repeat_interleave(torch.arange(3), lengths)[None].to(device),
-            response_row=torch.zeros(2, dtype=torch.int64, device=device),
-            response_end=torch.tensor([6, 11], device=device),
-        )
+        batch = _small_batch(next(model.parameters()).device, self.vocab_size)
         was_training = model.training
         model.eval()
         try:
@@ -260,18 +288,55 @@ class Backbone(nn.Module):
             ValueError: If the batch holds stored features, or rotary frequencies depend on the longest row and cannot be
                 told apart.
         """
-        if "features" in batch:
-            raise ValueError("stored features tell no states of tokens: set loader.features=null")
-        rows, chunks = self._passes(batch)
+        rows, chunks = self._passes(_with_tokens(batch))
         if len(chunks) == 1:
             return BackboneOutput(*self._states(rows), rows)
-        parts = [self._states(self._take(rows, chunk)) for chunk in chunks]
-        width = rows["input_ids"].shape[1]
-        tokens = [nn.functional.pad(states, (0, 0, 0, width - states.shape[1])) for _, states in parts]
-        order = _row_order(chunks, tokens[0].device)
-        return BackboneOutput(
-            torch.cat([pooled for pooled, _ in parts])[order], torch.cat(tokens)[order], rows
-        )
+        return _joined([self._states(self._take(rows, chunk)) for chunk in chunks], rows, chunks)
+
+    def pooled_with(self, batch: PreferenceBatch, adapters: Sequence[str | None]) -> Tensor:
+        """One state per response under each of several adapters.
+
+        Args:
+            batch: Token batch, in either layout.
+            adapters: Names, each costing a pass through the layers above the trunk; None for the network without any.
+
+        Returns:
+            (K, R, H), in the backbone's dtype.
+
+        Raises:
+            ValueError: As :meth:`read` does, or if there is no such adapter.
+        """
+        rows, chunks = self._passes(_with_tokens(batch))
+        each = self._states_with(rows, chunks, adapters)
+        order = _row_order(chunks, each[0][0][0].device) if len(chunks) > 1 else slice(None)
+        return torch.stack([torch.cat([pooled for pooled, _ in parts])[order] for parts in each])
+
+    def read_with(self, batch: PreferenceBatch, adapters: Sequence[str | None]) -> list[BackboneOutput]:
+        """What :meth:`read` gives under each of several adapters, at the cost of :meth:`pooled_with`.
+
+        Args:
+            batch: Token batch, in either layout.
+            adapters: Names; None for the network without any of them.
+
+        Raises:
+            ValueError: As :meth:`read` does, or if there is no such adapter.
+        """
+        rows, chunks = self._passes(_with_tokens(batch))
+        each = self._states_with(rows, chunks, adapters)
+        if len(chunks) == 1:
+            return [BackboneOutput(*parts[0], rows) for parts in each]
+        return [_joined(parts, rows, chunks) for parts in each]
+
+    def _states_with(
+        self, rows: PreferenceBatch, chunks: list[list[int]], adapters: Sequence[str | None]
+    ) -> list[list[tuple[Tensor, Tensor]]]:
+        """For each adapter, states of the responses and of all tokens of each chunk."""
+        if self.adapters is None or not adapters:
+            allowed = "none, for add_adapters was not called" if self.adapters is None else "at least one"
+            raise ValueError(f"adapters {list(adapters)} were asked for; allowed: {allowed}")
+        parts = [rows] if len(chunks) == 1 else [self._take(rows, chunk) for chunk in chunks]
+        by_chunk = [self.adapters.passes(adapters, partial(self._states, part)) for part in parts]
+        return [list(states) for states in zip(*by_chunk, strict=True)]
 
     def _states(self, rows: PreferenceBatch) -> tuple[Tensor, Tensor]:
         """States of the responses and of all tokens of arranged rows, from one pass."""
@@ -310,6 +375,35 @@ class Backbone(nn.Module):
         ):
             return [[]]
         return length_chunks(batch["row_lengths"])
+
+
+def _with_tokens(batch: PreferenceBatch) -> PreferenceBatch:
+    """The batch, unless it holds stored features."""
+    if "features" in batch:
+        raise ValueError("stored features tell no states of tokens: set loader.features=null")
+    return batch
+
+
+def _joined(
+    parts: Sequence[tuple[Tensor, Tensor]], rows: PreferenceBatch, chunks: list[list[int]]
+) -> BackboneOutput:
+    """States of chunks as those of all rows, padded with zeros again."""
+    width = rows["input_ids"].shape[1]
+    tokens = [nn.functional.pad(states, (0, 0, 0, width - states.shape[1])) for _, states in parts]
+    order = _row_order(chunks, tokens[0].device)
+    return BackboneOutput(torch.cat([pooled for pooled, _ in parts])[order], torch.cat(tokens)[order], rows)
+
+
+def _small_batch(device: torch.device, vocab_size: int | None) -> PreferenceBatch:
+    """A shared row of two responses, to try a network on."""
+    lengths = torch.tensor([4, 3, 5])
+    return PreferenceBatch(
+        input_ids=torch.arange(12, device=device)[None] % (vocab_size or 12),
+        position_ids=torch.tensor([[0, 1, 2, 3, 4, 5, 6, 4, 5, 6, 7, 8]], device=device),
+        segment_ids=torch.repeat_interleave(torch.arange(3), lengths)[None].to(device),
+        response_row=torch.zeros(2, dtype=torch.int64, device=device),
+        response_end=torch.tensor([6, 11], device=device),
+    )
 
 
 def _row_order(chunks: list[list[int]], device: torch.device) -> Tensor:
