@@ -337,6 +337,10 @@ class PreferenceDataModule(NamedData):
         present = frozenset() if self._reader is None else self._reader.present
         return split == "predict" and any(entry.stored in present for entry in optional_columns("request"))
 
+    def loader_names(self, split: str) -> tuple[str, ...]:
+        """Names of the loaders that a split comes in; none, for it is a single one."""
+        return ()
+
     def train_dataloader(self) -> DataLoader[PreferenceBatch]:
         """Batches of the training split, in seeded random order; equally many on every rank."""
         overfit = getattr(self.trainer, "overfit_batches", 0)

@@ -27,6 +27,7 @@ __all__ = [
     "RewardOutput",
     "TextExtent",
     "TextFormat",
+    "TokenStates",
 ]
 
 TextFormat = dict[str, str | int | bool | None]
@@ -94,6 +95,8 @@ class PreferenceBatch(TypedDict, total=False):
     """(P,) int64: index into the data module's ``users``; -1 unknown."""
     domain_id: Tensor
     """(P,) int64: index into the data module's ``domains``; -1 unknown."""
+    domains_present: list[int]
+    """Different values of ``domain_id``, ascending; plain numbers, so that reading them never waits for a device."""
     margin: Tensor
     """(P,) float32: required reward gap."""
     weight: Tensor
@@ -165,8 +168,17 @@ class Basis(NamedTuple):
     """Whether a reward of weights w (K,) over the columns is ``rewards @ w``; elsewhere the columns are reported only."""
 
 
+class TokenStates(NamedTuple):
+    """States of every token that a pass read, for a loss on tokens beside that on rewards; in the backbone's dtype."""
+
+    states: Tensor
+    """(N, L, H): on padding they mean nothing."""
+    rows: PreferenceBatch
+    """The batch in the rows that the network took: N of them."""
+
+
 class RewardOutput(TypedDict, total=False):
-    """What a reward module returns; always float32, whatever the backbone's dtype.
+    """What a reward module returns; float32, but for ``tokens``, whatever the backbone's dtype.
 
     Every entry declares what it is of, since a batch may have as many responses as comparisons. What a method adds goes
     into ``of_responses`` or ``of_comparisons`` under a name of its own, and is written by ``predict`` as the rest is.
@@ -193,6 +205,8 @@ class RewardOutput(TypedDict, total=False):
     """(R, ...): what else the method says of responses."""
     of_comparisons: dict[str, Tensor]
     """(P, ...): what else the method says of comparisons."""
+    tokens: TokenStates
+    """States of the tokens, of a method whose loss reads them; no step hands them on."""
 
 
 class GivenResponse(NamedTuple):
@@ -285,6 +299,10 @@ class DataSource(Protocol):
 
     def check_judged(self, name: str) -> None:
         """Make sure that every item of the open splits has votes (``votes`` or ``comparison_votes``) or a prior."""
+        ...
+
+    def loader_names(self, split: str) -> tuple[str, ...]:
+        """Names of the loaders that a split comes in, in their order; empty for a single one, which has none."""
         ...
 
     def texts(self, split: str, responses: Sequence[tuple[str, int]]) -> list[tuple[str, str]]:

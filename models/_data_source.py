@@ -71,6 +71,10 @@ class AdaptedData:
         """What it checks itself."""
         self._check_judged(name)
 
+    def loader_names(self, split: str) -> tuple[str, ...]:
+        """None: it says nothing of its loaders."""
+        return ()
+
     def texts(self, split: str, responses: Sequence[tuple[str, int]]) -> list[tuple[str, str]]:
         """Empty texts: it keeps none."""
         return [("", "")] * len(responses)

@@ -1,6 +1,6 @@
-"""What is measured of a stage whose batches come from several loaders: of each of them, beside the whole."""
+"""What is measured of a validation or a test: means over the split, and each loader by itself where there are several."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -9,58 +9,78 @@ from torchmetrics import SumMetric
 from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
 from pluralign.metrics import PreferenceMetrics
 
-__all__ = ["LoaderSums"]
+__all__ = ["LoaderSums", "Summed"]
+
+Summed = Mapping[str, tuple[Tensor, Tensor]]
+"""By name, what a batch adds to a sum, and to what the sum is divided by in the end: scalars on the batch's device."""
 
 
-class _Sums:
-    """Metrics and loss of one loader."""
+class _Means:
+    """Means of named values over all batches and ranks."""
 
     def __init__(self, device: torch.device) -> None:
-        self.metrics = PreferenceMetrics().to(device)
-        # Not a MeanMetric: see RewardModule.
-        self.loss, self.weight = (SumMetric(nan_strategy="disable").to(device) for _ in range(2))
+        self._device = device
+        self._sums: dict[str, tuple[SumMetric, SumMetric]] = {}
+
+    def update(self, values: Summed) -> None:
+        """Count one batch; every batch and rank has the same names."""
+        for name, pair in values.items():
+            if name not in self._sums:
+                # Not a MeanMetric, which takes no weights where it looks for no NaN, and waits for the device where it does.
+                first, second = (SumMetric(nan_strategy="disable").to(self._device) for _ in range(2))
+                self._sums[name] = first, second
+            for metric, value in zip(self._sums[name], pair, strict=True):
+                metric.update(value)
 
     def values(self) -> dict[str, Tensor]:
-        """Values by name, over all ranks; of no batches at all there are none."""
-        if not self.metrics.update_called:  # every rank has as many loaders, and looks at each
-            return {}
-        values = {name: value for name, value in self.metrics.compute().items() if not bool(value.isnan())}
-        return values | {"loss": self.loss.compute() / self.weight.compute()}
+        """Means by name, over all ranks."""
+        return {name: total.compute() / weight.compute() for name, (total, weight) in self._sums.items()}
 
 
 class LoaderSums:
-    """Sums of each of several loaders; they are no part of a module's state."""
+    """Means over a split, and metrics and means of each of several loaders; no part of a module's state."""
 
-    def __init__(self, number: int, device: torch.device) -> None:
+    def __init__(self, names: Sequence[str], device: torch.device) -> None:
         """Begin at zero.
 
         Args:
-            number: Of loaders, each of which every rank has.
+            names: Of the loaders, each of which every rank has; of a single one nothing is told beside the whole.
             device: Of the batches.
         """
-        self._parts: Sequence[_Sums] = [_Sums(device) for _ in range(number)]
+        self._whole = _Means(device)
+        several = len(names) > 1
+        self._loaders = {name: (PreferenceMetrics().to(device), _Means(device)) for name in names if several}
+        self._names = tuple(names)
 
-    def update(
-        self, loader: int, output: RewardOutput, batch: PreferenceBatch, loss: Tensor, weight: Tensor
-    ) -> None:
+    def update(self, loader: int, output: RewardOutput, batch: PreferenceBatch, values: Summed) -> None:
         """Count one batch.
 
         Args:
             loader: Which one it is from.
             output: What the module said of it.
             batch: The batch.
-            loss: Its loss, a scalar.
-            weight: What the batch counts in the loader's mean, a scalar.
+            values: What is measured of it, the loss among it.
         """
-        part = self._parts[loader]
-        part.metrics.update(output, batch)
-        part.loss.update(loss * weight)
-        part.weight.update(weight)
+        self._whole.update(values)
+        if self._loaders:
+            metrics, means = self._loaders[self._names[loader]]
+            metrics.update(output, batch)
+            means.update(values)
 
-    def values(self) -> dict[str, Tensor]:
-        """Values by name and loader, such as ``accuracy/loader_1``, float32 scalars equal on all ranks."""
-        return {
-            f"{name}/loader_{number}": value
-            for number, part in enumerate(self._parts)
-            for name, value in part.values().items()
-        }
+    def whole(self) -> dict[str, Tensor]:
+        """Means over the split by name, float32 scalars equal on all ranks."""
+        return self._whole.values()
+
+    def of_each(self, shown: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Values by name and loader, such as ``accuracy/loader_1``, float32 scalars equal on all ranks.
+
+        Args:
+            shown: What to make of the values of one loader.
+        """
+        found: dict[str, Tensor] = {}
+        for loader, (metrics, means) in self._loaders.items():
+            if not metrics.update_called:  # every rank has as many loaders, and looks at each
+                continue
+            values = {name: value for name, value in metrics.compute().items() if not bool(value.isnan())}
+            found |= {f"{name}/{loader}": value for name, value in shown(values | means.values()).items()}
+        return found

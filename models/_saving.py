@@ -146,6 +146,17 @@ class SavedModule(HostModule):
             )
             raise RuntimeError(f"{problem}: {', '.join(lists)}")
 
+    def initial_state(self, content: Mapping[str, Any]) -> tuple[dict[str, Tensor], set[str]]:
+        """Weights of the run that this one starts from, by this module's names; as they are, unless overridden.
+
+        Args:
+            content: The other run's checkpoint.
+
+        Returns:
+            The weights, and names of own weights that may be missing there without ``init_may_differ`` saying so.
+        """
+        return dict(content["state_dict"]), set()
+
     @torch.no_grad()
     def load_initial_weights(self) -> None:
         """Start from the weights of ``init_from``; the last thing that ``configure_model`` does when it has built.
@@ -163,15 +174,16 @@ class SavedModule(HostModule):
         if self.attached_trainer is not None and not Path(self.init_from).is_file():
             return
         content = read_checkpoint(self.init_from)
-        names = {*content["state_dict"], *self.state_dict()}
+        initial, new = self.initial_state(content)
+        names = {*initial, *self.state_dict()}
         for start in self.init_may_differ:
             if not any(begins(name, start) for name in names):
                 raise ValueError(
                     f"init_may_differ: {start!r} is the beginning of no weight's name, here or in {self.init_from!r}"
                 )
-        state = {name: value for name, value in content["state_dict"].items() if not self._may_differ(name)}
+        state = {name: value for name, value in initial.items() if not self._may_differ(name)}
         self.make_room(state)
-        needed = {name for name in self.saved_keys() if not self._may_differ(name)}
+        needed = {name for name in self.saved_keys() - new if not self._may_differ(name)}
         self._check_names(
             state,
             needed,

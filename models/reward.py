@@ -10,14 +10,13 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import SumMetric
 
 from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
 from pluralign.datamodules.columns import COLUMNS, provided_by, with_requests
 from pluralign.metrics import PreferenceMetrics
 
 from ._finite import BatchName, Finding, FiniteWatch, finding_now, message, reads_freely
-from ._loader_sums import LoaderSums
+from ._loader_sums import LoaderSums, Summed
 from ._step_weights import StepWeights, weight_total
 from .backbone import BackboneConfig
 from .base import BaseModule, ModuleSettings
@@ -68,14 +67,6 @@ class RewardModule(BaseModule, ABC):
         self.metrics = nn.ModuleDict(
             {f"{stage}_metrics": PreferenceMetrics() for stage in ("train", "val", "test")}
         )
-        # Not a MeanMetric, which takes no weights where it looks for no NaN, and waits for the device where it does.
-        self.sums = nn.ModuleDict(
-            {
-                f"{stage}_{of}": SumMetric(nan_strategy="disable")
-                for stage in ("val", "test")
-                for of in ("loss", "weight")
-            }
-        )
         self._checked = False
         self._largest_gap: Tensor | None = None
         self._step_weights = StepWeights()
@@ -94,8 +85,20 @@ class RewardModule(BaseModule, ABC):
         """Score a batch."""
 
     @abstractmethod
-    def compute_loss(self, output: RewardOutput, batch: PreferenceBatch) -> Tensor:
-        """Scalar loss of a batch: a mean over what it judges, divided by :meth:`denominator`, in each of its terms."""
+    def compute_loss(self, output: RewardOutput, batch: PreferenceBatch) -> Tensor | dict[str, Tensor]:
+        """Scalar loss of a batch: a mean over what it judges, divided by :meth:`denominator`, in each of its terms.
+
+        Returns:
+            The loss, or its terms by name, of the same names in every batch: they are added, and logged besides.
+        """
+
+    def measure(self, output: RewardOutput, batch: PreferenceBatch) -> Summed:
+        """What is measured of a batch of validation or test besides loss and metrics; nothing, unless overridden."""
+        return {}
+
+    def shown(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What is logged of the values of a split or of one of its loaders; as they are, unless overridden."""
+        return values
 
     # Steps ---------------------------------------------------------------------------------------------
 
@@ -167,21 +170,26 @@ class RewardModule(BaseModule, ABC):
         at_once = reads_freely(output)
         if at_once:  # before the loss refuses such numbers, and knows nothing of steps and records
             self._stop_at(finding_now(self, output, None, self._name(batch, stage)))
-        loss = self.compute_loss(output, batch)
+        found = self.compute_loss(output, batch)
+        terms = {} if isinstance(found, Tensor) else found
+        loss = found if isinstance(found, Tensor) else torch.stack([*terms.values()]).sum()
+        output.pop("tokens", None)  # nobody outside the step may hold on to them
         if at_once:
             self._stop_at(finding_now(self, RewardOutput(), loss, self._name(batch, stage)))
         if self._finite is not None and stage == "train":
             self._finite.note(output, loss, self._name(batch, stage))
         self._metrics(stage).update(output, batch)
         if stage == "train":
-            self.step_values = {"train/loss": loss.detach()}
-            self.log("train/loss", loss, batch_size=self.num_judged(batch), prog_bar=True)
+            logged = {"train/loss": loss, **{f"train/{name}": term for name, term in terms.items()}}
+            self.step_values = {name: value.detach() for name, value in logged.items()}
+            for name, value in logged.items():
+                self.log(name, value, batch_size=self.num_judged(batch), prog_bar=name == "train/loss")
         else:  # the split's mean, however its judgements are put into batches
             weight = self.denominator(batch)
-            self._sum(stage, "loss").update(loss * weight)
-            self._sum(stage, "weight").update(weight)
-            if self._loader_sums is not None:
-                self._loader_sums.update(loader, output, batch, loss, weight)
+            values = {name: (term * weight, weight) for name, term in {"loss": loss, **terms}.items()}
+            if self._loader_sums is None:  # a step by itself, without a trainer's evaluation
+                self._loader_sums = LoaderSums(("",), loss.device)
+            self._loader_sums.update(loader, output, batch, values | dict(self.measure(output, batch)))
         return loss, output
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
@@ -292,9 +300,10 @@ class RewardModule(BaseModule, ABC):
 
     def _begin_sums(self, stage: str, batches: Sequence[float]) -> None:
         """Begin at zero, and with each loader by itself if there are several, of so many batches."""
-        for of in ("loss", "weight"):
-            self._sum(stage, of).reset()  # after an evaluation alone they are tensors that no fit may change
-        self._loader_sums = LoaderSums(len(batches), self.device) if len(batches) > 1 else None
+        names = self.data.loader_names("validation" if stage == "val" else "test") if self.data else ()
+        if len(names) != len(batches):  # of loaders that a trainer was given by itself
+            names = tuple(f"loader_{number}" for number in range(len(batches)))
+        self._loader_sums = LoaderSums(names, self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write no weights that are not finite; as every module besides."""
@@ -349,7 +358,9 @@ class RewardModule(BaseModule, ABC):
         names: dict[str, Any] = {name: value for name, value in batch.items() if name in NAMES | ASKED}
         if "comparisons" in batch and "response_prompt" in batch and "comparison_prompt" not in batch:
             names["comparison_prompt"] = batch["response_prompt"][batch["comparisons"][:, 0]]
-        return {**names, **self(batch)}
+        output: RewardOutput = self(batch)
+        output.pop("tokens", None)
+        return {**names, **output}
 
     def _name_unread(self, batch: PreferenceBatch) -> None:
         """Say which columns the rows to predict have and this method does not read."""
@@ -361,30 +372,24 @@ class RewardModule(BaseModule, ABC):
             )
 
     def _log_metrics(self, stage: str) -> None:
-        metric = self._metrics(stage)
-        values = {
-            f"{stage}/{name}": value for name, value in metric.compute().items() if not bool(value.isnan())
-        }
+        metric, sums = self._metrics(stage), self._loader_sums
+        values = {name: value for name, value in metric.compute().items() if not bool(value.isnan())}
         metric.reset()
         shown = f"{stage}/accuracy"
-        # Equal on every rank already; without sync_dist Lightning warns that they might not be.
-        self.log_dict({name: value for name, value in values.items() if name != shown}, sync_dist=True)
-        if shown in values:
-            self.log(shown, values[shown], prog_bar=True, sync_dist=True)
         if stage != "train":
             self._warn_of_ties(stage, values)
-            loss, weight = self._sum(stage, "loss"), self._sum(stage, "weight")
-            self.log(f"{stage}/loss", loss.compute() / weight.compute(), prog_bar=True, sync_dist=True)
-            loss.reset()
-            weight.reset()
-            if self._loader_sums is not None:
-                of_each = self._loader_sums.values()
-                self.log_dict({f"{stage}/{name}": value for name, value in of_each.items()}, sync_dist=True)
+            assert sums is not None  # the evaluation began them
+            values = self.shown(values | sums.whole()) | sums.of_each(self.shown)
+        named = {f"{stage}/{name}": value for name, value in values.items()}
+        bar = {name: named.pop(name) for name in (shown, f"{stage}/loss") if name in named}
+        # Equal on every rank already; without sync_dist Lightning warns that they might not be.
+        self.log_dict(named, sync_dist=True)
+        self.log_dict(bar, prog_bar=True, sync_dist=True)
 
     def _warn_of_ties(self, stage: str, values: Mapping[str, Tensor]) -> None:
         """Say that a model tells no two responses apart: its accuracy is 0, and its loss that of a coin."""
         trainer = self.attached_trainer
-        tied = values.get(f"{stage}/tied_scores")
+        tied = values.get("tied_scores")
         if not self.tells_apart or tied is None or (trainer is not None and trainer.sanity_checking):
             return
         if float(tied) == 1.0:
@@ -428,11 +433,6 @@ class RewardModule(BaseModule, ABC):
     def on_test_epoch_end(self) -> None:
         """Log the test metrics."""
         self._log_metrics("test")
-
-    def _sum(self, stage: str, of: str) -> SumMetric:
-        metric = self.sums[f"{stage}_{of}"]
-        assert isinstance(metric, SumMetric)  # nn.ModuleDict forgets the type
-        return metric
 
     def _metrics(self, stage: str) -> PreferenceMetrics:
         metrics = self.metrics[f"{stage}_metrics"]

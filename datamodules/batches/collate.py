@@ -137,6 +137,8 @@ class PreferenceCollator:
                 batch["comparison_prompt"] = torch.from_numpy(np.repeat(np.arange(len(rows)), numbers))
             batch["preference"] = torch.from_numpy(np.concatenate([row.preference for row in rows]))
             self._add_columns(batch, rows, "comparison")
+            if "domain_id" in batch:
+                batch["domains_present"] = batch["domain_id"].unique().tolist()
         return batch
 
     def _add_columns(self, batch: PreferenceBatch, rows: Sequence[TokenRow], item: Item) -> None:

@@ -141,22 +141,30 @@ def _tensor_places(path: Path) -> list[int]:
     return [8 + size + entry["data_offsets"][0] for key, entry in header.items() if key != "__metadata__"]
 
 
-def load_model(config: BackboneConfig) -> "PreTrainedModel":
+def load_model(config: BackboneConfig, *, language_head: bool = False) -> "PreTrainedModel":
     """Load or initialise the network that a configuration names.
+
+    Args:
+        config: Which network.
+        language_head: Whether it is to have its language-model head, from the same files.
 
     Raises:
         ValueError: If it cannot be loaded, lacks weights, or is an encoder-decoder.
     """
-    from transformers import AutoModel
+    from transformers import AutoModel, AutoModelForCausalLM
 
+    # Both have the same class methods; that of all of them is not typed.
+    network_class = cast(type[AutoModel], AutoModelForCausalLM if language_head else AutoModel)
     dtype: torch.dtype = getattr(torch, config.dtype)
     network = _network_config(config)
     # FlexAttention is set later, when the device is known; otherwise transformers takes the best it has.
     attention = config.attention if config.attention in ("sdpa", "eager") else None
     if config.name is None:
-        model: PreTrainedModel = AutoModel.from_config(network, dtype=dtype, attn_implementation=attention)
+        model: PreTrainedModel = network_class.from_config(
+            network, dtype=dtype, attn_implementation=attention
+        )
     else:
-        model, report = AutoModel.from_pretrained(
+        model, report = network_class.from_pretrained(
             config.name,
             config=network,
             dtype=dtype,
@@ -165,20 +173,22 @@ def load_model(config: BackboneConfig) -> "PreTrainedModel":
             output_loading_info=True,
             **_origin(config),
         )
-        missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+        missing = sorted(key for key in report["missing_keys"] if "pooler." not in key)
         if missing:
+            also = " with a language-model head" if language_head else ""
             raise ValueError(
                 f"backbone.name={config.name!r} has no weights for {', '.join(missing[:5])}, ...: not a "
-                "checkpoint of this architecture"
+                f"checkpoint of this architecture{also}"
             )
     _check_fields(network, set(config.config) - {"model_type"})
     if network.is_encoder_decoder:
         raise ValueError(
             f"encoder-decoder networks ({network.model_type}) are not supported; use a causal or BERT-type one"
         )
-    if getattr(model, "pooler", None) is not None:
+    body = model.base_model
+    if getattr(body, "pooler", None) is not None:
         # BERT's own pooler is never used here, and unused parameters stall distributed training.
-        model.register_module("pooler", None)
+        body.register_module("pooler", None)
     return model
 
 

@@ -21,6 +21,7 @@ from pluralign.datamodules.batch import PreferenceBatch
 
 from .adapters import AdapterSet
 from .frequencies import FrequencyChanges
+from .language_head import split_language_head
 from .loading import BackboneConfig, adapt_model, load_model, num_positions
 from .lora import LoRAConfig
 from .packing import PACKED, packed_rows, register
@@ -63,20 +64,25 @@ class Backbone(nn.Module):
         pooling: ``last``, ``mean`` or ``cls``.
         hidden_size: H.
         adapters: Those that :meth:`add_adapters` put on it; None without any.
+        language_head: The network's own language-model head, trained where its whole body is; None unless asked for.
     """
 
-    def __init__(self, config: BackboneConfig) -> None:
+    def __init__(self, config: BackboneConfig, *, language_head: bool = False) -> None:
         """Load or initialise the network, adapt it and settle the layout.
 
         Args:
             config: What to build.
+            language_head: Whether to keep the network's language-model head, from the same files.
 
         Raises:
-            ValueError: If weights are missing for part of the network, or ``layout="shared"`` is wrong for it.
+            ValueError: If weights are missing for part of the network, ``layout="shared"`` is wrong for it, or it has no
+                language-model head that is a linear layer where one is asked for.
         """
         super().__init__()
         self.config = config
-        model = load_model(config)
+        model, head = load_model(config, language_head=language_head), None
+        if language_head:
+            model, head = split_language_head(model)
         if config.quantization == "4bit" and config.lora is not None and model.device.type == "cpu":
             raise ValueError(NO_4BIT_ADAPTERS)
         self.hidden_size: int = _hidden_size(model.config)
@@ -92,6 +98,9 @@ class Backbone(nn.Module):
         self.pooling = config.pooling if config.pooling != "auto" else ("last" if self.causal else "mean")
         self.model: nn.Module = adapt_model(model, config)
         self.adapters: AdapterSet | None = None
+        self.language_head = head
+        if head is not None and (config.frozen or config.lora is not None):
+            head.requires_grad_(False)  # part of the base, as the layers below adapters are
         self.train()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -129,6 +138,8 @@ class Backbone(nn.Module):
             raise ValueError(NO_4BIT_ADAPTERS)
         adapters = AdapterSet(self.model, names, shape)
         self.adapters, self.model = adapters, adapters.model
+        if self.language_head is not None:
+            self.language_head.requires_grad_(False)  # part of what lies beneath
         if self.config.gradient_checkpointing:
             adapters.recompute_as_run()
         if any(parameter.is_meta for parameter in self.model.parameters()):

@@ -1,0 +1,60 @@
+"""The language-model head of a backbone: the linear layer that its own files hold beside the network."""
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["split_language_head"]
+
+
+def split_language_head(model: "PreTrainedModel") -> tuple["PreTrainedModel", nn.Linear]:
+    """A causal language model's body and head.
+
+    Args:
+        model: With its language-model head.
+
+    Returns:
+        The network below the head, and the head; they may share their weight with the embeddings.
+
+    Raises:
+        ValueError: If the network is no causal one, or its logits are not a linear map of its last states.
+    """
+    body, head = cast("PreTrainedModel", model.base_model), model.get_output_embeddings()
+    name = model.config.model_type
+    if body is model or not isinstance(head, nn.Linear):
+        raise ValueError(f"imitation needs a language-model head that is a linear layer, and {name} has none")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return body, head
+    difference, causal = _try(model, body, head)
+    if not causal:
+        raise ValueError(
+            f"imitation needs a causal network, and {name}, as it is configured, is bidirectional"
+        )
+    if difference > (1e-4 if head.weight.dtype == torch.float32 else 5e-2):
+        raise ValueError(
+            f"imitation needs logits that are a linear map of the last states, and those of {name} differ from it by "
+            f"{difference:.1e} on a test input (such as by a cap on logits or a scale): choose another backbone, or set "
+            "imitation=0 and perplexity=false"
+        )
+    return body, head
+
+
+@torch.no_grad()
+def _try(model: "PreTrainedModel", body: "PreTrainedModel", head: nn.Linear) -> tuple[float, bool]:
+    """Largest difference between the network's logits and the head's, relative to their size; whether it is causal."""
+    device = next(model.parameters()).device
+    vocabulary = getattr(model.config, "vocab_size", 8)
+    ids = torch.arange(8, device=device)[None].repeat(2, 1) % vocabulary
+    ids[1, -1] = (ids[1, -1] + 1) % vocabulary
+    was_training = model.training
+    model.eval()
+    logits = model(input_ids=ids, use_cache=False).logits.float()
+    own = head(body(input_ids=ids, use_cache=False).last_hidden_state).float()
+    model.train(was_training)
+    scale = float(logits.abs().max().clamp_min(1e-6))
+    causal = bool(torch.allclose(logits[0, 0], logits[1, 0], rtol=1e-3, atol=1e-4))
+    return float((logits - own).abs().max()) / scale, causal
