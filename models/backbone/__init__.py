@@ -3,7 +3,8 @@
 from .head import RewardHead
 from .loading import BackboneConfig, configured_positions
 from .lora import LoRAConfig, added_keys, renamed
-from .network import Backbone, BackboneOutput, StoredFeatures
+from .network import Backbone, BackboneOutput
+from .stored_features import StoredFeatures
 
 __all__ = [
     "Backbone",

@@ -18,7 +18,6 @@ from .lora import LoRAConfig, lora_settings, network_layers
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from peft.tuners.tuners_utils import BaseTunerLayer
     from transformers import PreTrainedModel
 
 __all__ = ["AdapterSet"]

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -106,6 +106,24 @@ class BackboneConfig:
             "pooling": self.pooling,
             "quantization": self.quantization,
         }
+
+    def identity(self) -> dict[str, str | None] | None:
+        """Which base it is whose files a checkpoint relies on; None for a network that has none.
+
+        A folder is known by its content, wherever it lies; a network on the hub by its name and revision.
+
+        Returns:
+            ``name`` and, of a folder, ``digest``, of one on the hub ``revision``; the other of these is None.
+
+        Raises:
+            ValueError: If the folder holds no network.
+        """
+        if self.name is None:
+            return None
+        digest = _weights_digest(self.name)
+        if digest == self.name:
+            return {"name": self.name, "revision": self.revision or "main", "digest": None}
+        return {"name": self.name, "revision": None, "digest": digest}
 
 
 def _weights_digest(name: str) -> str:

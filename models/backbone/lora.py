@@ -43,9 +43,9 @@ class LoRAConfig:
         Raises:
             ValueError: Naming the argument, its value and what is allowed.
         """
-        check_range("rank of LoRA adapters", self.rank, at_least=1)
-        check_range("dropout of LoRA adapters", self.dropout, at_least=0, below=1)
-        check_range("last_layers of LoRA adapters", self.last_layers, at_least=1)
+        check_range("lora.rank", self.rank, at_least=1)
+        check_range("lora.dropout", self.dropout, at_least=0, below=1)
+        check_range("lora.last_layers", self.last_layers, at_least=1)
 
 
 def network_layers(model: "PreTrainedModel") -> nn.ModuleList | None:
@@ -104,12 +104,12 @@ def _names_in_last_layers(model: "PreTrainedModel", shape: LoRAConfig) -> list[s
     layers = network_layers(model)
     if layers is None:
         raise ValueError(
-            f"last_layers of LoRA adapters is {count}, and the layers of {model.config.model_type} cannot be told from its "
+            f"lora.last_layers is {count}, and the layers of {model.config.model_type} cannot be told from its "
             "other parts: leave it null, which adapts all of them"
         )
     if count > len(layers):
         raise ValueError(
-            f"last_layers of LoRA adapters must be at most {len(layers)}, the layers of this {model.config.model_type}; "
+            f"lora.last_layers must be at most {len(layers)}, the layers of this {model.config.model_type}; "
             f"got {count}"
         )
     top = {id(part) for layer in layers[len(layers) - count :] for part in layer.modules()}
@@ -131,7 +131,7 @@ def _names_in_last_layers(model: "PreTrainedModel", shape: LoRAConfig) -> list[s
             names.append(name)
     if not names:
         raise ValueError(
-            f"target_modules of LoRA adapters names {', '.join(shape.target_modules or ['nothing'])}, and nothing in the last "
+            f"lora.target_modules names {', '.join(shape.target_modules or ['nothing'])}, and nothing in the last "
             f"{count} layers of {model.config.model_type} is called so"
         )
     return names
@@ -183,9 +183,13 @@ def renamed(theirs: Iterable[str], ours: Iterable[str], prefix: str = "backbone.
         for name in present
         if name not in own and name.startswith(prefix) and _plain(name, prefix) in by_plain
     }
-    twice = sorted(here for here in set(names.values()) if here in present or [*names.values()].count(here) > 1)
+    twice = sorted(
+        here for here in set(names.values()) if here in present or [*names.values()].count(here) > 1
+    )
     if twice:
-        raise ValueError(f"the checkpoint has two values for {', '.join(twice[:3])}, one of them under another name")
+        raise ValueError(
+            f"the checkpoint has two values for {', '.join(twice[:3])}, one of them under another name"
+        )
     return names
 
 

@@ -21,6 +21,7 @@ from pluralign.datamodules.batch import PreferenceBatch
 
 from .adapters import AdapterSet
 from .frequencies import FrequencyChanges
+from .kinds import is_causal, small_batch, use_flex, why_not_shared
 from .language_head import split_language_head
 from .loading import BackboneConfig, adapt_model, load_model, num_positions
 from .lora import LoRAConfig
@@ -30,12 +31,7 @@ from .rows import attention_bias, block_mask, length_chunks, pad_to_multiple, po
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["Backbone", "BackboneOutput", "StoredFeatures"]
-
-FULL_ATTENTION = frozenset(
-    ("gemma", "gpt2", "gpt_neox", "llama", "mistral", "olmo2", "opt", "phi3", "qwen2", "qwen3", "smollm3")
-)
-"""Model types whose layers are full attention unless the configuration names a window; each one tried."""
+__all__ = ["Backbone", "BackboneOutput"]
 
 FLEX_BUCKET = 128
 """Row lengths are rounded up to this under FlexAttention, so that few shapes are compiled."""
@@ -89,7 +85,7 @@ class Backbone(nn.Module):
         self.vocab_size: int | None = getattr(model.config, "vocab_size", None)
         self.max_positions = num_positions(model)
         self.frequencies = FrequencyChanges.of(model.config)
-        self.flex = _use_flex(model, config.attention)
+        self.flex = use_flex(model, config.attention)
         self.causal = is_causal(model)
         self.packed = False
         self.layout = self._settle_layout(model)
@@ -144,7 +140,7 @@ class Backbone(nn.Module):
             adapters.recompute_as_run()
         if any(parameter.is_meta for parameter in self.model.parameters()):
             adapters.trunk = 0  # cannot be tried
-        rows = self.arrange(_small_batch(device, self.vocab_size))
+        rows = self.arrange(small_batch(device, self.vocab_size))
         self.eval()
         if reason := adapters.settle_trunk(lambda: self._states(rows)[1]):
             rank_zero_info(f"backbone: each adapter makes a pass of its own through all layers ({reason})")
@@ -154,7 +150,7 @@ class Backbone(nn.Module):
         wish = self.config.layout
         if wish == "separate":
             return "separate"
-        reason = _why_not_shared(model.config, self.causal)
+        reason = why_not_shared(model.config, self.causal)
         if reason and wish == "shared":
             raise ValueError(f"backbone.layout='shared' is not exact here: {reason}; use auto or separate")
         if reason:
@@ -197,7 +193,7 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def _compare_layouts(self, model: "PreTrainedModel", *, packed: bool = False) -> tuple[float, float]:
         """Largest difference between the layouts on a tiny input, relative to the states' size."""
-        batch = _small_batch(next(model.parameters()).device, self.vocab_size)
+        batch = small_batch(next(model.parameters()).device, self.vocab_size)
         was_training = model.training
         model.eval()
         try:
@@ -405,103 +401,11 @@ def _joined(
     return BackboneOutput(torch.cat([pooled for pooled, _ in parts])[order], torch.cat(tokens)[order], rows)
 
 
-def _small_batch(device: torch.device, vocab_size: int | None) -> PreferenceBatch:
-    """A shared row of two responses, to try a network on."""
-    lengths = torch.tensor([4, 3, 5])
-    return PreferenceBatch(
-        input_ids=torch.arange(12, device=device)[None] % (vocab_size or 12),
-        position_ids=torch.tensor([[0, 1, 2, 3, 4, 5, 6, 4, 5, 6, 7, 8]], device=device),
-        segment_ids=torch.repeat_interleave(torch.arange(3), lengths)[None].to(device),
-        response_row=torch.zeros(2, dtype=torch.int64, device=device),
-        response_end=torch.tensor([6, 11], device=device),
-    )
-
-
 def _row_order(chunks: list[list[int]], device: torch.device) -> Tensor:
     """Where every row stands among the rows of the chunks, (N,) int64."""
     return torch.argsort(torch.tensor([row for rows in chunks for row in rows], device=device))
 
 
-class StoredFeatures(nn.Module):
-    """Stands where the backbone would, when a run reads all its features from a store: nothing is loaded.
-
-    Attributes:
-        hidden_size: H.
-    """
-
-    layout = "separate"
-    frozen = True
-    vocab_size: int | None = None
-    max_positions: int | None = None
-
-    def __init__(self, hidden_size: int) -> None:
-        """Remember the size.
-
-        Args:
-            hidden_size: H.
-        """
-        super().__init__()
-        self.hidden_size = hidden_size
-
-    def forward(self, batch: PreferenceBatch) -> Tensor:
-        """Features of the batch, (R, H), as stored.
-
-        Raises:
-            ValueError: If the batch holds tokens.
-        """
-        if "features" not in batch:
-            raise ValueError(
-                "this module was built for stored features and has no network to read tokens with: load its checkpoint "
-                "without loader.features, and the backbone is loaded, too"
-            )
-        return batch["features"]
-
-
 def _hidden_size(config: "PretrainedConfig") -> int:
     size: int = config.get_text_config().hidden_size
     return size
-
-
-def _use_flex(model: "PreTrainedModel", attention: str) -> bool:
-    """Whether rows run through FlexAttention; its backward pass exists on CUDA only."""
-    on_cuda = next(model.parameters()).device.type == "cuda"
-    supported = bool(getattr(model, "_supports_flex_attn", False))
-    if attention == "flex_attention" and not supported:
-        raise ValueError(f"backbone.attention='flex_attention': {type(model).__name__} does not support it")
-    if attention == "flex_attention" or (attention == "auto" and on_cuda and supported):
-        model.set_attn_implementation("flex_attention")
-        return True
-    return False
-
-
-@torch.no_grad()
-def is_causal(model: "PreTrainedModel") -> bool:
-    """Whether a later token leaves the states of earlier ones alone; found by trying."""
-    if any(parameter.is_meta for parameter in model.parameters()):
-        return model.config.model_type in FULL_ATTENTION  # cannot be tried: only what is known counts
-    device = next(model.parameters()).device
-    vocabulary = getattr(model.config, "vocab_size", 8)
-    ids = torch.arange(8, device=device)[None].repeat(2, 1) % vocabulary
-    ids[1, -1] = (ids[1, -1] + 1) % vocabulary
-    was_training = model.training
-    model.eval()
-    hidden = model(input_ids=ids).last_hidden_state[:, 0].float()
-    model.train(was_training)
-    return bool(torch.allclose(hidden[0], hidden[1], rtol=1e-3, atol=1e-4))
-
-
-def _why_not_shared(config: "PretrainedConfig", causal: bool) -> str:
-    """Reason why shared rows would not be exact, or nothing."""
-    if not causal:
-        return "the network is bidirectional"
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if kinds - {"full_attention"}:
-        return f"it has {', '.join(sorted(kinds))} layers"
-    windowed = getattr(config, "sliding_window", None) is not None and getattr(
-        config, "use_sliding_window", True
-    )
-    if windowed and kinds != {"full_attention"}:
-        return f"its attention has a window of {config.sliding_window}"
-    if not kinds and config.model_type not in FULL_ATTENTION:
-        return f"the layers of {config.model_type} are not known to be full attention"
-    return ""
