@@ -188,8 +188,7 @@ class SavedModule(HostModule):
             RuntimeError: If weights that ``init_may_differ`` does not name are missing there, unknown or of another shape.
         """
         self._trained_keys = self._keys_in_training()
-        if self._trained_keys != frozenset(name for name, _ in self.named_parameters()):
-            self.base_identity()
+        self.base_identity()  # its files are there now
         if self.init_from is None:
             return
         if self.attached_trainer is not None and not Path(self.init_from).is_file():
