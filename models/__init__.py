@@ -3,6 +3,7 @@
 from .backbone import Backbone, BackboneConfig, BackboneOutput, LoRAConfig, RewardHead, StoredFeatures
 from .base import BaseModule
 from .bradley_terry import BradleyTerryRM
+from .customized import CustomizedRM
 from .dprm import DPRM
 from .pal import PAL, FewShotCurve, UserAccuracy, few_shot_curve, user_accuracy
 from .reward import RewardModule
@@ -15,6 +16,7 @@ __all__ = [
     "BackboneOutput",
     "BaseModule",
     "BradleyTerryRM",
+    "CustomizedRM",
     "FewShotCurve",
     "LoRAConfig",
     "RewardHead",

@@ -173,7 +173,6 @@ class RewardModule(BaseModule, ABC):
         found = self.compute_loss(output, batch)
         terms = {} if isinstance(found, Tensor) else found
         loss = found if isinstance(found, Tensor) else torch.stack([*terms.values()]).sum()
-        output.pop("tokens", None)  # nobody outside the step may hold on to them
         if at_once:
             self._stop_at(finding_now(self, RewardOutput(), loss, self._name(batch, stage)))
         if self._finite is not None and stage == "train":
@@ -190,6 +189,7 @@ class RewardModule(BaseModule, ABC):
             if self._loader_sums is None:  # a step by itself, without a trainer's evaluation
                 self._loader_sums = LoaderSums(("",), loss.device)
             self._loader_sums.update(loader, output, batch, values | dict(self.measure(output, batch)))
+        output.pop("tokens", None)  # nobody outside may hold on to them
         return loss, output
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:

@@ -95,8 +95,8 @@ class Backbone(nn.Module):
         self.model: nn.Module = adapt_model(model, config)
         self.adapters: AdapterSet | None = None
         self.language_head = head
-        if head is not None and (config.frozen or config.lora is not None):
-            head.requires_grad_(False)  # part of the base, as the layers below adapters are
+        if config.frozen or config.lora is not None:
+            self.freeze_language_head()  # part of the base, as the layers below adapters are
         self.train()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -104,6 +104,13 @@ class Backbone(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         if self.packed:
             register()
+
+    def freeze_language_head(self) -> None:
+        """Train no language-model head; where it shares its weight with the embeddings, it goes on as they do."""
+        shared = {id(parameter) for parameter in self.model.parameters()}
+        for parameter in () if self.language_head is None else self.language_head.parameters():
+            if id(parameter) not in shared:
+                parameter.requires_grad_(False)
 
     @property
     def frozen(self) -> bool:

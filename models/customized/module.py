@@ -1,0 +1,425 @@
+"""CustomizedRM: a general reward model that is customised to domains, stage by stage, and keeps what it knew."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Unpack
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from pluralign.datamodules.batch import Basis, PreferenceBatch, RewardOutput, TokenStates
+from pluralign.datamodules.checks import check_choices, check_range
+from pluralign.losses import bradley_terry_loss, imitation_loss
+
+from .._loader_sums import Summed
+from ..backbone import Backbone, BackboneConfig, LoRAConfig, RewardHead, StoredFeatures
+from ..base import ModuleSettings
+from ..reward import RewardModule
+from .domains import GENERAL, DomainColumns, domain_names, with_heads
+from .imitation import imitation_weights, strict_weights
+from .start import StartWeights
+
+__all__ = ["CustomizedRM"]
+
+LANGUAGE_HEAD = "backbone.language_head."
+TOKEN_NLL = "token_nll"
+"""What validation measures of the language-model head: nats per token."""
+PATIENCE = 50
+"""Training batches of ties alone before a run is stopped; an epoch that has nothing else is, too."""
+
+
+class CustomizedRM(RewardModule):
+    r"""Reward model in three stages: a base language model, a general reward model, one that is customised to domains.
+
+    Each stage is a run of this module that starts from the one before (``init_from``). All of them have one loss,
+
+    .. math:: L = \frac{1}{\sum w} \sum_{(i, j)} w_{ij} \bigl[-\log \sigma(r_i - r_j)\bigr]
+              + \lambda \frac{\sum_n v_n \ell_n}{\sum w}
+
+    over all pairs of a prompt's responses of which one is preferred, and the language-model loss :math:`\ell_n` of the
+    best responses, from one forward pass.
+
+    A domain may have nothing of its own (one reward for all, which comparisons of several domains contradict), a head
+    over the shared pass, or adapters and a head over one shared general model, which is frozen: then the general reward
+    stays what it was, to the bit, and each domain costs its adapters.
+
+    Source:
+        Cheng et al., *Everyone Deserves A Reward: Learning Customized Human Preferences*, 2023,
+        https://arxiv.org/abs/2309.03126; formulas as in the official code (the paper's equation numbers were not
+        available). Departures: one template for all stages; preferred responses are imitated without their prompt unless
+        ``imitate_prompt``, the best of a prompt alone unless ``imitation_threshold``, and in proportion to the pairs
+        that say so, so that both terms are means over the same comparisons; ties are left out of both; shares, weights
+        and margins of the data count; no bias in heads. Heads and adapters of domains, and the pull toward the start
+        (X. Li et al., *Explicit Inductive Bias for Transfer Learning with Convolutional Networks*, ICML 2018, equation 2:
+        L2-SP), are additions.
+    """
+
+    reads_requests = frozenset({"request_domain_id"})
+
+    def __init__(
+        self,
+        backbone: BackboneConfig,
+        *,
+        domains: Sequence[str] = (),
+        per_domain: Literal["nothing", "head", "adapter"] = "nothing",
+        adapter: LoRAConfig | None = None,
+        ranking: float = 1.0,
+        imitation: float = 0.0,
+        imitation_threshold: float | None = None,
+        imitate_prompt: bool = False,
+        perplexity: bool = False,
+        l2_sp: float = 0.0,
+        **settings: Unpack[ModuleSettings],
+    ) -> None:
+        """Keep the settings; ``configure_model`` builds the network.
+
+        Args:
+            backbone: Which network, in which state; with ``per_domain="adapter"`` the general model's, all of it frozen.
+            domains: Names of the domains to customise to, as the data name them; comparisons of another domain, or of
+                none, are general ones.
+            per_domain: What each of them has of its own: ``nothing``, a ``head`` over the shared pass, or an ``adapter``
+                and a head over the shared general model.
+            adapter: Size of the domains' adapters.
+            ranking: Weight of the ranking loss, >= 0; 0 is fine-tuning on preferred responses alone, which makes a base.
+            imitation: Weight of the imitation loss, >= 0 (lambda of the paper; 0.1 in the authors' script, 0 in their
+                recipe). At 0 the language-model head is neither trained nor run in training.
+            imitation_threshold: In [0, 1): responses are imitated whose score is above this share of their prompt's best
+                (0.85 in the original). None imitates the best alone.
+            imitate_prompt: Whether the prompt's tokens are imitated as well, as in the original.
+            perplexity: Whether validation reports the perplexity of the language-model head on the best responses
+                although nothing is imitated: a ranking loss alone moves the network away from its head.
+            l2_sp: Weight, >= 0, of half the squared distance of all trained weights from those of ``init_from``.
+            **settings: As :class:`BaseModule` has them.
+
+        Raises:
+            ValueError: If a setting is outside its range, or two of them do not go together.
+
+        .. versionadded:: 0.1
+        """
+        super().__init__(backbone, **settings)
+        check_choices(CustomizedRM.__init__, per_domain=per_domain)
+        for name, value in (("ranking", ranking), ("imitation", imitation), ("l2_sp", l2_sp)):
+            check_range(name, value, at_least=0)
+        if imitation_threshold is not None:
+            check_range("imitation_threshold", imitation_threshold, at_least=0, below=1)
+        self.customized_domains = domain_names(domains)
+        self.per_domain, self.adapter = per_domain, adapter
+        self.ranking, self.imitation, self.l2_sp = ranking, imitation, l2_sp
+        self.imitation_threshold, self.imitate_prompt = imitation_threshold, imitate_prompt
+        self.reads_tokens = imitation > 0 or perplexity
+        self._check_settings()
+        self.head: RewardHead | None = None
+        self.heads = nn.ModuleList()
+        self._start: StartWeights | None = None
+        self._start_digest: float | None = None
+        self._columns = DomainColumns(self.customized_domains)
+        self._strict: tuple[int, Tensor] | None = None
+
+    def _check_settings(self) -> None:
+        if self.ranking == self.imitation == 0:
+            raise ValueError(
+                "ranking and imitation are both 0, so that there is nothing to learn: set one of them"
+            )
+        if self.per_domain != "nothing" and not self.customized_domains:
+            raise ValueError(
+                f"per_domain={self.per_domain!r} needs domains: the names of those that are to have one of their own"
+            )
+        if (self.per_domain == "adapter") != (self.adapter is not None):
+            raise ValueError(
+                "per_domain='adapter' and adapter go together: set both (such as adapter: {rank: 8}), or neither; got "
+                f"per_domain={self.per_domain!r} and adapter={self.adapter!r}"
+            )
+        if self.imitation and self.backbone_config.frozen:
+            raise ValueError(
+                f"imitation={self.imitation} trains the network's own layers, and backbone.frozen=true has none: set "
+                "imitation=0, or train the backbone or adapters"
+            )
+
+    # Building ------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Build backbone and heads, unless they are built.
+
+        Raises:
+            ValueError: If tokens are to be read and the data hold stored features.
+        """
+        if self.backbone is not None:
+            return
+        self.backbone = self.make_backbone()
+        self.head = RewardHead(self.backbone.hidden_size)
+        if self.per_domain != "nothing":
+            self.heads.extend(RewardHead(self.backbone.hidden_size) for _ in self.customized_domains)
+            for head in self.heads:
+                head.load_state_dict(self.head.state_dict())  # a domain starts from the general reward
+        if self.ranking == 0:
+            self.head.requires_grad_(False)
+            self.heads.requires_grad_(False)
+        if self.imitation == 0 and isinstance(self.backbone, Backbone):
+            self.backbone.freeze_language_head()
+        self.load_initial_weights()
+        self._keep_start()
+
+    def make_backbone(self) -> Backbone | StoredFeatures:
+        """The network, with its language-model head where tokens are imitated or their perplexity is told.
+
+        Raises:
+            ValueError: If the data hold stored features, which tell nothing of tokens, or have other weights.
+        """
+        size = self._check_store()
+        if size is None:
+            return Backbone(self.backbone_config, language_head=self.reads_tokens)
+        if self.reads_tokens:
+            raise ValueError(
+                f"imitation={self.imitation} and perplexity read tokens, and loader.features gives stored features, which "
+                "have none: set loader.features=null, or imitation=0 and perplexity=false"
+            )
+        return StoredFeatures(size)
+
+    def initial_state(self, content: Mapping[str, Any]) -> tuple[dict[str, Tensor], set[str]]:
+        """Weights to start from: heads of new domains are the general one, a language-model head may come from the base.
+
+        Args:
+            content: The other run's checkpoint.
+        """
+        state, new = super().initial_state(content)
+        present = self.state_dict().keys()
+        ours, theirs = (
+            {name for name in names if name.startswith(LANGUAGE_HEAD)} for names in (present, state)
+        )
+        if ours - theirs and self.backbone_config.name is not None:
+            new |= ours - theirs  # untouched in the other run, so that the base's own files have it
+        elif theirs - ours:
+            rank_zero_info(
+                f"init_from={self.init_from!r} has a language-model head, which a run with imitation=0 and perplexity=false "
+                "leaves behind"
+            )
+            state = {name: value for name, value in state.items() if name not in theirs}
+        domains = self.customized_domains if self.per_domain != "nothing" else ()
+        return with_heads(state, content.get("hyper_parameters", {}), domains, self.init_from), new
+
+    def _keep_start(self) -> None:
+        if self.l2_sp and self._started:
+            named = self.named_parameters()
+            self._start = StartWeights(
+                w for name, w in named if w.requires_grad and name in self._loaded_keys
+            )
+
+    def on_train_start(self) -> None:
+        """Make sure that there is what the run is pulled toward.
+
+        Raises:
+            ValueError: If ``l2_sp`` has no weights to start from, or others than the run that goes on had.
+        """
+        super().on_train_start()
+        self._strict = 0, torch.zeros((), device=self.device)
+        if not self.l2_sp:
+            return
+        if self._start is None or not len(self._start):
+            raise ValueError(
+                f"l2_sp={self.l2_sp} pulls toward the weights that a run started from, and there are none: let init_from "
+                "name the checkpoint, also where a run goes on"
+            )
+        if self._start_digest not in (None, self._start.digest):
+            raise ValueError(
+                "init_from names other weights than those that this run started from: restore the file"
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As every module; and which weights the run is pulled toward."""
+        super().on_save_checkpoint(checkpoint)
+        if self._start is not None:
+            checkpoint["pluralign"]["start"] = self._start.digest
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As every module; and which weights the run was pulled toward."""
+        super().on_load_checkpoint(checkpoint)
+        self._start_digest = checkpoint.get("pluralign", {}).get("start")
+
+    # Domains -------------------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Check as every module does, and that the data judge every domain that is customised to.
+
+        Raises:
+            ValueError: If they do not; names those that there are.
+        """
+        super().on_fit_start()
+        data = self.data
+        if data is None or not self.customized_domains or not data.domains:
+            return
+        if unknown := [name for name in self.customized_domains if name not in data.domains]:
+            raise ValueError(
+                f"domains: the training data have no comparison of {', '.join(map(repr, unknown))}; they have "
+                f"{', '.join(map(repr, data.domains))}"
+            )
+
+    @property
+    def _names(self) -> Sequence[str]:
+        """What indices of domains point at; nothing where bare loaders give batches."""
+        return () if self.data is None else self.data.domains
+
+    # Forward -------------------------------------------------------------------------------------------
+
+    def forward(self, batch: PreferenceBatch) -> RewardOutput:
+        """Score every response once, as everybody's and as each domain's.
+
+        Args:
+            batch: Token or feature batch; ``comparisons`` may be absent, and so may ``domain_id`` beside them.
+
+        Returns:
+            ``reward`` (R,), the general one; with something of their own also the ``basis``, which has each domain's
+            beside it. With comparisons ``chosen`` and ``rejected`` (P,), each by its own domain. With requests outside
+            training ``requested`` (Q,), by the domain that is named. All float32. ``tokens`` where they are imitated.
+        """
+        output = RewardOutput()
+        backbone = self.built_backbone()
+        wants_tokens = self.reads_tokens and (self.imitation > 0 or not self.training)
+        if wants_tokens and "comparisons" in batch and isinstance(backbone, Backbone):
+            read = backbone.read(batch)
+            states = read.pooled
+            output["tokens"] = TokenStates(read.tokens, read.rows)
+        else:
+            states = backbone(batch)
+        assert self.head is not None  # built together with the backbone
+        general = self.head(states)
+        output["reward"] = general.squeeze(-1)
+        rewards = general
+        if self.heads:
+            rewards = torch.cat([general, *(head(states) for head in self.heads)], dim=1)
+            output["basis"] = Basis(
+                rewards, (GENERAL, *self.customized_domains), "domain_rewards", linear=True
+            )
+        return self._judged(output, rewards, batch)
+
+    def _judged(self, output: RewardOutput, rewards: Tensor, batch: PreferenceBatch) -> RewardOutput:
+        """Add what comparisons and requests ask for, each by its domain."""
+        if "comparisons" in batch:
+            first, second = batch["comparisons"].unbind(dim=1)
+            column = torch.zeros_like(first)
+            if self.heads and "domain_id" in batch:
+                column = self._columns.of(batch["domain_id"], self._names)
+            output["chosen"], output["rejected"] = rewards[first, column], rewards[second, column]
+        if "request_response" in batch and "request_domain_id" in batch and not self.training and self.heads:
+            asked = self._columns.of(batch["request_domain_id"], self._names)
+            output["requested"] = rewards[batch["request_response"], asked]
+        return output
+
+    # Loss ----------------------------------------------------------------------------------------------
+
+    def denominator(self, batch: PreferenceBatch) -> Tensor:
+        """Weights of the comparisons that prefer one response: what both terms of the loss are divided by."""
+        return strict_weights(batch).sum(dtype=torch.float32 if self.device.type == "mps" else torch.float64)
+
+    def compute_loss(self, output: RewardOutput, batch: PreferenceBatch) -> dict[str, Tensor]:
+        """Terms of the loss: ``ranking``, ``imitation`` and, in training, ``l2_sp``, each with its weight."""
+        terms = {}
+        weight = strict_weights(batch)
+        divisor = weight.sum()
+        if self.training:
+            self._count_strict(divisor)
+        if self.ranking:
+            terms["ranking"] = self.ranking * bradley_terry_loss(
+                output["chosen"],
+                output["rejected"],
+                preference=batch.get("preference"),
+                margin=batch.get("margin"),
+                weight=weight,
+            )
+        if self.imitation:
+            divisor = torch.where(divisor > 0, divisor, 1.0)
+            terms["imitation"] = self.imitation * self._imitation(output, batch) / divisor
+        if self._start is not None and self.training:
+            terms["l2_sp"] = 0.5 * self.l2_sp * self._start.squared_distance()
+        return terms
+
+    def _imitation(self, output: RewardOutput, batch: PreferenceBatch) -> Tensor:
+        """Sum of the imitated responses' mean negative log-likelihood, each with its weight."""
+        weight = self._imitated(batch)
+        if not self.training:
+            nll, tokens = self._response_nll(output, weight)
+            return (weight * nll / tokens.clamp_min(1)).sum()
+        (states, rows), head = output["tokens"], self._language_head()
+        return imitation_loss(
+            states,
+            head.weight,
+            rows["input_ids"],
+            rows["segment_ids"],
+            rows["response_row"],
+            include_prompt=self.imitate_prompt,
+            bias=head.bias,
+            weight=weight,
+            reduction="sum",
+        )
+
+    def _imitated(self, batch: PreferenceBatch) -> Tensor:
+        number = len(self._names or self.customized_domains)
+        return imitation_weights(batch, number, self.imitation_threshold)
+
+    def _response_nll(self, output: RewardOutput, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Negative log-likelihood and tokens of the responses that have a weight, (R,), computed once for a batch."""
+        found = output.setdefault("of_responses", {})
+        if "nll" not in found:
+            (states, rows), head = output["tokens"], self._language_head()
+            segments = rows["segment_ids"]
+            mean = imitation_loss(
+                states,
+                head.weight,
+                rows["input_ids"],
+                segments,
+                rows["response_row"],
+                include_prompt=self.imitate_prompt,
+                bias=head.bias,
+                weight=(weight > 0).float(),
+                reduction="none",
+            )
+            tokens = rows["response_length"].float()
+            found["nll_tokens"] = torch.where(weight > 0, tokens, 0.0)
+            found["nll"] = mean * found["nll_tokens"]
+        return found["nll"], found["nll_tokens"]
+
+    def _language_head(self) -> nn.Linear:
+        backbone = self.built_backbone()
+        assert (
+            isinstance(backbone, Backbone) and backbone.language_head is not None
+        )  # as make_backbone built it
+        return backbone.language_head
+
+    def measure(self, output: RewardOutput, batch: PreferenceBatch) -> Summed:
+        """The mean over tokens of what the language-model head says of the best responses, where tokens are read."""
+        if "tokens" not in output:
+            return {}
+        nll, tokens = self._response_nll(output, self._imitated(batch))
+        return {TOKEN_NLL: (nll.sum(), tokens.sum())}
+
+    def shown(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The perplexity besides, where tokens are read."""
+        return {**values, "perplexity": values[TOKEN_NLL].exp()} if TOKEN_NLL in values else values
+
+    # Ties ----------------------------------------------------------------------------------------------
+
+    def _count_strict(self, weight: Tensor) -> None:
+        """Count what there is to learn, until there is something."""
+        if self._strict is not None:
+            batches, total = self._strict
+            self._strict = batches + 1, total + weight.detach()
+
+    def look(self) -> None:
+        """Stop as every module does, and a run whose comparisons are all ties.
+
+        Raises:
+            ValueError: If no comparison of many batches, or of an epoch, prefers one response.
+        """
+        super().look()
+        trainer = self.attached_trainer
+        if self._strict is None or trainer is None or not trainer.training:
+            return
+        batches, total = self._strict
+        if batches < min(PATIENCE, trainer.num_training_batches):
+            return
+        if float(trainer.strategy.reduce(total.clone(), reduce_op="sum")) > 0:
+            self._strict = None
+            return
+        raise ValueError(
+            f"every comparison of {batches} training batches is a tie (equal scores, or a preference of 0.5), or has weight "
+            "0, so that there is nothing to learn: give comparisons of which one response is preferred"
+        )
