@@ -97,7 +97,7 @@ class AdapterSet:
                 model.add_adapter(name, lora_settings(_inner(model), shape))
             else:
                 network: PreTrainedModel = model  # type: ignore[assignment]
-                model = get_peft_model(network, lora_settings(network, shape), adapter_name=name)  # type: ignore[assignment]
+                model = get_peft_model(network, lora_settings(network, shape), adapter_name=name)
         assert isinstance(model, PeftModel)  # the caller gave names
         self.model, self.names, self.beneath = model, tuple(names), tuple(beneath)
         self.wrapped: list[BaseTunerLayer] = [

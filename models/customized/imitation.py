@@ -3,11 +3,12 @@
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pluralign.datamodules.batch import PreferenceBatch
+from pluralign.datamodules.batch import PreferenceBatch, TokenStates
+from pluralign.losses import imitation_loss
 
-__all__ = ["imitation_weights", "strict_weights"]
+__all__ = ["imitation_weights", "responses_nll", "strict_weights", "weights_by_domain"]
 
 TINY = 1e-5
 """What the original adds to the best score before it divides by it."""
@@ -28,7 +29,12 @@ def strict_weights(batch: PreferenceBatch) -> Tensor:
 
 
 def imitation_weights(batch: PreferenceBatch, num_domains: int, threshold: float | None) -> Tensor:
-    r"""How much each response is imitated.
+    """How much each response is imitated in all domains together, (R,); as :func:`weights_by_domain` says."""
+    return weights_by_domain(batch, num_domains, threshold).sum(1)
+
+
+def weights_by_domain(batch: PreferenceBatch, num_domains: int, threshold: float | None) -> Tensor:
+    r"""How much each response is imitated in each domain.
 
     The judgements of a prompt in a domain are a group. Its responses are ordered by their ``score`` if the data rate each
     that is compared in it, and else by what they win less what they lose: :math:`\sum \pm w (2 p - 1)`. The best of them
@@ -43,7 +49,7 @@ def imitation_weights(batch: PreferenceBatch, num_domains: int, threshold: float
             hundred-thousandth), is above it, in [0, 1). Groups whose best is not above 0 have their best alone.
 
     Returns:
-        (R,) float32 >= 0. Nobody is imitated in a group of ties, or one whose judgements go round in a circle.
+        (R, 1 + D) float32 >= 0, of no domain first. Nobody is imitated in a group of ties, or one whose judgements go round in a circle.
     """
     first, second = batch["comparisons"].unbind(dim=1)
     weight, prompt = strict_weights(batch), batch["response_prompt"]
@@ -65,7 +71,41 @@ def imitation_weights(batch: PreferenceBatch, num_domains: int, threshold: float
     of_group = weight.new_zeros(groups).index_add(0, prompt[first] * size + domain, weight)
     number = weight.new_zeros(groups).index_add(0, group_of_cell, chosen.float())
     share = torch.where(chosen, (of_group / number.clamp_min(1))[group_of_cell], 0.0)
-    return share.view(len(prompt), size).sum(1)
+    return share.view(len(prompt), size)
+
+
+def responses_nll(
+    tokens: TokenStates,
+    head: nn.Linear,
+    weight: Tensor,
+    reduction: Literal["sum", "none"],
+    *,
+    include_prompt: bool,
+) -> Tensor:
+    """Mean negative log-likelihood of each response's tokens, in nats.
+
+    Args:
+        tokens: States of one pass.
+        head: The language-model head.
+        weight: Of the responses, (R,) >= 0; those of weight 0 are not computed.
+        reduction: ``sum`` with these weights, or ``none``.
+        include_prompt: Whether the prompt's tokens count.
+
+    Returns:
+        A scalar, or (R,).
+    """
+    states, rows = tokens
+    return imitation_loss(
+        states,
+        head.weight,
+        rows["input_ids"],
+        rows["segment_ids"],
+        rows["response_row"],
+        include_prompt=include_prompt,
+        bias=head.bias,
+        weight=weight,
+        reduction=reduction,
+    )
 
 
 def _scores(

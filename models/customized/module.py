@@ -1,31 +1,35 @@
 """CustomizedRM: a general reward model that is customised to domains, stage by stage, and keeps what it knew."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal, Unpack
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from pluralign.datamodules.batch import Basis, PreferenceBatch, RewardOutput, TokenStates
 from pluralign.datamodules.checks import check_choices, check_range
-from pluralign.losses import bradley_terry_loss, imitation_loss
+from pluralign.losses import bradley_terry_loss
 
 from .._loader_sums import Summed
 from ..backbone import Backbone, BackboneConfig, LoRAConfig, RewardHead, StoredFeatures
 from ..base import ModuleSettings
 from ..reward import RewardModule
-from .domains import GENERAL, DomainColumns, domain_names, with_heads
-from .imitation import imitation_weights, strict_weights
-from .start import StartWeights
+from .domains import (
+    GENERAL,
+    DomainColumns,
+    adapter_name,
+    check_strategy,
+    domain_names,
+)
+from .imitation import responses_nll, strict_weights, weights_by_domain
+from .start import StartingRun, StartWeights
+from .ties import StrictWatch
 
 __all__ = ["CustomizedRM"]
 
-LANGUAGE_HEAD = "backbone.language_head."
 TOKEN_NLL = "token_nll"
 """What validation measures of the language-model head: nats per token."""
-PATIENCE = 50
-"""Training batches of ties alone before a run is stopped; an epoch that has nothing else is, too."""
 
 
 class CustomizedRM(RewardModule):
@@ -62,7 +66,7 @@ class CustomizedRM(RewardModule):
         *,
         domains: Sequence[str] = (),
         per_domain: Literal["nothing", "head", "adapter"] = "nothing",
-        adapter: LoRAConfig | None = None,
+        adapter: LoRAConfig | Mapping[str, Any] | None = None,
         ranking: float = 1.0,
         imitation: float = 0.0,
         imitation_threshold: float | None = None,
@@ -79,7 +83,8 @@ class CustomizedRM(RewardModule):
                 none, are general ones.
             per_domain: What each of them has of its own: ``nothing``, a ``head`` over the shared pass, or an ``adapter``
                 and a head over the shared general model.
-            adapter: Size of the domains' adapters.
+            adapter: Shape of the domains' adapters; a mapping of its fields also does. With ``last_layers`` the layers
+                beneath are run once for all domains.
             ranking: Weight of the ranking loss, >= 0; 0 is fine-tuning on preferred responses alone, which makes a base.
             imitation: Weight of the imitation loss, >= 0 (lambda of the paper; 0.1 in the authors' script, 0 in their
                 recipe). At 0 the language-model head is neither trained nor run in training.
@@ -103,7 +108,10 @@ class CustomizedRM(RewardModule):
         if imitation_threshold is not None:
             check_range("imitation_threshold", imitation_threshold, at_least=0, below=1)
         self.customized_domains = domain_names(domains)
-        self.per_domain, self.adapter = per_domain, adapter
+        self.per_domain = per_domain
+        self.adapter = LoRAConfig(**adapter) if isinstance(adapter, Mapping) else adapter
+        if self.adapter is not None:
+            self.save_hyperparameters({"adapter": asdict(self.adapter)})  # plain values
         self.ranking, self.imitation, self.l2_sp = ranking, imitation, l2_sp
         self.imitation_threshold, self.imitate_prompt = imitation_threshold, imitate_prompt
         self.reads_tokens = imitation > 0 or perplexity
@@ -113,7 +121,7 @@ class CustomizedRM(RewardModule):
         self._start: StartWeights | None = None
         self._start_digest: float | None = None
         self._columns = DomainColumns(self.customized_domains)
-        self._strict: tuple[int, Tensor] | None = None
+        self._strict: StrictWatch | None = None
 
     def _check_settings(self) -> None:
         if self.ranking == self.imitation == 0:
@@ -129,7 +137,7 @@ class CustomizedRM(RewardModule):
                 "per_domain='adapter' and adapter go together: set both (such as adapter: {rank: 8}), or neither; got "
                 f"per_domain={self.per_domain!r} and adapter={self.adapter!r}"
             )
-        if self.imitation and self.backbone_config.frozen:
+        if self.imitation and self.backbone_config.frozen and self.per_domain != "adapter":
             raise ValueError(
                 f"imitation={self.imitation} trains the network's own layers, and backbone.frozen=true has none: set "
                 "imitation=0, or train the backbone or adapters"
@@ -154,6 +162,11 @@ class CustomizedRM(RewardModule):
         if self.ranking == 0:
             self.head.requires_grad_(False)
             self.heads.requires_grad_(False)
+        if self.adapter is not None:
+            assert isinstance(self.backbone, Backbone)  # make_backbone saw to it
+            names = [adapter_name(place) for place in range(len(self.customized_domains))]
+            self.backbone.add_adapters(names, self.adapter)
+            self.head.requires_grad_(True)  # not moved, but see compute_loss
         if self.imitation == 0 and isinstance(self.backbone, Backbone):
             self.backbone.freeze_language_head()
         self.load_initial_weights()
@@ -168,6 +181,11 @@ class CustomizedRM(RewardModule):
         size = self._check_store()
         if size is None:
             return Backbone(self.backbone_config, language_head=self.reads_tokens)
+        if self.adapter is not None:
+            raise ValueError(
+                "per_domain='adapter' runs the network, and loader.features gives what it made without adapters: set "
+                "loader.features=null, or per_domain=head"
+            )
         if self.reads_tokens:
             raise ValueError(
                 f"imitation={self.imitation} and perplexity read tokens, and loader.features gives stored features, which "
@@ -182,20 +200,30 @@ class CustomizedRM(RewardModule):
             content: The other run's checkpoint.
         """
         state, new = super().initial_state(content)
-        present = self.state_dict().keys()
-        ours, theirs = (
-            {name for name in names if name.startswith(LANGUAGE_HEAD)} for names in (present, state)
+        here = StartingRun(
+            names=frozenset(self.state_dict()),
+            domains=self.customized_domains if self.per_domain != "nothing" else (),
+            adapters=self.adapter is not None,
+            has_files=self.backbone_config.name is not None,
+            origin=str(self.init_from),
         )
-        if ours - theirs and self.backbone_config.name is not None:
-            new |= ours - theirs  # untouched in the other run, so that the base's own files have it
-        elif theirs - ours:
-            rank_zero_info(
-                f"init_from={self.init_from!r} has a language-model head, which a run with imitation=0 and perplexity=false "
-                "leaves behind"
-            )
-            state = {name: value for name, value in state.items() if name not in theirs}
-        domains = self.customized_domains if self.per_domain != "nothing" else ()
-        return with_heads(state, content.get("hyper_parameters", {}), domains, self.init_from), new
+        state, also = here.weights(state, content.get("hyper_parameters", {}))
+        return state, new | also
+
+    def parameter_groups(self) -> Iterable[Any]:
+        """All that is trained; where the general model is frozen, its head is not."""
+        groups = super().parameter_groups()
+        still = self.head.weight if self.adapter is not None and self.head is not None else None
+        return [parameter for parameter in groups if parameter is not still]
+
+    def check_trainer(self) -> None:
+        """As every module; and what domains have of their own needs a strategy that looks for what a batch left out.
+
+        Raises:
+            ValueError: If the trainer has several processes and no such strategy.
+        """
+        super().check_trainer()
+        check_strategy(self.trainer, self.per_domain)
 
     def _keep_start(self) -> None:
         if self.l2_sp and self._started:
@@ -211,7 +239,7 @@ class CustomizedRM(RewardModule):
             ValueError: If ``l2_sp`` has no weights to start from, or others than the run that goes on had.
         """
         super().on_train_start()
-        self._strict = 0, torch.zeros((), device=self.device)
+        self._strict = StrictWatch(self.device)
         if not self.l2_sp:
             return
         if self._start is None or not len(self._start):
@@ -270,26 +298,50 @@ class CustomizedRM(RewardModule):
             ``reward`` (R,), the general one; with something of their own also the ``basis``, which has each domain's
             beside it. With comparisons ``chosen`` and ``rejected`` (P,), each by its own domain. With requests outside
             training ``requested`` (Q,), by the domain that is named. All float32. ``tokens`` where they are imitated.
+            In training, adapters run that the comparisons ask for, and ``reward`` and ``basis`` are there if all of them do.
         """
         output = RewardOutput()
-        backbone = self.built_backbone()
-        wants_tokens = self.reads_tokens and (self.imitation > 0 or not self.training)
-        if wants_tokens and "comparisons" in batch and isinstance(backbone, Backbone):
-            read = backbone.read(batch)
-            states = read.pooled
-            output["tokens"] = TokenStates(read.tokens, read.rows)
-        else:
-            states = backbone(batch)
+        asked = self._asked(batch)
         assert self.head is not None  # built together with the backbone
-        general = self.head(states)
-        output["reward"] = general.squeeze(-1)
-        rewards = general
-        if self.heads:
-            rewards = torch.cat([general, *(head(states) for head in self.heads)], dim=1)
+        heads = [self.head, *self.heads]
+        states = self._states(output, batch, asked)
+        # What is not asked for has no part in the graph: a gradient of zero would still move it, by its momentum.
+        rewards = [
+            head(states[i]) if i in asked else head(states[i].detach()).detach() if i in states else None
+            for i, head in enumerate(heads)
+        ]
+        if self.adapter is not None and (general := rewards[0]) is not None:
+            rewards[0] = general.detach()
+        known = [each for each in rewards if each is not None]
+        if rewards[0] is not None:
+            output["reward"] = rewards[0].squeeze(-1)
+        columns = torch.cat([known[0].new_zeros(known[0].shape) if r is None else r for r in rewards], dim=1)
+        if self.heads and len(known) == len(heads):
             output["basis"] = Basis(
-                rewards, (GENERAL, *self.customized_domains), "domain_rewards", linear=True
+                columns, (GENERAL, *self.customized_domains), "domain_rewards", linear=True
             )
-        return self._judged(output, rewards, batch)
+        return self._judged(output, columns, batch)
+
+    def _asked(self, batch: PreferenceBatch) -> list[int]:
+        """Columns that a batch asks for: in training those of its comparisons, else all."""
+        if not self.heads or not self.training:
+            return [*range(1 + len(self.heads))]
+        return self._columns.asked(batch, self._names)
+
+    def _states(self, output: RewardOutput, batch: PreferenceBatch, asked: list[int]) -> dict[int, Tensor]:
+        """Pooled states of the responses by column, (R, H); puts those of the tokens into the output if they are read."""
+        backbone = self.built_backbone()
+        reads = self.reads_tokens and (self.imitation > 0 or not self.training) and "comparisons" in batch
+        if not isinstance(backbone, Backbone) or (self.adapter is None and not reads):
+            return dict.fromkeys(range(1 + len(self.heads)), backbone(batch))
+        adapters = [None if column == 0 else adapter_name(column - 1) for column in asked]
+        if not reads:
+            return dict(zip(asked, backbone.pooled_with(batch, adapters), strict=True))
+        passes = [backbone.read(batch)] if self.adapter is None else backbone.read_with(batch, adapters)
+        output["tokens"] = [TokenStates(each.tokens, each.rows) for each in passes]
+        if self.adapter is None:
+            return dict.fromkeys(range(1 + len(self.heads)), passes[0].pooled)
+        return {column: each.pooled for column, each in zip(asked, passes, strict=True)}
 
     def _judged(self, output: RewardOutput, rewards: Tensor, batch: PreferenceBatch) -> RewardOutput:
         """Add what comparisons and requests ask for, each by its domain."""
@@ -315,8 +367,8 @@ class CustomizedRM(RewardModule):
         terms = {}
         weight = strict_weights(batch)
         divisor = weight.sum()
-        if self.training:
-            self._count_strict(divisor)
+        if self.training and self._strict is not None:
+            self._strict.count(divisor)
         if self.ranking:
             terms["ranking"] = self.ranking * bradley_terry_loss(
                 output["chosen"],
@@ -328,6 +380,11 @@ class CustomizedRM(RewardModule):
         if self.imitation:
             divisor = torch.where(divisor > 0, divisor, 1.0)
             terms["imitation"] = self.imitation * self._imitation(output, batch) / divisor
+        if self.adapter is not None and self.training:
+            # A batch of general comparisons has nothing to train, and other processes wait for some gradient of it.
+            assert self.head is not None  # built together with the backbone
+            name = next(iter(terms))
+            terms[name] = terms[name] + 0.0 * self.head.weight.sum()
         if self._start is not None and self.training:
             terms["l2_sp"] = 0.5 * self.l2_sp * self._start.squared_distance()
         return terms
@@ -338,43 +395,36 @@ class CustomizedRM(RewardModule):
         if not self.training:
             nll, tokens = self._response_nll(output, weight)
             return (weight * nll / tokens.clamp_min(1)).sum()
-        (states, rows), head = output["tokens"], self._language_head()
-        return imitation_loss(
-            states,
-            head.weight,
-            rows["input_ids"],
-            rows["segment_ids"],
-            rows["response_row"],
-            include_prompt=self.imitate_prompt,
-            bias=head.bias,
-            weight=weight,
-            reduction="sum",
-        )
+        head, prompt = self._language_head(), self.imitate_prompt
+        passes = zip(output["tokens"], weight.unbind(1), strict=True)
+        return torch.stack(
+            [responses_nll(states, head, each, "sum", include_prompt=prompt) for states, each in passes]
+        ).sum()
 
     def _imitated(self, batch: PreferenceBatch) -> Tensor:
-        number = len(self._names or self.customized_domains)
-        return imitation_weights(batch, number, self.imitation_threshold)
+        """How much each response is imitated in each pass, (R, passes)."""
+        weight = weights_by_domain(
+            batch, len(self._names or self.customized_domains), self.imitation_threshold
+        )
+        if self.adapter is None:
+            return weight.sum(1, keepdim=True)
+        index = torch.arange(-1, weight.shape[1] - 1, device=weight.device)
+        column = self._columns.of(index, self._names)
+        by_column = weight.new_zeros(len(weight), 1 + len(self.heads)).index_add(1, column, weight)
+        return torch.stack([by_column[:, i] for i in self._asked(batch)], dim=1)
 
     def _response_nll(self, output: RewardOutput, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Negative log-likelihood and tokens of the responses that have a weight, (R,), computed once for a batch."""
+        """Negative log-likelihood and tokens of the responses that have a weight, (R, passes), computed once for a batch."""
         found = output.setdefault("of_responses", {})
         if "nll" not in found:
-            (states, rows), head = output["tokens"], self._language_head()
-            segments = rows["segment_ids"]
-            mean = imitation_loss(
-                states,
-                head.weight,
-                rows["input_ids"],
-                segments,
-                rows["response_row"],
-                include_prompt=self.imitate_prompt,
-                bias=head.bias,
-                weight=(weight > 0).float(),
-                reduction="none",
-            )
-            tokens = rows["response_length"].float()
-            found["nll_tokens"] = torch.where(weight > 0, tokens, 0.0)
-            found["nll"] = mean * found["nll_tokens"]
+            counts, passes = (weight > 0).float(), output["tokens"]
+            head, prompt = self._language_head(), self.imitate_prompt
+            mean = [
+                responses_nll(states, head, counted, "none", include_prompt=prompt)
+                for states, counted in zip(passes, counts.unbind(1), strict=True)
+            ]
+            found["nll_tokens"] = counts * passes[0].rows["response_length"].float().unsqueeze(1)
+            found["nll"] = torch.stack(mean, dim=1) * found["nll_tokens"]
         return found["nll"], found["nll_tokens"]
 
     def _language_head(self) -> nn.Linear:
@@ -395,14 +445,6 @@ class CustomizedRM(RewardModule):
         """The perplexity besides, where tokens are read."""
         return {**values, "perplexity": values[TOKEN_NLL].exp()} if TOKEN_NLL in values else values
 
-    # Ties ----------------------------------------------------------------------------------------------
-
-    def _count_strict(self, weight: Tensor) -> None:
-        """Count what there is to learn, until there is something."""
-        if self._strict is not None:
-            batches, total = self._strict
-            self._strict = batches + 1, total + weight.detach()
-
     def look(self) -> None:
         """Stop as every module does, and a run whose comparisons are all ties.
 
@@ -410,16 +452,5 @@ class CustomizedRM(RewardModule):
             ValueError: If no comparison of many batches, or of an epoch, prefers one response.
         """
         super().look()
-        trainer = self.attached_trainer
-        if self._strict is None or trainer is None or not trainer.training:
-            return
-        batches, total = self._strict
-        if batches < min(PATIENCE, trainer.num_training_batches):
-            return
-        if float(trainer.strategy.reduce(total.clone(), reduce_op="sum")) > 0:
-            self._strict = None
-            return
-        raise ValueError(
-            f"every comparison of {batches} training batches is a tie (equal scores, or a preference of 0.5), or has weight "
-            "0, so that there is nothing to learn: give comparisons of which one response is preferred"
-        )
+        if self.attached_trainer is not None and self._strict is not None:
+            self._strict.look(self.attached_trainer)
