@@ -141,9 +141,14 @@ class PreferenceDataModule(NamedData):
 
     def requested_users(self, split: str) -> list[str]:
         """Users whose reward the records of a split, which ``setup`` opened, ask for."""
-        if not self._asks(split):
-            return []
-        chunks = self.table(split).column("request_user").chunks
+        return self._requested(split, "request_user") if self._asks(split) else []
+
+    def requested_domains(self, split: str) -> list[str]:
+        """Domains whose reward the records of a split ask for; none of a split that ``setup`` did not open."""
+        return self._requested(split, "request_domain") if split in self._tables and self._asks(split) else []
+
+    def _requested(self, split: str, column: str) -> list[str]:
+        chunks = self.table(split).column(column).chunks
         names = {name for chunk in chunks for name in chunk.flatten().unique().to_pylist()}
         return sorted(names - {None})
 

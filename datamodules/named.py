@@ -24,7 +24,7 @@ class NamedData(PreparedData):
         users: Judges, those of the training split first; ``user_id`` indexes it.
         num_training_users: How many of ``users`` were the training split's; a restored run counts its own.
         training_users: Judges that the loader of this training split shows, by ``loader.users``.
-        domains: Domains of the training split; ``domain_id`` indexes it.
+        domains: Domains of the training split, then others that rows to predict ask for; ``domain_id`` indexes it.
     """
 
     def __init__(self, **shared: Unpack[SharedSettings]) -> None:
@@ -57,7 +57,12 @@ class NamedData(PreparedData):
             self.num_training_users = self._restored["num_training_users"]
             before = _names_of(self._restored)
             names = {column: joined(before.get(column, []), values) for column, values in names.items()}
+        names["domain"] = joined(names["domain"], self.requested_domains("predict"))
         self._names, self.users, self.domains = names, names["user"], names["domain"]
+
+    def requested_domains(self, split: str) -> list[str]:
+        """Domains whose reward the records of a split ask for, if ``setup`` opened it; none unless a subclass says so."""
+        return []
 
     def divided_users(self) -> tuple[list[str], list[str]]:
         """Seen and unseen users, as ``loader.users`` says.

@@ -1,23 +1,14 @@
-"""Domains that a reward model is customised to: their names, where the data's indices point, what trains them."""
+"""Domains that a reward model is customised to: their names, where the data's indices point, where their heads start."""
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from pluralign.datamodules.batch import PreferenceBatch
 
-__all__ = [
-    "GENERAL",
-    "DomainColumns",
-    "adapter_name",
-    "adapter_of",
-    "check_strategy",
-    "domain_names",
-]
+__all__ = ["GENERAL", "DomainColumns", "domain_names", "with_heads"]
 
 GENERAL = "general"
 """Name of the reward that is no domain's own."""
@@ -82,49 +73,50 @@ class DomainColumns:
         Args:
             indices: As in ``of``.
             names: As in ``of``.
+
+        Raises:
+            ValueError: If there is no name for one.
         """
         names = tuple(names) or tuple(self._own)
+        if unnamed := [index for index in indices if index >= len(names)]:
+            raise ValueError(
+                f"domain_id points at domain number {unnamed[0]}, and there are {len(names)}: where no data module names "
+                "them, let indices be those of the setting domains, and -1 for any other"
+            )
         return sorted({self._own.get(names[index], 0) if index >= 0 else 0 for index in indices})
 
-
-# Adapters ------------------------------------------------------------------------------------------------
-
-
-def adapter_name(place: int) -> str:
-    """What the adapter of the domain at a place among those of the module is called."""
-    return f"domain_{place}"
+    def lacking(self, names: Sequence[str]) -> list[str]:
+        """Those of the data's domains that have no reward of their own and are not the general one, in their order."""
+        return [name for name in names if name not in self._own and name != GENERAL]
 
 
-def adapter_of(key: str) -> int | None:
-    """Place of the domain whose adapter a weight is part of; None for any other weight.
+def with_heads(
+    state: dict[str, Tensor], settings: Mapping[str, Any], domains: Sequence[str], origin: str | None
+) -> dict[str, Tensor]:
+    """Weights to start from, with a head for each domain: what it had in the other run, or a copy of the general one.
 
     Args:
-        key: Its name in a module's state.
-    """
-    places = re.findall(r"(?<=\.domain_)\d+(?=\.|$)", key) if key.startswith("backbone.model.") else []
-    return int(places[0]) if places else None
-
-
-def check_strategy(trainer: L.Trainer, per_domain: str) -> None:
-    """Make sure that processes whose batches are of different domains can exchange gradients.
-
-    Args:
-        trainer: Which is about to run.
-        per_domain: What each domain has of its own.
+        state: Weights of the other run, by name; without ``head.weight`` where the general head is not taken over.
+        settings: Its hyperparameters.
+        domains: Those of this run that have a head; empty where none has.
+        origin: What the other run's checkpoint is called in messages.
 
     Raises:
-        ValueError: If they would wait for each other, or average what only some of them have.
+        ValueError: If the other run has heads, and this one has no room for them.
     """
-    strategy = trainer.strategy
-    if trainer.world_size == 1 or per_domain == "nothing":
-        return
-    if isinstance(strategy, DDPStrategy):
-        finds_unused = bool(strategy._ddp_kwargs.get("find_unused_parameters"))
-    else:
-        finds_unused = per_domain != "adapter"
-    if not finds_unused:
+    own = settings.get("per_domain", "nothing") != "nothing"
+    before = list(settings.get("domains", ())) if own else []
+    if lost := [name for name in before if name not in domains]:
         raise ValueError(
-            f"per_domain={per_domain!r} trains what the domains of a batch have of their own, and the batches of "
-            f"{trainer.world_size} processes have different ones: set trainer.strategy=ddp_find_unused_parameters_true (now "
-            f"{type(strategy).__name__})"
+            f"init_from={origin!r} has rewards of their own for the domains {before}, and this run would lose those of "
+            f"{lost}: set per_domain and domains as they were there, and others after them"
         )
+    heads = {name: value for name, value in state.items() if name.startswith("heads.")}
+    found = {name: value for name, value in state.items() if name not in heads}
+    for i, domain in enumerate(domains):
+        start = (
+            heads[f"heads.{before.index(domain)}.weight"] if domain in before else state.get("head.weight")
+        )
+        if start is not None:
+            found[f"heads.{i}.weight"] = start.clone()
+    return found

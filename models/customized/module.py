@@ -5,26 +5,22 @@ from dataclasses import asdict
 from typing import Any, Literal, Unpack
 
 import torch
+from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor, nn
 
 from pluralign.datamodules.batch import Basis, PreferenceBatch, RewardOutput, TokenStates
 from pluralign.datamodules.checks import check_choices, check_range
+from pluralign.datamodules.columns import provided_by
 from pluralign.losses import bradley_terry_loss
 
 from .._loader_sums import Summed
 from ..backbone import Backbone, BackboneConfig, LoRAConfig, RewardHead, StoredFeatures
 from ..base import ModuleSettings
-from ..reward import RewardModule
-from .domains import (
-    GENERAL,
-    DomainColumns,
-    adapter_name,
-    check_strategy,
-    domain_names,
-)
+from .adapters import adapter_name, check_strategy, with_adapters
+from .domains import GENERAL, DomainColumns, domain_names, with_heads
 from .imitation import responses_nll, strict_weights, weights_by_domain
-from .start import StartingRun, StartWeights
-from .ties import StrictWatch
+from .start import StartedModule
+from .ties import TieWatch
 
 __all__ = ["CustomizedRM"]
 
@@ -32,7 +28,7 @@ TOKEN_NLL = "token_nll"
 """What validation measures of the language-model head: nats per token."""
 
 
-class CustomizedRM(RewardModule):
+class CustomizedRM(StartedModule):
     r"""Reward model in three stages: a base language model, a general reward model, one that is customised to domains.
 
     Each stage is a run of this module that starts from the one before (``init_from``). All of them have one loss,
@@ -118,10 +114,10 @@ class CustomizedRM(RewardModule):
         self._check_settings()
         self.head: RewardHead | None = None
         self.heads = nn.ModuleList()
-        self._start: StartWeights | None = None
-        self._start_digest: float | None = None
         self._columns = DomainColumns(self.customized_domains)
-        self._strict: StrictWatch | None = None
+        self._ties: TieWatch | None = None
+        if per_domain == "nothing":
+            self.reads_requests = frozenset()  # whoever is asked for, there is one reward
 
     def _check_settings(self) -> None:
         if self.ranking == self.imitation == 0:
@@ -137,7 +133,7 @@ class CustomizedRM(RewardModule):
                 "per_domain='adapter' and adapter go together: set both (such as adapter: {rank: 8}), or neither; got "
                 f"per_domain={self.per_domain!r} and adapter={self.adapter!r}"
             )
-        if self.imitation and self.backbone_config.frozen and self.per_domain != "adapter":
+        if self.imitation and self.backbone_config.frozen and self.adapter is None:
             raise ValueError(
                 f"imitation={self.imitation} trains the network's own layers, and backbone.frozen=true has none: set "
                 "imitation=0, or train the backbone or adapters"
@@ -170,7 +166,7 @@ class CustomizedRM(RewardModule):
         if self.imitation == 0 and isinstance(self.backbone, Backbone):
             self.backbone.freeze_language_head()
         self.load_initial_weights()
-        self._keep_start()
+        self.keep_start()
 
     def make_backbone(self) -> Backbone | StoredFeatures:
         """The network, with its language-model head where tokens are imitated or their perplexity is told.
@@ -200,68 +196,38 @@ class CustomizedRM(RewardModule):
             content: The other run's checkpoint.
         """
         state, new = super().initial_state(content)
-        here = StartingRun(
-            names=frozenset(self.state_dict()),
-            domains=self.customized_domains if self.per_domain != "nothing" else (),
-            adapters=self.adapter is not None,
-            has_files=self.backbone_config.name is not None,
-            origin=str(self.init_from),
+        state, absent = self.with_language_head(state, content)
+        if self._may_differ("head.weight"):
+            state = {name: value for name, value in state.items() if name != "head.weight"}
+            absent |= {
+                f"heads.{i}.weight" for i in range(len(self.heads))
+            }  # copies of the general head of now
+        domains = self.customized_domains if self.per_domain != "nothing" else ()
+        settings = content.get("hyper_parameters", {})
+        state = with_heads(state, settings, domains, self.init_from)
+        state, adapters = with_adapters(
+            state, settings, domains if self.adapter is not None else None, self.state_dict(), self.init_from
         )
-        state, also = here.weights(state, content.get("hyper_parameters", {}))
-        return state, new | also
+        return state, new | absent | adapters
 
     def parameter_groups(self) -> Iterable[Any]:
-        """All that is trained; where the general model is frozen, its head is not."""
-        groups = super().parameter_groups()
+        """All that is trained; the head of a frozen general model is not."""
         still = self.head.weight if self.adapter is not None and self.head is not None else None
-        return [parameter for parameter in groups if parameter is not still]
+        return [parameter for parameter in super().parameter_groups() if parameter is not still]
 
     def check_trainer(self) -> None:
-        """As every module; and what domains have of their own needs a strategy that looks for what a batch left out.
+        """As every module; and several processes need a strategy that looks for what a batch leaves out.
 
         Raises:
-            ValueError: If the trainer has several processes and no such strategy.
+            ValueError: If they have another one.
         """
         super().check_trainer()
         check_strategy(self.trainer, self.per_domain)
 
-    def _keep_start(self) -> None:
-        if self.l2_sp and self._started:
-            named = self.named_parameters()
-            self._start = StartWeights(
-                w for name, w in named if w.requires_grad and name in self._loaded_keys
-            )
-
     def on_train_start(self) -> None:
-        """Make sure that there is what the run is pulled toward.
-
-        Raises:
-            ValueError: If ``l2_sp`` has no weights to start from, or others than the run that goes on had.
-        """
+        """Begin as every module does, and to look for something to learn."""
         super().on_train_start()
-        self._strict = StrictWatch(self.device)
-        if not self.l2_sp:
-            return
-        if self._start is None or not len(self._start):
-            raise ValueError(
-                f"l2_sp={self.l2_sp} pulls toward the weights that a run started from, and there are none: let init_from "
-                "name the checkpoint, also where a run goes on"
-            )
-        if self._start_digest not in (None, self._start.digest):
-            raise ValueError(
-                "init_from names other weights than those that this run started from: restore the file"
-            )
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """As every module; and which weights the run is pulled toward."""
-        super().on_save_checkpoint(checkpoint)
-        if self._start is not None:
-            checkpoint["pluralign"]["start"] = self._start.digest
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """As every module; and which weights the run was pulled toward."""
-        super().on_load_checkpoint(checkpoint)
-        self._start_digest = checkpoint.get("pluralign", {}).get("start")
+        self._ties = TieWatch(self.device)
 
     # Domains -------------------------------------------------------------------------------------------
 
@@ -273,12 +239,48 @@ class CustomizedRM(RewardModule):
         """
         super().on_fit_start()
         data = self.data
-        if data is None or not self.customized_domains or not data.domains:
+        if data is None or not (data.domains or data.splits):  # a data module that says nothing of them
             return
         if unknown := [name for name in self.customized_domains if name not in data.domains]:
             raise ValueError(
                 f"domains: the training data have no comparison of {', '.join(map(repr, unknown))}; they have "
-                f"{', '.join(map(repr, data.domains))}"
+                f"{', '.join(map(repr, data.domains)) or 'no domains'}"
+            )
+
+    def check_batch(self, batch: PreferenceBatch) -> None:
+        """Check as every module does, and that training has domains where they have something of their own.
+
+        Raises:
+            ValueError: If it has none.
+        """
+        super().check_batch(batch)
+        if self.heads and self.training and "domain_id" not in batch:
+            raise ValueError(
+                f"per_domain={self.per_domain!r} needs comparisons that name their domain, and this data has none with any "
+                f"(domain_id, provided by {provided_by('domain_id')}): set per_domain=nothing, or add such data"
+            )
+
+    def predict_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Rewards of one batch as every module gives them, each by the domain that is asked for.
+
+        Raises:
+            ValueError: If rows ask for the reward of a domain that has none of its own.
+        """
+        if batch_idx == 0 and "request_domain_id" in batch and self.reads_requests:
+            self._check_requests()
+        return super().predict_step(batch, batch_idx, dataloader_idx)
+
+    def _check_requests(self) -> None:
+        """Refuse rows that ask for a domain without a reward of its own; names the first and where it stands."""
+        lacking = set(self._columns.lacking(self._names))
+        if self.data is None or not lacking:
+            return
+        rows = ((row.place, each.domain) for row in self.data.given("predict") for each in row.responses)
+        if (first := next((row for row in rows if row[1] in lacking), None)) is not None:
+            raise ValueError(
+                f"{first[0]}: domain {first[1]!r} has no reward of its own in this model, which has "
+                f"{', '.join((GENERAL, *self.customized_domains))}: name one of these, or leave the domain out for the reward "
+                f"of {GENERAL!r}"
             )
 
     @property
@@ -295,53 +297,57 @@ class CustomizedRM(RewardModule):
             batch: Token or feature batch; ``comparisons`` may be absent, and so may ``domain_id`` beside them.
 
         Returns:
-            ``reward`` (R,), the general one; with something of their own also the ``basis``, which has each domain's
-            beside it. With comparisons ``chosen`` and ``rejected`` (P,), each by its own domain. With requests outside
-            training ``requested`` (Q,), by the domain that is named. All float32. ``tokens`` where they are imitated.
-            In training, adapters run that the comparisons ask for, and ``reward`` and ``basis`` are there if all of them do.
+            ``reward`` (R,), the general one. With comparisons ``chosen`` and ``rejected`` (P,), each by its own domain.
+            Outside training, where domains have something of their own, the ``basis``, with each domain's reward beside
+            the general one, and with requests ``requested`` (Q,), by the domain that is named. All float32. ``tokens``
+            where they are imitated.
         """
         output = RewardOutput()
-        asked = self._asked(batch)
-        assert self.head is not None  # built together with the backbone
-        heads = [self.head, *self.heads]
-        states = self._states(output, batch, asked)
-        # What is not asked for has no part in the graph: a gradient of zero would still move it, by its momentum.
-        rewards = [
-            head(states[i]) if i in asked else head(states[i].detach()).detach() if i in states else None
-            for i, head in enumerate(heads)
-        ]
-        if self.adapter is not None and (general := rewards[0]) is not None:
-            rewards[0] = general.detach()
-        known = [each for each in rewards if each is not None]
-        if rewards[0] is not None:
-            output["reward"] = rewards[0].squeeze(-1)
-        columns = torch.cat([known[0].new_zeros(known[0].shape) if r is None else r for r in rewards], dim=1)
-        if self.heads and len(known) == len(heads):
+        wanted = self._wanted(batch)
+        states = self._states(output, batch, wanted)
+        rewards = self._rewards(states, wanted)
+        if 0 in states:
+            output["reward"] = rewards[:, 0]
+        if self.heads and not self.training:
             output["basis"] = Basis(
-                columns, (GENERAL, *self.customized_domains), "domain_rewards", linear=True
+                rewards, (GENERAL, *self.customized_domains), "domain_rewards", linear=True
             )
-        return self._judged(output, columns, batch)
+        return self._judged(output, rewards, batch)
 
-    def _asked(self, batch: PreferenceBatch) -> list[int]:
-        """Columns that a batch asks for: in training those of its comparisons, else all."""
-        if not self.heads or not self.training:
+    def _wanted(self, batch: PreferenceBatch) -> list[int]:
+        """Columns of rewards that a batch asks for, the general one being 0: in training those of its comparisons."""
+        if not self.training or not self.heads:
             return [*range(1 + len(self.heads))]
         return self._columns.asked(batch, self._names)
 
-    def _states(self, output: RewardOutput, batch: PreferenceBatch, asked: list[int]) -> dict[int, Tensor]:
-        """Pooled states of the responses by column, (R, H); puts those of the tokens into the output if they are read."""
-        backbone = self.built_backbone()
+    def _states(self, output: RewardOutput, batch: PreferenceBatch, wanted: list[int]) -> dict[int, Tensor]:
+        """States of the responses (R, H) by column; puts those of tokens into the output where they are read."""
+        backbone, columns = self.built_backbone(), range(1 + len(self.heads))
         reads = self.reads_tokens and (self.imitation > 0 or not self.training) and "comparisons" in batch
         if not isinstance(backbone, Backbone) or (self.adapter is None and not reads):
-            return dict.fromkeys(range(1 + len(self.heads)), backbone(batch))
-        adapters = [None if column == 0 else adapter_name(column - 1) for column in asked]
+            return dict.fromkeys(columns, backbone(batch))
+        adapters = [None if column == 0 else adapter_name(column - 1) for column in wanted]
         if not reads:
-            return dict(zip(asked, backbone.pooled_with(batch, adapters), strict=True))
+            return dict(zip(wanted, backbone.pooled_with(batch, adapters), strict=True))
         passes = [backbone.read(batch)] if self.adapter is None else backbone.read_with(batch, adapters)
         output["tokens"] = [TokenStates(each.tokens, each.rows) for each in passes]
         if self.adapter is None:
-            return dict.fromkeys(range(1 + len(self.heads)), passes[0].pooled)
-        return {column: each.pooled for column, each in zip(asked, passes, strict=True)}
+            return dict.fromkeys(columns, passes[0].pooled)
+        return {column: each.pooled for column, each in zip(wanted, passes, strict=True)}
+
+    def _rewards(self, states: dict[int, Tensor], wanted: list[int]) -> Tensor:
+        """Rewards (R, 1 + D), the general one first; without a graph where the batch asks for none of a domain.
+
+        A gradient of zeros is one, too: AdamW would move the head of a domain that is not there.
+        """
+        assert self.head is not None  # built together with the backbone
+        some = next(iter(states.values()))
+        nothing = some.new_zeros((len(some), 1), dtype=torch.float32)
+        general = self.head(states[0]) if 0 in states else nothing
+        if 0 not in wanted or self.adapter is not None:
+            general = general.detach()
+        others = [head(states[i]) if i in wanted else nothing for i, head in enumerate(self.heads, 1)]
+        return torch.cat([general, *others], dim=1)
 
     def _judged(self, output: RewardOutput, rewards: Tensor, batch: PreferenceBatch) -> RewardOutput:
         """Add what comparisons and requests ask for, each by its domain."""
@@ -367,8 +373,8 @@ class CustomizedRM(RewardModule):
         terms = {}
         weight = strict_weights(batch)
         divisor = weight.sum()
-        if self.training and self._strict is not None:
-            self._strict.count(divisor)
+        if self.training and self._ties is not None:
+            self._ties.count(divisor)
         if self.ranking:
             terms["ranking"] = self.ranking * bradley_terry_loss(
                 output["chosen"],
@@ -385,8 +391,8 @@ class CustomizedRM(RewardModule):
             assert self.head is not None  # built together with the backbone
             name = next(iter(terms))
             terms[name] = terms[name] + 0.0 * self.head.weight.sum()
-        if self._start is not None and self.training:
-            terms["l2_sp"] = 0.5 * self.l2_sp * self._start.squared_distance()
+        if self.start is not None and self.training:
+            terms["l2_sp"] = 0.5 * self.l2_sp * self.start.squared_distance()
         return terms
 
     def _imitation(self, output: RewardOutput, batch: PreferenceBatch) -> Tensor:
@@ -403,15 +409,19 @@ class CustomizedRM(RewardModule):
 
     def _imitated(self, batch: PreferenceBatch) -> Tensor:
         """How much each response is imitated in each pass, (R, passes)."""
-        weight = weights_by_domain(
-            batch, len(self._names or self.customized_domains), self.imitation_threshold
-        )
+        number = len(self._names)
+        if (
+            not number and "domain_id" in batch
+        ):  # of bare loaders; waits for the device unless they say which there are
+            indices = batch.get("domains_present") or [int(batch["domain_id"].max())]
+            number = max(indices) + 1
+        weight = weights_by_domain(batch, number, self.imitation_threshold)
         if self.adapter is None:
             return weight.sum(1, keepdim=True)
-        index = torch.arange(-1, weight.shape[1] - 1, device=weight.device)
+        index = torch.arange(-1, number, device=weight.device)
         column = self._columns.of(index, self._names)
         by_column = weight.new_zeros(len(weight), 1 + len(self.heads)).index_add(1, column, weight)
-        return torch.stack([by_column[:, i] for i in self._asked(batch)], dim=1)
+        return torch.stack([by_column[:, i] for i in self._wanted(batch)], dim=1)
 
     def _response_nll(self, output: RewardOutput, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood and tokens of the responses that have a weight, (R, passes), computed once for a batch."""
@@ -445,6 +455,8 @@ class CustomizedRM(RewardModule):
         """The perplexity besides, where tokens are read."""
         return {**values, "perplexity": values[TOKEN_NLL].exp()} if TOKEN_NLL in values else values
 
+    # Ties ----------------------------------------------------------------------------------------------
+
     def look(self) -> None:
         """Stop as every module does, and a run whose comparisons are all ties.
 
@@ -452,5 +464,8 @@ class CustomizedRM(RewardModule):
             ValueError: If no comparison of many batches, or of an epoch, prefers one response.
         """
         super().look()
-        if self.attached_trainer is not None and self._strict is not None:
-            self._strict.look(self.attached_trainer)
+        trainer = self.attached_trainer
+        if self._ties is None or trainer is None or not trainer.training:
+            return
+        if trainer.state.status == TrainerStatus.RUNNING and self._ties.settled(trainer):
+            self._ties = None

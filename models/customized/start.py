@@ -1,16 +1,17 @@
-"""Where a run starts: the weights of the run before it by its own names, and how far it has moved from them."""
+"""The weights that a run started from: how far it has moved from them, and what it left behind of them."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from .domains import adapter_name, adapter_of
+from ..reward import RewardModule
 
-__all__ = ["StartWeights", "StartingRun"]
+__all__ = ["StartWeights", "StartedModule"]
 
 LANGUAGE_HEAD = "backbone.language_head."
 
@@ -54,110 +55,112 @@ class StartWeights:
         return torch.stack([(weight.float() - start.float()).square().sum() for weight, start in pairs]).sum()
 
 
-class StartingRun(NamedTuple):
-    """A run that starts from the weights of another one."""
+class StartedModule(RewardModule):
+    """A reward module that remembers the weights it started from, and takes a language-model head over with them.
 
-    names: frozenset[str]
-    """Its weights."""
-    domains: Sequence[str]
-    """Domains that have something of their own."""
-    adapters: bool
-    """Whether that is adapters."""
-    has_files: bool
-    """Whether its base has files, which hold a language-model head."""
-    origin: str
-    """What the other run's checkpoint is called in messages."""
+    Attributes:
+        l2_sp: Weight of the pull toward them.
+        start: Copies of them; None without such a pull, or where they are not known.
+    """
 
-    def weights(
-        self, state: dict[str, Tensor], settings: Mapping[str, Any]
-    ) -> tuple[dict[str, Tensor], set[str]]:
-        """Weights to start from: heads of new domains are the general one, a language-model head may come from the base.
+    l2_sp: float = 0.0
+    start: StartWeights | None = None
+    _start_digest: float | None = None
+    _left_head = False
 
-        Args:
-            state: Weights of the other run.
-            settings: Its hyperparameters.
+    def keep_start(self) -> None:
+        """Copy the trained weights that came from ``init_from``, where the run is pulled toward them; once it is built."""
+        if self.l2_sp and self._started:
+            named = self.named_parameters()
+            self.start = StartWeights(w for name, w in named if w.requires_grad and name in self._loaded_keys)
 
-        Returns:
-            The weights, and names of those that may be missing there: adapters of new domains, which are without effect.
+    def on_train_start(self) -> None:
+        """Make sure that there is what the run is pulled toward.
 
         Raises:
-            ValueError: If domains of the other run would lose what they have of their own.
+            ValueError: If ``l2_sp`` has no weights to start from, or others than the run that goes on had.
         """
+        super().on_train_start()
+        if not self.l2_sp:
+            return
+        if self.start is None or not len(self.start):
+            raise ValueError(
+                f"l2_sp={self.l2_sp} pulls toward the weights that a run started from, and there are none: let init_from "
+                "name the checkpoint, also where a run goes on"
+            )
+        before = self._start_digest
+        if before is not None and not math.isclose(before, self.start.digest, rel_tol=1e-9):
+            raise ValueError(
+                "init_from names other weights than those that this run started from: restore the file"
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As every module; and which weights the run is pulled toward, and what it left behind of those."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["pluralign"]["left_language_head"] = self._left_head
+        if self.start is not None:
+            checkpoint["pluralign"]["start"] = self.start.digest
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As every module; and which weights the run was pulled toward, and what it had left behind."""
+        super().on_load_checkpoint(checkpoint)
+        kept = checkpoint.get("pluralign", {})
+        self._start_digest, self._left_head = kept.get("start"), kept.get("left_language_head", False)
+
+    def with_language_head(
+        self, state: dict[str, Tensor], content: Mapping[str, Any]
+    ) -> tuple[dict[str, Tensor], set[str]]:
+        """Weights to start from, with as much of a language-model head as this run has.
+
+        Args:
+            state: Weights of the other run, by name.
+            content: Its checkpoint.
+
+        Returns:
+            The weights, and names of those of the head that come from elsewhere: the embeddings, or the base's own files.
+
+        Raises:
+            ValueError: If there is no such place, or the head is tied to the embeddings in one of the runs alone.
+        """
+        named = dict(self.named_parameters(remove_duplicate=False))
         ours, theirs = (
-            {name for name in names if name.startswith(LANGUAGE_HEAD)} for names in (self.names, state)
+            {name for name in names if name.startswith(LANGUAGE_HEAD)} for names in (named, state)
         )
-        new = set()
-        if ours - theirs and self.has_files:
-            new = ours - theirs  # untouched in the other run, so that the base's own files have it
-        elif theirs - ours:
+        twins = {
+            name: other
+            for name in ours
+            for other, weight in named.items()
+            if weight is named[name] and other not in ours
+        }
+        for name in twins.keys() & theirs:
+            if not torch.equal(state[name], state[twins[name]]):
+                raise ValueError(
+                    f"init_from={self.init_from!r} has a language-model head of its own, which is tied to the embeddings here: "
+                    "set tie_word_embeddings=false in backbone.config"
+                )
+        left = bool(content.get("pluralign", {}).get("left_language_head", False))
+        self._left_head = bool(left or theirs - ours) and not ours
+        if theirs - ours:
             rank_zero_info(
-                f"init_from={self.origin!r} has a language-model head, which a run with imitation=0 and perplexity=false "
+                f"init_from={self.init_from!r} has a language-model head, which a run with imitation=0 and perplexity=false "
                 "leaves behind"
             )
-            state = {name: value for name, value in state.items() if name not in theirs}
-        if settings.get("per_domain") == "adapter" and not self.adapters:
+        kept = {name: value for name, value in state.items() if name not in theirs - ours}
+        absent = ours - theirs
+        if absent - twins.keys():
+            self._check_elsewhere(absent, left=left)
+        return kept, absent
+
+    def _check_elsewhere(self, absent: set[str], *, left: bool) -> None:
+        """Refuse random weights for a head that the other run lacks, and say where a trained one is lost."""
+        if self.backbone_config.name is None and not any(self._may_differ(name) for name in absent):
             raise ValueError(
-                f"init_from={self.origin!r} has adapters for {', '.join(settings['domains'])}, and this run would lose them: "
-                f"set per_domain=adapter, adapter={settings['adapter']!r}"
+                f"init_from={self.init_from!r} has no language-model head, and backbone.name is null, so that no other file "
+                "has one: train that run with perplexity=true, which keeps it, or let init_may_differ name "
+                "backbone.language_head, which starts from random weights"
             )
-        state = _with_heads(state, settings, self.domains, self.origin)
-        state, adapters = _with_adapters(state, settings, self.domains, self.names)
-        return state, new | adapters
-
-
-def _with_heads(
-    state: dict[str, Tensor], settings: Mapping[str, Any], domains: Sequence[str], origin: str | None
-) -> dict[str, Tensor]:
-    """Weights to start from, with a head for each domain: what it had in the other run, or a copy of the general one.
-
-    Args:
-        state: Weights of the other run, by name.
-        settings: Its hyperparameters.
-        domains: Those of this run that have a head; empty where none has.
-        origin: What the other run's checkpoint is called in messages.
-
-    Raises:
-        ValueError: If the other run has heads, and this one has no room for them.
-    """
-    own = settings.get("per_domain", "nothing") != "nothing"
-    before = list(settings.get("domains", ())) if own else []
-    if lost := [name for name in before if name not in domains]:
-        raise ValueError(
-            f"init_from={origin!r} has rewards of their own for the domains {before}, and this run would lose those of "
-            f"{lost}: set per_domain and domains as they were there, and others after them"
-        )
-    heads = {name: value for name, value in state.items() if name.startswith("heads.")}
-    found = {name: value for name, value in state.items() if name not in heads}
-    for i, domain in enumerate(domains):
-        start = (
-            heads[f"heads.{before.index(domain)}.weight"] if domain in before else state.get("head.weight")
-        )
-        if start is not None:
-            found[f"heads.{i}.weight"] = start.clone()
-    return found
-
-
-def _with_adapters(
-    state: dict[str, Tensor], settings: Mapping[str, Any], domains: Sequence[str], present: Iterable[str]
-) -> tuple[dict[str, Tensor], set[str]]:
-    """Weights to start from, with the adapters of the domains that the other run had, where these are now.
-
-    Args:
-        state: Weights of the other run, by name.
-        settings: Its hyperparameters.
-        domains: Those of this run, the other's among them.
-        present: Names of this run's weights.
-
-    Returns:
-        The weights, and names of those that a run without a domain cannot have: its adapter's.
-    """
-    before = list(settings.get("domains", ())) if settings.get("per_domain") == "adapter" else []
-    moved = {}
-    for key, value in state.items():
-        place = adapter_of(key)
-        if place is not None and place < len(before):
-            now = adapter_name(list(domains).index(before[place]))
-            key = ".".join(now if part == adapter_name(place) else part for part in key.split("."))
-        moved[key] = value
-    places = {key: adapter_of(key) for key in present}
-    return moved, {key for key, i in places.items() if i is not None and domains[i] not in before}
+        if left:
+            rank_zero_warn(
+                f"the run of init_from={self.init_from!r} left a trained language-model head behind, so that this one starts "
+                "from that of backbone.name: set perplexity=true there, which keeps it"
+            )

@@ -11,7 +11,7 @@ from torch import multiprocessing
 
 from pluralign.datamodules.batches.collate import PreferenceCollator
 from pluralign.models import BackboneConfig, BradleyTerryRM, CustomizedRM, LoRAConfig
-from pluralign.models.customized.domains import check_strategy
+from pluralign.models.customized.adapters import check_strategy
 
 TINY = {"model_type": "llama", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3,
         "num_attention_heads": 2}  # fmt: skip
