@@ -13,22 +13,17 @@ from pluralign.datamodules.checks import check_choices, check_range
 from pluralign.datamodules.columns import provided_by
 from pluralign.losses import bradley_terry_loss
 
-from .._loader_sums import Summed
 from ..backbone import Backbone, BackboneConfig, LoRAConfig, RewardHead, StoredFeatures
 from ..base import ModuleSettings
 from .adapters import adapter_name, check_strategy, with_adapters
 from .domains import GENERAL, DomainColumns, domain_names, with_heads
-from .imitation import responses_nll, strict_weights, weights_by_domain
-from .start import StartedModule
+from .imitation import ImitatingModule, strict_weights
 from .ties import TieWatch
 
 __all__ = ["CustomizedRM"]
 
-TOKEN_NLL = "token_nll"
-"""What validation measures of the language-model head: nats per token."""
 
-
-class CustomizedRM(StartedModule):
+class CustomizedRM(ImitatingModule):
     r"""Reward model in three stages: a base language model, a general reward model, one that is customised to domains.
 
     Each stage is a run of this module that starts from the one before (``init_from``). All of them have one loss,
@@ -114,7 +109,7 @@ class CustomizedRM(StartedModule):
         self._check_settings()
         self.head: RewardHead | None = None
         self.heads = nn.ModuleList()
-        self._columns = DomainColumns(self.customized_domains)
+        self.columns = DomainColumns(self.customized_domains)
         self._ties: TieWatch | None = None
         if per_domain == "nothing":
             self.reads_requests = frozenset()  # whoever is asked for, there is one reward
@@ -272,7 +267,7 @@ class CustomizedRM(StartedModule):
 
     def _check_requests(self) -> None:
         """Refuse rows that ask for a domain without a reward of its own; names the first and where it stands."""
-        lacking = set(self._columns.lacking(self._names))
+        lacking = set(self.columns.lacking(self.domain_names))
         if self.data is None or not lacking:
             return
         rows = ((row.place, each.domain) for row in self.data.given("predict") for each in row.responses)
@@ -284,7 +279,7 @@ class CustomizedRM(StartedModule):
             )
 
     @property
-    def _names(self) -> Sequence[str]:
+    def domain_names(self) -> Sequence[str]:
         """What indices of domains point at; nothing where bare loaders give batches."""
         return () if self.data is None else self.data.domains
 
@@ -303,7 +298,7 @@ class CustomizedRM(StartedModule):
             where they are imitated.
         """
         output = RewardOutput()
-        wanted = self._wanted(batch)
+        wanted = self.wanted_columns(batch)
         states = self._states(output, batch, wanted)
         rewards = self._rewards(states, wanted)
         if 0 in states:
@@ -314,11 +309,11 @@ class CustomizedRM(StartedModule):
             )
         return self._judged(output, rewards, batch)
 
-    def _wanted(self, batch: PreferenceBatch) -> list[int]:
+    def wanted_columns(self, batch: PreferenceBatch) -> list[int]:
         """Columns of rewards that a batch asks for, the general one being 0: in training those of its comparisons."""
         if not self.training or not self.heads:
             return [*range(1 + len(self.heads))]
-        return self._columns.asked(batch, self._names)
+        return self.columns.asked(batch, self.domain_names)
 
     def _states(self, output: RewardOutput, batch: PreferenceBatch, wanted: list[int]) -> dict[int, Tensor]:
         """States of the responses (R, H) by column; puts those of tokens into the output where they are read."""
@@ -355,10 +350,10 @@ class CustomizedRM(StartedModule):
             first, second = batch["comparisons"].unbind(dim=1)
             column = torch.zeros_like(first)
             if self.heads and "domain_id" in batch:
-                column = self._columns.of(batch["domain_id"], self._names)
+                column = self.columns.of(batch["domain_id"], self.domain_names)
             output["chosen"], output["rejected"] = rewards[first, column], rewards[second, column]
         if "request_response" in batch and "request_domain_id" in batch and not self.training and self.heads:
-            asked = self._columns.of(batch["request_domain_id"], self._names)
+            asked = self.columns.of(batch["request_domain_id"], self.domain_names)
             output["requested"] = rewards[batch["request_response"], asked]
         return output
 
@@ -385,7 +380,7 @@ class CustomizedRM(StartedModule):
             )
         if self.imitation:
             divisor = torch.where(divisor > 0, divisor, 1.0)
-            terms["imitation"] = self.imitation * self._imitation(output, batch) / divisor
+            terms["imitation"] = self.imitation * self.imitation_sum(output, batch) / divisor
         if self.adapter is not None and self.training:
             # A batch of general comparisons has nothing to train, and other processes wait for some gradient of it.
             assert self.head is not None  # built together with the backbone
@@ -394,66 +389,6 @@ class CustomizedRM(StartedModule):
         if self.start is not None and self.training:
             terms["l2_sp"] = 0.5 * self.l2_sp * self.start.squared_distance()
         return terms
-
-    def _imitation(self, output: RewardOutput, batch: PreferenceBatch) -> Tensor:
-        """Sum of the imitated responses' mean negative log-likelihood, each with its weight."""
-        weight = self._imitated(batch)
-        if not self.training:
-            nll, tokens = self._response_nll(output, weight)
-            return (weight * nll / tokens.clamp_min(1)).sum()
-        head, prompt = self._language_head(), self.imitate_prompt
-        passes = zip(output["tokens"], weight.unbind(1), strict=True)
-        return torch.stack(
-            [responses_nll(states, head, each, "sum", include_prompt=prompt) for states, each in passes]
-        ).sum()
-
-    def _imitated(self, batch: PreferenceBatch) -> Tensor:
-        """How much each response is imitated in each pass, (R, passes)."""
-        number = len(self._names)
-        if (
-            not number and "domain_id" in batch
-        ):  # of bare loaders; waits for the device unless they say which there are
-            indices = batch.get("domains_present") or [int(batch["domain_id"].max())]
-            number = max(indices) + 1
-        weight = weights_by_domain(batch, number, self.imitation_threshold)
-        if self.adapter is None:
-            return weight.sum(1, keepdim=True)
-        index = torch.arange(-1, number, device=weight.device)
-        column = self._columns.of(index, self._names)
-        by_column = weight.new_zeros(len(weight), 1 + len(self.heads)).index_add(1, column, weight)
-        return torch.stack([by_column[:, i] for i in self._wanted(batch)], dim=1)
-
-    def _response_nll(self, output: RewardOutput, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Negative log-likelihood and tokens of the responses that have a weight, (R, passes), computed once for a batch."""
-        found = output.setdefault("of_responses", {})
-        if "nll" not in found:
-            counts, passes = (weight > 0).float(), output["tokens"]
-            head, prompt = self._language_head(), self.imitate_prompt
-            mean = [
-                responses_nll(states, head, counted, "none", include_prompt=prompt)
-                for states, counted in zip(passes, counts.unbind(1), strict=True)
-            ]
-            found["nll_tokens"] = counts * passes[0].rows["response_length"].float().unsqueeze(1)
-            found["nll"] = torch.stack(mean, dim=1) * found["nll_tokens"]
-        return found["nll"], found["nll_tokens"]
-
-    def _language_head(self) -> nn.Linear:
-        backbone = self.built_backbone()
-        assert (
-            isinstance(backbone, Backbone) and backbone.language_head is not None
-        )  # as make_backbone built it
-        return backbone.language_head
-
-    def measure(self, output: RewardOutput, batch: PreferenceBatch) -> Summed:
-        """The mean over tokens of what the language-model head says of the best responses, where tokens are read."""
-        if "tokens" not in output:
-            return {}
-        nll, tokens = self._response_nll(output, self._imitated(batch))
-        return {TOKEN_NLL: (nll.sum(), tokens.sum())}
-
-    def shown(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The perplexity besides, where tokens are read."""
-        return {**values, "perplexity": values[TOKEN_NLL].exp()} if TOKEN_NLL in values else values
 
     # Ties ----------------------------------------------------------------------------------------------
 

@@ -220,7 +220,7 @@ def test_a_batch_that_tells_the_host_nothing_runs_all_domains(general, rows):
     told = module.train()(batch)
     del batch["domains_present"]
     output = module(batch)
-    assert "basis" in output and "basis" not in told
+    assert "reward" in output and "reward" not in told
     torch.testing.assert_close(output["chosen"], told["chosen"], rtol=0, atol=0)
     del batch["domain_id"]
     assert torch.equal(module(batch)["chosen"], module(batch)["reward"][batch["comparisons"][:, 0]])

@@ -154,7 +154,7 @@ def test_domains_are_found_by_name_in_other_data(heads, byte_model, data, traine
     source = data(("art", "food", "trade", None))
     trainer().test(module, source, verbose=False)
     assert source.domains == ["art", "food", "trade"]
-    found, rewards = module._columns, torch.tensor([-1, 0, 1, 2])
+    found, rewards = module.columns, torch.tensor([-1, 0, 1, 2])
     assert found.of(rewards, source.domains).tolist() == [0, 2, 0, 1]
     assert found.present([-1, 1, 2], source.domains) == [0, 1]
 
