@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from .batches import UserProtocol, joined
 from .prepared import PreparedData, content_changes
 from .settings import SharedSettings
-from .tokens import CacheReader
+from .tokens import DataReader
 
 __all__ = ["NamedData"]
 
@@ -40,7 +40,7 @@ class NamedData(PreparedData):
         self.domains: list[str] = []
         self._names: dict[str, list[str]] = {}
         self._divided: tuple[UserProtocol, tuple[list[str], list[str]]] | None = None
-        self._reader: CacheReader | None = None
+        self._reader: DataReader | None = None
         self._restored: dict[str, Any] | None = None
         self._content: dict[str, object] = {}
 

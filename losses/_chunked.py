@@ -146,7 +146,8 @@ class _TokenNLL(torch.autograd.Function):
         coefficient, factor = _in_units(grads[0])
         needs = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2]
         _, gradients = _values_and_gradients(hidden, vocabulary, bias, target, coefficient, ctx.chunk, needs)
-        return *_handed_on(gradients, factor, (hidden, vocabulary, bias)), None, None
+        d_hidden, d_vocabulary, d_bias = _handed_on(gradients, factor, (hidden, vocabulary, bias))
+        return d_hidden, d_vocabulary, d_bias, None, None
 
 
 class _WeighedNLL(torch.autograd.Function):
@@ -192,8 +193,9 @@ class _WeighedNLL(torch.autograd.Function):
             needs = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2]
             _, gradients = _values_and_gradients(hidden, vocabulary, bias, target, units, ctx.chunk, needs)
         d_coefficient = grads[0] * nll if ctx.needs_input_grad[4] else None
-        handed_on = _handed_on(gradients, grads[0] * largest, (hidden, vocabulary, bias))
-        return *handed_on, None, d_coefficient, None, None
+        factor = grads[0] * largest
+        d_hidden, d_vocabulary, d_bias = _handed_on(gradients, factor, (hidden, vocabulary, bias))
+        return d_hidden, d_vocabulary, d_bias, None, d_coefficient, None, None
 
 
 def token_nll(

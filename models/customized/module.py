@@ -194,9 +194,8 @@ class CustomizedRM(ImitatingModule):
         state, absent = self.with_language_head(state, content)
         if self._may_differ("head.weight"):
             state = {name: value for name, value in state.items() if name != "head.weight"}
-            absent |= {
-                f"heads.{i}.weight" for i in range(len(self.heads))
-            }  # copies of the general head of now
+            # Heads of new domains are copies of the general head that was just made.
+            absent |= {f"heads.{i}.weight" for i in range(len(self.heads))}
         domains = self.customized_domains if self.per_domain != "nothing" else ()
         settings = content.get("hyper_parameters", {})
         state = with_heads(state, settings, domains, self.init_from)
