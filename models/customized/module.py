@@ -224,6 +224,7 @@ class CustomizedRM(ImitatingModule):
         """Begin as every module does, and to look for something to learn."""
         super().on_train_start()
         self._ties = TieWatch(self.device)
+        self._checked = False  # a validation came first, whose loaders may have other columns
 
     # Domains -------------------------------------------------------------------------------------------
 
