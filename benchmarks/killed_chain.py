@@ -1,6 +1,6 @@
 """A chain of stages that is killed at random points and goes on, beside the same chain left alone.
 
-Run without arguments; it takes about five minutes. Three stages train a tiny network with dropout on the synthetic crowd, each
+Run without arguments; it takes about six minutes. Three stages train a tiny network with dropout on the synthetic crowd, each
 from the weights of the one before. ``pluralign stages`` is killed with all its processes (SIGKILL) while the second or the
 third stage trains, and called again. The chain is to skip what was complete and go on in the middle of the stage that was
 killed: weights, state of the optimiser and of the random numbers, and every row of the log of the rest of the chain (but for
