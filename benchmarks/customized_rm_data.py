@@ -1,0 +1,219 @@
+"""Data of `customized_rm.py`: customised and general preferences, one tokenizer for both, and the test comparisons.
+
+Customised are the five answers to a query of DSP, of which each is preferred in its own domain; general the pairs of
+HH-RLHF (helpful-base and harmless-base). Where they are not in the folder, an invented grammar writes files of the same
+schema, and table and JSON object say so.
+"""
+
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pluralign.datamodules import (
+    DSPDataModule,
+    HHRLHFDataModule,
+    LoaderConfig,
+    MixtureDataModule,
+    PreferenceBatch,
+    PreferenceDataModule,
+    TextConfig,
+)
+from pluralign.metrics import outcomes
+
+__all__ = ["DOMAINS", "SETS", "Judged", "Sources", "TestSet", "train_tokenizer", "write_stand_in"]
+
+DOMAINS = ("academy", "business", "entertainment", "literature")
+SYSTEMS = (*DOMAINS, "normal")
+SETS = ("helpful-base", "harmless-base")
+ALIKE = 0.1
+"""Two lengths are alike if they differ by at most this share of the longer one."""
+VALIDATION_SHARE = 0.1
+PAIRS_PER_QUERY = 4
+VOCABULARY = 2048
+
+
+class TestSet(NamedTuple):
+    """Comparisons of a split, P of them over R responses, and the batches that hold these in their order."""
+
+    batches: list[PreferenceBatch]
+    """Without comparisons: what a model reads."""
+    pairs: Tensor
+    """(P, 2) int64: responses, the preferred one first."""
+    group: Tensor
+    """(P,) int64: index into :data:`DOMAINS` or :data:`SETS`."""
+    against_normal: Tensor
+    """(P,) bool: whether the answer that lost was written for no domain."""
+    alike: Tensor
+    """(P,) bool: whether both are of about the same length in tokens."""
+    longer: Tensor
+    """(P,) float64: whether the preferred one is the longer one; a half where they are equally long."""
+    prompt: Tensor
+    """(P,) int64: number of the record."""
+
+    def right(self, rewards: Tensor) -> Tensor:
+        """Who is right, (P,) bool; an equal reward is not.
+
+        Args:
+            rewards: Of every response, (R,).
+        """
+        chosen, rejected = rewards[self.pairs].unbind(1)
+        return outcomes(chosen - rejected, torch.ones_like(chosen)) == 1
+
+    @property
+    def weight(self) -> Tensor:
+        """(P,) float64: each group counts equally, whatever its size."""
+        return 1 / self.group.bincount().double()[self.group]
+
+
+def read_set(data: PreferenceDataModule, split: str, groups: Sequence[str]) -> TestSet:
+    """Comparisons of a split of such data.
+
+    Args:
+        data: With domains.
+        split: ``validation`` or ``test``.
+        groups: Names of domains that count, in the order of :attr:`TestSet.group`.
+    """
+    data.setup("validate" if split == "validation" else split)
+    names, systems = list(data.names["domain"]), data.names.get("system", ())
+    columns: dict[str, list[Tensor]] = {}
+    batches: list[PreferenceBatch] = []
+    responses = records = 0
+    for batch in data.batches(split, shuffle=False):
+        kept = [names[i] in groups for i in batch["domain_id"].tolist()]
+        pairs = batch["comparisons"][kept]
+        lengths = batch["response_length"][pairs].double()
+        domain = [groups.index(names[i]) for i in batch["domain_id"][kept].tolist()]
+        normal = torch.zeros(len(pairs), dtype=torch.bool)
+        if "system_id" in batch:
+            normal = batch["system_id"][pairs[:, 1]] == systems.index("normal")
+        found = {
+            "pairs": pairs + responses,
+            "group": torch.tensor(domain, dtype=torch.int64),
+            "against_normal": normal,
+            "alike": (lengths[:, 0] - lengths[:, 1]).abs() <= ALIKE * lengths.amax(1),
+            "longer": (lengths[:, 0] > lengths[:, 1]).double() + 0.5 * (lengths[:, 0] == lengths[:, 1]),
+            "prompt": batch["response_prompt"][pairs[:, 0]] + records,
+        }
+        for name, column in found.items():
+            columns.setdefault(name, []).append(column)
+        responses, records = responses + len(batch["response_row"]), records + len(batch["id"])
+        judged = ("comparisons", "comparison_index", "domain_id", "domains_present", "preference")
+        batches.append({name: value for name, value in batch.items() if name not in judged})  # type: ignore[typeddict-item]
+    return TestSet(batches, **{name: torch.cat(parts) for name, parts in columns.items()})
+
+
+class Judged(NamedTuple):
+    """The comparisons that every run is measured on."""
+
+    customized: TestSet
+    general: TestSet
+
+
+class Sources:
+    """Where training and test come from, as one way of reading text has them."""
+
+    def __init__(self, data_dir: Path, cache: Path, text: TextConfig, *, features: Path | None = None) -> None:
+        """Name folders; reads nothing.
+
+        Args:
+            data_dir: With ``dsp`` and ``hh-rlhf``.
+            cache: Of tokens.
+            text: How text becomes tokens.
+            features: Folder of a feature store; responses are scored alone there.
+        """
+        self.data_dir, self.cache, self.text, self.features = data_dir, cache, text, features
+
+    def _common(self, batch_size: int, seed: int) -> dict[str, Any]:
+        """Settings that are a mixture's where there is one."""
+        stored = self.features is not None and self.features.is_dir()
+        loader = LoaderConfig(
+            batch_size=batch_size,
+            max_tokens=None,
+            mega_batch=1,  # or batches of like lengths would each be of one source
+            seed=seed,
+            features=str(self.features) if stored else None,
+            items="conversation" if self.features is None else "response",
+        )
+        return {"text": self.text, "loader": loader, "cache_dir": str(self.cache)}
+
+    def customized(
+        self, domains: Sequence[str] = DOMAINS, *, batch_size: int = 16, seed: int = 0
+    ) -> DSPDataModule:
+        """Queries with the judgements of some domains."""
+        return self._queries(domains, **self._common(batch_size, seed))
+
+    def _queries(self, domains: Sequence[str], **common: Any) -> DSPDataModule:
+        return DSPDataModule(
+            data_dir=str(self.data_dir / "dsp"),
+            domains=tuple(domains),
+            validation_share=VALIDATION_SHARE,
+            **common,
+        )
+
+    def general(self, *, batch_size: int = 32, seed: int = 0) -> HHRLHFDataModule:
+        """General pairs."""
+        return self._pairs(**self._common(batch_size, seed))
+
+    def _pairs(self, **common: Any) -> HHRLHFDataModule:
+        return HHRLHFDataModule(
+            data_dir=str(self.data_dir / "hh-rlhf"),
+            subsets=SETS,
+            validation_share=VALIDATION_SHARE,
+            **common,
+        )
+
+    def mixture(
+        self, domains: Sequence[str], *, ratio: float, batch_size: int, seed: int = 0
+    ) -> MixtureDataModule:
+        """Both, with so many general comparisons for each customised one."""
+        return MixtureDataModule(
+            sources={"customized": self._queries(domains), "general": self._pairs()},
+            weights={"customized": 1.0, "general": ratio},
+            **self._common(batch_size, seed),
+        )
+
+    def judged(self, split: str = "test") -> Judged:
+        """Comparisons of a split."""
+        return Judged(
+            read_set(self.customized(batch_size=16), split, DOMAINS),
+            read_set(self.general(batch_size=64), split, SETS),
+        )
+
+
+# Text ----------------------------------------------------------------------------------------------------
+
+
+def training_texts(data_dir: Path) -> Iterator[str]:
+    """Every text of both training splits as released."""
+    sources = Sources(data_dir, data_dir, TextConfig())
+    for data in (sources.customized(), sources.general()):
+        for record in data.given("train"):
+            yield record.prompt if isinstance(record.prompt, str) else " ".join(t["content"] for t in record.prompt)
+            yield from (response.text for response in record.responses)
+
+
+def train_tokenizer(data_dir: Path, folder: Path) -> str:
+    """A byte-level BPE of the training texts; the folder that holds it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<s>", "</s>", "<pad>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(training_texts(data_dir), trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+    fast.save_pretrained(folder)
+    return str(folder)
