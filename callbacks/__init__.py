@@ -2,6 +2,7 @@
 
 from .checkpoint_io import AtomicCheckpointIO
 from .crowd_calibration import CrowdCalibration
+from .general_preference import GeneralPreference
 from .prototype_map import PrototypeMap
 from .recovery_report import RecoveryReport
 from .reward_writer import RewardWriter
@@ -12,6 +13,7 @@ from .user_metrics import UserMetrics
 __all__ = [
     "AtomicCheckpointIO",
     "CrowdCalibration",
+    "GeneralPreference",
     "PrototypeMap",
     "RecoveryReport",
     "RewardWriter",

@@ -15,13 +15,14 @@ from rich.table import Table
 from torch import Tensor
 
 from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
+from pluralign.models.base import data_of
 
 from .pictures import PictureFormat, log_picture, save_picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["STAGES", "Finding", "Report", "check_one_loader", "gather_rows", "value_table"]
+__all__ = ["STAGES", "Finding", "Report", "check_one_loader", "gather_rows", "loader_names", "value_table"]
 
 STAGES = {"val": "validation", "test": "test"}
 
@@ -70,7 +71,8 @@ class Report(L.Callback, ABC, Generic[Whole]):
 
     Values are logged after every validation and test, files written then too; at the end of ``fit``, ``validate`` or
     ``test`` the last one is printed. A picture is written in every one of ``formats``, and goes to the loggers that take
-    pictures (those of TensorBoard and of Weights & Biases). Sanity checks are ignored. It reports on one loader, and refuses several.
+    pictures (those of TensorBoard and of Weights & Biases). Sanity checks are ignored. It reports on one loader, and refuses
+    several, unless ``takes_several_loaders``.
 
     Attributes:
         history: Numbers of every validation since the fit began.
@@ -84,6 +86,8 @@ class Report(L.Callback, ABC, Generic[Whole]):
     """Whether every validation of a fit leaves a file, or only the last one."""
     whole_sanity_check: ClassVar[bool] = False
     """Whether a sanity check that sees all of the data counts as a validation."""
+    takes_several_loaders: ClassVar[bool] = False
+    """Whether batches may come from several loaders, whose names :meth:`collect` is told."""
 
     def __init__(self, folder: str, *, formats: Sequence[PictureFormat] = ("png",)) -> None:
         """Name the folder.
@@ -105,6 +109,7 @@ class Report(L.Callback, ABC, Generic[Whole]):
         self._batches: list[tuple[Tensor, ...]] = []
         self._last: Finding[Whole] | None = None
         self._collects = True
+        self._loaders: tuple[str, ...] = ("",)
 
     # What a callback writes ----------------------------------------------------------------------------
 
@@ -113,9 +118,15 @@ class Report(L.Callback, ABC, Generic[Whole]):
 
     @abstractmethod
     def collect(
-        self, module: L.LightningModule, output: RewardOutput, batch: PreferenceBatch
+        self, module: L.LightningModule, output: RewardOutput, batch: PreferenceBatch, loader: str
     ) -> tuple[Tensor, ...]:
         """Rows to keep of a batch: columns of one length, on the module's device.
+
+        Args:
+            module: Whose output it is.
+            output: What its step returned.
+            batch: The batch.
+            loader: Name of the loader that the batch is from; empty where there is one, without a name.
 
         Raises:
             ValueError: If module or data lack what is needed.
@@ -176,7 +187,9 @@ class Report(L.Callback, ABC, Generic[Whole]):
         """
         self._collects = self._stage(trainer) in self.stages
         if self._collects:
-            check_one_loader(self, trainer)
+            if not self.takes_several_loaders:
+                check_one_loader(self, trainer)
+            self._loaders = loader_names(trainer)
             self._batches = []
             self.begin(trainer, pl_module)
 
@@ -193,12 +206,11 @@ class Report(L.Callback, ABC, Generic[Whole]):
         if self._collects:
             # Somebody else's step may return nothing, or a loss alone.
             output = cast(RewardOutput, outputs) if isinstance(outputs, dict) else RewardOutput()
-            self._batches.append(self.collect(pl_module, output, batch))
+            self._batches.append(self.collect(pl_module, output, batch, self._loaders[dataloader_idx]))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Judge what was collected, unless it was a sanity check."""
-        counts = self.whole_sanity_check and trainer.num_sanity_val_batches == trainer.num_val_batches
-        if self._collects and (counts or not trainer.sanity_checking):
+        if self._collects and self.counts(trainer):
             self._finish(trainer, pl_module, self._stage(trainer))
 
     on_test_start = on_validation_start
@@ -217,6 +229,11 @@ class Report(L.Callback, ABC, Generic[Whole]):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Report on the last validation."""
         self._report(trainer, "fit")
+
+    def counts(self, trainer: L.Trainer) -> bool:
+        """Whether what is collected now will be judged: all but a sanity check, and some of those."""
+        whole = self.whole_sanity_check and trainer.num_sanity_val_batches == trainer.num_val_batches
+        return whole or not trainer.sanity_checking
 
     # The way of the rows -------------------------------------------------------------------------------
 
@@ -292,6 +309,18 @@ def check_one_loader(callback: L.Callback, trainer: L.Trainer) -> None:
                 f"{type(callback).__name__} reports on one {stage} loader, and there are {len(batches)}: leave it out, and run "
                 "it on each loader alone. What the module logs is there for each of them (such as val/accuracy/loader_0)"
             )
+
+
+def loader_names(trainer: L.Trainer) -> tuple[str, ...]:
+    """Names of the loaders of a validation or a test, in their order; of a single one without a name, an empty one."""
+    stage = "test" if trainer.testing else "val"
+    batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+    data = data_of(trainer)
+    names = () if data is None else data.loader_names(STAGES[stage])
+    if len(names) == len(batches):
+        return names
+    # Loaders that the trainer was given by itself.
+    return tuple(f"loader_{number}" for number in range(len(batches))) if len(batches) > 1 else ("",)
 
 
 def gather_rows(trainer: L.Trainer, column: Tensor) -> Tensor:

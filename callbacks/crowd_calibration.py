@@ -139,7 +139,7 @@ class CrowdCalibration(Report[CrowdTable]):
     # Collecting ----------------------------------------------------------------------------------------
 
     def collect(
-        self, module: L.LightningModule, output: RewardOutput, batch: PreferenceBatch
+        self, module: L.LightningModule, output: RewardOutput, batch: PreferenceBatch, loader: str
     ) -> tuple[Tensor, ...]:
         """Predictions, votes and prompts, by number.
 

@@ -164,7 +164,7 @@ class PrototypeMap(Report[PrototypeTable]):
         return seen
 
     def collect(
-        self, module: L.LightningModule, output: RewardOutput, batch: PreferenceBatch
+        self, module: L.LightningModule, output: RewardOutput, batch: PreferenceBatch, loader: str
     ) -> tuple[Tensor, ...]:
         """Margins and shares of the judgements; a sample of places and the most extreme rewards stay on this rank.
 

@@ -64,7 +64,7 @@ class RecoveryReport(Report[Recovered]):
         super().__init__(filename, formats=formats)
 
     def collect(
-        self, module: L.LightningModule, output: RewardOutput, batch: PreferenceBatch
+        self, module: L.LightningModule, output: RewardOutput, batch: PreferenceBatch, loader: str
     ) -> tuple[Tensor, ...]:
         """Rewards, truth and shares of one batch.
 

@@ -95,7 +95,7 @@ class UserMetrics(Report[UserSummary]):
     # Collecting ----------------------------------------------------------------------------------------
 
     def collect(
-        self, module: L.LightningModule, output: RewardOutput, batch: PreferenceBatch
+        self, module: L.LightningModule, output: RewardOutput, batch: PreferenceBatch, loader: str
     ) -> tuple[Tensor, ...]:
         """Who judged, whether the module agrees, whether its one reward for all does, and whether that is another.
 

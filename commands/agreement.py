@@ -9,7 +9,7 @@ from rich.table import Table
 from torch import Tensor
 
 from pluralign.datamodules import PreferenceDataModule
-from pluralign.datamodules.tokens import TokenTable
+from pluralign.datamodules.tokens import RecordTable
 from pluralign.metrics import best_accuracy, pair_agreement, vote_agreement
 
 __all__ = ["judgements", "people"]
@@ -40,7 +40,7 @@ def people(data: PreferenceDataModule) -> Iterator[Table | str]:
         yield _votes_table(cast)
 
 
-def judgements(table: TokenTable) -> Judgements:
+def judgements(table: RecordTable) -> Judgements:
     """Every comparison of a split, as :func:`pluralign.metrics.pair_agreement` takes them.
 
     Returns:
@@ -109,7 +109,7 @@ def _users(counts: Mapping[str, Tensor]) -> Iterator[Table]:
     yield table
 
 
-def _votes(table: TokenTable, name: str) -> Tensor:
+def _votes(table: RecordTable, name: str) -> Tensor:
     """Counts of every item of the split that has any, (items, C) float64."""
     items = "comparisons" if name == "comparison_votes" else "response_index"
     rows = [

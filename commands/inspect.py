@@ -50,7 +50,8 @@ def print_inspection(
     console = console or Console(soft_wrap=True)
     data.setup()
     console.rule(f"[bold]{data.name}")
-    console.print(f"token cache  {data.cache_folder()}", highlight=False)
+    for folder in data.cache_folders().values():
+        console.print(f"token cache  {folder}", highlight=False)
     description = {name: value for name, value in data.text_format().items() if name != "chat_template"}
     console.print(
         "text format  " + ", ".join(f"{name}={value!r}" for name, value in description.items()),

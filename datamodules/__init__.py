@@ -6,6 +6,7 @@ from .batch import PreferenceBatch, RewardOutput
 from .batches import FeatureStore
 from .crowd import CrowdConfig
 from .datasets import *
+from .mixture import MixtureDataModule
 from .records import Comparison, Message, PreferenceRecord, RecordError, Response
 from .tokens import TextConfig
 
@@ -15,6 +16,7 @@ __all__ = [
     "FeatureStore",
     "LoaderConfig",
     "Message",
+    "MixtureDataModule",
     "PreferenceBatch",
     "PreferenceDataModule",
     "PreferenceRecord",

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, Unpack
+from typing import Literal, NamedTuple, Unpack
 
 from torch.utils.data import DataLoader
 
 from .batch import GivenRecord, GivenResponse, PreferenceBatch, TextExtent
 from .batches import (
+    EpochDraws,
     FeatureStore,
     FeatureTable,
     LoaderConfig,
@@ -27,9 +28,9 @@ from .named import NamedData
 from .prepared import SPLITS, plain_content
 from .records import PreferenceRecord, RecordError, SourceRow
 from .settings import SharedSettings
-from .tokens import CacheReader, SplitReport, TokenTable, decoded_responses, report_split
+from .tokens import CacheReader, DataReader, RecordTable, SplitReport, decoded_responses, report_split
 
-__all__ = ["SPLITS", "LoaderConfig", "PreferenceDataModule"]
+__all__ = ["SPLITS", "LoaderConfig", "PreferenceDataModule", "SplitRecords"]
 
 STAGES = {
     "fit": ("train", "validation"),
@@ -37,6 +38,17 @@ STAGES = {
     "test": ("test",),
     "predict": ("predict",),
 }
+
+
+class SplitRecords(NamedTuple):
+    """Records of a split, all of them or a part."""
+
+    name: str
+    """Of the data, or of the part, for messages."""
+    split: str
+    """Which split they are of."""
+    table: RecordTable
+    """The records."""
 
 
 class PreferenceDataModule(NamedData):
@@ -62,8 +74,9 @@ class PreferenceDataModule(NamedData):
         self._store: FeatureStore | None = None
         self._joins: tuple[tuple[str, ...], tuple[SideTable, ...]] = (), ()
         self._loaded: dict[tuple[object, ...], LoaderRows] = {}
+        self._views: dict[tuple[object, ...], RecordTable | UserView] = {}
         self._priors: VotePriors | None = None
-        self._tables: dict[str, TokenTable] = {}
+        self._tables: dict[str, RecordTable] = {}
 
     # Lightning -----------------------------------------------------------------------------------------
 
@@ -82,15 +95,14 @@ class PreferenceDataModule(NamedData):
         joins = self._open_files() if stage else ()
         if self._reader is None:
             self.prepare_data()
-            self._reader = CacheReader(self.cache_folder())
+            self._reader, self._priors = self._open_cache()
             self._content = plain_content(self.content())
-            self._priors = VotePriors(self.name, self._reader)
         opened: list[str] = []
         for split in STAGES[stage] if stage else self.splits:
             if split in self._tables or split not in self.splits:
                 continue  # a missing split is an error when its loader is asked for, not before
             self.reports[split] = self._reader.reports[split]
-            report_split(self.name, split, self.reports[split])
+            self._report(split)
             self._tables[split] = self._reader.table(split)
             opened.append(split)
         report_joins(
@@ -98,7 +110,14 @@ class PreferenceDataModule(NamedData):
         )
         self._name_users()
 
-    def table(self, split: str) -> TokenTable:
+    def _open_cache(self) -> tuple[DataReader, VotePriors]:
+        reader = CacheReader(self.cache_folder())
+        return reader, VotePriors(self.name, reader)
+
+    def _report(self, split: str) -> None:
+        report_split(self.name, split, self.reports[split])
+
+    def table(self, split: str) -> RecordTable:
         """The tokenised records of a split.
 
         Raises:
@@ -141,9 +160,14 @@ class PreferenceDataModule(NamedData):
 
     def requested_users(self, split: str) -> list[str]:
         """Users whose reward the records of a split, which ``setup`` opened, ask for."""
-        if not self._asks(split):
-            return []
-        chunks = self.table(split).column("request_user").chunks
+        return self._requested(split, "request_user") if self._asks(split) else []
+
+    def requested_domains(self, split: str) -> list[str]:
+        """Domains whose reward the records of a split ask for; none of a split that ``setup`` did not open."""
+        return self._requested(split, "request_domain") if split in self._tables and self._asks(split) else []
+
+    def _requested(self, split: str, column: str) -> list[str]:
+        chunks = self.table(split).column(column).chunks
         names = {name for chunk in chunks for name in chunk.flatten().unique().to_pylist()}
         return sorted(names - {None})
 
@@ -256,18 +280,31 @@ class PreferenceDataModule(NamedData):
 
     def rows(self, split: str, settings: LoaderConfig | None = None) -> LoaderRows:
         """What a loader reads, by its settings or others: tokens, or the places of stored features."""
-        settings = settings or self.loader
-        key = split, settings.users, settings.items, settings.features
+        return self._rows_of(self._records(split), settings or self.loader)
+
+    def _records(self, split: str) -> SplitRecords:
+        return SplitRecords(self.name, split, self.table(split))
+
+    def _rows_of(self, records: SplitRecords, settings: LoaderConfig) -> LoaderRows:
+        key = records.name, records.split, settings.users, settings.items, settings.features
         if key not in self._loaded:
-            table: TokenTable | UserView = self.table(split)
-            if self._divides(settings.users) and split != "predict":
-                table = user_view(self.name, split, self.table(split), settings.users, *self.divided_users())
+            table = self._shown(records, settings)
             store = None if settings.features is None else self.features
-            rows: TokenTable | UserView | FeatureTable = table
+            rows: RecordTable | UserView | FeatureTable = table
             if store is not None:
-                rows = FeatureTable(table, store, split, items=settings.items)
-            self._loaded[key] = RequestView(rows, table) if self._asks(split) else rows
+                rows = FeatureTable(table, store, records.split, items=settings.items)
+            self._loaded[key] = RequestView(rows, table) if self._asks(records.split) else rows
         return self._loaded[key]
+
+    def _shown(self, records: SplitRecords, settings: LoaderConfig) -> RecordTable | UserView:
+        """Records with the judgements of the users whom the settings show."""
+        key = records.name, records.split, settings.users
+        if key not in self._views:
+            divides = self._divides(settings.users) and records.split != "predict"
+            self._views[key] = (
+                user_view(*records, settings.users, *self.divided_users()) if divides else records.table
+            )
+        return self._views[key]
 
     def batches(
         self,
@@ -300,37 +337,54 @@ class PreferenceDataModule(NamedData):
         settings = changed(
             self.loader, users=users, features=features, prompts=prompts, layout=layout, max_tokens=max_tokens
         )
-        return self._batches(split, settings, shuffle=shuffle, rank=rank or self._rank())
+        return self._batches(self._records(split), settings, shuffle=shuffle, rank=rank or self._rank())
 
     def _batches(
         self,
-        split: str,
+        records: SplitRecords,
         settings: LoaderConfig,
         *,
         shuffle: bool,
         rank: tuple[int, int],
         even: bool | None = None,
+        draws: EpochDraws | None = None,
     ) -> PreferenceDataLoader:
-        title, rows = f"{self.name} {split}", self.rows(split, settings)
-        collate = self.collator(settings, requests=self._asks(split))
-        return batch_loader(title, rows, collate, settings, shuffle=shuffle, rank=rank, even=even)
+        return batch_loader(
+            f"{records.name} {records.split}",
+            self._rows_of(records, settings),
+            self.collator(settings, requests=self._asks(records.split)),
+            settings,
+            shuffle=shuffle,
+            rank=rank,
+            even=even,
+            draws=draws,
+        )
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _loader(self, split: str, *, shuffle: bool = False, even: bool = False) -> PreferenceDataLoader:
+    def _loader(
+        self,
+        records: SplitRecords,
+        *,
+        shuffle: bool = False,
+        even: bool = False,
+        draws: EpochDraws | None = None,
+    ) -> PreferenceDataLoader:
         """Batches of a trainer's loop, which cannot do without a batch on every rank.
 
         Raises:
             ValueError: If there are fewer records than ranks.
         """
-        records, rank = len(self.rows(split)), self._rank()
-        if rank[1] > max(1, records):
+        rank = self._rank()
+        number = len(self._rows_of(records, self.loader)) if draws is None else draws.fewest
+        if rank[1] > max(1, number):
             raise ValueError(
-                f"{self.name} {split}: {records:,} record{'' if records == 1 else 's'} cannot be divided among {rank[1]} "
-                f"ranks, and each needs one: set trainer.devices to at most {max(1, records)}, or give the split more records"
+                f"{records.name} {records.split}: {number:,} record{'' if number == 1 else 's'} cannot be divided among "
+                f"{rank[1]} ranks, and each needs one: set trainer.devices to at most {max(1, number)}, or give the split "
+                "more records"
             )
-        return self._batches(split, self.loader, shuffle=shuffle, rank=rank, even=even)
+        return self._batches(records, self.loader, shuffle=shuffle, rank=rank, even=even, draws=draws)
 
     def _asks(self, split: str) -> bool:
         """Whether records of a split say whose reward is asked for; only those to predict can."""
@@ -341,22 +395,27 @@ class PreferenceDataModule(NamedData):
         """Names of the loaders that a split comes in; none, for it is a single one."""
         return ()
 
+    def _draws(self) -> EpochDraws | None:
+        """Which of the training records an epoch has; None for all."""
+        return None
+
     def train_dataloader(self) -> DataLoader[PreferenceBatch]:
         """Batches of the training split, in seeded random order; equally many on every rank."""
         overfit = getattr(self.trainer, "overfit_batches", 0)
-        return self._loader("train", shuffle=self.loader.shuffle and not overfit, even=True)
+        shuffle = self.loader.shuffle and not overfit
+        return self._loader(self._records("train"), shuffle=shuffle, even=True, draws=self._draws())
 
-    def val_dataloader(self) -> DataLoader[PreferenceBatch]:
+    def val_dataloader(self) -> DataLoader[PreferenceBatch] | list[DataLoader[PreferenceBatch]]:
         """Batches of the validation split, in fixed order."""
-        return self._loader("validation")
+        return self._loader(self._records("validation"))
 
-    def test_dataloader(self) -> DataLoader[PreferenceBatch]:
+    def test_dataloader(self) -> DataLoader[PreferenceBatch] | list[DataLoader[PreferenceBatch]]:
         """Batches of the test split, in fixed order."""
-        return self._loader("test")
+        return self._loader(self._records("test"))
 
     def predict_dataloader(self) -> DataLoader[PreferenceBatch]:
         """Batches of the rows to score, in fixed order."""
-        return self._loader("predict")
+        return self._loader(self._records("predict"))
 
     def text_format(self) -> dict[str, str | int | bool | None]:
         """The settled text format; stored with every checkpoint, so that later scoring uses the same."""

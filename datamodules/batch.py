@@ -73,6 +73,9 @@ class PreferenceBatch(TypedDict, total=False):
     response_length: Tensor
     """(R,) int64, >= 1: the response's own tokens after the shared prefix; comparable within a prompt only."""
 
+    system_id: Tensor
+    """(R,) int64: who wrote the response, an index into the data module's ``names["system"]``; -1 unknown."""
+
     comparisons: Tensor
     """(P, 2) int64: indices into R, chosen then rejected."""
     comparison_index: Tensor
@@ -265,6 +268,11 @@ class DataSource(Protocol):
     """Judges whom the loader of the training split shows."""
     domains: list[str]
     """Domains of the training split; ``domain_id`` indexes it."""
+
+    @property
+    def names(self) -> Mapping[str, Sequence[str]]:
+        """What indices point at, by column, such as ``source`` of records; ``user`` and ``domain`` as above."""
+        ...
 
     @property
     def splits(self) -> tuple[str, ...]:

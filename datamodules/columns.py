@@ -104,6 +104,9 @@ COLUMNS: tuple[Column, ...] = (
            "a feature store (`pluralign embed`, then loader.features)"),
     Column("score", "response", "number", NAN, "(R,) float32: a rating", "rated data; a LocalDataModule whose rows "
            "have score or scores", field="score"),
+    Column("system_id", "response", "name", -1, "(R,) int64: who wrote it (a model, a person, a system prompt), an index into "
+           "the data's ``names['system']``; -1 unknown", "data that name who wrote their responses, such as DSPDataModule; a "
+           "LocalDataModule whose rows have system or systems", field="system"),
     Column("votes", "response", "counts", 0.0, "(R, C) float32 >= 0: annotator counts per category",
            "BeaverTails, DICES, SQuALITY, HelpSteer2, SafeRLHF, PersonaVotes and Synthetic (judgements: ratings) data modules; a "
            "LocalDataModule whose rows have votes", field="votes"),

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from .batches import UserProtocol, joined
 from .prepared import PreparedData, content_changes
 from .settings import SharedSettings
-from .tokens import CacheReader
+from .tokens import DataReader
 
 __all__ = ["NamedData"]
 
@@ -24,7 +24,7 @@ class NamedData(PreparedData):
         users: Judges, those of the training split first; ``user_id`` indexes it.
         num_training_users: How many of ``users`` were the training split's; a restored run counts its own.
         training_users: Judges that the loader of this training split shows, by ``loader.users``.
-        domains: Domains of the training split; ``domain_id`` indexes it.
+        domains: Domains of the training split, then others that rows to predict ask for; ``domain_id`` indexes it.
     """
 
     def __init__(self, **shared: Unpack[SharedSettings]) -> None:
@@ -40,7 +40,7 @@ class NamedData(PreparedData):
         self.domains: list[str] = []
         self._names: dict[str, list[str]] = {}
         self._divided: tuple[UserProtocol, tuple[list[str], list[str]]] | None = None
-        self._reader: CacheReader | None = None
+        self._reader: DataReader | None = None
         self._restored: dict[str, Any] | None = None
         self._content: dict[str, object] = {}
 
@@ -57,7 +57,12 @@ class NamedData(PreparedData):
             self.num_training_users = self._restored["num_training_users"]
             before = _names_of(self._restored)
             names = {column: joined(before.get(column, []), values) for column, values in names.items()}
+        names["domain"] = joined(names["domain"], self.requested_domains("predict"))
         self._names, self.users, self.domains = names, names["user"], names["domain"]
+
+    def requested_domains(self, split: str) -> list[str]:
+        """Domains whose reward the records of a split ask for, if ``setup`` opened it; none unless a subclass says so."""
+        return []
 
     def divided_users(self) -> tuple[list[str], list[str]]:
         """Seen and unseen users, as ``loader.users`` says.

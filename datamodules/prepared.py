@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -50,14 +51,15 @@ def content_changes(before: object, now: object, name: str = "") -> list[str]:
         return [change for part in parts for change in part]
     if before == now:
         return []
-    if name.startswith("sources.") and isinstance(before, list) and isinstance(now, list):
+    files_of = re.fullmatch(r"(?:mixture\.(.+\.))?sources\.(\w+)", name)
+    if files_of and isinstance(before, list) and isinstance(now, list):
         same = [file for file, _ in before] == [file for file, _ in now]
         files = ", ".join(sorted(file for file, _ in now))
-        source = name.removeprefix("sources.")
+        source = (files_of[1] or "") + files_of[2]
         return [
             f"{source} has other bytes in {files}" if same else f"{source} is read from other files, {files}"
         ]
-    return [f"{name.removeprefix('settings.')} was {before!r}, is {now!r}"]
+    return [f"{name.removeprefix('mixture.').removeprefix('settings.')} was {before!r}, is {now!r}"]
 
 
 class ReadsText(Protocol):
@@ -81,11 +83,13 @@ class PreparedData(L.LightningDataModule, ABC):
             source ``validation``, a share of ``train`` is held out by a hash of the prompt. Empty until the
             constructor of a dataset whose parts depend on its settings fills it.
         network: Module whose positions bound texts where ``text.max_length`` does not; None for the trainer's.
+        has_own_features: Whether it brings stored features of its own, and its texts are names that no network reads.
         where_to_get: What to do where ``data_dir`` is missing, of a dataset that is not on the Hugging Face hub.
     """
 
     name: str  # pyright: ignore[reportIncompatibleVariableOverride]  Lightning leaves it unset
     sources: tuple[str, ...] = ()
+    has_own_features: ClassVar[bool] = False
     where_to_get: ClassVar[str]
 
     def __init_subclass__(cls, **keywords: object) -> None:
@@ -216,6 +220,10 @@ class PreparedData(L.LightningDataModule, ABC):
         """Where this content's cache stands or will stand."""
         description = {"name": self.name, **self.content(), "format": self.tokenizer.fingerprint()}
         return self.cache_root() / f"{self.name}-{fingerprint(description)}"
+
+    def cache_folders(self) -> dict[str, Path]:
+        """Where the caches of all that it is put together from stand or will stand, by name."""
+        return {self.name: self.cache_folder()}
 
     def content(self) -> dict[str, object]:
         """What decides the records, whatever the tokens: bytes of the files of each source, and settings."""

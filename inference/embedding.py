@@ -219,7 +219,7 @@ def embed_missing(
     data.setup(split)
     store = data.features
     assert store is not None  # the caller looked
-    folder = data.cache_folder().parent / f"features-{_description(store)}"
+    folder = data.cache_root() / f"features-{_description(store)}"
     if (folder / "meta.json").is_file():
         store = data.add_features(folder)
     if not _plan(data, split, _Known((store,), store.has_prompts), set(), "shared").keys:

@@ -20,7 +20,7 @@ from .ideal import (
     norm_bound_loss,
     token_window_mean,
 )
-from .imitation import ImitationLoss, imitation_loss, token_nll
+from .imitation import ImitationLoss, imitation_loss, response_nll, token_nll
 from .pairwise import (
     BradleyTerryLoss,
     DavidsonLoss,
@@ -97,6 +97,7 @@ __all__ = [
     "rebel_loss",
     "regularized_incomplete_beta",
     "relative_reward",
+    "response_nll",
     "reward_centering_loss",
     "separation_objective",
     "simcse_loss",

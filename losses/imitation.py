@@ -1,140 +1,172 @@
-"""Imitation: the language-model loss of preferred responses, without ever holding all logits."""
+"""Imitation: the language-model loss of responses, without ever holding all logits."""
 
-from typing import Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from ._common import Context, Reduction, check_indices, check_number, check_values, reduce_loss
+from ._chunked import token_nll
+from ._common import Reduction, check_choice, check_indices, check_mask, check_values, reduce_loss
 
-__all__ = ["ImitationLoss", "imitation_loss", "token_nll"]
-
-
-class _ChunkContext(Context, Protocol):
-    """A context that holds how many tokens make a chunk."""
-
-    chunk: int
+__all__ = ["ImitationLoss", "imitation_loss", "response_nll", "token_nll"]
 
 
-class _TokenNLL(torch.autograd.Function):
-    """Cross-entropy of a linear layer, a chunk of tokens at a time, logits computed again going back."""
+class _Tokens(NamedTuple):
+    """Tokens that count, (T,) each: what is predicted, from which state, and for which bucket.
 
-    @staticmethod
-    def forward(
-        ctx: _ChunkContext,
-        hidden: Tensor,
-        vocabulary: Tensor,
-        bias: Tensor | None,
-        target: Tensor,
-        chunk: int,
-    ) -> Tensor:
-        matrix = vocabulary.to(hidden.dtype)
-        precise = torch.promote_types(hidden.dtype, torch.float32)
-        normalizer = torch.empty(hidden.shape[0], dtype=precise, device=hidden.device)
-        picked = torch.empty_like(normalizer)
-        for start in range(0, hidden.shape[0], chunk):
-            part = slice(start, start + chunk)
-            logits = _logits(hidden[part], matrix, bias)
-            normalizer[part] = logits.logsumexp(-1)
-            picked[part] = logits.gather(-1, target[part].unsqueeze(-1)).squeeze(-1)
-        ctx.save_for_backward(hidden, vocabulary, bias, target, normalizer)
-        ctx.chunk = chunk
-        return normalizer - picked
+    Buckets are the R responses, then the N rows' prompts, then one for tokens that do not count.
+    """
 
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: _ChunkContext, *grads: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
-        hidden, vocabulary, bias, target, normalizer = ctx.saved_tensors
-        need_hidden, need_vocabulary, need_bias = ctx.needs_input_grad[:3]
-        chunk = ctx.chunk
-        matrix = vocabulary.to(hidden.dtype)
-        precise = normalizer.dtype
-        d_hidden = torch.empty_like(hidden) if need_hidden else None
-        d_vocabulary = torch.zeros_like(vocabulary, dtype=precise) if need_vocabulary else None
-        d_bias = torch.zeros_like(bias, dtype=precise) if need_bias else None
-        for start in range(0, hidden.shape[0], chunk):
-            part = slice(start, start + chunk)
-            slope = _logits(hidden[part], matrix, bias).sub_(normalizer[part].unsqueeze(-1)).exp_()
-            index = target[part].unsqueeze(-1)
-            slope.scatter_add_(-1, index, torch.full_like(index, -1, dtype=precise))
-            slope *= grads[0][part].unsqueeze(-1)
-            if d_bias is not None:
-                d_bias += slope.sum(0)
-            slope = slope.to(hidden.dtype)
-            if d_hidden is not None:
-                d_hidden[part] = slope @ matrix
-            if d_vocabulary is not None:
-                if precise == hidden.dtype:
-                    d_vocabulary.addmm_(slope.T, hidden[part])
-                else:
-                    d_vocabulary += slope.T @ hidden[part]
-        return (
-            d_hidden,
-            None if d_vocabulary is None else d_vocabulary.to(vocabulary.dtype),
-            None if d_bias is None else d_bias.to(bias.dtype),
-            None,
-            None,
+    target: Tensor
+    place: Tensor
+    bucket: Tensor
+    per_response: Tensor
+    """Tokens of each response, (R,) int64, its prompt's too where that counts; 0 where it does not count."""
+
+
+def _counted_tokens(
+    hidden: Tensor,
+    input_ids: Tensor,
+    segment_ids: Tensor,
+    response_row: Tensor,
+    *,
+    include_prompt: bool,
+    mask: Tensor | None,
+) -> _Tokens:
+    """Tokens of the responses in ``mask``, (R,) bool or None for all; the rest as in :func:`imitation_loss`."""
+    rows, length = input_ids.shape
+    responses, device = response_row.shape[0], hidden.device
+    wanted = torch.ones_like(response_row, dtype=torch.bool) if mask is None else mask
+    row = torch.arange(rows, device=device).unsqueeze(-1)
+    column = torch.arange(length, device=device).expand(rows, length)
+
+    before = torch.cat([torch.full_like(segment_ids[:, :1], -2), segment_ids[:, :-1]], dim=1)
+    prompt_end = torch.where(segment_ids == 0, column, -1).amax(1, keepdim=True)
+    source = torch.where(segment_ids == before, column - 1, torch.where(segment_ids > 0, prompt_end, -1))
+    bounds = torch.searchsorted(response_row, torch.arange(rows + 1, device=device))
+    check_values(
+        "responses of a row (in response_row) less its segments", bounds.diff() - segment_ids.amax(1), 0
+    )
+    response = bounds[:-1].unsqueeze(-1) + segment_ids - 1
+    in_response = (segment_ids > 0) & (source >= 0)
+    if responses:
+        in_response = in_response & wanted[response.clamp(0, responses - 1)]
+    counted = in_response
+    if include_prompt:
+        wanted_in_row = wanted.new_zeros(rows, dtype=torch.int64).index_add(0, response_row, wanted.long())
+        counted = counted | ((segment_ids == 0) & (source >= 0) & (wanted_in_row > 0).unsqueeze(-1))
+
+    nowhere = responses + rows
+    bucket = torch.where(in_response, response, torch.where(counted, responses + row, nowhere)).flatten()
+    place = (row * length + source.clamp_min(0)).flatten()
+    target = torch.where(counted, input_ids, 0).flatten()
+    sizes = torch.zeros(nowhere + 1, dtype=torch.int64, device=device)
+    sizes = sizes.index_add(0, bucket, torch.ones_like(bucket))
+    per_response = sizes[:responses]
+    if include_prompt:
+        per_response = torch.where(wanted, per_response + sizes[responses:nowhere][response_row], 0)
+    if not torch.compiler.is_compiling():  # leave out what does not count: most of the cost
+        kept = counted.flatten().nonzero().squeeze(-1)
+        target, place, bucket = target[kept], place[kept], bucket[kept]
+    return _Tokens(target, place, bucket, per_response)
+
+
+def _checked_rows(
+    hidden: Tensor,
+    input_ids: Tensor,
+    segment_ids: Tensor,
+    response_row: Tensor,
+    chosen: Tensor | None,
+    name: str,
+) -> Tensor:
+    """The row of each response as int64, once shapes and values fit; ``chosen`` is the weight or mask."""
+    if hidden.ndim != 3 or input_ids.shape != hidden.shape[:2] or segment_ids.shape != hidden.shape[:2]:
+        raise ValueError(
+            "hidden must be (N, L, H), input_ids and segment_ids (N, L); got "
+            f"{tuple(hidden.shape)}, {tuple(input_ids.shape)}, {tuple(segment_ids.shape)}"
         )
+    if response_row.ndim != 1 or (chosen is not None and chosen.shape != response_row.shape):
+        got = None if chosen is None else tuple(chosen.shape)
+        raise ValueError(f"response_row and {name} must be (R,); got {tuple(response_row.shape)} and {got}")
+    check_indices("response_row", response_row, 0, hidden.shape[0] - 1)
+    response_row = response_row.long()
+    check_values("steps of response_row", response_row.diff(), 0)
+    check_indices("segment_ids", segment_ids, -1, response_row.shape[0])
+    return response_row
 
 
-def _logits(hidden: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-    with torch.autocast(hidden.device.type, enabled=False):
-        logits = (hidden @ matrix.T).to(torch.promote_types(hidden.dtype, torch.float32))
-    return logits if bias is None else logits + bias.to(logits.dtype)
-
-
-def token_nll(
+def response_nll(
     hidden: Tensor,
     vocabulary: Tensor,
-    target: Tensor,
+    input_ids: Tensor,
+    segment_ids: Tensor,
+    response_row: Tensor,
     *,
+    include_prompt: bool = False,
     bias: Tensor | None = None,
     chunk_size: int = 256,
-) -> Tensor:
-    r"""Negative log-likelihood of tokens under a linear language-model head, in little memory.
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""Negative log-likelihood of each response and its number of tokens: what a perplexity is made of.
 
-    At no time are there more than ``chunk_size`` x V logits; going back they are computed again. Costs one
-    matrix product more than the naive form.
+    A perplexity is an exponential of a mean over tokens, so it is not a mean of perplexities: add up both
+    over all batches (and processes) first.
 
-    .. math:: \ell_t = \log \sum_v \exp(W_v \cdot h_t + b_v) - (W_{y_t} \cdot h_t + b_{y_t})
+    .. math:: \mathrm{perplexity} = \exp \frac{\sum_n \sum_{t \in T_n} -\log p(x_t | x_{<t})}{\sum_n |T_n|}
 
     Args:
-        hidden: States that predict the tokens, (T, H).
-        vocabulary: Weight W of the head, (V, H).
-        target: Tokens y, (T,) integer, in 0..V-1.
-        bias: Bias b of the head, (V,).
+        hidden: Final states of the backbone, (N, L, H).
+        vocabulary: Weight of the language-model head, (V, H).
+        input_ids: Tokens, (N, L) int64.
+        segment_ids: 0 prompt, 1..k response of the row, -1 padding, (N, L) int64; as in
+            :func:`imitation_loss`.
+        response_row: Row of each response, (R,) int64, ascending.
+        include_prompt: Whether the prompt's tokens count as well, for each of its responses.
+        bias: Bias of the head, (V,).
         chunk_size: Tokens whose logits exist at one time, >= 1.
+        mask: Responses to compute, (R,) bool; the others get 0 and 0, at no cost. All if None.
 
     Returns:
-        Negative log-likelihood >= 0, (T,), in nats, float32 (float64 for float64 states).
+        Sums of the negative log-likelihood, (R,), >= 0, in nats, float32 (float64 for float64 states), and
+        numbers of tokens, (R,) int64. A token that nothing stands before is not predicted and not counted.
 
     Raises:
-        ValueError: If shapes do not fit, a token is outside 0..V-1, or ``chunk_size`` < 1.
-        TypeError: If ``target`` does not hold integers.
+        ValueError: If shapes do not fit, ``response_row`` descends or knows fewer responses of a row than
+            ``segment_ids``, or an option is outside its range.
+        TypeError: If an index tensor does not hold integers, or ``mask`` is not boolean.
+
+    Example:
+        >>> import torch
+        >>> hidden, vocabulary = torch.zeros(1, 4, 2), torch.zeros(8, 2)
+        >>> ids, segments = torch.tensor([[3, 1, 4, 5]]), torch.tensor([[0, 1, 1, 2]])
+        >>> sums, counts = response_nll(hidden, vocabulary, ids, segments, torch.tensor([0, 0]))
+        >>> counts, (sums.sum() / counts.sum()).exp()
+        (tensor([2, 1]), tensor(8.))
 
     Source:
-        Definition. Departures: products of half-precision states are taken in their own type (the weight is
-        brought to it), everything after them in float32.
+        Definition. Departures: none.
 
     .. versionadded:: 0.1
     """
-    check_number("chunk_size", chunk_size, 1)
-    if hidden.ndim != 2 or vocabulary.ndim != 2 or hidden.shape[1] != vocabulary.shape[1]:
-        raise ValueError(
-            "hidden must be (T, H) and vocabulary (V, H); "
-            f"got {tuple(hidden.shape)} and {tuple(vocabulary.shape)}"
-        )
-    if target.shape != hidden.shape[:1]:
-        raise ValueError(f"target must be of shape {tuple(hidden.shape[:1])}; got {tuple(target.shape)}")
-    if bias is not None and bias.shape != vocabulary.shape[:1]:
-        raise ValueError(f"bias must be of shape {tuple(vocabulary.shape[:1])}; got {tuple(bias.shape)}")
-    check_indices("target", target, 0, vocabulary.shape[0] - 1)
-    target = target.long()
-    result: Tensor = _TokenNLL.apply(hidden, vocabulary, bias, target, chunk_size)  # type: ignore[no-untyped-call]
-    return result
+    response_row = _checked_rows(hidden, input_ids, segment_ids, response_row, mask, "mask")
+    check_mask(mask)
+    tokens = _counted_tokens(
+        hidden,
+        input_ids,
+        segment_ids,
+        response_row,
+        include_prompt=include_prompt,
+        mask=mask,
+    )
+    nll = token_nll(
+        hidden.flatten(0, 1)[tokens.place], vocabulary, tokens.target, bias=bias, chunk_size=chunk_size
+    )
+    responses, rows = response_row.shape[0], hidden.shape[0]
+    sums = nll.new_zeros(responses + rows + 1).index_add(0, tokens.bucket, nll)
+    total = sums[:responses]
+    if include_prompt:
+        total = total + sums[responses:-1][response_row]
+    return torch.where(tokens.per_response > 0, total, 0.0), tokens.per_response
 
 
 def imitation_loss(
@@ -193,64 +225,50 @@ def imitation_loss(
 
     .. versionadded:: 0.1
     """
-    if hidden.ndim != 3 or input_ids.shape != hidden.shape[:2] or segment_ids.shape != hidden.shape[:2]:
-        raise ValueError(
-            "hidden must be (N, L, H), input_ids and segment_ids (N, L); got "
-            f"{tuple(hidden.shape)}, {tuple(input_ids.shape)}, {tuple(segment_ids.shape)}"
-        )
-    if response_row.ndim != 1 or (weight is not None and weight.shape != response_row.shape):
-        got = None if weight is None else tuple(weight.shape)
-        raise ValueError(f"response_row and weight must be (R,); got {tuple(response_row.shape)} and {got}")
-    rows, length, width = hidden.shape
-    check_indices("response_row", response_row, 0, rows - 1)
-    response_row = response_row.long()
-    check_values("steps of response_row", response_row.diff(), 0)
-    check_indices("segment_ids", segment_ids, -1, response_row.shape[0])
+    check_choice("reduction", reduction, ("mean", "sum", "none"))
+    response_row = _checked_rows(hidden, input_ids, segment_ids, response_row, weight, "weight")
     check_values("weight", weight, 0.0)
-    responses = response_row.shape[0]
-    row = torch.arange(rows, device=hidden.device).unsqueeze(-1)
-    column = torch.arange(length, device=hidden.device).expand(rows, length)
-
-    before = torch.cat([torch.full_like(segment_ids[:, :1], -2), segment_ids[:, :-1]], dim=1)
-    prompt_end = torch.where(segment_ids == 0, column, -1).amax(1, keepdim=True)
-    source = torch.where(segment_ids == before, column - 1, torch.where(segment_ids > 0, prompt_end, -1))
-    bounds = torch.searchsorted(response_row, torch.arange(rows + 1, device=hidden.device))
-    check_values(
-        "responses of a row (in response_row) less its segments", bounds.diff() - segment_ids.amax(1), 0
+    mask = None if weight is None else weight > 0
+    if reduction == "none":
+        sums, counts = response_nll(
+            hidden,
+            vocabulary,
+            input_ids,
+            segment_ids,
+            response_row,
+            include_prompt=include_prompt,
+            bias=bias,
+            chunk_size=chunk_size,
+            mask=mask,
+        )
+        return reduce_loss(sums / counts.clamp_min(1), reduction, weight)
+    tokens = _counted_tokens(
+        hidden,
+        input_ids,
+        segment_ids,
+        response_row,
+        include_prompt=include_prompt,
+        mask=mask,
     )
-    response = bounds[:-1].unsqueeze(-1) + segment_ids - 1
-    wanted = torch.ones(responses, dtype=torch.bool, device=hidden.device) if weight is None else weight > 0
-    in_response = (segment_ids > 0) & (source >= 0)
-    if responses:
-        in_response = in_response & wanted[response.clamp(0, responses - 1)]
-    counted = in_response
-    if include_prompt:
-        wanted_in_row = wanted.new_zeros(rows, dtype=torch.int64).index_add(0, response_row, wanted.long())
-        counted = counted | ((segment_ids == 0) & (source >= 0) & (wanted_in_row > 0).unsqueeze(-1))
-
-    # The bucket of a token: its response, or after all responses its row's prompt, or nowhere.
-    nowhere = responses + rows
-    bucket = torch.where(in_response, response, torch.where(counted, responses + row, nowhere)).flatten()
-    place = (row * length + source.clamp_min(0)).flatten()
-    token = input_ids.flatten()
-    if not torch.compiler.is_compiling():  # leave out what does not count: most of the cost
-        kept = counted.flatten().nonzero().squeeze(-1)
-        bucket, place, token = bucket[kept], place[kept], token[kept]
-    else:
-        token = torch.where(counted.flatten(), token, 0)
-    nll = token_nll(
-        hidden.reshape(rows * length, width)[place], vocabulary, token, bias=bias, chunk_size=chunk_size
-    )
-    sums = nll.new_zeros(nowhere + 1).index_add(0, bucket, nll)
-    counts = nll.new_zeros(nowhere + 1).index_add(0, bucket, torch.ones_like(nll))
-    total, count = sums[:responses], counts[:responses]
-    if include_prompt:
-        total = total + sums[responses:nowhere][response_row]
-        count = count + counts[responses:nowhere][response_row]
-    share = (count > 0).to(total.dtype)
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    share = (tokens.per_response > 0).to(dtype)
     if weight is not None:
-        share = share * weight.to(total.dtype)
-    return reduce_loss(total / count.clamp_min(1), reduction, share)
+        share = share * weight.to(dtype)
+    if reduction == "mean":
+        mass = share.sum()
+        share = share / torch.where(mass > 0, mass, 1.0)
+    share = share / tokens.per_response.clamp_min(1)
+    of_rows = share.new_zeros(hidden.shape[0]).index_add(0, response_row, share)
+    per_bucket = torch.cat([share, of_rows, share.new_zeros(1)])
+    return token_nll(
+        hidden.flatten(0, 1)[tokens.place],
+        vocabulary,
+        tokens.target,
+        bias=bias,
+        chunk_size=chunk_size,
+        weight=per_bucket[tokens.bucket],
+        reduction="sum",
+    )
 
 
 class ImitationLoss(nn.Module):

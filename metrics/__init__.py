@@ -6,6 +6,7 @@ from .estimate import Estimate, bootstrap, bootstrap_means, bootstrap_sums, perc
 from .paired import crossed_estimates
 from .preference import TIE, PreferenceMetrics, log_loss, outcomes, within_prompts
 from .prototypes import Example, Extremes, PrototypeTable, Sample, principal_plane
+from .trade_off import JudgedColumns, Measure, TradeOff, TradeOffNames, TradeOffStart, trade_off_summary
 from .users import UserAccuracy, UserSummary, user_margin_accuracy, user_summary
 
 __all__ = [
@@ -17,10 +18,15 @@ __all__ = [
     "Estimate",
     "Example",
     "Extremes",
+    "JudgedColumns",
+    "Measure",
     "PairAgreement",
     "PreferenceMetrics",
     "PrototypeTable",
     "Sample",
+    "TradeOff",
+    "TradeOffNames",
+    "TradeOffStart",
     "UserAccuracy",
     "UserSummary",
     "VoteAgreement",
@@ -36,6 +42,7 @@ __all__ = [
     "pair_agreement",
     "percentile_interval",
     "principal_plane",
+    "trade_off_summary",
     "user_margin_accuracy",
     "user_summary",
     "vote_agreement",

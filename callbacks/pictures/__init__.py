@@ -4,13 +4,16 @@ from .crowd import draw_crowd_table
 from .prototypes import draw_prototype_table
 from .recovery import draw_recovery
 from .style import PictureFormat, log_picture, save_picture, shortened
+from .trade_off import TradeOffCurve, trade_off_figure
 
 __all__ = [
     "PictureFormat",
+    "TradeOffCurve",
     "draw_crowd_table",
     "draw_prototype_table",
     "draw_recovery",
     "log_picture",
     "save_picture",
     "shortened",
+    "trade_off_figure",
 ]

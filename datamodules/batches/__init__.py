@@ -2,19 +2,22 @@
 
 from .collate import PreferenceCollator
 from .config import LoaderConfig, changed
+from .draws import EpochDraws, PartDraw
 from .features import FeatureDtype, FeatureStore, FeatureTable, FeatureWriter, prompt_key, response_keys
 from .loaders import LoaderRows, batch_loader
 from .requests import RequestView
 from .sampler import PreferenceDataLoader, TokenBudgetBatchSampler
-from .users import UserProtocol, UserView, joined, user_view
+from .users import UserProtocol, UserView, check_known, joined, user_view
 
 __all__ = [
+    "EpochDraws",
     "FeatureDtype",
     "FeatureStore",
     "FeatureTable",
     "FeatureWriter",
     "LoaderConfig",
     "LoaderRows",
+    "PartDraw",
     "PreferenceCollator",
     "PreferenceDataLoader",
     "RequestView",
@@ -23,6 +26,7 @@ __all__ = [
     "UserView",
     "batch_loader",
     "changed",
+    "check_known",
     "joined",
     "prompt_key",
     "response_keys",

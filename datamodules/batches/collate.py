@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..batch import PreferenceBatch
 from ..columns import Column, Item, optional_columns
-from ..crowd import CrowdConfig, CrowdPriors, crowd_batch_target
+from ..crowd import CrowdConfig, ItemPriors, crowd_batch_target
 from ..joins import SideTable
 from ..tokens import TokenRow, prompt_alone, without_prompt
 from .features import FeatureStore
@@ -61,7 +61,7 @@ class PreferenceCollator:
         items: str = "conversation",
         prompts: bool = False,
         crowd: CrowdConfig = CrowdConfig(),
-        priors: Mapping[str, CrowdPriors] | None = None,
+        priors: Mapping[str, ItemPriors] | None = None,
         joins: Iterable[SideTable] = (),
         requests: bool = False,
     ) -> None:

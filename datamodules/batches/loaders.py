@@ -4,9 +4,10 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from ..tokens import TokenTable
+from ..tokens import RecordTable
 from .collate import PreferenceCollator
 from .config import LoaderConfig
+from .draws import EpochDraws
 from .features import FeatureTable
 from .requests import RequestView
 from .sampler import FixedOrderBatchSampler, PreferenceDataLoader, TokenBudgetBatchSampler
@@ -14,7 +15,7 @@ from .users import UserView
 
 __all__ = ["LoaderRows", "batch_loader"]
 
-LoaderRows = TokenTable | UserView | FeatureTable | RequestView
+LoaderRows = RecordTable | UserView | FeatureTable | RequestView
 """What a loader reads: records of a split, whole, of some users, or the different ones; with tokens or places of features."""
 
 
@@ -27,6 +28,7 @@ def batch_loader(
     shuffle: bool,
     rank: tuple[int, int],
     even: bool | None = None,
+    draws: EpochDraws | None = None,
 ) -> PreferenceDataLoader:
     """Batches of records within the bounds that settings give.
 
@@ -38,6 +40,7 @@ def batch_loader(
         shuffle: Whether the order is random.
         rank: This process and the number of processes.
         even: Whether every process gets equally many batches; None for what goes with ``shuffle``.
+        draws: Which of the records an epoch has; None for all.
     """
     sampler = (TokenBudgetBatchSampler if shuffle else FixedOrderBatchSampler)(
         np.asarray(rows.sizes),
@@ -50,6 +53,7 @@ def batch_loader(
         num_replicas=rank[1],
         rank=rank[0],
         even=even,
+        draws=draws,
     )
     if sampler.num_oversized:
         rank_zero_warn(

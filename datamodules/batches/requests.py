@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..columns import optional_columns
-from ..tokens import TokenRow, TokenTable, take_row_responses
+from ..tokens import RecordTable, TokenRow, take_row_responses
 from .features import FeatureTable
 from .users import UserView
 
@@ -24,17 +24,18 @@ Integers = NDArray[np.int64]
 
 def _judged(row: TokenRow) -> bool:
     """Whether responses have scores or votes: such a record stays as it is."""
-    return any(entry.stored in row.columns for entry in optional_columns("response"))
+    said = (entry.stored for entry in optional_columns("response") if entry.kind != "name")
+    return any(name in row.columns for name in said)
 
 
 class RequestView(torch.utils.data.Dataset[list[TokenRow]]):
     """Records of which those of equal content count, and are read, as one; the collator then scores them once.
 
     Attributes:
-        sizes: As those of :class:`TokenTable`, of the different contents.
+        sizes: As those of :class:`RecordTable`, of the different contents.
     """
 
-    def __init__(self, rows: TokenTable | UserView | FeatureTable, table: TokenTable | UserView) -> None:
+    def __init__(self, rows: RecordTable | UserView | FeatureTable, table: RecordTable | UserView) -> None:
         """Find what is equal, by a hash of 64 bits of the tokens; some tens of bytes a record stay in memory.
 
         Args:
@@ -71,7 +72,7 @@ class RequestView(torch.utils.data.Dataset[list[TokenRow]]):
 
 
 def _content(row: TokenRow) -> bytes:
-    return row.lengths.tobytes() + row.tokens.tobytes()
+    return row.lengths.tobytes() + row.tokens.tobytes() + repr(row.response_names()).encode()
 
 
 class ScoredRows(NamedTuple):
@@ -117,9 +118,11 @@ def scored_rows(rows: Sequence[TokenRow], *, merge: bool) -> ScoredRows:
 
 
 def _texts(row: TokenRow) -> tuple[Hashable, ...]:
-    """Prompt's length, the prefix, and each response, by what tells them apart: tokens, or where their features are."""
+    """Prompt's length, the prefix, and each response, by what tells them apart: who wrote them, and tokens or stored features."""
+    names = row.response_names()
     if row.places is not None:
-        return row.prompt_length, row.prompt_place, *row.places.tolist()
+        return row.prompt_length, row.prompt_place, *zip(row.places.tolist(), names, strict=True)
     bounds = pairwise(np.cumsum(row.lengths).tolist())
     prefix = row.tokens[: row.lengths[0]].tobytes()
-    return row.prompt_length, prefix, *(row.tokens[start:stop].tobytes() for start, stop in bounds)
+    tokens = (row.tokens[start:stop].tobytes() for start, stop in bounds)
+    return row.prompt_length, prefix, *zip(tokens, names, strict=True)

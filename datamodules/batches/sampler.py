@@ -2,11 +2,13 @@
 
 Records are shuffled, cut into mega-batches, sorted by length within each and packed greedily, so that rows
 of a batch have similar lengths while the order stays random at large. A prompt's group is never divided.
-Every epoch has the same number of batches on every rank, whatever the shuffle: what Lightning and learning
-rate schedules rely on.
+Every epoch has the same number of batches on every rank, whatever the shuffle, and whichever of the records an
+epoch has: what Lightning and learning rate schedules rely on.
 """
 
+import warnings
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
 from ..batch import PreferenceBatch
+from .draws import EpochDraws
 
 __all__ = ["FixedOrderBatchSampler", "PreferenceDataLoader", "TokenBudgetBatchSampler"]
 
@@ -41,6 +44,7 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
         num_replicas: int = 1,
         rank: int = 0,
         even: bool | None = None,
+        draws: EpochDraws | None = None,
     ) -> None:
         """Plan the first epoch.
 
@@ -57,6 +61,7 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
             rank: This rank.
             even: Whether every rank gets equally many batches, as training needs, even if a few come twice; otherwise each
                 record comes once, as evaluation needs. None for what goes with ``shuffle``.
+            draws: Which of the records an epoch has, without ``shuffle`` those of the first; None for all.
 
         Raises:
             ValueError: If neither bound is given, the layout is unknown, or there are fewer records than ranks.
@@ -67,32 +72,45 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
         if layout not in ("shared", "separate"):
             raise ValueError(f"layout must be shared or separate, got {layout!r}")
         self.even = shuffle if even is None else even
-        if self.even and len(sizes) < num_replicas:
-            raise ValueError(f"{len(sizes)} records cannot be divided among {num_replicas} ranks")
+        self.draws = draws
+        fewest = len(sizes) if draws is None else draws.fewest
+        if self.even and fewest < num_replicas:
+            raise ValueError(f"{fewest} records cannot be divided among {num_replicas} ranks")
         responses, prefix, own_sum, own_max = np.asarray(sizes, dtype=np.int64).T
         self.rows = np.ones_like(responses) if layout == "shared" else responses
         self.lengths = prefix + (own_sum if layout == "shared" else own_max)
         self.max_tokens, self.max_records = max_tokens, batch_size
         cost = self.rows * self.lengths
         self.num_oversized = int((cost > max_tokens).sum()) if max_tokens is not None else 0
-        per_batch = batch_size or len(sizes)
-        if max_tokens is not None and len(sizes):
-            per_batch = min(per_batch, max(1, int(max_tokens / cost.mean())))
+        first = self._records(0)
+        per_batch = batch_size or len(first)
+        if max_tokens is not None and len(first):
+            per_batch = min(per_batch, max(1, int(max_tokens / cost[first].mean())))
         # Four mega-batches at least: sorting all of a small data set would make every epoch's batches the same.
-        mega_batch = min(mega_batch, max(1, len(sizes) // (4 * max(1, per_batch))))
+        mega_batch = min(mega_batch, max(1, len(first) // (4 * max(1, per_batch))))
         self.mega_size = mega_batch * per_batch if shuffle else max(1, len(sizes))
         self._position = 0
         self._start = 0
-        self._count = self._batch_count()
+        self._count = self._batch_count(len(first), cost)
 
-    def _batch_count(self) -> int:
-        """Batches an epoch has over all ranks: the first epoch's, with slack for other shuffles."""
-        count = len(self._compose(0, 0))
-        mega_batches = -(-len(self.lengths) // self.mega_size)
-        if mega_batches > 1 and self._tokens_bind():
-            count += int(np.ceil(np.sqrt(mega_batches)))
-        count = min(count, len(self.lengths))  # more batches than records would only repeat some
-        return -(-count // self.num_replicas) * self.num_replicas
+    def _records(self, epoch: int) -> NDArray[np.int64]:
+        """Records that an epoch has, in a fixed order."""
+        if self.draws is None:
+            return np.arange(len(self.lengths))
+        return self.draws.records(epoch if self.shuffle else 0)
+
+    def _batch_count(self, records: int, cost: NDArray[np.int64]) -> int:
+        """Batches an epoch has over all ranks: the first epoch's, with slack for other shuffles and other records."""
+        number, most, growth = len(self._compose(0, 0)), records, 1.0
+        if self.draws is not None and self.shuffle:
+            more = self.draws.growth(np.ones_like(cost))
+            growth = max(more, self.draws.growth(cost)) if self._tokens_bind() else more
+            number, most = int(np.ceil(number * growth)), int(np.ceil(records * more))
+        mega_batches = -(-most // self.mega_size)
+        if (mega_batches > 1 or growth > 1) and self._tokens_bind():
+            number += int(np.ceil(np.sqrt(mega_batches)))
+        number = min(number, most)  # more batches than records would only repeat some
+        return -(-number // self.num_replicas) * self.num_replicas
 
     def _tokens_bind(self) -> bool:
         """Whether the token budget can end a batch before its number of records does: then counts vary."""
@@ -102,26 +120,25 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
 
     def _compose(self, epoch: int, attempt: int) -> Batches:
         """Batches of all ranks, neighbours of similar length, before any is divided."""
-        size = len(self.lengths)
-        order = (
-            np.random.default_rng([self.seed, epoch, attempt]).permutation(size)
-            if self.shuffle
-            else np.arange(size)
-        )
+        order = self._records(epoch)
+        if self.shuffle:
+            order = order[np.random.default_rng([self.seed, epoch, attempt]).permutation(len(order))]
         batches: Batches = []
-        for start in range(0, size, self.mega_size):
+        for start in range(0, len(order), self.mega_size):
             mega = order[start : start + self.mega_size]
             batches += self._pack(mega[np.argsort(-self.lengths[mega], kind="stable")])
         return batches
 
-    def _pack(self, records: NDArray[np.int64]) -> Batches:
+    def _pack(self, records: NDArray[np.int64], growth: float = 1.0) -> Batches:
         """Greedy batches of records sorted from long to short: the first one sets the padded length."""
         rows = np.concatenate([[0], np.cumsum(self.rows[records])])
+        most = len(records) if self.max_records is None else int(np.ceil(self.max_records * growth))
+        tokens = None if self.max_tokens is None else int(self.max_tokens * growth)
         batches, start = [], 0
         while start < len(records):
-            stop = len(records) if self.max_records is None else min(len(records), start + self.max_records)
-            if self.max_tokens is not None:
-                room = rows[start] + self.max_tokens // max(1, int(self.lengths[records[start]]))
+            stop = min(len(records), start + most)
+            if tokens is not None:
+                room = rows[start] + tokens // max(1, int(self.lengths[records[start]]))
                 stop = min(stop, int(np.searchsorted(rows, room, side="right")) - 1)
             stop = max(stop, start + 1)
             batches.append(records[start:stop])
@@ -135,8 +152,10 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
             if len(composed) <= self._count:
                 break
             composed = self._compose(epoch, attempt)
-        if len(composed) > self._count:
+        if len(composed) > self._count and (self.draws is None or self.draws.whole):
             composed = self._compose(0, 0)  # fits by construction; its order is still shuffled below
+        elif len(composed) > self._count:
+            composed = self._squeeze(epoch)
         batches = self._divide(composed)
         if self.shuffle:
             # Ranks of one step get neighbours in length, so that none waits long for another.
@@ -148,6 +167,22 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
                 for step in steps.tolist()
                 for r in range(self.num_replicas)
             ]
+        return batches
+
+    def _squeeze(self, epoch: int) -> Batches:
+        """Batches of an epoch whose records come out longer than most: all sorted by length, and if need be larger."""
+        records = self._records(epoch)
+        records = records[np.argsort(-self.lengths[records], kind="stable")]
+        for percent in count():
+            batches = self._pack(records, 1 + percent / 100)
+            if len(batches) <= self._count:
+                break
+        if percent:
+            warnings.warn(
+                f"epoch {epoch}: its records fill {self._count} batches beyond loader.max_tokens={self.max_tokens} and "
+                f"batch_size={self.max_records}, by up to {percent} %",
+                stacklevel=2,
+            )
         return batches
 
     def _divide(self, batches: Batches) -> Batches:

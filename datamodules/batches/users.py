@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from ..checks import check_choices, check_range
 from ..records import hash_share
-from ..tokens import TokenRow, TokenTable, lengths, take_row_comparisons
+from ..tokens import RecordTable, TokenRow, lengths, take_row_comparisons
 
-__all__ = ["UserProtocol", "UserView", "joined", "user_view"]
+__all__ = ["UserProtocol", "UserView", "check_known", "joined", "user_view"]
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,7 @@ class UserProtocol:
                 seen.
         """
         named = set(self.unseen)
-        if unknown := sorted(named - counts.keys(), key=str):
-            raise ValueError(
-                f"loader.users.unseen names {unknown[:5]}, who have no judgements in the training split"
-            )
+        check_known(named, counts)
         enough = [user for user, count in counts.items() if count >= self.min_judgements]
         number = math.floor(self.unseen_share * len(enough) + 0.5)
         if self.unseen_share and enough and not number:
@@ -100,16 +97,33 @@ class UserProtocol:
         return seen, [user for user in enough if user in unseen]
 
 
+def check_known(users: Collection[str], judged: Collection[str]) -> None:
+    """Refuse unseen users who have no judgements.
+
+    Args:
+        users: Who is to be unseen.
+        judged: Who has judgements in the training split.
+
+    Raises:
+        ValueError: Naming them.
+    """
+    if unknown := sorted(set(users) - set(judged), key=str):
+        raise ValueError(
+            f"loader.users.unseen names {unknown[:5]}, who have no judgements in the training split"
+        )
+
+
 class UserView(torch.utils.data.Dataset[list[TokenRow]]):
     """Records of a split with the judgements of some users; records of which none is left are not read.
 
     Attributes:
-        sizes: As those of :class:`TokenTable`, of the records that are read.
+        sizes: As those of :class:`RecordTable`, of the records that are read.
+        places: Which of the split's records those are, ascending, (n,).
         num_kept: Judgements that stay.
         num_judgements: Judgements of the split.
     """
 
-    def __init__(self, table: TokenTable, users: Collection[str], *, anonymous: bool) -> None:
+    def __init__(self, table: RecordTable, users: Collection[str], *, anonymous: bool) -> None:
         """Find the judgements.
 
         Args:
@@ -132,12 +146,17 @@ class UserView(torch.utils.data.Dataset[list[TokenRow]]):
         kept = before[self._ends] - before[self._starts]
         self.num_kept, self.num_judgements = int(before[-1]), len(self._mask)
         self._whole = kept == counts
-        self._rows = np.flatnonzero((kept > 0) | ((counts == 0) & anonymous))
-        self.sizes: NDArray[np.int32] = np.asarray(table.sizes)[self._rows]
+        self.places = np.flatnonzero((kept > 0) | ((counts == 0) & anonymous))
+        self._kept: NDArray[np.int64] = kept[self.places]
+        self.sizes: NDArray[np.int32] = np.asarray(table.sizes)[self.places]
 
     def __len__(self) -> int:
         """Number of records."""
-        return len(self._rows)
+        return len(self.places)
+
+    def comparison_counts(self) -> NDArray[np.int64]:
+        """Judgements of every record that stay, (n,)."""
+        return self._kept
 
     def without_tokens(self) -> Self:
         """The same records, whose tokens are not read."""
@@ -148,14 +167,14 @@ class UserView(torch.utils.data.Dataset[list[TokenRow]]):
     def rows(self) -> Iterator[TokenRow]:
         """Every record in order."""
         kept = np.zeros(len(self.table), dtype=bool)
-        kept[self._rows] = True
+        kept[self.places] = True
         for place, (row, keep) in enumerate(zip(self.table.rows(), kept.tolist(), strict=True)):
             if keep:
                 yield self._filtered(row, place)
 
     def __getitem__(self, rows: list[int]) -> list[TokenRow]:
         """Read several records at once."""
-        places = self._rows[rows].tolist()
+        places = self.places[rows].tolist()
         return [self._filtered(row, place) for row, place in zip(self.table[places], places, strict=True)]
 
     def _filtered(self, row: TokenRow, place: int) -> TokenRow:
@@ -172,7 +191,7 @@ def joined(first: Sequence[str], others: Sequence[str]) -> list[str]:
 def user_view(
     name: str,
     split: str,
-    table: TokenTable,
+    table: RecordTable,
     protocol: UserProtocol,
     seen: Sequence[str],
     unseen: Sequence[str],

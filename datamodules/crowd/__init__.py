@@ -11,12 +11,13 @@ from .posterior import (
     forgetting_horizon,
     smooth_certain,
 )
-from .priors import CrowdPriors, VotePriors, crowd_priors, read_priors, resolve_prior
+from .priors import CrowdPriors, ItemPriors, VotePriors, crowd_priors, read_priors, resolve_prior
 
 __all__ = [
     "TOLERANCE",
     "CrowdConfig",
     "CrowdPriors",
+    "ItemPriors",
     "VotePriors",
     "beta_view",
     "crowd_batch_target",

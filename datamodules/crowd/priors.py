@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,10 +14,10 @@ from torch import Tensor
 
 from ..joins import SideTable
 from ..records import RecordError, SourceRow, read_json_lines
-from ..tokens import CacheReader, TokenTable
+from ..tokens import DataReader, RecordTable
 from .config import WORDS, CrowdConfig, distribution
 
-__all__ = ["CrowdPriors", "VotePriors", "crowd_priors", "read_priors", "resolve_prior"]
+__all__ = ["CrowdPriors", "ItemPriors", "VotePriors", "crowd_priors", "read_priors", "resolve_prior"]
 
 
 def resolve_prior(
@@ -110,6 +111,14 @@ def _prior_line(row: SourceRow, num_labels: int | None) -> tuple[str, Tensor]:
         raise RecordError("prior", value, f"probabilities ({error})", reason="out of range") from None
 
 
+class ItemPriors(Protocol):
+    """What is asked of priors when a batch is made."""
+
+    def of(self, places: Sequence[tuple[str, int]]) -> Tensor | None:
+        """Prior means of items, named by record id and place in it, (n, K); NaN for one without, None for none at all."""
+        ...
+
+
 @dataclass(frozen=True)
 class CrowdPriors:
     """What is expected of each response before anyone voted; picklable. Made by :func:`crowd_priors`.
@@ -193,7 +202,7 @@ def crowd_priors(
 class VotePriors:
     """Priors of every kind of votes of a token cache."""
 
-    def __init__(self, name: str, reader: CacheReader) -> None:
+    def __init__(self, name: str, reader: DataReader) -> None:
         """Look at nothing yet.
 
         Args:
@@ -225,7 +234,7 @@ class VotePriors:
             self._priors[name] = crowd, crowd_priors(crowd, self.reader.categories[name], mean=mean)
         return self._priors[name][1]
 
-    def of_all(self, crowd: CrowdConfig) -> dict[str, CrowdPriors]:
+    def of_all(self, crowd: CrowdConfig) -> Mapping[str, ItemPriors]:
         """Priors for every kind of votes; what is given for so many categories need not fit both kinds."""
         priors: dict[str, CrowdPriors] = {}
         errors: dict[str, ValueError] = {}
@@ -241,7 +250,7 @@ class VotePriors:
         return priors
 
     def check_judged(
-        self, name: str, crowd: CrowdConfig, tables: Mapping[str, TokenTable], joined: SideTable | None
+        self, name: str, crowd: CrowdConfig, tables: Mapping[str, RecordTable], joined: SideTable | None
     ) -> None:
         """Make sure that every item of some splits has votes or a prior.
 

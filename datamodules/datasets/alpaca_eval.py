@@ -5,7 +5,7 @@
 * Licence: the repository is Apache-2.0, its README marks the data CC-BY-NC-4.0: take them as not for commercial use.
 * Revision: commit cd543a149df8.
 * Columns read: ``instruction``, ``output_1`` (the baseline's answer), ``output_2`` (the model's), ``preference``, ``annotator``,
-  ``dataset`` (may be missing).
+  ``generator_1``, ``generator_2``, ``dataset`` (these three may be missing).
 * Split rule (ours; all of it is test data): an instruction, whichever models answered it, goes to training, validation or
   test (80/10/10) by the SHA-1 of its text.
 
@@ -13,7 +13,8 @@ The sense of ``preference``: 1 is ``output_1``, 2 is ``output_2``, and what lies
 ``output_2``, as judges with log-probabilities give it; 1.5, and 0 in old files, is a draw. So the share of the comparison is
 that of the winner, at least 0.5, and only a draw is a tie. There is no strength: a share says how sure a judge is.
 
-A row is one record with one comparison: the judge is the user, the part of the evaluation set (``dataset``) the domain. Several
+A row is one record with one comparison: the judge is the user, the part of the evaluation set (``dataset``) the domain, and a
+response's system is its ``generator``. Several
 judges saw the same pair, which is merged with all its judgements when tokenised. A row whose judgement could not be
 parsed (``preference`` null or NaN) is an error ``no judgement``, and models gave blank answers: ``on_invalid="skip"``, the
 default here, counts both. Where a model answered as the baseline did, the pair is dropped and counted when tokenised.
@@ -36,6 +37,7 @@ from ..records import (
     number_field,
     read_json_list,
     rows_of_split,
+    system_field,
     text_field,
     user_field,
 )
@@ -136,7 +138,10 @@ class AlpacaEvalDataModule(PreferenceDataModule):
         comparison = compared(
             0, 1, _judgement(row), user=judge, domain=None if part is None else text_field("dataset", part)
         )
-        answers = (Response(row.text(name).strip()) for name in ("output_1", "output_2"))
+        answers = (
+            Response(row.text(f"output_{i}").strip(), system=system_field(name, row.get(name, optional=True)))
+            for i, name in ((1, "generator_1"), (2, "generator_2"))
+        )
         return PreferenceRecord(
             id=row.text("id"), prompt=_prompt(row), responses=tuple(answers), comparisons=(comparison,)
         )

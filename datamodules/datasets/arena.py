@@ -13,7 +13,7 @@
 * Columns read: ``role`` and ``content`` of the turns of ``conversation_a`` and ``conversation_b``, ``winner``, and the judge
   (33k ``judge``, 100k ``judge_hash``; 140k has ``evaluation_session_id`` alone); of 33k, where flagged rows are left out,
   ``openai_moderation.flagged``. Of 55k ``prompt``, ``response_a``, ``response_b``, ``winner_model_a``,
-  ``winner_model_b``, ``winner_tie``. Which models answered is not read.
+  ``winner_model_b``, ``winner_tie``. Of all ``model_a`` and ``model_b``, the systems of the responses, where they are there.
 * Split rule (ours; each release has one split): a tenth, by a hash of what the user says first, is the test split; validation is
   carved out of training by another hash. In 140k all votes of a session stay on one side, and so do sessions in which
   the user begins with the same words; where many begin with the same greeting, the test split may be far from a tenth.
@@ -31,6 +31,7 @@ Texts of 55k are lists of turns, written as JSON. A turn that is null there, and
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from hashlib import sha1
 from pathlib import Path
 from typing import Literal, NamedTuple, Unpack
@@ -56,6 +57,7 @@ from ..records import (
     one_hot_judgement,
     parse_messages,
     split_sides,
+    system_field,
     text_field,
     user_field,
 )
@@ -183,7 +185,8 @@ class ArenaDataModule(PreferenceDataModule):
         if self.data_dir is None:
             return release.hub.rows("train")
         names = [name for name in (release.judge, release.session) if name is not None]
-        columns = ("conversation_a", "conversation_b", "winner", "openai_moderation", *names)
+        columns = (*(f"{name}_{side}" for name in ("conversation", "model") for side in SIDES), "winner")
+        columns = (*columns, "openai_moderation", *names)
         return read_parts(self.files("train"), columns)
 
     def _wanted(self, row: SourceRow) -> bool:
@@ -232,10 +235,14 @@ class ArenaDataModule(PreferenceDataModule):
         user = None if judge is None else user_field(judge, row.get(judge))
         names = [f"{'response' if self.release == '55k' else 'conversation'}_{side}" for side in SIDES]
         prompt, responses = split_sides(names, [self._side(row, side) for side in SIDES])
+        models = [(name, row.get(name, optional=True)) for name in ("model_a", "model_b")]
         return PreferenceRecord(
             id=row.text("id"),
             prompt=prompt,
-            responses=tuple(responses),
+            responses=tuple(
+                replace(response, system=system_field(*model))
+                for response, model in zip(responses, models, strict=True)
+            ),
             comparisons=(compared(0, 1, self._judgement(row), user=user),),
             group=row.text("group"),
         )

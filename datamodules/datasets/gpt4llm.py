@@ -5,7 +5,7 @@
 * Licence: CC-BY-NC-4.0: not for commercial use.
 * Revision: commit 80cda626ea30. Its README describes another schema than the file has; both are read. The bytes of
   the release itself could not be read when this was written.
-* Columns read: ``user_input``, and ``responses_and_scores`` (of each ``response`` and ``score``, 0 to 10, with halves); or, as
+* Columns read: ``user_input``, and ``responses_and_scores`` (of each ``response``, ``source`` and ``score``, 0 to 10, with halves); or, as
   the README has it, ``completion_a`` (the better one) and ``completion_b``.
 * Split rule (ours; the release has none): a prompt goes to training, validation or test (80/10/10) by the SHA-1 of its text.
 
@@ -37,6 +37,7 @@ from ..records import (
     read_json_list,
     rows_of_split,
     signed_judgement,
+    system_field,
     text_field,
 )
 from ..settings import LenientSettings, OnInvalid
@@ -157,4 +158,5 @@ def _answers(row: SourceRow) -> Iterator[Response | RecordError]:
 def _scored(field: str, entry: object) -> Response:
     fields = mapping_field(field, entry)
     text = text_field(f"{field}.response", fields.get("response"), blank="empty response")
-    return Response(text.strip(), score=number_field(f"{field}.score", fields.get("score"), 0, HIGHEST))
+    score = number_field(f"{field}.score", fields.get("score"), 0, HIGHEST)
+    return Response(text.strip(), score, system=system_field(f"{field}.source", fields.get("source")))

@@ -6,7 +6,7 @@
 * Licence: ODC-By.
 * Revision: 12910233a0238a997ebe425656e9dfed7b0ff031. Its evaluators have random names; older revisions have raw worker
   ids. The schema is that of the release's card and of public readers of it; the bytes were not at hand.
-* Columns read: ``text``, ``completion_a``, ``completion_b``, and of each entry of ``normal_worker_annotations`` and
+* Columns read: ``text``, ``completion_a``, ``completion_b``, ``model_a``, ``model_b`` (may be missing), and of each entry of ``normal_worker_annotations`` and
   ``expert_worker_annotations`` ``evaluator`` and the chosen one of ``overall_pref``, ``helpful_pref``,
   ``truthful_pref``, ``harmless_pref``.
 * Split rule (ours; the release has one split): a tenth of the prompts, by their hash, is the test split; validation is
@@ -41,6 +41,7 @@ from ..records import (
     list_field,
     mapping_field,
     signed_judgement,
+    system_field,
     user_field,
 )
 from ..settings import SharedSettings
@@ -129,6 +130,8 @@ class MultiPrefDataModule(PreferenceDataModule):
                 "text",
                 "completion_a",
                 "completion_b",
+                "model_a",
+                "model_b",
                 *(f"{pool}_worker_annotations" for pool in POOLS),
             )
             rows = read_parts(self.files(source), columns)
@@ -147,7 +150,13 @@ class MultiPrefDataModule(PreferenceDataModule):
         return PreferenceRecord(
             id=row.text("id"),
             prompt=row.text("text").strip(),
-            responses=tuple(Response(row.text(f"completion_{side}").strip()) for side in ("a", "b")),
+            responses=tuple(
+                Response(
+                    row.text(f"completion_{side}").strip(),
+                    system=system_field(name, row.get(name, optional=True)),
+                )
+                for side, name in (("a", "model_a"), ("b", "model_b"))
+            ),
             comparisons=comparisons,
             group=row.text("group"),
             aspect=self.aspect,

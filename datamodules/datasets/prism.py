@@ -6,7 +6,7 @@
   their providers.
 * Revision: 18ab5cfb37456f4ec8cbc00212ce54cf7b1239f6.
 * Columns read: ``conversation_id``, ``user_id``, ``turn`` (from 0), ``within_turn_id``, ``conversation_type``,
-  ``user_prompt``, ``model_response``, ``score`` (1 terrible to 100 perfect), ``if_chosen``.
+  ``user_prompt``, ``model_response``, ``model_name``, ``score`` (1 terrible to 100 perfect), ``if_chosen``.
 * Split rule (ours; the release has one part): a conversation goes to training, validation or test (80/10/10) by the
   SHA-1 of its opening prompt, so that equal openings stay together. Users have about six conversations each, so
   most users are in training and some of them in a held-out split, too.
@@ -44,6 +44,7 @@ from ..records import (
     number_field,
     parse_rows,
     read_json_lines,
+    system_field,
     user_field,
     whole_field,
 )
@@ -68,6 +69,7 @@ class _Utterance(NamedTuple):
     place: int
     prompt: str
     response: str
+    model: str | None
     score: float
     chosen: bool
 
@@ -147,7 +149,7 @@ class PRISMDataModule(PreferenceDataModule):
         return PreferenceRecord(
             id=row.text("id"),
             prompt=tuple(row.made("prompt", list)),
-            responses=tuple(Response(one.response, one.score / 100) for one in responses),
+            responses=tuple(Response(one.response, one.score / 100, system=one.model) for one in responses),
             comparisons=tuple(self._comparisons(responses)),
             group=row.text("opening"),
         )
@@ -238,6 +240,7 @@ def _parse_utterance(row: SourceRow) -> _Utterance:
         place=whole_field("within_turn_id", row.get("within_turn_id"), 0),
         prompt=prompt,
         response=response,
+        model=system_field("model_name", row.get("model_name", optional=True)),
         score=number_field("score", row.get("score"), 1, 100),
         chosen=flag_field("if_chosen", row.get("if_chosen")),
     )

@@ -12,7 +12,7 @@
   test, the next to validation, the others to training (of 16 passages 2, 2 and 12).
 
 A question is one record. The prompt is the question's text alone: the story it is about is not read (it is longer
-than what most backbones take), so a model sees the summary without what it summarises. Responses carry
+than what most backbones take), so a model sees the summary without what it summarises. Responses carry their system,
 the ratings as votes and their mean, divided by 100, as score. Every two responses are a comparison: the votes
 are how many of the reviewers of both rated the first higher, both equally, the second higher; two responses
 without a common reviewer are not compared. A rating that is missing or no number in 0..100 is an error: the 720
@@ -62,6 +62,7 @@ class Answer(NamedTuple):
     """A response and what each reviewer gave it, 0..100."""
 
     text: str
+    system: str
     ratings: dict[str, float]
 
 
@@ -163,7 +164,7 @@ class SQuALITYDataModule(PreferenceDataModule):
             allowed = "a question whose text is in the file of questions"
             raise RecordError("question", row.text("id"), allowed, reason="no question text")
         answers = [
-            self._answer(f"{row.text('id')}.{system}", content)
+            self._answer(f"{row.text('id')}.{system}", system, content)
             for system, content in mapping_field("questions", row.get("systems")).items()
         ]
         return PreferenceRecord(
@@ -174,7 +175,7 @@ class SQuALITYDataModule(PreferenceDataModule):
             group=row.text("passage"),
         )
 
-    def _answer(self, field: str, content: object) -> Answer:
+    def _answer(self, field: str, system: str, content: object) -> Answer:
         content = mapping_field(field, content)
         text = text_field(f"{field}.response", content.get("response"))
         ratings: dict[str, float] = {}
@@ -186,7 +187,7 @@ class SQuALITYDataModule(PreferenceDataModule):
                 allowed = "another worker for each review"
                 raise RecordError(f"{place}.worker_id", worker, allowed, reason="duplicate worker")
             ratings[worker] = number_field(f"{place}.{name}", review.get(name), 0, SCALE)
-        return Answer(text.strip(), ratings)
+        return Answer(text.strip(), system, ratings)
 
     def _response(self, answer: Answer) -> Response:
         ratings = answer.ratings.values()
@@ -196,7 +197,7 @@ class SQuALITYDataModule(PreferenceDataModule):
         else:
             places = (min(int(x * self.num_bins / SCALE), self.num_bins - 1) for x in ratings)
             votes = vote_counts(places, self.num_bins)
-        return Response(answer.text, score=high / len(ratings), votes=votes)
+        return Response(answer.text, score=high / len(ratings), votes=votes, system=answer.system)
 
 
 def _comparisons(answers: list[Answer]) -> Iterator[Comparison]:

@@ -5,7 +5,7 @@
   https://arxiv.org/abs/2306.04751). Not on the Hugging Face hub.
 * Licence: Apache-2.0.
 * Revision: commit e6c3044aa620.
-* Columns read: ``id``, ``prompt``, ``completion_a``, ``completion_b``, ``preference``, ``evaluator``, and with
+* Columns read: ``id``, ``prompt``, ``completion_a``, ``completion_b``, ``model_a``, ``model_b``, ``preference``, ``evaluator``, and with
   ``acceptability`` ``completion_a_is_acceptable``, ``completion_b_is_acceptable`` (``yes``, ``no``).
 * Split rule (ours; all of it is test data): a prompt, whichever models answered it, goes to training, validation or test
   (80/10/10) by the SHA-1 of its text.
@@ -37,6 +37,7 @@ from ..records import (
     name_field,
     read_table,
     rows_of_split,
+    system_field,
     user_field,
     vote_counts,
 )
@@ -115,16 +116,18 @@ class TuluHumanEvalDataModule(PreferenceDataModule):
         return PreferenceRecord(
             id=f"{NAME}:{name_field('id', row.get('id'))}",
             prompt=_prompt(row),
-            responses=tuple(self._response(row, f"completion_{side}") for side in "ab"),
+            responses=tuple(self._response(row, side) for side in "ab"),
             comparisons=(compared(0, 1, judgement, user=evaluator),),
         )
 
-    def _response(self, row: SourceRow, field: str) -> Response:
+    def _response(self, row: SourceRow, side: str) -> Response:
+        field, model = f"completion_{side}", f"model_{side}"
         votes = None
         if self.acceptability:
             name = f"{field}_is_acceptable"
             votes = vote_counts([ANSWERS[choice_field(name, row.get(name), ANSWERS)]], len(ANSWERS))
-        return Response(row.text(field).strip(), votes=votes)
+        system = system_field(model, row.get(model, optional=True))
+        return Response(row.text(field).strip(), votes=votes, system=system)
 
 
 def _prompt(row: SourceRow) -> str:

@@ -7,7 +7,7 @@
 * Licence: MIT, both.
 * Revision: 40b436560ca83a8dba36114c22ab3c66e43f6d5e of the raw release, 3949bf5f8c17c394422ccfab0c31ea9c20bdeb85 of the pairs.
   The schemas are those of the releases' cards and of public readers of them; the bytes were not at hand.
-* Columns read: of the raw release ``source``, ``instruction``, and of each of ``completions`` ``response``,
+* Columns read: of the raw release ``source``, ``instruction``, and of each of ``completions`` ``response``, ``model``,
   ``annotations.<aspect>.Rating`` and, if asked for, ``overall_score``; of the pairs ``prompt``, ``chosen``, ``rejected``,
   ``score_chosen``, ``score_rejected``. The system prompts that the completions were made with, each another one, are
   not read.
@@ -57,6 +57,7 @@ from ..records import (
     parse_rows,
     signed_judgement,
     split_sides,
+    system_field,
     text_field,
 )
 from ..settings import LenientSettings, OnInvalid
@@ -190,6 +191,7 @@ class UltraFeedbackDataModule(PreferenceDataModule):
             Response(
                 text_field(f"{place}.response", completion.get("response")).strip(),
                 score=self._score(place, completion),
+                system=system_field(f"{place}.model", completion.get("model")),
             )
             for place, completion in completions
         )

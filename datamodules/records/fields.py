@@ -17,6 +17,7 @@ __all__ = [
     "name_field",
     "nested_field",
     "number_field",
+    "system_field",
     "text_field",
     "user_field",
     "whole_field",
@@ -168,6 +169,13 @@ def user_field(field: str, value: object) -> str:
     if is_blank(name):
         raise RecordError(field, value, "a name that is not blank", reason="missing field")
     return name
+
+
+def system_field(field: str, value: object) -> str | None:
+    """The name of who wrote a response; None where there is none: nobody needs it to learn from the response."""
+    if value is None or (isinstance(value, str) and is_blank(value)):
+        return None
+    return name_field(field, value)
 
 
 def _wrong_type(field: str, value: object, allowed: str) -> RecordError:

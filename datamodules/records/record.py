@@ -11,7 +11,8 @@ input                             what happens
 ================================  ==========================================================================
 tie                               ``preference=0.5``; trains, and is left out of accuracy
 identical responses               kept; their comparisons are dropped and counted when tokenised
-empty or blank response           error ``empty response``
+identical responses, two systems  two responses, where rows are merged, too; their comparison is dropped as any such
+empty or blank response           error ``empty response``, unless the data module leaves it out and says so (``left_out``)
 empty prompt                      allowed: the response is scored on its own
 no prompt anywhere in a record    allowed and counted; a split of such records alone warns
 missing field, wrong type         error ``missing field`` / ``wrong type``
@@ -20,7 +21,7 @@ number beyond float32             error ``not finite``: above 3.4e38 it would be
 share, weight, votes off range    error ``out of range``
 weights of a split that sum to 0  error of the split, and so if the sum is not finite in float32
 index that points at no response  error ``out of range``
-blank id, user, domain, ...       error ``missing field``: nothing but characters that show nothing
+blank id, user, system, ...       error ``missing field``: nothing but characters that show nothing
 no judgement and no rating        allowed here (scoring needs none); a training split drops and counts it
 the same judgement again          kept, and counted as ``repeated``: same prompt, texts, share, judge and domain
 duplicate record id               error ``duplicate id``, found when the split is read
@@ -200,6 +201,7 @@ class Response:
         prior: What to expect of the crowd before anyone voted: a distribution over the categories; None if unknown.
         user: Whose reward is asked for in the predict split; None for the record's.
         domain: In which domain, likewise.
+        system: Who wrote it: a model, a person, the system prompt of a domain; None if unknown.
         messages: Its turns, where it is more than one turn of the assistant with nothing but content; the last is the
             assistant's. A chat template gets them, the plain format has ``text``.
     """
@@ -211,6 +213,7 @@ class Response:
     user: str | None = None
     domain: str | None = None
     messages: tuple[Message, ...] | None = None
+    system: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +262,7 @@ class PreferenceRecord:
         user: Whose reward is asked for in the predict split, of responses that do not say it; None for nobody in
             particular.
         domain: In which domain, likewise.
+        left_out: What the data module left out of the row, a number by reason; counted in the report as dropped.
     """
 
     id: str
@@ -271,6 +275,7 @@ class PreferenceRecord:
     weight: float | None = None
     user: str | None = None
     domain: str | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         """Check every field.

@@ -1,19 +1,24 @@
 """A record becomes tokens: text formats, the cache and its preparation."""
 
-from .cache import CacheReader, TokenTable, fingerprint, lengths
+from .cache import CacheReader, TokenTable, fingerprint
 from .cache_writer import CacheWriter, remove_left_overs
 from .config import BYTE, TextConfig
 from .decoded import decoded_responses
 from .integrity import cache_damage
 from .preparation import report_split, tokenise
+from .reader import DataReader
 from .report import SplitReport
 from .rows import TokenRow, prompt_alone, take_row_comparisons, take_row_responses, without_prompt
+from .table import CHUNK, RecordTable, lengths
 from .text import RecordTokenizer, byte_tokenizer
 
 __all__ = [
     "BYTE",
+    "CHUNK",
     "CacheReader",
     "CacheWriter",
+    "DataReader",
+    "RecordTable",
     "RecordTokenizer",
     "SplitReport",
     "TextConfig",

@@ -9,33 +9,29 @@ import copy
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from ..columns import Item, optional_columns
-from ..joins import SideTable
+from ..columns import optional_columns
 from .integrity import cache_damage, read_meta
+from .reader import DataReader
 from .report import SplitReport
 from .rows import Origins, TokenRow
+from .table import CHUNK, RecordTable
 
 if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
 
-__all__ = ["CacheReader", "TokenTable", "fingerprint", "lengths"]
+__all__ = ["CacheReader", "TokenTable", "fingerprint"]
 
 VERSION = 6
 """Counts up when the files' content changes, so that old caches are made anew."""
-
-
-CHUNK = 1024
-"""Records read at a time where all are."""
 
 
 def fingerprint(description: Mapping[str, object]) -> str:
@@ -45,8 +41,8 @@ def fingerprint(description: Mapping[str, object]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-class TokenTable(torch.utils.data.Dataset[list[TokenRow]]):
-    """Rows of one split, read from the memory map; indexed by a list of rows at a time; picklable."""
+class TokenTable(RecordTable):
+    """Records of one split, read from the memory map."""
 
     def __init__(self, folder: Path, split: str) -> None:
         """Map the split's files.
@@ -70,10 +66,6 @@ class TokenTable(torch.utils.data.Dataset[list[TokenRow]]):
 
         return Dataset.from_file(str(path))
 
-    def __len__(self) -> int:
-        """Number of records."""
-        return len(self.sizes)
-
     def without_tokens(self) -> Self:
         """The same records, whose tokens are not read."""
         other = copy.copy(self)
@@ -93,64 +85,6 @@ class TokenTable(torch.utils.data.Dataset[list[TokenRow]]):
     def __getitem__(self, rows: list[int]) -> list[TokenRow]:
         """Read several records at once."""
         return token_rows(self.dataset[rows])
-
-    def named_items(self, item: Item) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Key of the row of the data that holds each record, response or comparison, and its place there; (items,) each.
-
-        A record that was merged from several rows has the key of the first.
-        """
-        keys = self.column("record_key").to_numpy()
-        if item == "record":
-            return keys, np.zeros(len(keys), dtype=np.int64)
-        index = self.column(f"{item}_index")
-        counts = lengths(index)
-        named, places = np.repeat(keys, counts), _whole(index)
-        rows = self.column("merged_id")
-        merged = np.repeat(lengths(rows) > 0, counts)
-        if merged.any():
-            first = np.cumsum(lengths(rows)) - lengths(rows)
-            row = np.repeat(first, counts)[merged] + _whole(self.column(f"{item}_origin"))
-            named[merged] = _whole(self.column("merged_key"))[row]
-            places[merged] = _whole(self.column(f"{item}_place"))
-        return named, places
-
-    def without_votes(
-        self,
-        name: str,
-        categories: int,
-        *,
-        own_prior: bool,
-        known: Collection[str] = (),
-        joined: SideTable | None = None,
-    ) -> tuple[str, int] | None:
-        """First item that nobody voted on, as id of its row of the data and place in it; None if there is none.
-
-        Args:
-            name: ``votes`` or ``comparison_votes``.
-            categories: Numbers per item.
-            own_prior: Whether a prior that the record brings stands for votes.
-            known: Ids of rows whose items need no votes.
-            joined: Side table of priors, which stand for votes likewise.
-        """
-        of_responses = name == "votes"
-        items = lengths(self.column("response_index" if of_responses else "comparison_index"))
-        sums = _item_sums(self.column(name), items, categories)
-        if of_responses and own_prior:
-            sums = sums + _item_sums(self.column("prior"), items, categories)
-            if joined is not None:
-                sums = sums + (joined.find(*self.named_items("response")) >= 0)
-        lacking, ends = np.flatnonzero(sums == 0), np.cumsum(items)
-        numbers, first = np.unique(np.searchsorted(ends, lacking, side="right"), return_index=True)
-        groups = np.split(lacking, first[1:])
-        plain = self.without_tokens()
-        for start in range(0, len(numbers), CHUNK):
-            some = numbers[start : start + CHUNK].tolist()
-            for number, row, group in zip(some, plain[some], groups[start:], strict=False):
-                names, _, places = row.items_of("response" if of_responses else "comparison")
-                for item in (group - (ends[number] - items[number])).tolist():
-                    if names[item] not in known:
-                        return names[item], int(places[item])
-        return None
 
 
 def token_rows(table: Any) -> list[TokenRow]:  # noqa: ANN401  a pyarrow table, which datasets does not say
@@ -184,30 +118,6 @@ def token_rows(table: Any) -> list[TokenRow]:  # noqa: ANN401  a pyarrow table, 
     ]
 
 
-def lengths(column: "pa.ChunkedArray") -> NDArray[np.int64]:
-    """Length of every list."""
-    parts = [chunk.value_lengths().to_numpy() for chunk in column.chunks]
-    return np.concatenate([*parts, np.empty(0)]).astype(np.int64)
-
-
-def _flat(column: "pa.ChunkedArray") -> NDArray[np.float64]:
-    """The numbers of every list, one after the other."""
-    return np.concatenate([*(chunk.flatten().to_numpy() for chunk in column.chunks), np.empty(0)])
-
-
-def _whole(column: "pa.ChunkedArray") -> NDArray[np.int64]:
-    """The whole numbers of every list, one after the other."""
-    parts = [chunk.flatten().to_numpy().astype(np.int64) for chunk in column.chunks]
-    return np.concatenate([*parts, np.empty(0, np.int64)])
-
-
-def _item_sums(column: "pa.ChunkedArray", items: NDArray[np.int64], width: int) -> NDArray[np.float64]:
-    """Sum of each item's numbers in a column of lists; 0 for the items of rows that lack them."""
-    sums = np.zeros(int(items.sum()))
-    sums[np.repeat(lengths(column) == items * width, items)] = _flat(column).reshape(-1, width).sum(1)
-    return sums
-
-
 PLAIN = ("id", "record_key", "prompt_length")
 """Columns of one value a record; all others are lists."""
 ORIGINS = (
@@ -235,7 +145,7 @@ def _slices(column: "pa.ChunkedArray") -> list[Any]:
     return [values[start:stop] for start, stop in pairwise(offsets.tolist())]
 
 
-class CacheReader:
+class CacheReader(DataReader):
     """A complete cache folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -263,75 +173,3 @@ class CacheReader:
     def table(self, split: str) -> TokenTable:
         """Map one split."""
         return TokenTable(self.folder, split)
-
-    def judgements_of_users(self) -> Counter[str]:
-        """How many comparisons of the training split each user judged.
-
-        Raises:
-            ValueError: If there is no training split.
-        """
-        if "train" not in self.reports:
-            raise ValueError(
-                "loader.users tells seen from unseen users by the training split, and this data has none: name it, too, "
-                "or leave loader.users as it is by default"
-            )
-        chunks = self.table("train").column("user").chunks
-        counts: Counter[str] = Counter()
-        for chunk in chunks:
-            counts.update(name for name in chunk.flatten().to_pylist() if name is not None)
-        return counts
-
-    def groups_of_users(self) -> tuple[dict[str, str], int]:
-        """Group of each user who has one in any split, and how many judgements have a group but no user.
-
-        Raises:
-            ValueError: If a user is of two groups.
-        """
-        import pyarrow as pa
-        import pyarrow.compute
-
-        pc: Any = pyarrow.compute  # made when it is imported, which type checkers do not see
-
-        groups: dict[str, str] = {}
-        nobody = 0
-        if "group" not in self.present:
-            return groups, nobody
-        for split in self.reports:
-            table = self.table(split)
-            of_judgements = table.column("group")
-            grouped = pc.greater(pc.list_value_length(of_judgements), 0)
-            named = pc.greater(pc.list_value_length(users := table.column("user")), 0)
-            both = pc.and_(grouped, named)
-            nobody += len(pc.list_flatten(of_judgements.filter(pc.and_not(grouped, named))).drop_null())
-            pairs = pa.table(
-                [pc.list_flatten(column.filter(both)) for column in (users, of_judgements)], ["user", "group"]
-            )
-            for row in pairs.group_by(["user", "group"]).aggregate([([], "count_all")]).to_pylist():
-                user, group, number = row.values()
-                if user is None:
-                    nobody += number * (group is not None)
-                elif group is not None and groups.setdefault(user, group) != group:
-                    both_names = " and ".join(repr(name) for name in sorted((group, groups[user])))
-                    raise ValueError(
-                        f"{split}: user {user!r} is of groups {both_names}, and a user has one: mend the data, or take the "
-                        "column of groups out"
-                    )
-        return groups, nobody
-
-    def mean_votes(self, name: str) -> NDArray[np.float64] | None:
-        """Mean share of every category over the training split's judged items; None if there are none.
-
-        The first response of a comparison is the majority's, so its categories are averaged with their mirror image:
-        before anyone voted, neither side was the first.
-
-        Args:
-            name: ``votes`` (of responses) or ``comparison_votes``.
-        """
-        if "train" not in self.reports:
-            return None
-        counts = _flat(self.table("train").column(name)).reshape(-1, self.categories[name])
-        counts = counts[counts.sum(1) > 0]
-        if not len(counts):
-            return None
-        mean: NDArray[np.float64] = (counts / counts.sum(1, keepdims=True)).mean(0)
-        return (mean + mean[::-1]) / 2 if name == "comparison_votes" else mean

@@ -148,7 +148,9 @@ class CacheWriter:
         present = set().union(*(writer.present for writer in self._splits.values()))
         for split, writer in self._splits.items():
             # Where responses are rated, each rating is a judgement of its own, and so is its response.
-            rated = any(entry.stored in present for entry in optional_columns("response"))
+            rated = any(
+                entry.stored in present for entry in optional_columns("response") if entry.kind != "name"
+            )
             # Whoever has rows scored finds them again by their own ids.
             tokens = self.merged_tokens if split != "predict" else 0
             writer.merge(self.reports[split], tokens, equal_once=not rated)

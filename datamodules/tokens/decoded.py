@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
-from .cache import TokenTable
+from .table import RecordTable
 
 __all__ = ["decoded_responses"]
 
 
 def decoded_responses(
-    table: TokenTable, decode: Callable[..., Any], responses: Sequence[tuple[str, int]]
+    table: RecordTable, decode: Callable[..., Any], responses: Sequence[tuple[str, int]]
 ) -> list[tuple[str, str]]:
     """Prompt and text of responses, decoded from their tokens.
 

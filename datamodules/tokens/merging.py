@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from ..columns import Column, optional_columns
 from ..records import PreferenceRecord
-from .cache import CHUNK, ORIGINS, TokenTable, lengths, token_rows
+from .cache import ORIGINS, TokenTable, token_rows
 from .report import SplitReport
 from .rows import Columns, Origins, TokenRow
 from .schema import schema
+from .table import CHUNK, lengths
 from .text import common_prefix
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def prompt_digest(record: PreferenceRecord, cut: int) -> bytes:
 
 
 class _Responses(NamedTuple):
-    """Responses of some rows, equal ones once."""
+    """Responses of some rows, equal ones of one system once."""
 
     tokens: list[NDArray[np.int32]]
     """Each with its prompt."""
@@ -86,7 +87,7 @@ def merge_rows(rows: Sequence[TokenRow], *, max_tokens: int, equal_once: bool) -
     Args:
         rows: Of one prompt.
         max_tokens: Bound on the tokens of a record, unless a single row has more.
-        equal_once: Whether equal responses become one.
+        equal_once: Whether equal responses of one system become one.
 
     Returns:
         Numbers of the rows of each record; every row is in one.
@@ -118,14 +119,15 @@ def merge_rows(rows: Sequence[TokenRow], *, max_tokens: int, equal_once: bool) -
 def _responses(rows: Sequence[TokenRow], equal_once: bool) -> _Responses:
     texts: list[NDArray[np.int32]] = []
     members: list[list[int]] = []
-    known: dict[bytes, int] = {}
+    known: dict[tuple[object, ...], int] = {}
     for row in rows:
         ends = np.cumsum(row.lengths).tolist()
         prefix = row.tokens[: ends[0]]
         members.append([])
-        for start, stop in pairwise(ends):
+        for (start, stop), names in zip(pairwise(ends), row.response_names(), strict=True):
             tokens = np.concatenate([prefix, row.tokens[start:stop]])
-            number = known.setdefault(tokens.tobytes(), len(texts)) if equal_once else len(texts)
+            content = tokens.tobytes(), *names  # who wrote what two systems wrote alike must not be lost
+            number = known.setdefault(content, len(texts)) if equal_once else len(texts)
             if number == len(texts):
                 texts.append(tokens)
             members[-1].append(number)
@@ -172,23 +174,28 @@ def merged_record(rows: Sequence[TokenRow], *, equal_once: bool) -> TokenRow:
         comparisons=np.concatenate(pairs),
         comparison_index=np.arange(sum(counts), dtype=np.int32),
         preference=np.concatenate([row.preference for row in rows]),
-        columns=_columns(rows, counts),
+        columns=_columns(rows, counts, members),
         record_key=rows[0].record_key,
         prompt_length=min(prefix, *(row.prompt_length for row in rows)),
         origins=origins,
     )
 
 
-def _columns(rows: Sequence[TokenRow], comparisons: Sequence[int]) -> Columns:
-    """The optional columns of all rows; those of the record itself are equal in all, by the digest."""
+def _columns(rows: Sequence[TokenRow], comparisons: Sequence[int], members: list[list[int]]) -> Columns:
+    """The optional columns of all rows; those of the record itself are equal in all, by the digest.
+
+    Responses that have become one have the same names, and nothing else is said of them: the first stands for all.
+    """
     columns: Columns = {}
     counts = {"comparison": comparisons, "response": [len(row.response_index) for row in rows]}
+    _, first = np.unique(np.concatenate(members), return_index=True)
     for entry in optional_columns():
         known = [row.columns[entry.stored] for row in rows if entry.stored in row.columns]
         if known:
-            columns[entry.stored] = (
-                known[0] if entry.item == "record" else _joined(entry, rows, counts[entry.item])
-            )
+            values = known[0] if entry.item == "record" else _joined(entry, rows, counts[entry.item])
+            if entry.item == "response" and isinstance(values, list):
+                values = [values[place] for place in first.tolist()]
+            columns[entry.stored] = values
     return columns
 
 
@@ -233,7 +240,7 @@ def merge_split(
         digests: What :func:`prompt_digest` says of each of these, (rows, 2).
         report: Of the split; what was saved is written into it.
         max_tokens: Bound on the tokens of a merged record; 0 merges none.
-        equal_once: Whether equal responses of several rows become one.
+        equal_once: Whether equal responses of several rows become one, where one system wrote them.
 
     Returns:
         Of every new record the row that names it, and its sizes as :class:`TokenTable` has them; None if nothing changed.

@@ -1,11 +1,16 @@
 """What became of a split's rows: kept, merged, cut, skipped, dropped; every loss by its reason."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Self
 
 from ..records import RecordError
 
 __all__ = ["SplitReport"]
+
+LARGEST = ("longest", "largest_token")
+"""Fields of a report of several that hold the largest of theirs; all others the sum."""
 
 
 @dataclass
@@ -55,6 +60,17 @@ class SplitReport:
     repeated: int = 0
     notes: list[str] = field(default_factory=list)
     unread_columns: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of_all(cls, reports: Sequence[Self]) -> Self:
+        """What became of the rows of several, at least one, taken together."""
+        whole = cls()
+        for entry in fields(cls):
+            first, *others = (getattr(report, entry.name) for report in reports)
+            for value in others:
+                first = max(first, value) if entry.name in LARGEST else first + value
+            setattr(whole, entry.name, first)
+        return whole
 
     def skip(self, error: RecordError) -> None:
         """Count a row that is skipped."""

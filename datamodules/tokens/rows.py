@@ -74,6 +74,13 @@ class TokenRow(NamedTuple):
     prompt_place: int = -1
     origins: Origins | None = None
 
+    def response_names(self) -> list[tuple[str | None, ...]]:
+        """What tells each response from an equal one: its values in every column of names, such as who wrote it."""
+        count = len(self.response_index)
+        given = [self.columns.get(entry.stored) for entry in optional_columns("response", "name")]
+        columns = [names if isinstance(names, list) else [None] * count for names in given]
+        return [tuple(names[place] for names in columns) for place in range(count)]
+
     def items_of(self, item: Item) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
         """Of the record, or of every item: id and key of its row of the data, and its place there, a request's its response's."""
         if item == "record":

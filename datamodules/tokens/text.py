@@ -202,6 +202,7 @@ class RecordTokenizer:
         except RecordError as error:
             return error
         tokens.dropped.update(parts.left_out)
+        tokens.dropped.update(record.left_out)
         return tokens
 
     def _assemble(

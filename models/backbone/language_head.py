@@ -3,12 +3,15 @@
 from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = ["split_language_head"]
+
+LARGE = 100.0
+"""Size of the logits on which it is tried whether they are linear: above the caps that networks have (30 in Gemma 2)."""
 
 
 def split_language_head(model: "PreTrainedModel") -> tuple["PreTrainedModel", nn.Linear]:
@@ -45,16 +48,29 @@ def split_language_head(model: "PreTrainedModel") -> tuple["PreTrainedModel", nn
 
 @torch.no_grad()
 def _try(model: "PreTrainedModel", body: "PreTrainedModel", head: nn.Linear) -> tuple[float, bool]:
-    """Largest difference between the network's logits and the head's, relative to their size; whether it is causal."""
+    """Largest difference between the network's logits and the head's, relative to their size; whether it is causal.
+
+    The head's output is made large for this: random weights give small logits, which a cap leaves as they are.
+    """
     device = next(model.parameters()).device
     vocabulary = getattr(model.config, "vocab_size", 8)
     ids = torch.arange(8, device=device)[None].repeat(2, 1) % vocabulary
     ids[1, -1] = (ids[1, -1] + 1) % vocabulary
-    was_training = model.training
+    factor: list[Tensor] = []
+
+    def enlarge(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if not factor:
+            factor.append(LARGE / output.abs().max().clamp_min(1e-3))
+        return output * factor[0]
+
+    hook, was_training = head.register_forward_hook(enlarge), model.training
     model.eval()
-    logits = model(input_ids=ids, use_cache=False).logits.float()
-    own = head(body(input_ids=ids, use_cache=False).last_hidden_state).float()
-    model.train(was_training)
-    scale = float(logits.abs().max().clamp_min(1e-6))
-    causal = bool(torch.allclose(logits[0, 0], logits[1, 0], rtol=1e-3, atol=1e-4))
+    try:
+        logits = model(input_ids=ids, use_cache=False).logits.float()
+        own = head(body(input_ids=ids, use_cache=False).last_hidden_state).float()
+    finally:
+        hook.remove()
+        model.train(was_training)
+    scale = float(own.abs().max().clamp_min(1e-6))
+    causal = bool(torch.allclose(logits[0, 0], logits[1, 0], rtol=1e-3, atol=1e-3))
     return float((logits - own).abs().max()) / scale, causal

@@ -207,6 +207,11 @@ def load_model(config: BackboneConfig, *, language_head: bool = False) -> "PreTr
     network = _network_config(config)
     # FlexAttention is set later, when the device is known; otherwise transformers takes the best it has.
     attention = config.attention if config.attention in ("sdpa", "eager") else None
+    if language_head and not _has_causal_form(network, config):
+        raise ValueError(
+            f"imitation needs a causal network, and {network.model_type} has no language-model head: choose another "
+            "backbone, or set imitation=0 and perplexity=false"
+        )
     if config.name is None:
         model: PreTrainedModel = network_class.from_config(
             network, dtype=dtype, attn_implementation=attention
@@ -238,6 +243,16 @@ def load_model(config: BackboneConfig, *, language_head: bool = False) -> "PreTr
         # BERT's own pooler is never used here, and unused parameters stall distributed training.
         body.register_module("pooler", None)
     return model
+
+
+def _has_causal_form(network: "PretrainedConfig", config: BackboneConfig) -> bool:
+    """Whether there is a class for the network with a language-model head, of the library or of its own files."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    own = getattr(network, "auto_map", None) or {}
+    return network.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or (
+        config.trust_remote_code and "AutoModelForCausalLM" in own
+    )
 
 
 def _origin(config: BackboneConfig) -> dict[str, Any]:

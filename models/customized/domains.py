@@ -58,9 +58,21 @@ class DomainColumns:
         Args:
             indices: As in ``of``.
             names: As in ``of``.
+
+        Raises:
+            ValueError: If there is no name for one.
         """
         names = tuple(names) or tuple(self._own)
+        if unnamed := [index for index in indices if index >= len(names)]:
+            raise ValueError(
+                f"domain_id points at domain number {unnamed[0]}, and there are {len(names)}: where no data module names "
+                "them, let indices be those of the setting domains, and -1 for any other"
+            )
         return sorted({self._own.get(names[index], 0) if index >= 0 else 0 for index in indices})
+
+    def lacking(self, names: Sequence[str]) -> list[str]:
+        """Those of the data's domains that have no reward of their own and are not the general one, in their order."""
+        return [name for name in names if name not in self._own and name != GENERAL]
 
 
 def with_heads(
@@ -69,7 +81,7 @@ def with_heads(
     """Weights to start from, with a head for each domain: what it had in the other run, or a copy of the general one.
 
     Args:
-        state: Weights of the other run, by name.
+        state: Weights of the other run, by name; without ``head.weight`` where the general head is not taken over.
         settings: Its hyperparameters.
         domains: Those of this run that have a head; empty where none has.
         origin: What the other run's checkpoint is called in messages.

@@ -14,17 +14,16 @@ TINY = 1e-5
 
 
 def strict_weights(batch: PreferenceBatch) -> Tensor:
-    """Weights of comparisons in which one response is preferred, (P,) float32; a tie has none.
+    """Weights of comparisons in which one response is preferred, (P,) float32 (float64 of float64); a tie has none.
 
     Args:
         batch: With comparisons.
     """
-    preference = batch.get("preference")
-    if preference is None:
-        weight = torch.ones(len(batch["comparisons"]), device=batch["comparisons"].device)
-    else:
-        weight = (preference != 0.5).float()
-    return weight if "weight" not in batch else weight * batch["weight"].float()
+    given = [batch[name].dtype for name in ("preference", "weight") if name in batch]
+    dtype = torch.float64 if torch.float64 in given else torch.float32
+    weight = batch.get("weight", torch.ones(len(batch["comparisons"]), device=batch["comparisons"].device))
+    weight = weight.to(dtype)
+    return weight * (batch["preference"] != 0.5) if "preference" in batch else weight
 
 
 def imitation_weights(batch: PreferenceBatch, num_domains: int, threshold: float | None) -> Tensor:
@@ -43,7 +42,7 @@ def imitation_weights(batch: PreferenceBatch, num_domains: int, threshold: float
             hundred-thousandth), is above it, in [0, 1). Groups whose best is not above 0 have their best alone.
 
     Returns:
-        (R,) float32 >= 0. Nobody is imitated in a group of ties, or one whose judgements go round in a circle.
+        (R,) >= 0, float32 (float64 of float64). Nobody is imitated in a group of ties, or one whose judgements go round in a circle.
     """
     first, second = batch["comparisons"].unbind(dim=1)
     weight, prompt = strict_weights(batch), batch["response_prompt"]
@@ -52,7 +51,7 @@ def imitation_weights(batch: PreferenceBatch, num_domains: int, threshold: float
     cells, groups = len(prompt) * size, (len(batch["id"]) if "id" in batch else len(prompt)) * size
     # A cell is a response in a domain, a group a prompt in a domain.
     group_of_cell = (prompt.unsqueeze(1) * size + torch.arange(size, device=prompt.device)).flatten()
-    won = weight * (2 * batch["preference"] - 1) if "preference" in batch else weight
+    won = weight * (2 * batch["preference"].to(weight) - 1) if "preference" in batch else weight
     left, right = first * size + domain, second * size + domain
     net = weight.new_zeros(cells).index_add(0, left, won).index_add(0, right, -won)
     judged = weight.new_zeros(cells).index_add(0, left, weight).index_add(0, right, weight) > 0
@@ -63,7 +62,7 @@ def imitation_weights(batch: PreferenceBatch, num_domains: int, threshold: float
     if threshold is not None:
         chosen = torch.where(best > 0, judged & (score > threshold * (best + TINY)), chosen)
     of_group = weight.new_zeros(groups).index_add(0, prompt[first] * size + domain, weight)
-    number = weight.new_zeros(groups).index_add(0, group_of_cell, chosen.float())
+    number = weight.new_zeros(groups).index_add(0, group_of_cell, chosen.to(weight))
     share = torch.where(chosen, (of_group / number.clamp_min(1))[group_of_cell], 0.0)
     return share.view(len(prompt), size).sum(1)
 
@@ -74,8 +73,8 @@ def _scores(
     """What orders the responses of each group, by cell: their ratings where all that are compared have one."""
     if "score" not in batch:
         return net
-    score = batch["score"].float().repeat_interleave(len(net) // max(1, len(batch["score"])))
-    lacking = net.new_zeros(groups).index_add(0, group_of_cell, (judged & score.isnan()).float())
+    score = batch["score"].to(net).repeat_interleave(len(net) // max(1, len(batch["score"])))
+    lacking = net.new_zeros(groups).index_add(0, group_of_cell, (judged & score.isnan()).to(net))
     return torch.where(lacking[group_of_cell] > 0, net, torch.where(judged, score, 0.0))
 
 

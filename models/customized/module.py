@@ -4,31 +4,30 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Unpack
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pluralign.datamodules.batch import Basis, PreferenceBatch, RewardOutput, TokenStates
 from pluralign.datamodules.checks import check_choices, check_range
+from pluralign.datamodules.columns import provided_by
 from pluralign.losses import bradley_terry_loss, imitation_loss
 
 from .._loader_sums import Summed
 from ..backbone import Backbone, BackboneConfig, LoRAConfig, RewardHead, StoredFeatures
 from ..base import ModuleSettings
-from ..reward import RewardModule
 from .domains import GENERAL, DomainColumns, domain_names, with_heads
 from .imitation import imitation_weights, strict_weights
-from .start import StartWeights
+from .start import StartedModule
+from .ties import TieWatch
 
 __all__ = ["CustomizedRM"]
 
-LANGUAGE_HEAD = "backbone.language_head."
 TOKEN_NLL = "token_nll"
 """What validation measures of the language-model head: nats per token."""
-PATIENCE = 50
-"""Training batches of ties alone before a run is stopped; an epoch that has nothing else is, too."""
 
 
-class CustomizedRM(RewardModule):
+class CustomizedRM(StartedModule):
     r"""Reward model in three stages: a base language model, a general reward model, one that is customised to domains.
 
     Each stage is a run of this module that starts from the one before (``init_from``). All of them have one loss,
@@ -110,10 +109,10 @@ class CustomizedRM(RewardModule):
         self._check_settings()
         self.head: RewardHead | None = None
         self.heads = nn.ModuleList()
-        self._start: StartWeights | None = None
-        self._start_digest: float | None = None
         self._columns = DomainColumns(self.customized_domains)
-        self._strict: tuple[int, Tensor] | None = None
+        self._ties: TieWatch | None = None
+        if per_domain == "nothing":
+            self.reads_requests = frozenset()  # whoever is asked for, there is one reward
 
     def _check_settings(self) -> None:
         if self.ranking == self.imitation == 0:
@@ -157,7 +156,7 @@ class CustomizedRM(RewardModule):
         if self.imitation == 0 and isinstance(self.backbone, Backbone):
             self.backbone.freeze_language_head()
         self.load_initial_weights()
-        self._keep_start()
+        self.keep_start()
 
     def make_backbone(self) -> Backbone | StoredFeatures:
         """The network, with its language-model head where tokens are imitated or their perplexity is told.
@@ -182,58 +181,18 @@ class CustomizedRM(RewardModule):
             content: The other run's checkpoint.
         """
         state, new = super().initial_state(content)
-        present = self.state_dict().keys()
-        ours, theirs = (
-            {name for name in names if name.startswith(LANGUAGE_HEAD)} for names in (present, state)
-        )
-        if ours - theirs and self.backbone_config.name is not None:
-            new |= ours - theirs  # untouched in the other run, so that the base's own files have it
-        elif theirs - ours:
-            rank_zero_info(
-                f"init_from={self.init_from!r} has a language-model head, which a run with imitation=0 and perplexity=false "
-                "leaves behind"
-            )
-            state = {name: value for name, value in state.items() if name not in theirs}
+        state, absent = self.with_language_head(state, content)
+        if self._may_differ("head.weight"):
+            state = {name: value for name, value in state.items() if name != "head.weight"}
+            # Heads of new domains are copies of the general head that was just made.
+            absent |= {f"heads.{i}.weight" for i in range(len(self.heads))}
         domains = self.customized_domains if self.per_domain != "nothing" else ()
-        return with_heads(state, content.get("hyper_parameters", {}), domains, self.init_from), new
-
-    def _keep_start(self) -> None:
-        if self.l2_sp and self._started:
-            named = self.named_parameters()
-            self._start = StartWeights(
-                w for name, w in named if w.requires_grad and name in self._loaded_keys
-            )
+        return with_heads(state, content.get("hyper_parameters", {}), domains, self.init_from), new | absent
 
     def on_train_start(self) -> None:
-        """Make sure that there is what the run is pulled toward.
-
-        Raises:
-            ValueError: If ``l2_sp`` has no weights to start from, or others than the run that goes on had.
-        """
+        """Begin as every module does, and to look for something to learn."""
         super().on_train_start()
-        self._strict = 0, torch.zeros((), device=self.device)
-        if not self.l2_sp:
-            return
-        if self._start is None or not len(self._start):
-            raise ValueError(
-                f"l2_sp={self.l2_sp} pulls toward the weights that a run started from, and there are none: let init_from "
-                "name the checkpoint, also where a run goes on"
-            )
-        if self._start_digest not in (None, self._start.digest):
-            raise ValueError(
-                "init_from names other weights than those that this run started from: restore the file"
-            )
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """As every module; and which weights the run is pulled toward."""
-        super().on_save_checkpoint(checkpoint)
-        if self._start is not None:
-            checkpoint["pluralign"]["start"] = self._start.digest
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """As every module; and which weights the run was pulled toward."""
-        super().on_load_checkpoint(checkpoint)
-        self._start_digest = checkpoint.get("pluralign", {}).get("start")
+        self._ties = TieWatch(self.device)
 
     # Domains -------------------------------------------------------------------------------------------
 
@@ -244,13 +203,63 @@ class CustomizedRM(RewardModule):
             ValueError: If they do not; names those that there are.
         """
         super().on_fit_start()
+        self._check_unused()
         data = self.data
-        if data is None or not self.customized_domains or not data.domains:
+        if data is None or not (data.domains or data.splits):  # a data module that says nothing of them
             return
         if unknown := [name for name in self.customized_domains if name not in data.domains]:
             raise ValueError(
                 f"domains: the training data have no comparison of {', '.join(map(repr, unknown))}; they have "
-                f"{', '.join(map(repr, data.domains))}"
+                f"{', '.join(map(repr, data.domains)) or 'no domains'}"
+            )
+
+    def _check_unused(self) -> None:
+        """Make sure that a step of several ranks may leave out the weights of domains that its batches lack.
+
+        Raises:
+            ValueError: If it would wait for their gradients.
+        """
+        wrapped = self.trainer.strategy.model
+        if self.heads and isinstance(wrapped, DistributedDataParallel) and not wrapped.find_unused_parameters:
+            raise ValueError(
+                f"per_domain={self.per_domain!r} trains in each step what belongs to the domains of its batches alone: set "
+                "trainer.strategy=ddp_find_unused_parameters_true"
+            )
+
+    def check_batch(self, batch: PreferenceBatch) -> None:
+        """Check as every module does, and that training has domains where they have something of their own.
+
+        Raises:
+            ValueError: If it has none.
+        """
+        super().check_batch(batch)
+        if self.heads and self.training and "domain_id" not in batch:
+            raise ValueError(
+                f"per_domain={self.per_domain!r} needs comparisons that name their domain, and this data has none with any "
+                f"(domain_id, provided by {provided_by('domain_id')}): set per_domain=nothing, or add such data"
+            )
+
+    def predict_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Rewards of one batch as every module gives them, each by the domain that is asked for.
+
+        Raises:
+            ValueError: If rows ask for the reward of a domain that has none of its own.
+        """
+        if batch_idx == 0 and "request_domain_id" in batch and self.reads_requests:
+            self._check_requests()
+        return super().predict_step(batch, batch_idx, dataloader_idx)
+
+    def _check_requests(self) -> None:
+        """Refuse rows that ask for a domain without a reward of its own; names the first and where it stands."""
+        lacking = set(self._columns.lacking(self._names))
+        if self.data is None or not lacking:
+            return
+        rows = ((row.place, each.domain) for row in self.data.given("predict") for each in row.responses)
+        if (first := next((row for row in rows if row[1] in lacking), None)) is not None:
+            raise ValueError(
+                f"{first[0]}: domain {first[1]!r} has no reward of its own in this model, which has "
+                f"{', '.join((GENERAL, *self.customized_domains))}: name one of these, or leave the domain out for the reward "
+                f"of {GENERAL!r}"
             )
 
     @property
@@ -267,9 +276,10 @@ class CustomizedRM(RewardModule):
             batch: Token or feature batch; ``comparisons`` may be absent, and so may ``domain_id`` beside them.
 
         Returns:
-            ``reward`` (R,), the general one; with something of their own also the ``basis``, which has each domain's
-            beside it. With comparisons ``chosen`` and ``rejected`` (P,), each by its own domain. With requests outside
-            training ``requested`` (Q,), by the domain that is named. All float32. ``tokens`` where they are imitated.
+            ``reward`` (R,), the general one. With comparisons ``chosen`` and ``rejected`` (P,), each by its own domain.
+            Outside training, where domains have something of their own, the ``basis``, with each domain's reward beside
+            the general one, and with requests ``requested`` (Q,), by the domain that is named. All float32. ``tokens``
+            where they are imitated.
         """
         output = RewardOutput()
         backbone = self.built_backbone()
@@ -283,13 +293,28 @@ class CustomizedRM(RewardModule):
         assert self.head is not None  # built together with the backbone
         general = self.head(states)
         output["reward"] = general.squeeze(-1)
-        rewards = general
-        if self.heads:
-            rewards = torch.cat([general, *(head(states) for head in self.heads)], dim=1)
+        rewards = self._rewards(general, states, batch) if self.heads else general
+        if self.heads and not self.training:
             output["basis"] = Basis(
                 rewards, (GENERAL, *self.customized_domains), "domain_rewards", linear=True
             )
         return self._judged(output, rewards, batch)
+
+    def _rewards(self, general: Tensor, states: Tensor, batch: PreferenceBatch) -> Tensor:
+        """Rewards (R, 1 + D), the general one first; in training without a graph where the batch judges none of a domain.
+
+        A gradient of zeros is one, too: AdamW would move the head of a domain that is not there.
+        """
+        wanted = set(range(1 + len(self.heads)))
+        if self.training and "comparisons" in batch:
+            if "domain_id" not in batch:
+                wanted = {0}
+            elif "domains_present" in batch:  # else all, of loaders that do not say it
+                wanted = set(self._columns.present(batch["domains_present"], self._names))
+        nothing = torch.zeros_like(general)
+        first = general if 0 in wanted else general.detach()
+        others = [head(states) if i in wanted else nothing for i, head in enumerate(self.heads, 1)]
+        return torch.cat([first, *others], dim=1)
 
     def _judged(self, output: RewardOutput, rewards: Tensor, batch: PreferenceBatch) -> RewardOutput:
         """Add what comparisons and requests ask for, each by its domain."""
@@ -315,8 +340,8 @@ class CustomizedRM(RewardModule):
         terms = {}
         weight = strict_weights(batch)
         divisor = weight.sum()
-        if self.training:
-            self._count_strict(divisor)
+        if self.training and self._ties is not None:
+            self._ties.count(divisor)
         if self.ranking:
             terms["ranking"] = self.ranking * bradley_terry_loss(
                 output["chosen"],
@@ -328,8 +353,8 @@ class CustomizedRM(RewardModule):
         if self.imitation:
             divisor = torch.where(divisor > 0, divisor, 1.0)
             terms["imitation"] = self.imitation * self._imitation(output, batch) / divisor
-        if self._start is not None and self.training:
-            terms["l2_sp"] = 0.5 * self.l2_sp * self._start.squared_distance()
+        if self.start is not None and self.training:
+            terms["l2_sp"] = 0.5 * self.l2_sp * self.start.squared_distance()
         return terms
 
     def _imitation(self, output: RewardOutput, batch: PreferenceBatch) -> Tensor:
@@ -352,7 +377,11 @@ class CustomizedRM(RewardModule):
         )
 
     def _imitated(self, batch: PreferenceBatch) -> Tensor:
-        number = len(self._names or self.customized_domains)
+        number = len(self._names)
+        if not number and "domain_id" in batch:
+            # Of bare loaders; waits for the device unless they say which domains there are.
+            present = batch["domains_present"] if "domains_present" in batch else batch["domain_id"].tolist()
+            number = max(present, default=-1) + 1
         return imitation_weights(batch, number, self.imitation_threshold)
 
     def _response_nll(self, output: RewardOutput, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -397,12 +426,6 @@ class CustomizedRM(RewardModule):
 
     # Ties ----------------------------------------------------------------------------------------------
 
-    def _count_strict(self, weight: Tensor) -> None:
-        """Count what there is to learn, until there is something."""
-        if self._strict is not None:
-            batches, total = self._strict
-            self._strict = batches + 1, total + weight.detach()
-
     def look(self) -> None:
         """Stop as every module does, and a run whose comparisons are all ties.
 
@@ -411,15 +434,7 @@ class CustomizedRM(RewardModule):
         """
         super().look()
         trainer = self.attached_trainer
-        if self._strict is None or trainer is None or not trainer.training:
+        if self._ties is None or trainer is None or not trainer.training:
             return
-        batches, total = self._strict
-        if batches < min(PATIENCE, trainer.num_training_batches):
-            return
-        if float(trainer.strategy.reduce(total.clone(), reduce_op="sum")) > 0:
-            self._strict = None
-            return
-        raise ValueError(
-            f"every comparison of {batches} training batches is a tie (equal scores, or a preference of 0.5), or has weight "
-            "0, so that there is nothing to learn: give comparisons of which one response is preferred"
-        )
+        if trainer.state.status == TrainerStatus.RUNNING and self._ties.settled(trainer):
+            self._ties = None

@@ -45,6 +45,10 @@ class HandMade(L.LightningDataModule):
     def extents(self):
         return {}
 
+    @property
+    def names(self):
+        return {"user": self.users, "domain": list(self.domains)}
+
     def user_groups(self):
         return {}
 
@@ -59,6 +63,9 @@ class HandMade(L.LightningDataModule):
 
     def check_judged(self, name):
         pass
+
+    def loader_names(self, split):
+        return ()
 
     def texts(self, split, responses):
         return [("", "")] * len(responses)

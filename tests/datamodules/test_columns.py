@@ -160,6 +160,7 @@ def batch():
         "response_length": torch.tensor([2, 3, 1, 6]),
         "features": numbers(4, 3),
         "score": numbers(4),
+        "system_id": torch.tensor([1, -1, 0, 1]),
         "votes": numbers(4, 5),
         "target": numbers(4, 5),
         "target_votes": numbers(4),
@@ -188,7 +189,7 @@ def plain(batch, comparisons, responses):
         else:
             kept = (
                 responses
-                if name.startswith(("response_", "features", "score", "votes", "target"))
+                if name.startswith(("response_", "features", "score", "system", "votes", "target"))
                 else comparisons
             )
             out[name] = [values[i].tolist() for i in kept]

@@ -1,88 +1,23 @@
-"""Imitation: against the naive form, the paper's numbers, shared rows, memory of the graph."""
+"""Imitation and perplexity: against the naive form, shared rows, who counts and what is computed."""
 
+import copy
 import math
+from collections import Counter
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from pluralign.losses import bradley_terry_loss, imitation_loss, token_nll
+from pluralign.losses import ImitationLoss, bradley_terry_loss, imitation_loss, response_nll, token_nll
 
 D = torch.float64
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=D, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.mark.parametrize("chunk_size", [1, 3, 100])
-@pytest.mark.parametrize("with_bias", [False, True])
-def test_token_nll_against_cross_entropy(chunk_size, with_bias):
-    hidden, vocabulary = draw(7, 4).requires_grad_(), draw(11, 4, seed=1).requires_grad_()
-    bias = draw(11, seed=2).requires_grad_() if with_bias else None
-    target = torch.randint(0, 11, (7,), generator=torch.Generator().manual_seed(3))
-    weight = draw(7, seed=4)
-    leaves = [v for v in (hidden, vocabulary, bias) if v is not None]
-    value = token_nll(hidden, vocabulary, target, bias=bias, chunk_size=chunk_size)
-    expected = F.cross_entropy(F.linear(hidden, vocabulary, bias), target, reduction="none")
-    torch.testing.assert_close(value, expected)
-    slopes = torch.autograd.grad((value * weight).sum(), leaves)
-    for slope, reference in zip(slopes, torch.autograd.grad((expected * weight).sum(), leaves), strict=True):
-        torch.testing.assert_close(slope, reference)
-
-
-def test_token_nll_gradcheck():
-    target = torch.tensor([2, 0, 4])
-    args = draw(3, 2).requires_grad_(), draw(5, 2, seed=1).requires_grad_(), draw(5, seed=2).requires_grad_()
-    assert torch.autograd.gradcheck(lambda h, v, b: token_nll(h, v, target, bias=b, chunk_size=2), args)
-
-
-def test_token_nll_of_half_precision_and_extremes():
-    hidden = (100 * draw(6, 8)).bfloat16().requires_grad_()
-    vocabulary = (100 * draw(9, 8, seed=1)).requires_grad_()
-    value = token_nll(hidden, vocabulary.float(), torch.arange(6))
-    value.sum().backward()
-    assert value.dtype == torch.float32
-    assert value.isfinite().all()
-    assert hidden.grad.dtype == torch.bfloat16
-    assert hidden.grad.isfinite().all()
-    assert vocabulary.grad.isfinite().all()
-
-
-def plain_rows(mask: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.where(mask, torch.where(prompt, 0, 1), -1), torch.arange(mask.shape[0])
-
-
-class TestCustomizedRMOracles:
-    """Numbers derived from Cheng et al. 2023 (arXiv 2309.03126)."""
-
-    def rows(self) -> tuple[Tensor, ...]:
-        """Two texts whose tokens have the negative log-likelihoods of oracle 7, over a vocabulary of two."""
-        nll = torch.tensor([[1.0, 2, 3, 4], [0.5, 0.5, 0.5, 0.5]], dtype=D)
-        score = torch.log(torch.expm1(nll))  # softplus(score) = nll: the score of the token not taken
-        hidden = torch.cat([score, torch.zeros(2, 1, dtype=D)], dim=1).unsqueeze(-1)
-        vocabulary = torch.tensor([[0.0], [1.0]], dtype=D)
-        mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
-        return hidden, vocabulary, torch.zeros(2, 5, dtype=torch.int64), mask
-
-    def test_customized_rm_oracle_7(self):
-        hidden, vocabulary, ids, mask = self.rows()
-        prompt = torch.zeros_like(mask)
-        prompt[:, 0] = True
-        segments, row = plain_rows(mask, prompt)
-        each = imitation_loss(hidden, vocabulary, ids, segments, row, include_prompt=True, reduction="none")
-        assert each.tolist() == pytest.approx([2.0, 0.5])
-        score = torch.tensor([0.99999, 0.0])
-        imitated = imitation_loss(hidden, vocabulary, ids, segments, row, weight=(score > 0.85).to(D))
-        assert imitated.item() == pytest.approx(2.0)
-        ranking = bradley_terry_loss(torch.tensor([2.0], dtype=D), torch.tensor([0.5], dtype=D))
-        for coefficient, total in [(0, 0.2014133), (0.1, 0.4014133), (0.3, 0.8014132), (1, 2.2014131)]:
-            assert (ranking + coefficient * imitated).item() == pytest.approx(total, abs=3e-7)
-
-    def test_customized_rm_oracle_6_threshold(self):
-        for raw, imitated in [((5, 4.25), False), ((5, 4.3), True)]:
-            assert (raw[1] / (max(raw) + 1e-5) > 0.85) is imitated
 
 
 def test_frontier_oracle_8():
@@ -152,48 +87,161 @@ def test_padding_on_the_left_changes_nothing(include_prompt):
     torch.testing.assert_close(left, right)
 
 
-def test_ragged_rows_equal_the_naive_form_with_gradients():
-    """Rows of different lengths and numbers of responses; gradients of states, head and bias."""
-    generator = torch.Generator().manual_seed(5)
-    hidden, vocabulary, bias = (
-        v.requires_grad_() for v in (draw(4, 11, 3), draw(9, 3, seed=1), draw(9, seed=2))
-    )
-    layout = [(3, [4, 1, 2]), (5, [3]), (0, [2, 6]), (2, [0, 4])]  # tokens of the prompt and of each response
-    tokens = torch.randint(0, 9, (4, 11), generator=generator)
+LAYOUT = [(3, [4, 1, 2]), (5, [3]), (0, [2, 6]), (2, [0, 4])]  # tokens of the prompt and of each response
+RESPONSE_ROW = torch.tensor([n for n, (_, answers) in enumerate(LAYOUT) for _ in answers])
+
+
+def ragged_rows() -> tuple[Tensor, Tensor]:
+    """Tokens and segments of rows of different lengths and numbers of responses."""
+    tokens = torch.randint(0, 9, (4, 11), generator=torch.Generator().manual_seed(5))
     segments = torch.full((4, 11), -1)
-    response_row, naive = [], []
-    for n, (prompt, answers) in enumerate(layout):
-        segments[n, :prompt] = 0
-        start = prompt
-        for s, size in enumerate(answers):
-            segments[n, start : start + size] = s + 1
-            sources = [prompt - 1, *range(start, start + size - 1)][:size]
-            counted = [(i, j) for i, j in zip(sources, range(start, start + size), strict=True) if i >= 0]
-            logits = hidden[n, [i for i, _ in counted]] @ vocabulary.T + bias
-            target = tokens[n, [j for _, j in counted]]
-            naive.append(F.cross_entropy(logits, target, reduction="sum") / max(len(counted), 1))
-            response_row.append(n)
-            start += size
-    weight = torch.rand(len(naive), dtype=D, generator=generator)
+    for n, (prompt, answers) in enumerate(LAYOUT):
+        sizes = torch.tensor([prompt, *answers])
+        segments[n, : sizes.sum()] = torch.arange(len(sizes)).repeat_interleave(sizes)
+    return tokens, segments
+
+
+def naive(
+    hidden: Tensor, vocabulary: Tensor, bias: Tensor, *, include_prompt: bool = False
+) -> tuple[Tensor, list[int]]:
+    """Sums over each response of the ragged rows, from its own logits, and numbers of tokens."""
+    tokens, segments = ragged_rows()
+    sums, counts, seen = [], [], Counter[int]()
+    for n in RESPONSE_ROW.tolist():
+        seen[n] += 1
+        prompt = (segments[n] == 0).nonzero().flatten().tolist()
+        text = prompt + (segments[n] == seen[n]).nonzero().flatten().tolist()
+        first = max(1 if include_prompt else len(prompt), 1)
+        logits = hidden[n, text[first - 1 : -1]] @ vocabulary.T + bias
+        target = tokens[n, text[first:]]
+        sums.append(F.cross_entropy(logits, target, reduction="sum"))
+        counts.append(len(target))
+    return torch.stack(sums), counts
+
+
+def head() -> tuple[Tensor, Tensor, Tensor]:
+    """States of the ragged rows, a head of nine words and its bias."""
+    values = draw(4, 11, 3), draw(9, 3, seed=1), draw(9, seed=2)
+    return tuple(v.requires_grad_() for v in values)
+
+
+@pytest.mark.parametrize("include_prompt", [False, True])
+@pytest.mark.parametrize("chunk_size", [1, 4, 1000])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_ragged_rows_equal_the_naive_form_with_gradients(reduction, chunk_size, include_prompt):
+    """Gradients of states, head, bias and of the weights themselves."""
+    leaves = head()
+    weight = torch.rand(len(RESPONSE_ROW), dtype=D, generator=torch.Generator().manual_seed(6))
     weight[1] = 0
-    has_tokens = torch.tensor([size > 0 for _, answers in layout for size in answers])
-    expected = (torch.stack(naive) * weight).sum() / (weight * has_tokens).sum()
-    leaves = hidden, vocabulary, bias
-    slopes = torch.autograd.grad(expected, leaves)
-    for chunk_size in (1, 4, 1000):
-        value = imitation_loss(
-            hidden,
-            vocabulary,
-            tokens,
-            segments,
-            torch.tensor(response_row),
-            bias=bias,
-            weight=weight,
-            chunk_size=chunk_size,
-        )
-        torch.testing.assert_close(value, expected)
-        for slope, reference in zip(torch.autograd.grad(value, leaves), slopes, strict=True):
-            torch.testing.assert_close(slope, reference)
+    weight.requires_grad_()
+    sums, counts = naive(*leaves, include_prompt=include_prompt)
+    share = weight * (torch.tensor(counts) > 0)
+    expected = sums / torch.tensor(counts).clamp_min(1) * share
+    expected = expected if reduction == "none" else expected.sum()
+    expected = expected / share.sum() if reduction == "mean" else expected
+    hidden, vocabulary, bias = leaves
+    value = imitation_loss(
+        hidden, vocabulary, *ragged_rows(), RESPONSE_ROW,
+        bias=bias, weight=weight, chunk_size=chunk_size, reduction=reduction, include_prompt=include_prompt,
+    )  # fmt: skip
+    torch.testing.assert_close(value, expected)
+    slopes = torch.autograd.grad(value.sum(), (*leaves, weight))
+    references = torch.autograd.grad(expected.sum(), (*leaves, weight))
+    for slope, reference in zip(slopes[:3], references[:3], strict=True):
+        torch.testing.assert_close(slope, reference)
+    # A response without weight is not computed, so nothing says what a little weight would bring.
+    torch.testing.assert_close(slopes[3][weight > 0], references[3][weight > 0])
+
+
+@pytest.mark.parametrize("include_prompt", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_sums_and_counts_of_responses(masked, include_prompt):
+    leaves = head()
+    sums, counts = naive(*leaves, include_prompt=include_prompt)
+    mask = torch.tensor([True, False, True, True, False, True, True, False]) if masked else None
+    kept = torch.ones(len(counts), dtype=torch.bool) if mask is None else mask
+    hidden, vocabulary, bias = leaves
+    found, numbers = response_nll(
+        hidden, vocabulary, *ragged_rows(), RESPONSE_ROW, bias=bias, mask=mask, include_prompt=include_prompt
+    )
+    assert numbers.dtype == torch.int64
+    assert numbers.tolist() == [count if k else 0 for count, k in zip(counts, kept.tolist(), strict=True)]
+    torch.testing.assert_close(found, sums * kept)
+    share = draw(len(counts), seed=7)
+    slopes = torch.autograd.grad((found * share).sum(), leaves)
+    for slope, reference in zip(
+        slopes, torch.autograd.grad((sums * kept * share).sum(), leaves), strict=True
+    ):
+        torch.testing.assert_close(slope, reference)
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_any_row_of_responses_is_their_separate_rows(data):
+    """Any prompt and responses, empty ones too: sharing a row changes neither sums, counts nor gradients."""
+    sizes = data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=4))
+    prompt = data.draw(st.integers(0, 4))
+    include_prompt = data.draw(st.booleans())
+    length, k = prompt + sum(sizes), len(sizes)
+    if length == 0:
+        return
+    state, vocabulary = draw(7, 3).requires_grad_(), draw(7, 3, seed=1).requires_grad_()
+    tokens = torch.randint(7, (length,), generator=torch.Generator().manual_seed(length))
+    segments = torch.arange(k + 1).repeat_interleave(torch.tensor([prompt, *sizes]))
+    mine = (segments == 0) | (segments == torch.arange(1, k + 1)[:, None])
+    apart = torch.where(mine, (segments > 0).long(), -1)  # the others' tokens become padding
+    order = (~mine).long().argsort(dim=1, stable=True)
+    rows = tokens.expand(k, -1).gather(1, order), apart.gather(1, order)
+    weight = torch.arange(k, dtype=D)
+    results = []
+    for (ids, parts), row in (
+        ((tokens[None], segments[None]), torch.zeros(k, dtype=torch.int64)),
+        (rows, torch.arange(k)),
+    ):
+        args = state[ids], vocabulary, ids, parts, row
+        loss = imitation_loss(*args, weight=weight, include_prompt=include_prompt, chunk_size=3)
+        found = response_nll(*args, include_prompt=include_prompt)
+        results.append((*found, loss, *torch.autograd.grad(loss, (state, vocabulary))))
+    for shared, separate in zip(*results, strict=True):
+        torch.testing.assert_close(shared, separate)
+
+
+def test_perplexity_of_batches_is_that_of_all_texts_together():
+    hidden, vocabulary, bias = (v.detach() for v in head())
+    tokens, segments = ragged_rows()
+    sums, counts = naive(hidden, vocabulary, bias)
+    total, number = 0.0, 0
+    for n in range(len(LAYOUT)):
+        row = torch.zeros(int((RESPONSE_ROW == n).sum()), dtype=torch.int64)
+        part = slice(n, n + 1)
+        found = response_nll(hidden[part], vocabulary, tokens[part], segments[part], row, bias=bias)
+        total, number = total + found[0].sum(), number + found[1].sum()
+    assert (total / number).exp().item() == pytest.approx((sums.sum() / sum(counts)).exp().item())
+
+
+def test_half_precision_under_autocast():
+    """States from a network under autocast and a head in float32, as a trainer has them."""
+    hidden, vocabulary, bias = (v.detach().float() for v in head())
+    states = hidden.bfloat16().requires_grad_()
+    vocabulary.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = imitation_loss(states, vocabulary, *ragged_rows(), RESPONSE_ROW, bias=bias, chunk_size=4)
+    loss.backward()
+    precise = hidden.double().requires_grad_(), vocabulary.detach().double().requires_grad_()
+    expected = imitation_loss(*precise, *ragged_rows(), RESPONSE_ROW, bias=bias.double())
+    expected.backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-2)
+    for value, reference in zip((states, vocabulary), precise, strict=True):
+        assert value.grad.dtype == value.dtype
+        assert (value.grad.double() - reference.grad).norm() <= 2e-2 * reference.grad.norm()
+
+
+def test_a_copy_of_the_module_gives_the_same():
+    hidden, vocabulary, _ = (v.detach() for v in head())
+    module = ImitationLoss(include_prompt=True, chunk_size=3)
+    args = hidden, vocabulary, *ragged_rows(), RESPONSE_ROW
+    assert torch.equal(copy.deepcopy(module)(*args), module(*args))
 
 
 def test_nothing_to_imitate_keeps_the_gradient_path():
@@ -204,15 +252,6 @@ def test_nothing_to_imitate_keeps_the_gradient_path():
     assert loss.item() == 0
     assert torch.equal(hidden.grad, torch.zeros_like(hidden))
     assert torch.equal(vocabulary.grad, torch.zeros_like(vocabulary))
-
-
-def test_no_tensor_of_all_logits_is_kept():
-    """The graph holds states and normalisers, nothing of size tokens x vocabulary."""
-    hidden, vocabulary = draw(64, 4).requires_grad_(), draw(1000, 4, seed=1).requires_grad_()
-    kept: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda v: kept.append(v.numel()) or v, lambda v: v):
-        token_nll(hidden, vocabulary, torch.zeros(64, dtype=torch.int64), chunk_size=8)
-    assert max(kept) < 64 * 1000 / 10
 
 
 ids = torch.zeros(2, 3, dtype=torch.int64)
@@ -266,6 +305,21 @@ ids = torch.zeros(2, 3, dtype=torch.int64)
             lambda: imitation_loss(draw(2, 3, 4), draw(5, 4), ids, draw(2, 3), torch.tensor([0, 1])),
             TypeError,
             "segment_ids must hold integers",
+        ),
+        (
+            lambda: response_nll(draw(2, 3, 4), draw(5, 4), ids, ids, ids[0, :2], mask=ids[0, :3] > 0),
+            ValueError,
+            r"response_row and mask must be \(R,\); got \(2,\) and \(3,\)",
+        ),
+        (
+            lambda: response_nll(draw(2, 3, 4), draw(5, 4), ids, ids, ids[0, :2], mask=torch.ones(2)),
+            TypeError,
+            "mask must be boolean",
+        ),
+        (
+            lambda: imitation_loss(draw(2, 3, 4), draw(5, 4), ids, ids, ids[0, :2], reduction="total"),
+            ValueError,
+            "reduction must be one of 'mean', 'sum', 'none'; got 'total'",
         ),
         (
             lambda: token_nll(math.nan * draw(2, 3), draw(4, 3), ids[0, :2], chunk_size=-1),

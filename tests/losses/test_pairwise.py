@@ -193,57 +193,6 @@ def test_bradley_terry_learns_badly_wrong_pairs():
     torch.testing.assert_close(gap.grad, t(-1.0, -1.0, -1.0), atol=1e-4, rtol=0)
 
 
-class TestRankedPairsOracles:
-    """Numbers derived from Cheng et al. 2023 (arXiv 2309.03126)."""
-
-    def loss(self, reward, score, **options):
-        score = torch.tensor(score, dtype=D)
-        return float(ranked_pairs_loss(torch.tensor(reward, dtype=D), score, mask=score >= 0, **options))
-
-    def test_customized_rm_oracle_1(self):
-        assert self.loss([[2.0, 0.5]], [[1, 0]]) == pytest.approx(0.2014133, abs=1.5e-7)
-        assert self.loss([[2.0, 0.5, 9]], [[1, 0, -1]]) == pytest.approx(0.2014133, abs=1.5e-7)
-
-    def test_customized_rm_oracle_2(self):
-        assert self.loss([[3.0, 3.0]], [[1, 0]]) == pytest.approx(0.6931472, abs=1.5e-7)
-
-    def test_customized_rm_oracle_3(self):
-        assert self.loss([[1, 0, -1]], [[1, 0.5, 0.5]]) == pytest.approx(0.2200948, abs=1.5e-7)
-        assert self.loss([[1, 0, -1]], [[1, 0.5, 0]]) == pytest.approx(0.2511505, abs=1.5e-7)
-
-    def test_customized_rm_oracle_4(self):
-        reward, score = [[2, 0.5, 0], [0, 0, 0]], [[1, 0.5, 0], [1, 0, -1]]
-        assert self.loss(reward, score) == pytest.approx(0.3738914, abs=1.5e-7)
-        first = self.loss(reward[:1], score[:1])
-        assert self.loss(reward, score, average="prompt") == pytest.approx((first + math.log(2)) / 2)
-
-    def test_customized_rm_oracle_5(self):
-        reward = torch.zeros(2, 3, requires_grad=True)
-        loss = ranked_pairs_loss(reward, torch.ones(2, 3))
-        loss.backward()
-        assert loss.item() == 0
-        assert torch.equal(reward.grad, torch.zeros(2, 3))
-
-    def test_customized_rm_oracle_6(self):
-        """Normalised scores order as the raw ones do, so they give the same loss."""
-        for raw in [(1.0, 0.0), (1.5, 0.5), (2.0, 0.0), (5.0, 4.25)]:
-            normal = [s / (max(raw) + 1e-5) for s in raw]
-            assert self.loss([[0.3, 0.7]], [normal]) == self.loss([[0.3, 0.7]], [list(raw)])
-
-    def test_customized_rm_oracle_8(self):
-        loss = self.loss([[2.0, 0.5]], [[1, 0]])
-        assert self.loss([[7.0, 5.5]], [[1, 0]]) == pytest.approx(loss)
-        assert self.loss([[0.5, 2.0]], [[0, 1]]) == loss
-
-    def test_customized_rm_oracle_12(self):
-        """Micro-batch means average to the whole only if each holds the same number of pairs."""
-        reward = [[2, 0.5, 0], [0, 0, 0]]
-        graded, pairs = [[1, 0.5, 0], [1, 0, -1]], [[1, 0, -1], [1, 0, -1]]
-        for score, agrees in [(graded, False), (pairs, True)]:
-            parts = [self.loss(reward[i : i + 1], score[i : i + 1]) for i in (0, 1)]
-            assert (sum(parts) / 2 == pytest.approx(self.loss(reward, score))) is agrees
-
-
 @pytest.mark.parametrize("average", ["pair", "prompt"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_ranked_pairs_against_loops_in_both_layouts(average, weighted):

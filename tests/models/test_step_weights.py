@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import multiprocessing
 
 from pluralign.datamodules.batches.collate import PreferenceCollator
-from pluralign.models import DPRM, PAL, BradleyTerryRM
+from pluralign.models import DPRM, PAL, BradleyTerryRM, CustomizedRM
 from pluralign.models._step_weights import StepWeights
 
 TINY = {"model_type": "llama", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
@@ -24,6 +24,8 @@ METHODS = {
     "dprm_comparisons": (DPRM, {**LABELS, "judged": "comparisons", "loss": "sinkhorn", "cost": "index"}),
     "dprm_betas": (DPRM, {**LABELS, "judged": "comparisons", "head": "beta"}),
     "pal": (PAL, {"num_users": 3, "norm_bound": 0.5, "norm_bound_weight": 2.0}),
+    "customized": (CustomizedRM, {"imitation": 0.5}),
+    "customized_heads": (CustomizedRM, {"imitation": 0.3, "domains": ["a", "b"], "per_domain": "head"}),
     "pal_hinge": (PAL, {"num_users": 3, "loss": "hinge", "score": "squared_distance"}),
 }
 RANKED = ((2, 6), (3,), (2, 2, 2), (1, 1), (2,), (6,), (2, 3), (4,), (2, 2), (3, 5))
@@ -76,13 +78,14 @@ def module_of(method, **settings):
 def steps_of(case, ranks=1, rank=0, **settings):
     """Gradient of each optimiser step of a run."""
     module = settings.pop("module", None) or module_of(case.method)
+    several = "ddp_find_unused_parameters_true" if case.method == "customized_heads" else "ddp"
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     run = L.Trainer(
         accelerator="cpu",
         logger=False,
         max_epochs=1,
         devices=ranks,
-        strategy=settings.pop("strategy", "ddp" if ranks > 1 else "auto"),
+        strategy=settings.pop("strategy", several if ranks > 1 else "auto"),
         use_distributed_sampler=False,
         accumulate_grad_batches=case.accumulated,
         gradient_clip_val=case.clip,
@@ -107,6 +110,8 @@ def judged(rows):
     batch["weight"] = drawn(pairs, lambda n, g: torch.rand(n, generator=g) * 2)
     batch["user_id"] = drawn(pairs, lambda n, g: torch.randint(0, 3, (n,), generator=g))
     batch["comparison_votes"] = drawn(pairs, lambda n, g: torch.randint(1, 9, (n, 3), generator=g).float())
+    batch["domain_id"] = drawn(pairs, lambda n, g: torch.randint(-1, 2, (n,), generator=g))
+    batch["domains_present"] = sorted(set(batch["domain_id"].tolist()))
     batch["votes"] = drawn(responses, lambda n, g: torch.randint(1, 9, (n, 3), generator=g).float())
     return batch
 
@@ -116,6 +121,12 @@ def records(make_rows, shape):
     rows = make_rows([count for batch in shape for count in batch], seed=5)
     named = iter([row._replace(id=f"prompt-{i}") for i, row in enumerate(rows)])
     return [[next(named) for _ in batch] for batch in shape]
+
+
+def loss_of(module, batch):
+    """The loss, in one piece."""
+    found = module.compute_loss(module(batch), batch)
+    return sum(found.values()) if isinstance(found, dict) else found
 
 
 def unions(case, groups, ranks):
@@ -129,7 +140,7 @@ def unions(case, groups, ranks):
         union = {name: value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
                  for name, value in union.items()}  # fmt: skip
         module.zero_grad()
-        module.compute_loss(module(union), union).backward()
+        loss_of(module, union).backward()
         if case.clip is not None:
             torch.nn.utils.clip_grad_norm_(module.parameters(), case.clip)
         yield flat_gradients(optimizer)
@@ -224,6 +235,8 @@ def test_two_ranks_count_as_one(cases, tmp_path, monkeypatch):
         ("bradley_terry", "ranked", 3, PLAIN, True),
         ("pal", "ranked", 3),
         ("dprm_comparisons", "paired", 3),
+        ("customized", "ranked", 3),
+        ("customized_heads", "ranked", 3),
     ]
     check_two_ranks(cases(chosen), tmp_path)
 

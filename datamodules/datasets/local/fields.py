@@ -91,19 +91,20 @@ LISTS = tuple(
 )
 TEXTS = ("prompt", "messages", "chosen", "rejected", "first", "second", "response")
 """Fields that hold text, or messages."""
-MAPPED_ONLY = ("turn",)
-"""Fields that are read where ``columns`` names a column alone: others call other things so."""
+MAPPED_ONLY = ("turn", "system")
+"""Fields that are read where ``columns`` names a column alone: others call other things so, such as a prompt of the system."""
 FIELDS = tuple(dict.fromkeys((*TEXTS, *NUMBERS, *NAMES, *LISTS, "winner")))
 
 Shape = Literal["responses", "pair", "neutral", "response"]
 ALWAYS = ("id", "prompt", "messages", *OF_RECORD)
 READ: dict[Shape | None, tuple[str, ...]] = {
     "responses": (*ALWAYS, "responses", "comparisons", *SEVERAL.values(), *SHARED),
-    "pair": (*ALWAYS, "chosen", "rejected", "preference", "turn", *JUDGED),
+    "pair": (*ALWAYS, "chosen", "rejected", "systems", "preference", "turn", *JUDGED),
     "neutral": (
         *ALWAYS,
         "first",
         "second",
+        "systems",
         "turn",
         *JUDGED,
         *(name for names in FORMS.values() for name in names),

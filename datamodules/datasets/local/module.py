@@ -77,15 +77,19 @@ share; a prompt column is better::
 
 Several responses (a comparison is an object, or ``[i, j]``, or ``[i, j, share]``, i preferred to j; ``user``,
 ``group``, ``domain``, ``weight`` of the row hold for comparisons that have none of their own; a response may be an object with
-``text``, ``score``, ``votes``, ``user``, ``domain``)::
+``text``, ``score``, ``votes``, ``system``, ``user``, ``domain``)::
 
     {"prompt": "Name a fruit.", "responses": ["Apple.", "Pear.", "Chair."],
      "comparisons": [[0, 2], [1, 2, 0.9], {"chosen": 0, "rejected": 1, "preference": 0.5, "user": "ann"}],
-     ["scores": [4.5, 4, 1], "votes": [[0, 5], [1, 4], [5, 0]]]}
+     ["scores": [4.5, 4, 1], "votes": [[0, 5], [1, 4], [5, 0]], "systems": ["gpt-2", null, "ann"]]}
 
 One response with a rating, with vote counts, or with neither (to be scored)::
 
     {"prompt": "Name a fruit.", "response": "Apple.", ["score": 4.5, "votes": [0, 1, 4]]}
+
+Who wrote a response, a model or a person, is its ``system`` (``system_id`` in batches): ``systems`` has one for each of several
+responses, and for both sides of a pair; of rows with one response ``columns: {system: model}`` names the column, for many files
+have the system's prompt in one called ``system``. The same text by two systems stays two responses.
 
 Rows of the file ``predict``, of any shape, say whose reward is asked for; a response that is an object may have ``user``
 and ``domain`` of its own. The same response for several users is scored once::
@@ -94,9 +98,9 @@ and ``domain`` of its own. The same response for several users is scored once::
     {"prompt": "Name a fruit.", "responses": ["Apple.", {"text": "Apple.", "user": "bob"}, "Pear."], "user": "ann"}
 
 In CSV, numbers are read from text (``2``, ``-0.5``, ``1e-3``; not ``1_000``, `` 1 `` or ``nan``), and ``messages``,
-``responses``, ``comparisons``, ``scores``, ``votes``, ``judgements`` are JSON in a cell. A prompt or a side that is, as a whole, the JSON of a
+``responses``, ``comparisons``, ``scores``, ``votes``, ``systems``, ``judgements`` are JSON in a cell. A prompt or a side that is, as a whole, the JSON of a
 list of messages is a conversation, in every kind of file; what only looks like one (Python's ``str`` of it) is refused.
-``id``, ``user``, ``group``, ``domain``, ``source`` and ``aspect`` may be text or whole numbers; in CSV ``3.0``, which is what a table
+``id``, ``user``, ``group``, ``domain``, ``system``, ``source`` and ``aspect`` may be text or whole numbers; in CSV ``3.0``, which is what a table
 writes for 3 in a column with gaps, is the name ``3`` (``007``, ``1.10`` and ``1e3`` stay as they are). Every shape may have
 ``source`` (which part of a mixture), ``aspect`` (the preference asked for) and ``record_weight``.
 

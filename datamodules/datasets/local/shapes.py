@@ -20,7 +20,7 @@ from ...records import (
     whole_field,
 )
 from ..hh_rlhf import TURN, parse_dialogue
-from .fields import ASKED, COMPARISON, JUDGED, RATED, SEVERAL, SHARED, column_values, without_nulls
+from .fields import ASKED, COMPARISON, JUDGED, RATED, SEVERAL, SHARED, column_values, row_name, without_nulls
 from .judged import JudgementReader, share_of_votes
 from .texts import shared_prompt
 
@@ -45,13 +45,13 @@ class Content(NamedTuple):
 
 def chosen_pair(fields: Mapping[str, object], reader: JudgementReader) -> Content:
     """A pair whose sides say who won."""
-    content = _sides(fields, ("chosen", "rejected"))
+    content = _written_by(fields, _sides(fields, ("chosen", "rejected")))
     return content._replace(comparisons=[_comparison("", fields, reader, (0, 1))])
 
 
 def neutral_pair(fields: Mapping[str, object], reader: JudgementReader) -> Content:
     """A pair of which another field says who won."""
-    content = _sides(fields, ("first", "second"))
+    content = _written_by(fields, _sides(fields, ("first", "second")))
     comparisons = reader.comparisons(fields)
     if "first_score" in fields or "second_score" in fields:
         scored = zip(content.responses, reader.scores(fields), strict=True)
@@ -64,6 +64,18 @@ def one_response(fields: Mapping[str, object]) -> Content:
     content = _sides(fields, ("response",))
     rated = replace(content.responses[0], **column_values("", RATED, fields))
     return content._replace(responses=[rated])
+
+
+def _written_by(fields: Mapping[str, object], content: Content) -> Content:
+    """Two sides with who wrote each, where the row says it."""
+    if "systems" not in fields:
+        return content
+    systems = list_field("systems", fields["systems"], len(content.responses))
+    names = [row_name(f"systems[{i}]", system) for i, system in enumerate(systems)]
+    responses = [
+        replace(response, system=name) for response, name in zip(content.responses, names, strict=True)
+    ]
+    return content._replace(responses=responses)
 
 
 def ranked_responses(fields: Mapping[str, object], reader: JudgementReader) -> Content:

@@ -100,6 +100,7 @@ class PickAPicDataModule(OwnFilesDataModule):
     """Pictures for a prompt, chosen between by many users, as stored CLIP vectors (Pick-a-Pic, Pick-a-Filter)."""
 
     name = "pick_a_pic"
+    has_own_features = True
     suffixes = ".parquet or .jsonl"
 
     def __init__(

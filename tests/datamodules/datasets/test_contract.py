@@ -14,14 +14,20 @@ import pytest
 import torch
 
 import pluralign.datamodules
-from pluralign.datamodules import LoaderConfig, PreferenceBatch, PreferenceDataModule, RecordError
+from pluralign.datamodules import (
+    LoaderConfig,
+    MixtureDataModule,
+    PreferenceBatch,
+    PreferenceDataModule,
+    RecordError,
+)
 
 DATASETS = [
     member
     for member in map(pluralign.datamodules.__dict__.get, pluralign.datamodules.__all__)
     if isinstance(member, type)
     and issubclass(member, PreferenceDataModule)
-    and member is not PreferenceDataModule
+    and member not in (PreferenceDataModule, MixtureDataModule)  # a mixture has no rows of its own
 ]
 LOADER = LoaderConfig(batch_size=8)
 
@@ -147,3 +153,28 @@ def test_data_that_are_not_there(dataset, tmp_path):
     if files:
         with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path))):
             data.prepare_data()
+
+
+SYSTEMS = {
+    "AlpacaEvalDataModule": ["baseline", "small"],
+    "ArenaDataModule": ["m1", "m2"],
+    "DSPDataModule": ["academy", "business", "entertainment", "literature", "normal"],
+    "GPT4LLMDataModule": ["gpt4", "icm-1.3b", "text-davinci-003"],
+    "MultiPrefDataModule": ["m1", "m2"],
+    "PRISMDataModule": ["m"],
+    "SQuALITYDataModule": ["bart", "bart-dpr", "human"],
+    "TuluHumanEvalDataModule": ["large", "small"],
+    "UltraFeedbackDataModule": ["m"],
+}
+"""Who wrote the invented responses, of the datasets that say it."""
+
+
+@every_dataset
+def test_who_wrote_the_responses(dataset, tmp_path):
+    data = build(dataset, tmp_path / "rows")
+    data.setup()
+    assert data.names["system"] == SYSTEMS.get(dataset.__name__, [])
+    batch = next(iter(data.batches("train")))
+    assert ("system_id" in batch) == (dataset.__name__ in SYSTEMS)
+    if "system_id" in batch:
+        assert len(batch["system_id"]) == len(batch["response_index"])

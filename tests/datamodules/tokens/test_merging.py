@@ -50,7 +50,7 @@ def sequences(row):
 
 
 def judgements(table):
-    """All that is said: by which row and place in it, of which tokens, by whom, how much."""
+    """All that is said: by which row and place in it, of which tokens, by which systems, by whom, how much."""
     out = Counter()
     for row in table.rows():
         texts, count = sequences(row), len(row.comparisons)
@@ -58,6 +58,9 @@ def judgements(table):
         weights = row.columns.get("weight", np.ones(count, np.float32))
         users = row.columns.get("user", [None] * count)
         margins = row.columns.get("margin", np.zeros(count, np.float32))
+        systems = row.columns.get("system", [None] * len(texts))
+        assert len(systems) == len(texts)
+        texts = list(zip(texts, systems, strict=True))
         for i, (chosen, rejected) in enumerate(row.comparisons.tolist()):
             said = texts[chosen], texts[rejected], float(row.preference[i]), users[i]
             out[names[i], int(keys[i]), int(places[i]), *said, float(weights[i]), float(margins[i])] += 1
@@ -85,7 +88,8 @@ def crowds(draw):
             )
             for one, two in pairs
         )
-        responses = tuple(map(Response, answers))
+        systems = st.none() | st.sampled_from(["owl", "bee"])
+        responses = tuple(Response(answer, system=draw(systems)) for answer in answers)
         out.append(PreferenceRecord(f"r{number}", draw(st.sampled_from(prompts)), responses, comparisons))
     return out
 

@@ -1,0 +1,120 @@
+"""JoinedReader: what the tokenised data of several sources say together."""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from typing import Literal
+
+from ..batches import joined
+from ..tokens import DataReader, SplitReport
+from .tables import JoinedTable, NamedTable
+
+__all__ = ["JoinedReader", "SharedUsers"]
+
+SharedUsers = Literal["refuse", "same", "apart"]
+
+
+class JoinedReader(DataReader):
+    """Tokenised data of several sources; the training split is that of the sources that are trained on.
+
+    Attributes:
+        parts: Of each source, by name, in order.
+        trained: Sources that are trained on.
+        apart: Whether users are told apart by source: their names begin with it then.
+        names: As :class:`DataReader` has them; ``source`` are the sources.
+    """
+
+    def __init__(
+        self, parts: Mapping[str, DataReader], trained: Collection[str], *, shared_users: SharedUsers
+    ) -> None:
+        """Put together what they say of themselves; reads no records but those of sources with a column ``source``.
+
+        Args:
+            parts: Of each source, by name, in order.
+            trained: Sources that are trained on.
+            shared_users: What a name of a user that occurs in two sources means.
+
+        Raises:
+            ValueError: If votes of two sources differ in their categories, users have the same name where that is
+                refused, or a source names several sources of its own.
+        """
+        self.parts, self.apart = dict(parts), shared_users == "apart"
+        self.trained = [source for source in self.parts if source in trained and self._has(source, "train")]
+        self.present = frozenset({"source"}).union(*(part.present for part in self.parts.values()))
+        self.categories = self._common_categories()
+        if shared_users == "refuse":
+            self._refuse_shared_users()
+        self.names = self._joined_names()
+        self.reports = {
+            split: SplitReport.of_all([report for _, report in self.reports_of(split)])
+            for split in dict.fromkeys(split for part in self.parts.values() for split in part.reports)
+            if self.sources_of(split)
+        }
+
+    def _has(self, source: str, split: str) -> bool:
+        return split in self.parts[source].reports
+
+    def sources_of(self, split: str) -> list[str]:
+        """Sources that have a split, in order."""
+        return self.trained if split == "train" else [name for name in self.parts if self._has(name, split)]
+
+    def reports_of(self, split: str) -> Iterator[tuple[str, SplitReport]]:
+        """What became of the rows of a split, by source."""
+        return ((source, self.parts[source].reports[split]) for source in self.sources_of(split))
+
+    def table(self, split: str) -> JoinedTable:
+        """Records of one split, source after source."""
+        sources = self.sources_of(split)
+        return JoinedTable(
+            {
+                source: NamedTable(self.parts[source].table(split), source, apart=self.apart)
+                for source in sources
+            }
+        )
+
+    def user_name(self, source: str, user: str) -> str:
+        """What a user of a source is called here."""
+        return f"{source}/{user}" if self.apart else user
+
+    def _common_categories(self) -> dict[str, int]:
+        found: dict[str, tuple[str, int]] = {}
+        for source, part in self.parts.items():
+            for votes, number in part.categories.items():
+                other, before = found.setdefault(votes, (source, number))
+                if number != before:
+                    raise ValueError(
+                        f"{votes} of {other} have {before} categories, those of {source} {number}: sources whose votes "
+                        "mean different things cannot be learned as one; give them the same categories, or leave one out"
+                    )
+        return {votes: number for votes, (_, number) in found.items()}
+
+    def _refuse_shared_users(self) -> None:
+        counts = Counter(user for part in self.parts.values() for user in set(part.names.get("user", ())))
+        if shared := sorted(user for user, number in counts.items() if number > 1):
+            raise ValueError(
+                f"{len(shared):,} users of several sources have the same name (first: {', '.join(shared[:3])}): set "
+                "shared_users to same if a name is the same person everywhere, to apart if it is not"
+            )
+
+    def _joined_names(self) -> dict[str, list[str]]:
+        """Names of the sources that are trained on come first; of users, those of the training splits."""
+        order = [*self.trained, *(source for source in self.parts if source not in self.trained)]
+        names: dict[str, list[str]] = {}
+        for source in order:
+            for column, values in self.parts[source].names.items():
+                names[column] = joined(names.get(column, []), values)
+        own = {source: len(part.names.get("source", ())) for source, part in self.parts.items()}
+        if several := next((source for source, number in own.items() if number > 1), None):
+            raise ValueError(
+                f"records of {several} name {own[several]} sources of their own ({', '.join(self.parts[several].names['source'][:3])}"
+                ", ...), which the mixture's would hide: make each of them a source of the mixture, or take their column out"
+            )
+        training: list[str] = []
+        for source in self.trained:
+            part = self.parts[source]
+            users = part.names["user"][: part.num_training_users]
+            training = joined(training, [self.user_name(source, user) for user in users])
+        others = [
+            self.user_name(source, user) for source in order for user in self.parts[source].names["user"]
+        ]
+        self.num_training_users = len(training)
+        return {**names, "user": joined(training, others), "source": list(self.parts)}
