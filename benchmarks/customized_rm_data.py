@@ -7,7 +7,7 @@ schema, and table and JSON object say so.
 
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,9 +23,10 @@ from pluralign.datamodules import (
     PreferenceDataModule,
     TextConfig,
 )
+from pluralign.datamodules.records import RecordError
 from pluralign.metrics import outcomes
 
-__all__ = ["DOMAINS", "SETS", "Judged", "Sources", "TestSet", "train_tokenizer", "write_stand_in"]
+__all__ = ["DOMAINS", "SETS", "Judged", "Sources", "TestSet", "train_tokenizer", "write_excerpts", "write_stand_in"]
 
 DOMAINS = ("academy", "business", "entertainment", "literature")
 SYSTEMS = (*DOMAINS, "normal")
@@ -185,20 +186,111 @@ class Sources:
         )
 
 
-# Text ----------------------------------------------------------------------------------------------------
+# Files ---------------------------------------------------------------------------------------------------
 
 
-def training_texts(data_dir: Path) -> Iterator[str]:
-    """Every text of both training splits as released."""
-    sources = Sources(data_dir, data_dir, TextConfig())
-    for data in (sources.customized(), sources.general()):
-        for record in data.given("train"):
-            yield record.prompt if isinstance(record.prompt, str) else " ".join(t["content"] for t in record.prompt)
-            yield from (response.text for response in record.responses)
+def write_excerpts(data_dir: Path, folder: Path, words: int) -> None:
+    """Write the end of each prompt's last turn and the beginning of each response, as files of the same schema.
+
+    Args:
+        data_dir: With ``dsp`` and ``hh-rlhf``.
+        folder: For the excerpts.
+        words: Kept of each text.
+    """
+
+    def beginning(text: str) -> str:
+        return " ".join(text.split()[:words])
+
+    def end(text: str) -> str:
+        return " ".join(text.split()[-words:])
+
+    sources = Sources(data_dir, folder, TextConfig())
+    for split in ("train", "test"):
+        queries = [
+            {
+                "query": end(row.text("query")),
+                "responses": {
+                    name: beginning(text) for name, text in row.fields["responses"].items() if text.strip()
+                },
+            }
+            for row in sources.customized().load(split)
+            if not isinstance(row, RecordError)
+        ]
+        whole = [query for query in queries if len(query["responses"]) == len(SYSTEMS)]
+        write_queries(folder, split, whole)
+        pairs: dict[str, list[tuple[str, str, str]]] = {name: [] for name in SETS}
+        for record in sources.general().given(split):
+            assert not isinstance(record.prompt, str)  # dialogues
+            first, second = (beginning(response.text) for response in record.responses)
+            pairs[record.judges[0][1] or ""].append((end(record.prompt[-1]["content"]), first, second))
+        write_pairs(folder, split, pairs)
+
+
+def write_queries(folder: Path, split: str, queries: Sequence[Mapping[str, Any]]) -> None:
+    """Write the file of a split of DSP."""
+    path = folder / "dsp" / f"domain_specific_preference.{split}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(list(queries)), encoding="utf-8")
+
+
+def write_pairs(folder: Path, split: str, pairs: Mapping[str, Sequence[tuple[str, str, str]]]) -> None:
+    """Write the files of a split of HH-RLHF from prompt, preferred response and other response."""
+    for name, rows in pairs.items():
+        path = folder / "hh-rlhf" / name / f"{split}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [
+            json.dumps(
+                {
+                    side: f"\n\nHuman: {prompt}\n\nAssistant: {answer}"
+                    for side, answer in (("chosen", chosen), ("rejected", rejected))
+                }
+            )
+            for prompt, chosen, rejected in rows
+        ]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_stand_in(folder: Path) -> None:
+    """Write files of the same schema from an invented grammar, where the real ones are not at hand.
+
+    Each domain has words of its own; in general a response is liked for kind words and disliked for rude ones. A third of
+    the domains' words are rude ones, so that what is learned of a domain is partly at the cost of the general liking.
+    """
+    random_ = random.Random(0)
+    things = [a + b for a in ("lor", "mas", "tin", "bel", "kov", "rud") for b in ("an", "ek", "im", "ol", "us")]
+    kind, rude = [f"kind{word}" for word in things[:10]], [f"rude{word}" for word in things[:10]]
+    own = {
+        name: [f"{name[:3]}{word}" for word in things[:12]] + (rude[:6] if i % 2 else [])
+        for i, name in enumerate(DOMAINS)
+    }
+    own["normal"] = things
+
+    def text(words: Sequence[str], share: float) -> str:
+        length = random_.randint(12, 30)
+        return " ".join(
+            random_.choice(words if random_.random() < share else things) for _ in range(length)
+        )
+
+    for split, number in (("train", 384), ("test", 136)):
+        queries = [
+            {
+                "query": f"what of {text(things, 1.0)}?",
+                "responses": {name: text(words, 0.15) for name, words in own.items()},
+            }
+            for _ in range(number)
+        ]
+        write_queries(folder, split, queries)
+        pairs = {
+            name: [
+                (f"say {text(things, 1.0)}", text(kind, 0.1), text(rude, 0.1)) for _ in range(4 * number)
+            ]
+            for name in SETS
+        }
+        write_pairs(folder, split, pairs)
 
 
 def train_tokenizer(data_dir: Path, folder: Path) -> str:
-    """A byte-level BPE of the training texts; the folder that holds it."""
+    """Train a byte-level BPE on the texts of both training splits; the folder that holds it."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -211,9 +303,17 @@ def train_tokenizer(data_dir: Path, folder: Path) -> str:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(training_texts(data_dir), trainer)
+    tokenizer.train_from_iterator(_training_texts(data_dir), trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )
     fast.save_pretrained(folder)
     return str(folder)
+
+
+def _training_texts(data_dir: Path) -> Iterator[str]:
+    sources = Sources(data_dir, data_dir, TextConfig())
+    for data in (sources.customized(), sources.general()):
+        for record in data.given("train"):
+            yield record.prompt if isinstance(record.prompt, str) else record.prompt[-1]["content"]
+            yield from (response.text for response in record.responses)
