@@ -33,8 +33,12 @@ VERBS = {
         "say what form data have; show their tokens, counts, lengths and drops", "inspect:inspect"
     ),
     "data update": Verb("add votes to a file of persona votes", "update:update"),
+    "domains join": Verb("put domains that were trained alone into one checkpoint", "domains:join"),
+    "domains split": Verb("write a checkpoint for each domain of one", "domains:split"),
 }
 """Every verb, by name; functions are in ``pluralign.commands``."""
+TOPICS = ("data", "domains")
+"""First words of verbs that have two."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -49,14 +53,14 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if args is None else args)
     first, *rest = words or ["--help"]
-    if first == "data" and rest and rest[0] not in ("-h", "--help"):
-        first, rest = f"data {rest[0]}", rest[1:]
+    if first in TOPICS and rest and rest[0] not in ("-h", "--help"):
+        first, rest = f"{first} {rest[0]}", rest[1:]
     if first in VERBS:
         if args is None:
             run_program(first, rest, partial(_run, first))
         else:
             _run(first, rest)
-    elif first in ("-h", "--help") or (first == "data" and rest):
+    elif first in ("-h", "--help") or (first in TOPICS and rest):
         print(usage())
     else:
         print(f"pluralign: error: {first!r} is no verb; {_advice(first)}", file=sys.stderr)
@@ -80,7 +84,7 @@ def usage() -> str:
             "verbs:",
             *(f"  {name:{width}}  {verb.summary}" for name, verb in VERBS.items()),
             "",
-            "All but `data update` take the options of fit, so that one configuration serves them all.",
+            "All but `data update` and `domains ...` take the options of fit: one configuration serves them all.",
             "`pluralign VERB --help` lists a verb's options; `--print_config` prints them as a configuration.",
             "",
             "with every verb:",

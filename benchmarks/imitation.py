@@ -102,7 +102,7 @@ def step(module: CustomizedRM, batch: PreferenceBatch, kind: str) -> Tensor:
     output = module(batch)
     if kind == "plain":
         loss = bradley_terry_loss(output["chosen"], output["rejected"])
-        (states, rows), backbone = output["tokens"], module.backbone
+        [(states, rows)], backbone = output["tokens"], module.backbone
         segments, ids = rows["segment_ids"], rows["input_ids"]
         row, column = (segments == 1).nonzero().unbind(1)  # every preferred response is the first of its row
         hidden = states[row, column - 1]  # it stands right after the prompt

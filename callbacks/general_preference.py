@@ -54,8 +54,8 @@ class GeneralPreference(Report[TradeOff]):
       ``.../against/others``, such as the answers for other domains;
     * ``general_accuracy``: mean over general sets, and ``general_accuracy/SET`` of each of them;
     * ``general_accuracy/as/DOMAIN``: where a module has a reward for each of its domains (``basis``), the general accuracy of
-      each of these. A comparison is judged by the reward of its own domain, and a general one by the general reward, which
-      such a module never changes: what a domain's own reward has forgotten shows here alone;
+      each of these. Such a module judges a comparison by the reward of its own domain, and a general one by the general
+      reward, which learning a domain may leave as it was: what the domain's own reward has forgotten shows here alone;
     * ``.../lengths_alike``: of both, on comparisons whose responses differ little in length;
     * ``forgetting``: the general accuracy at the start less that of now, over the same comparisons, positive where
       something was lost; as a whole, of each general set and as each domain (whose own reward now is compared with the reward that

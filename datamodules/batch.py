@@ -208,8 +208,8 @@ class RewardOutput(TypedDict, total=False):
     """(R, ...): what else the method says of responses."""
     of_comparisons: dict[str, Tensor]
     """(P, ...): what else the method says of comparisons."""
-    tokens: TokenStates
-    """States of the tokens, of a method whose loss reads them; no step hands them on."""
+    tokens: list[TokenStates]
+    """States of the tokens in each pass over them, of a method whose loss reads them; no step hands them on."""
 
 
 class GivenResponse(NamedTuple):

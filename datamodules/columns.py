@@ -86,7 +86,7 @@ class Column:
 COLUMNS: tuple[Column, ...] = (
     Column("record_key", "record", "integer", None, "(N,) int64: source, split and id of the record as a number"),
     Column("source_id", "record", "name", -1, "(N,) int64: index into the data's ``names['source']``; -1 unknown",
-           "mixtures of data; a LocalDataModule whose rows have source", field="source"),
+           "MixtureDataModule; a LocalDataModule whose rows have source", field="source"),
     Column("aspect_id", "record", "name", -1, "(N,) int64: index into the data's ``names['aspect']``; -1 unknown",
            "MultiPrefDataModule; a LocalDataModule whose rows have aspect", field="aspect"),
     Column("record_weight", "record", "number", 1.0, "(N,) float32 >= 0: weight of the whole record",

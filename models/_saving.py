@@ -12,9 +12,10 @@ from pluralign import __version__
 from pluralign.datamodules.batch import TextFormat
 
 from . import _averages as averages
+from ._base_files import Identity, check_base
 from ._callbacks import HostModule
 from ._initial_weights import begins, read_checkpoint
-from .backbone import BackboneConfig, added_keys
+from .backbone import BackboneConfig, added_keys, renamed
 
 __all__ = ["SavedModule"]
 
@@ -40,6 +41,8 @@ class SavedModule(HostModule):
         self._loaded_keys: frozenset[str] = frozenset()
         self._trained_keys: frozenset[str] = frozenset()  # when it was built
         self._started = False
+        self._base: tuple[Identity | None, ...] = ()  # once it was looked up
+        self._base_of_checkpoint: Identity | None = None
 
     # Checkpoints ---------------------------------------------------------------------------------------
 
@@ -61,6 +64,12 @@ class SavedModule(HostModule):
 
     def _absent_keys(self) -> set[str]:
         return set(self.state_dict()) - self.saved_keys()
+
+    def base_identity(self) -> Identity | None:
+        """Which base's files checkpoints rely on; looked up once, since they may move while a run goes on."""
+        if not self._base:
+            self._base = (self.backbone_config.identity(),)
+        return self._base[0]
 
     def _averaged_weights(self) -> dict[str, Any] | None:
         """The average that is validated in the fit that goes on; callbacks put it into whole checkpoints only."""
@@ -86,11 +95,15 @@ class SavedModule(HostModule):
             state["average_model_state"] = saved(state["average_model_state"])
         kept = checkpoint.setdefault("pluralign", {})
         kept |= {"version": __version__, "text_format": self.text_format}
+        whole = any(name.startswith("backbone.") for name in self.state_dict()) and not absent
+        if self.backbone_config.name is not None and not whole:
+            kept["base"] = self.base_identity()
         self.keep_run(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take back the text format, and see what there is to do for a run that goes on."""
-        self.text_format = checkpoint.get("pluralign", {}).get("text_format")
+        kept = checkpoint.get("pluralign", {})
+        self.text_format, self._base_of_checkpoint = kept.get("text_format"), kept.get("base")
         self._loaded_keys = frozenset(checkpoint["state_dict"])
         if self.groundwork is None or not self.groundwork.settled:  # a tuner puts back what was there
             self.init_from = None
@@ -119,9 +132,12 @@ class SavedModule(HostModule):
 
         Raises:
             RuntimeError: If a saved value is missing or a name is unknown.
+            ValueError: If they are of a checkpoint that relies on another base.
         """
         self.make_room(state_dict)
         self.configure_model()  # a spawned run hands its weights to a module that was never built here
+        if self._base_of_checkpoint is not None:
+            check_base(self._base_of_checkpoint, self.base_identity(), "the checkpoint")
         self._check_names(state_dict, self.saved_keys(), f"the checkpoint does not fit {type(self).__name__}")
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
@@ -147,7 +163,7 @@ class SavedModule(HostModule):
             raise RuntimeError(f"{problem}: {', '.join(lists)}")
 
     def initial_state(self, content: Mapping[str, Any]) -> tuple[dict[str, Tensor], set[str]]:
-        """Weights of the run that this one starts from, by this module's names; as they are, unless overridden.
+        """Weights of the run that this one starts from, by this module's names, whatever wraps the network here and there.
 
         Args:
             content: The other run's checkpoint.
@@ -155,7 +171,9 @@ class SavedModule(HostModule):
         Returns:
             The weights, and names of own weights that may be missing there without ``init_may_differ`` saying so.
         """
-        return dict(content["state_dict"]), set()
+        state: dict[str, Tensor] = content["state_dict"]
+        names = renamed(state, self.state_dict())
+        return {names.get(name, name): value for name, value in state.items()}, set()
 
     @torch.no_grad()
     def load_initial_weights(self) -> None:
@@ -165,15 +183,19 @@ class SavedModule(HostModule):
 
         Raises:
             FileNotFoundError: If there is no such file, and no trainer that could restore a checkpoint.
-            ValueError: If it is no checkpoint, or ``init_may_differ`` has a name that no weight begins with.
+            ValueError: If it is no checkpoint, relies on another base, or ``init_may_differ`` has a name that no weight
+                begins with.
             RuntimeError: If weights that ``init_may_differ`` does not name are missing there, unknown or of another shape.
         """
         self._trained_keys = self._keys_in_training()
+        self.base_identity()  # its files are there now
         if self.init_from is None:
             return
         if self.attached_trainer is not None and not Path(self.init_from).is_file():
             return
         content = read_checkpoint(self.init_from)
+        if (base := content.get("pluralign", {}).get("base")) is not None:
+            check_base(base, self.base_identity(), f"init_from={self.init_from!r}")
         initial, new = self.initial_state(content)
         names = {*initial, *self.state_dict()}
         for start in self.init_may_differ:

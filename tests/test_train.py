@@ -222,7 +222,7 @@ def test_every_verb_is_a_function_that_lists_its_options(name, capsys):
     assert stop.value.code in (0, None)
     printed = capsys.readouterr().out
     assert printed.startswith(f"usage: pluralign {name} ")
-    if name != "data update":
+    if name != "data update" and not name.startswith("domains "):
         for shared in (
             "--config",
             "--seed_everything",

@@ -22,6 +22,8 @@ STYLES = ("--", ":")
 SPAN = 1.0
 """Baselines farther out than this many times the runs' own range are told in the legend alone."""
 LEAST_SPAN = 0.02
+MOST_LETTERS = 28
+"""Of a run's name in the legend, whose two columns fit under the picture."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def trade_off_figure(
         raise ValueError("curves must be one or more, got none")
     baselines = baselines or {}
     rows = -(-(len(curves) + len(baselines) + any(curve.started for curve in curves)) // 2)
-    figure = Figure(figsize=(6.4, 4.9 + 0.22 * rows), layout="constrained")
+    figure = Figure(figsize=(7.4, 5.2 + 0.2 * rows), layout="constrained")
     if title:
         figure.suptitle(plain(title), fontsize="medium", fontweight="bold")
     axes = figure.subplots()
@@ -190,9 +192,8 @@ def _legend(
     marks = []
     for number, curve in enumerate(curves):
         color, marker = _look(number)
-        first, last = curve.steps[0], curve.steps[-1]
-        steps = f"steps {first:,} to {last:,}" if len(curve.steps) > 1 else f"step {last:,}"
-        name = f"{shortened(curve.name, 30)}, {steps}" if curve.name else steps
+        steps = f"{'to ' if len(curve.steps) > 1 else ''}step {curve.steps[-1]:,}"
+        name = f"{shortened(curve.name, MOST_LETTERS)}, {steps}" if curve.name else steps
         marks.append(Line2D([], [], color=color, marker=marker, ms=6, lw=1.4, label=plain(name)))
     if any(curve.started for curve in curves):
         marks.append(

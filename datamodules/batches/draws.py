@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -59,7 +60,7 @@ class _Walk:
         if self.whole:
             return float(own.sum())
         twice = np.concatenate([[0.0], np.cumsum(np.concatenate([own, own]))])
-        return float((twice[self._ends(self.begins)] - twice[: len(own)]).max())
+        return float((twice[self._stops] - twice[: len(own)]).max())
 
     def fewest(self) -> int:
         """Fewest records of any epoch."""
@@ -67,6 +68,10 @@ class _Walk:
             return len(self.order)
         after = self.begins + 1
         return int((self._ends(after) - np.searchsorted(self.begins, after)).min())
+
+    @cached_property
+    def _stops(self) -> Integers:
+        return self._ends(self.begins)
 
     def _ends(self, starts: Integers) -> Integers:
         """Where, twice around the circle, the stretches end that begin at ``starts``."""

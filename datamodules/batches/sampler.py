@@ -8,7 +8,6 @@ epoch has: what Lightning and learning rate schedules rely on.
 
 import warnings
 from collections.abc import Iterator
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -173,10 +172,10 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
         """Batches of an epoch whose records come out longer than most: all sorted by length, and if need be larger."""
         records = self._records(epoch)
         records = records[np.argsort(-self.lengths[records], kind="stable")]
-        for percent in count():
+        percent, batches = 0, self._pack(records)
+        while len(batches) > self._count:
+            percent += 1
             batches = self._pack(records, 1 + percent / 100)
-            if len(batches) <= self._count:
-                break
         if percent:
             warnings.warn(
                 f"epoch {epoch}: its records fill {self._count} batches beyond loader.max_tokens={self.max_tokens} and "

@@ -71,7 +71,8 @@ class NamedTable(RecordTable):
         return [self._named(row) for row in self.table[rows]]
 
     def _named(self, row: TokenRow) -> TokenRow:
-        columns = {**row.columns, "source": [self.source]}
+        source: list[str | None] = [self.source]
+        columns = {**row.columns, "source": source}
         for name in USERS if self.apart else ():
             if name in columns:
                 columns[name] = [user and f"{self.source}/{user}" for user in columns[name]]

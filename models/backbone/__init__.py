@@ -1,8 +1,10 @@
 """Networks that read batches: loading, rows, packing, heads."""
 
 from .head import RewardHead
-from .loading import BackboneConfig, LoRAConfig, added_keys, configured_positions
-from .network import Backbone, BackboneOutput, StoredFeatures
+from .loading import BackboneConfig, configured_positions
+from .lora import LoRAConfig, added_keys, renamed
+from .network import Backbone, BackboneOutput
+from .stored_features import StoredFeatures
 
 __all__ = [
     "Backbone",
@@ -13,4 +15,5 @@ __all__ = [
     "StoredFeatures",
     "added_keys",
     "configured_positions",
+    "renamed",
 ]

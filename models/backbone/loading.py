@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,43 +14,17 @@ from torch import nn
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-from pluralign.datamodules.checks import check_choices, check_range
+from pluralign.datamodules.checks import check_choices
+
+from .lora import LoRAConfig, lora_settings
 
 __all__ = [
     "BackboneConfig",
-    "LoRAConfig",
     "adapt_model",
-    "added_keys",
     "configured_positions",
     "load_model",
     "num_positions",
 ]
-
-
-@dataclass(frozen=True)
-class LoRAConfig:
-    """Low-rank adapters (PEFT) on a frozen base; the reward head is always trained and saved beside them.
-
-    Attributes:
-        rank: Rank of the update, >= 1.
-        alpha: Scale; the update is multiplied by alpha / rank.
-        dropout: Dropout on the adapter's input, in [0, 1).
-        target_modules: Names of the adapted layers; None for every linear layer.
-    """
-
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
-    target_modules: list[str] | None = None
-
-    def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises:
-            ValueError: Naming the argument, its value and what is allowed.
-        """
-        check_range("backbone.lora.rank", self.rank, at_least=1)
-        check_range("backbone.lora.dropout", self.dropout, at_least=0, below=1)
 
 
 @dataclass(frozen=True)
@@ -134,6 +107,24 @@ class BackboneConfig:
             "quantization": self.quantization,
         }
 
+    def identity(self) -> dict[str, str | None] | None:
+        """Which base it is whose files a checkpoint relies on; None for a network that has none.
+
+        A folder is known by its content, wherever it lies; a network on the hub by its name and revision.
+
+        Returns:
+            ``name`` and, of a folder, ``digest``, of one on the hub ``revision``; the other of these is None.
+
+        Raises:
+            ValueError: If the folder holds no network.
+        """
+        if self.name is None:
+            return None
+        digest = _weights_digest(self.name)
+        if digest == self.name:
+            return {"name": self.name, "revision": self.revision or "main", "digest": None}
+        return {"name": self.name, "revision": None, "digest": digest}
+
 
 def _weights_digest(name: str) -> str:
     """What tells one network's weights from another's: the name on the hub, or a hash over a folder's files.
@@ -166,27 +157,6 @@ def _tensor_places(path: Path) -> list[int]:
         size = int.from_bytes(stream.read(8), "little")  # of the header that follows
         header = json.loads(stream.read(size))
     return [8 + size + entry["data_offsets"][0] for key, entry in header.items() if key != "__metadata__"]
-
-
-def added_keys(module: nn.Module, keys: Iterable[str]) -> set[str]:
-    """Which names of a state are of what PEFT puts beside a network's own layers: adapters, copies of layers, prompts.
-
-    Args:
-        module: With the network somewhere inside.
-        keys: Names in its state dict.
-    """
-    base_of = {
-        path: name
-        for path, part in module.named_modules()
-        for name, _ in part.named_children()
-        if name in ("base_layer", "original_module", "base_model")  # what PEFT calls what it wraps
-    }
-
-    def is_added(key: str) -> bool:
-        parts = key.split(".")
-        return any(base_of.get(".".join(parts[:i]), part) != part for i, part in enumerate(parts))
-
-    return {key for key in keys if is_added(key)}
 
 
 def load_model(config: BackboneConfig, *, language_head: bool = False) -> "PreTrainedModel":
@@ -335,7 +305,7 @@ def adapt_model(model: "PreTrainedModel", config: BackboneConfig) -> nn.Module:
         return model.requires_grad_(False)
     if config.lora is None:
         return model
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft import get_peft_model, prepare_model_for_kbit_training
 
     if config.quantization is not None:
         model = prepare_model_for_kbit_training(
@@ -343,10 +313,4 @@ def adapt_model(model: "PreTrainedModel", config: BackboneConfig) -> nn.Module:
             use_gradient_checkpointing=config.gradient_checkpointing,
             gradient_checkpointing_kwargs={"use_reentrant": False},
         )
-    adapters = LoraConfig(
-        r=config.lora.rank,
-        lora_alpha=cast(int, config.lora.alpha),  # PEFT divides it, any number will do
-        lora_dropout=config.lora.dropout,
-        target_modules=config.lora.target_modules or "all-linear",
-    )
-    return get_peft_model(model, adapters)
+    return get_peft_model(model, lora_settings(model, config.lora))

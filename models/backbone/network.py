@@ -8,6 +8,7 @@ Which layout a backbone takes is decided once, when it is built:
 3. otherwise both layouts are run on a tiny input; ``shared`` if they agree, else ``separate`` and a warning.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,24 +19,25 @@ from torch import Tensor, nn
 
 from pluralign.datamodules.batch import PreferenceBatch
 
+from .adapters import AdapterSet
 from .frequencies import FrequencyChanges
+from .kinds import is_causal, small_batch, use_flex, why_not_shared
 from .language_head import split_language_head
 from .loading import BackboneConfig, adapt_model, load_model, num_positions
+from .lora import LoRAConfig
 from .packing import PACKED, packed_rows, register
 from .rows import attention_bias, block_mask, length_chunks, pad_to_multiple, pool, separate_rows, take_rows
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["Backbone", "BackboneOutput", "StoredFeatures"]
-
-FULL_ATTENTION = frozenset(
-    ("gemma", "gpt2", "gpt_neox", "llama", "mistral", "olmo2", "opt", "phi3", "qwen2", "qwen3", "smollm3")
-)
-"""Model types whose layers are full attention unless the configuration names a window; each one tried."""
+__all__ = ["Backbone", "BackboneOutput"]
 
 FLEX_BUCKET = 128
 """Row lengths are rounded up to this under FlexAttention, so that few shapes are compiled."""
+
+# Seen with bitsandbytes 0.50: the first evaluation repacks the weights, after which no gradient passes.
+NO_4BIT_ADAPTERS = "backbone.quantization='4bit' trains no adapters on the CPU: use 8bit, or a GPU"
 
 
 class BackboneOutput(NamedTuple):
@@ -57,6 +59,7 @@ class Backbone(nn.Module):
         layout: ``shared`` or ``separate``, as decided when built.
         pooling: ``last``, ``mean`` or ``cls``.
         hidden_size: H.
+        adapters: Those that :meth:`add_adapters` put on it; None without any.
         language_head: The network's own language-model head, trained where its whole body is; None unless asked for.
     """
 
@@ -77,13 +80,12 @@ class Backbone(nn.Module):
         if language_head:
             model, head = split_language_head(model)
         if config.quantization == "4bit" and config.lora is not None and model.device.type == "cpu":
-            # Seen with bitsandbytes 0.50: the first evaluation repacks the weights, after which no gradient passes.
-            raise ValueError("backbone.quantization='4bit' trains no adapters on the CPU: use 8bit, or a GPU")
+            raise ValueError(NO_4BIT_ADAPTERS)
         self.hidden_size: int = _hidden_size(model.config)
         self.vocab_size: int | None = getattr(model.config, "vocab_size", None)
         self.max_positions = num_positions(model)
         self.frequencies = FrequencyChanges.of(model.config)
-        self.flex = _use_flex(model, config.attention)
+        self.flex = use_flex(model, config.attention)
         self.causal = is_causal(model)
         self.packed = False
         self.layout = self._settle_layout(model)
@@ -91,6 +93,7 @@ class Backbone(nn.Module):
             self.packed = self._settle_packing(model)
         self.pooling = config.pooling if config.pooling != "auto" else ("last" if self.causal else "mean")
         self.model: nn.Module = adapt_model(model, config)
+        self.adapters: AdapterSet | None = None
         self.language_head = head
         if config.frozen or config.lora is not None:
             self.freeze_language_head()  # part of the base, as the layers below adapters are
@@ -112,17 +115,49 @@ class Backbone(nn.Module):
     @property
     def frozen(self) -> bool:
         """Whether nothing of the backbone is trained."""
-        return self.config.frozen
+        return self.config.frozen and self.adapters is None
 
     def train(self, mode: bool = True) -> "Backbone":
         """Set the mode; a frozen backbone stays in evaluation mode, so its states do not change."""
         return super().train(mode and not self.frozen)
 
+    def add_adapters(self, names: Sequence[str], shape: LoRAConfig) -> None:
+        """Put adapters of one shape on the network, which is frozen with what it has; each is without effect at first.
+
+        ``forward`` and ``read`` give what the network gives without them; :meth:`pooled_with` and :meth:`read_with`
+        what it gives with each. Where ``shape.last_layers`` leaves layers beneath all adapters, these run once.
+
+        Args:
+            names: Names of their own, without dots; at least one.
+            shape: Of each of them.
+
+        Raises:
+            ValueError: If there are adapters already, or the names or the shape do not fit the network.
+        """
+        if self.adapters is not None:
+            raise ValueError(f"the backbone has adapters already: {', '.join(self.adapters.names)}")
+        device = next(self.model.parameters()).device
+        if self.config.quantization == "4bit" and device.type == "cpu":
+            raise ValueError(NO_4BIT_ADAPTERS)
+        adapters = AdapterSet(self.model, names, shape)
+        self.adapters, self.model = adapters, adapters.model
+        if self.language_head is not None:
+            self.language_head.requires_grad_(False)  # part of what lies beneath
+        if self.config.gradient_checkpointing:
+            adapters.recompute_as_run()
+        if any(parameter.is_meta for parameter in self.model.parameters()):
+            adapters.trunk = 0  # cannot be tried
+        rows = self.arrange(small_batch(device, self.vocab_size))
+        self.eval()
+        if reason := adapters.settle_trunk(lambda: self._states(rows)[1]):
+            rank_zero_info(f"backbone: each adapter makes a pass of its own through all layers ({reason})")
+        self.train()
+
     def _settle_layout(self, model: "PreTrainedModel") -> str:
         wish = self.config.layout
         if wish == "separate":
             return "separate"
-        reason = _why_not_shared(model.config, self.causal)
+        reason = why_not_shared(model.config, self.causal)
         if reason and wish == "shared":
             raise ValueError(f"backbone.layout='shared' is not exact here: {reason}; use auto or separate")
         if reason:
@@ -165,16 +200,7 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def _compare_layouts(self, model: "PreTrainedModel", *, packed: bool = False) -> tuple[float, float]:
         """Largest difference between the layouts on a tiny input, relative to the states' size."""
-        device = next(model.parameters()).device
-        lengths = torch.tensor([4, 3, 5])
-        ids = torch.arange(12, device=device)[None] % (self.vocab_size or 12)
-        batch = PreferenceBatch(
-            input_ids=ids,
-            position_ids=torch.tensor([[0, 1, 2, 3, 4, 5, 6, 4, 5, 6, 7, 8]], device=device),
-            segment_ids=torch.repeat_interleave(torch.arange(3), lengths)[None].to(device),
-            response_row=torch.zeros(2, dtype=torch.int64, device=device),
-            response_end=torch.tensor([6, 11], device=device),
-        )
+        batch = small_batch(next(model.parameters()).device, self.vocab_size)
         was_training = model.training
         model.eval()
         try:
@@ -276,18 +302,55 @@ class Backbone(nn.Module):
             ValueError: If the batch holds stored features, or rotary frequencies depend on the longest row and cannot be
                 told apart.
         """
-        if "features" in batch:
-            raise ValueError("stored features tell no states of tokens: set loader.features=null")
-        rows, chunks = self._passes(batch)
+        rows, chunks = self._passes(_with_tokens(batch))
         if len(chunks) == 1:
             return BackboneOutput(*self._states(rows), rows)
-        parts = [self._states(self._take(rows, chunk)) for chunk in chunks]
-        width = rows["input_ids"].shape[1]
-        tokens = [nn.functional.pad(states, (0, 0, 0, width - states.shape[1])) for _, states in parts]
-        order = _row_order(chunks, tokens[0].device)
-        return BackboneOutput(
-            torch.cat([pooled for pooled, _ in parts])[order], torch.cat(tokens)[order], rows
-        )
+        return _joined([self._states(self._take(rows, chunk)) for chunk in chunks], rows, chunks)
+
+    def pooled_with(self, batch: PreferenceBatch, adapters: Sequence[str | None]) -> Tensor:
+        """One state per response under each of several adapters.
+
+        Args:
+            batch: Token batch, in either layout.
+            adapters: Names, each costing a pass through the layers above the trunk; None for the network without any.
+
+        Returns:
+            (K, R, H), in the backbone's dtype.
+
+        Raises:
+            ValueError: As :meth:`read` does, or if there is no such adapter.
+        """
+        rows, chunks = self._passes(_with_tokens(batch))
+        each = self._states_with(rows, chunks, adapters)
+        order = _row_order(chunks, each[0][0][0].device) if len(chunks) > 1 else slice(None)
+        return torch.stack([torch.cat([pooled for pooled, _ in parts])[order] for parts in each])
+
+    def read_with(self, batch: PreferenceBatch, adapters: Sequence[str | None]) -> list[BackboneOutput]:
+        """What :meth:`read` gives under each of several adapters, at the cost of :meth:`pooled_with`.
+
+        Args:
+            batch: Token batch, in either layout.
+            adapters: Names; None for the network without any of them.
+
+        Raises:
+            ValueError: As :meth:`read` does, or if there is no such adapter.
+        """
+        rows, chunks = self._passes(_with_tokens(batch))
+        each = self._states_with(rows, chunks, adapters)
+        if len(chunks) == 1:
+            return [BackboneOutput(*parts[0], rows) for parts in each]
+        return [_joined(parts, rows, chunks) for parts in each]
+
+    def _states_with(
+        self, rows: PreferenceBatch, chunks: list[list[int]], adapters: Sequence[str | None]
+    ) -> list[list[tuple[Tensor, Tensor]]]:
+        """For each adapter, states of the responses and of all tokens of each chunk."""
+        if self.adapters is None or not adapters:
+            allowed = "none, for add_adapters was not called" if self.adapters is None else "at least one"
+            raise ValueError(f"adapters {list(adapters)} were asked for; allowed: {allowed}")
+        parts = [rows] if len(chunks) == 1 else [self._take(rows, chunk) for chunk in chunks]
+        by_chunk = [self.adapters.passes(adapters, partial(self._states, part)) for part in parts]
+        return [list(states) for states in zip(*by_chunk, strict=True)]
 
     def _states(self, rows: PreferenceBatch) -> tuple[Tensor, Tensor]:
         """States of the responses and of all tokens of arranged rows, from one pass."""
@@ -328,91 +391,28 @@ class Backbone(nn.Module):
         return length_chunks(batch["row_lengths"])
 
 
+def _with_tokens(batch: PreferenceBatch) -> PreferenceBatch:
+    """The batch, unless it holds stored features."""
+    if "features" in batch:
+        raise ValueError("stored features tell no states of tokens: set loader.features=null")
+    return batch
+
+
+def _joined(
+    parts: Sequence[tuple[Tensor, Tensor]], rows: PreferenceBatch, chunks: list[list[int]]
+) -> BackboneOutput:
+    """States of chunks as those of all rows, padded with zeros again."""
+    width = rows["input_ids"].shape[1]
+    tokens = [nn.functional.pad(states, (0, 0, 0, width - states.shape[1])) for _, states in parts]
+    order = _row_order(chunks, tokens[0].device)
+    return BackboneOutput(torch.cat([pooled for pooled, _ in parts])[order], torch.cat(tokens)[order], rows)
+
+
 def _row_order(chunks: list[list[int]], device: torch.device) -> Tensor:
     """Where every row stands among the rows of the chunks, (N,) int64."""
     return torch.argsort(torch.tensor([row for rows in chunks for row in rows], device=device))
 
 
-class StoredFeatures(nn.Module):
-    """Stands where the backbone would, when a run reads all its features from a store: nothing is loaded.
-
-    Attributes:
-        hidden_size: H.
-    """
-
-    layout = "separate"
-    frozen = True
-    vocab_size: int | None = None
-    max_positions: int | None = None
-
-    def __init__(self, hidden_size: int) -> None:
-        """Remember the size.
-
-        Args:
-            hidden_size: H.
-        """
-        super().__init__()
-        self.hidden_size = hidden_size
-
-    def forward(self, batch: PreferenceBatch) -> Tensor:
-        """Features of the batch, (R, H), as stored.
-
-        Raises:
-            ValueError: If the batch holds tokens.
-        """
-        if "features" not in batch:
-            raise ValueError(
-                "this module was built for stored features and has no network to read tokens with: load its checkpoint "
-                "without loader.features, and the backbone is loaded, too"
-            )
-        return batch["features"]
-
-
 def _hidden_size(config: "PretrainedConfig") -> int:
     size: int = config.get_text_config().hidden_size
     return size
-
-
-def _use_flex(model: "PreTrainedModel", attention: str) -> bool:
-    """Whether rows run through FlexAttention; its backward pass exists on CUDA only."""
-    on_cuda = next(model.parameters()).device.type == "cuda"
-    supported = bool(getattr(model, "_supports_flex_attn", False))
-    if attention == "flex_attention" and not supported:
-        raise ValueError(f"backbone.attention='flex_attention': {type(model).__name__} does not support it")
-    if attention == "flex_attention" or (attention == "auto" and on_cuda and supported):
-        model.set_attn_implementation("flex_attention")
-        return True
-    return False
-
-
-@torch.no_grad()
-def is_causal(model: "PreTrainedModel") -> bool:
-    """Whether a later token leaves the states of earlier ones alone; found by trying."""
-    if any(parameter.is_meta for parameter in model.parameters()):
-        return model.config.model_type in FULL_ATTENTION  # cannot be tried: only what is known counts
-    device = next(model.parameters()).device
-    vocabulary = getattr(model.config, "vocab_size", 8)
-    ids = torch.arange(8, device=device)[None].repeat(2, 1) % vocabulary
-    ids[1, -1] = (ids[1, -1] + 1) % vocabulary
-    was_training = model.training
-    model.eval()
-    hidden = model(input_ids=ids).last_hidden_state[:, 0].float()
-    model.train(was_training)
-    return bool(torch.allclose(hidden[0], hidden[1], rtol=1e-3, atol=1e-4))
-
-
-def _why_not_shared(config: "PretrainedConfig", causal: bool) -> str:
-    """Reason why shared rows would not be exact, or nothing."""
-    if not causal:
-        return "the network is bidirectional"
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if kinds - {"full_attention"}:
-        return f"it has {', '.join(sorted(kinds))} layers"
-    windowed = getattr(config, "sliding_window", None) is not None and getattr(
-        config, "use_sliding_window", True
-    )
-    if windowed and kinds != {"full_attention"}:
-        return f"its attention has a window of {config.sliding_window}"
-    if not kinds and config.model_type not in FULL_ATTENTION:
-        return f"the layers of {config.model_type} are not known to be full attention"
-    return ""

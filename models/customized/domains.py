@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pluralign.datamodules.batch import PreferenceBatch
+
 __all__ = ["GENERAL", "DomainColumns", "domain_names", "with_heads"]
 
 GENERAL = "general"
@@ -51,6 +53,19 @@ class DomainColumns:
             table = [0, *(self._own.get(name, 0) for name in names)]
             self._table = names, torch.tensor(table, device=index.device)
         return self._table[1][index + 1]
+
+    def asked(self, batch: PreferenceBatch, names: Sequence[str]) -> list[int]:
+        """Columns that a batch's comparisons ask for, ascending, at least one; all where it does not say so to the host.
+
+        Args:
+            batch: A batch.
+            names: As in ``of``.
+        """
+        if "comparisons" not in batch or "domain_id" not in batch:
+            return [0]
+        if "domains_present" not in batch:
+            return [0, *self._own.values()]
+        return self.present(batch["domains_present"], names) or [0]
 
     def present(self, indices: Sequence[int], names: Sequence[str]) -> list[int]:
         """Columns of some domains, ascending, each once; plain numbers, which make no device wait.

@@ -1,14 +1,24 @@
 """Which responses are imitated: those that a prompt's judgements, or its ratings, say are best."""
 
+from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pluralign.datamodules.batch import PreferenceBatch
+from pluralign.datamodules.batch import PreferenceBatch, RewardOutput, TokenStates
+from pluralign.losses import imitation_loss
 
-__all__ = ["imitation_weights", "strict_weights"]
+from .._loader_sums import Summed
+from ..backbone import Backbone, LoRAConfig
+from .domains import DomainColumns
+from .start import StartedModule
 
+__all__ = ["ImitatingModule", "imitation_weights", "responses_nll", "strict_weights", "weights_by_domain"]
+
+TOKEN_NLL = "token_nll"
+"""What validation measures of the language-model head: nats per token."""
 TINY = 1e-5
 """What the original adds to the best score before it divides by it."""
 
@@ -27,7 +37,12 @@ def strict_weights(batch: PreferenceBatch) -> Tensor:
 
 
 def imitation_weights(batch: PreferenceBatch, num_domains: int, threshold: float | None) -> Tensor:
-    r"""How much each response is imitated.
+    """How much each response is imitated in all domains together, (R,); as :func:`weights_by_domain` says."""
+    return weights_by_domain(batch, num_domains, threshold).sum(1)
+
+
+def weights_by_domain(batch: PreferenceBatch, num_domains: int, threshold: float | None) -> Tensor:
+    r"""How much each response is imitated in each domain.
 
     The judgements of a prompt in a domain are a group. Its responses are ordered by their ``score`` if the data rate each
     that is compared in it, and else by what they win less what they lose: :math:`\sum \pm w (2 p - 1)`. The best of them
@@ -42,7 +57,8 @@ def imitation_weights(batch: PreferenceBatch, num_domains: int, threshold: float
             hundred-thousandth), is above it, in [0, 1). Groups whose best is not above 0 have their best alone.
 
     Returns:
-        (R,) >= 0, float32 (float64 of float64). Nobody is imitated in a group of ties, or one whose judgements go round in a circle.
+        (R, 1 + D) >= 0, of no domain first, float32 (float64 of float64). Nobody is imitated in a group of ties, or one whose
+        judgements go round in a circle.
     """
     first, second = batch["comparisons"].unbind(dim=1)
     weight, prompt = strict_weights(batch), batch["response_prompt"]
@@ -64,7 +80,41 @@ def imitation_weights(batch: PreferenceBatch, num_domains: int, threshold: float
     of_group = weight.new_zeros(groups).index_add(0, prompt[first] * size + domain, weight)
     number = weight.new_zeros(groups).index_add(0, group_of_cell, chosen.to(weight))
     share = torch.where(chosen, (of_group / number.clamp_min(1))[group_of_cell], 0.0)
-    return share.view(len(prompt), size).sum(1)
+    return share.view(len(prompt), size)
+
+
+def responses_nll(
+    tokens: TokenStates,
+    head: nn.Linear,
+    weight: Tensor,
+    reduction: Literal["sum", "none"],
+    *,
+    include_prompt: bool,
+) -> Tensor:
+    """Mean negative log-likelihood of each response's tokens, in nats.
+
+    Args:
+        tokens: States of one pass.
+        head: The language-model head.
+        weight: Of the responses, (R,) >= 0; those of weight 0 are not computed.
+        reduction: ``sum`` with these weights, or ``none``.
+        include_prompt: Whether the prompt's tokens count.
+
+    Returns:
+        A scalar, or (R,).
+    """
+    states, rows = tokens
+    return imitation_loss(
+        states,
+        head.weight,
+        rows["input_ids"],
+        rows["segment_ids"],
+        rows["response_row"],
+        include_prompt=include_prompt,
+        bias=head.bias,
+        weight=weight,
+        reduction=reduction,
+    )
 
 
 def _scores(
@@ -86,3 +136,89 @@ def _extreme(
     nothing = limits.min if which == "amax" else limits.max
     found = score.new_full((groups,), nothing)
     return found.scatter_reduce(0, group_of_cell, torch.where(judged, score, nothing), which)[group_of_cell]
+
+
+class ImitatingModule(StartedModule):
+    """A reward module that may learn from the tokens of preferred responses, too, in each domain's own pass.
+
+    Attributes:
+        imitation_threshold: Share of the best score above which responses are imitated; None for the best alone.
+        imitate_prompt: Whether the prompt's tokens count.
+        adapter: Shape of the domains' adapters, with which each domain has a pass of its own; None without any.
+        heads: Of the domains.
+        columns: Where the reward of each of the data's domains is.
+    """
+
+    imitation_threshold: float | None
+    imitate_prompt: bool
+    adapter: LoRAConfig | None
+    heads: nn.ModuleList
+    columns: DomainColumns
+
+    @property
+    @abstractmethod
+    def domain_names(self) -> Sequence[str]:
+        """What indices of domains point at; nothing where bare loaders give batches."""
+
+    @abstractmethod
+    def wanted_columns(self, batch: PreferenceBatch) -> list[int]:
+        """Columns of rewards that a batch asks for: with adapters, a pass each."""
+
+    def imitation_sum(self, output: RewardOutput, batch: PreferenceBatch) -> Tensor:
+        """Sum of the imitated responses' mean negative log-likelihood, each with its weight."""
+        weight = self._imitated(batch)
+        if not self.training:
+            nll, tokens = self._response_nll(output, weight)
+            return (weight * nll / tokens.clamp_min(1)).sum()
+        head, prompt = self._language_head(), self.imitate_prompt
+        passes = zip(output["tokens"], weight.unbind(1), strict=True)
+        return torch.stack(
+            [responses_nll(states, head, each, "sum", include_prompt=prompt) for states, each in passes]
+        ).sum()
+
+    def _imitated(self, batch: PreferenceBatch) -> Tensor:
+        """How much each response is imitated in each pass, (R, passes)."""
+        number = len(self.domain_names)
+        if not number and "domain_id" in batch:
+            # Of bare loaders; waits for the device unless they say which domains there are.
+            present = batch["domains_present"] if "domains_present" in batch else batch["domain_id"].tolist()
+            number = max(present, default=-1) + 1
+        weight = weights_by_domain(batch, number, self.imitation_threshold)
+        if self.adapter is None:
+            return weight.sum(1, keepdim=True)
+        index = torch.arange(-1, number, device=weight.device)
+        column = self.columns.of(index, self.domain_names)
+        by_column = weight.new_zeros(len(weight), 1 + len(self.heads)).index_add(1, column, weight)
+        return torch.stack([by_column[:, i] for i in self.wanted_columns(batch)], dim=1)
+
+    def _response_nll(self, output: RewardOutput, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Negative log-likelihood and tokens of the responses that have a weight, (R, passes), computed once for a batch."""
+        found = output.setdefault("of_responses", {})
+        if "nll" not in found:
+            counts, passes = (weight > 0).float(), output["tokens"]
+            head, prompt = self._language_head(), self.imitate_prompt
+            mean = [
+                responses_nll(states, head, counted, "none", include_prompt=prompt)
+                for states, counted in zip(passes, counts.unbind(1), strict=True)
+            ]
+            found["nll_tokens"] = counts * passes[0].rows["response_length"].float().unsqueeze(1)
+            found["nll"] = torch.stack(mean, dim=1) * found["nll_tokens"]
+        return found["nll"], found["nll_tokens"]
+
+    def _language_head(self) -> nn.Linear:
+        backbone = self.built_backbone()
+        assert (
+            isinstance(backbone, Backbone) and backbone.language_head is not None
+        )  # as make_backbone built it
+        return backbone.language_head
+
+    def measure(self, output: RewardOutput, batch: PreferenceBatch) -> Summed:
+        """The mean over tokens of what the language-model head says of the best responses, where tokens are read."""
+        if "tokens" not in output:
+            return {}
+        nll, tokens = self._response_nll(output, self._imitated(batch))
+        return {TOKEN_NLL: (nll.sum(), tokens.sum())}
+
+    def shown(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The perplexity besides, where tokens are read."""
+        return {**values, "perplexity": values[TOKEN_NLL].exp()} if TOKEN_NLL in values else values

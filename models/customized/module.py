@@ -1,33 +1,29 @@
 """CustomizedRM: a general reward model that is customised to domains, stage by stage, and keeps what it knew."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal, Unpack
 
 import torch
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from pluralign.datamodules.batch import Basis, PreferenceBatch, RewardOutput, TokenStates
 from pluralign.datamodules.checks import check_choices, check_range
 from pluralign.datamodules.columns import provided_by
-from pluralign.losses import bradley_terry_loss, imitation_loss
+from pluralign.losses import bradley_terry_loss
 
-from .._loader_sums import Summed
 from ..backbone import Backbone, BackboneConfig, LoRAConfig, RewardHead, StoredFeatures
 from ..base import ModuleSettings
+from .adapters import adapter_name, check_strategy, with_adapters
 from .domains import GENERAL, DomainColumns, domain_names, with_heads
-from .imitation import imitation_weights, strict_weights
-from .start import StartedModule
+from .imitation import ImitatingModule, strict_weights
 from .ties import TieWatch
 
 __all__ = ["CustomizedRM"]
 
-TOKEN_NLL = "token_nll"
-"""What validation measures of the language-model head: nats per token."""
 
-
-class CustomizedRM(StartedModule):
+class CustomizedRM(ImitatingModule):
     r"""Reward model in three stages: a base language model, a general reward model, one that is customised to domains.
 
     Each stage is a run of this module that starts from the one before (``init_from``). All of them have one loss,
@@ -61,7 +57,7 @@ class CustomizedRM(StartedModule):
         *,
         domains: Sequence[str] = (),
         per_domain: Literal["nothing", "head", "adapter"] = "nothing",
-        adapter: LoRAConfig | None = None,
+        adapter: LoRAConfig | Mapping[str, Any] | None = None,
         ranking: float = 1.0,
         imitation: float = 0.0,
         imitation_threshold: float | None = None,
@@ -78,7 +74,8 @@ class CustomizedRM(StartedModule):
                 none, are general ones.
             per_domain: What each of them has of its own: ``nothing``, a ``head`` over the shared pass, or an ``adapter``
                 and a head over the shared general model.
-            adapter: Size of the domains' adapters.
+            adapter: Shape of the domains' adapters; a mapping of its fields also does. With ``last_layers`` the layers
+                beneath are run once for all domains.
             ranking: Weight of the ranking loss, >= 0; 0 is fine-tuning on preferred responses alone, which makes a base.
             imitation: Weight of the imitation loss, >= 0 (lambda of the paper; 0.1 in the authors' script, 0 in their
                 recipe). At 0 the language-model head is neither trained nor run in training.
@@ -102,14 +99,17 @@ class CustomizedRM(StartedModule):
         if imitation_threshold is not None:
             check_range("imitation_threshold", imitation_threshold, at_least=0, below=1)
         self.customized_domains = domain_names(domains)
-        self.per_domain, self.adapter = per_domain, adapter
+        self.per_domain = per_domain
+        self.adapter = LoRAConfig(**adapter) if isinstance(adapter, Mapping) else adapter
+        if self.adapter is not None:
+            self.save_hyperparameters({"adapter": asdict(self.adapter)})  # plain values
         self.ranking, self.imitation, self.l2_sp = ranking, imitation, l2_sp
         self.imitation_threshold, self.imitate_prompt = imitation_threshold, imitate_prompt
         self.reads_tokens = imitation > 0 or perplexity
         self._check_settings()
         self.head: RewardHead | None = None
         self.heads = nn.ModuleList()
-        self._columns = DomainColumns(self.customized_domains)
+        self.columns = DomainColumns(self.customized_domains)
         self._ties: TieWatch | None = None
         if per_domain == "nothing":
             self.reads_requests = frozenset()  # whoever is asked for, there is one reward
@@ -128,7 +128,7 @@ class CustomizedRM(StartedModule):
                 "per_domain='adapter' and adapter go together: set both (such as adapter: {rank: 8}), or neither; got "
                 f"per_domain={self.per_domain!r} and adapter={self.adapter!r}"
             )
-        if self.imitation and self.backbone_config.frozen:
+        if self.imitation and self.backbone_config.frozen and self.adapter is None:
             raise ValueError(
                 f"imitation={self.imitation} trains the network's own layers, and backbone.frozen=true has none: set "
                 "imitation=0, or train the backbone or adapters"
@@ -153,6 +153,11 @@ class CustomizedRM(StartedModule):
         if self.ranking == 0:
             self.head.requires_grad_(False)
             self.heads.requires_grad_(False)
+        if self.adapter is not None:
+            assert isinstance(self.backbone, Backbone)  # make_backbone saw to it
+            names = [adapter_name(place) for place in range(len(self.customized_domains))]
+            self.backbone.add_adapters(names, self.adapter)
+            self.head.requires_grad_(True)  # not moved, but see compute_loss
         if self.imitation == 0 and isinstance(self.backbone, Backbone):
             self.backbone.freeze_language_head()
         self.load_initial_weights()
@@ -167,6 +172,11 @@ class CustomizedRM(StartedModule):
         size = self._check_store()
         if size is None:
             return Backbone(self.backbone_config, language_head=self.reads_tokens)
+        if self.adapter is not None:
+            raise ValueError(
+                "per_domain='adapter' runs the network, and loader.features gives what it made without adapters: set "
+                "loader.features=null, or per_domain=head"
+            )
         if self.reads_tokens:
             raise ValueError(
                 f"imitation={self.imitation} and perplexity read tokens, and loader.features gives stored features, which "
@@ -187,7 +197,26 @@ class CustomizedRM(StartedModule):
             # Heads of new domains are copies of the general head that was just made.
             absent |= {f"heads.{i}.weight" for i in range(len(self.heads))}
         domains = self.customized_domains if self.per_domain != "nothing" else ()
-        return with_heads(state, content.get("hyper_parameters", {}), domains, self.init_from), new | absent
+        settings = content.get("hyper_parameters", {})
+        state = with_heads(state, settings, domains, self.init_from)
+        state, adapters = with_adapters(
+            state, settings, domains if self.adapter is not None else None, self.state_dict(), self.init_from
+        )
+        return state, new | absent | adapters
+
+    def parameter_groups(self) -> Iterable[Any]:
+        """All that is trained; the head of a frozen general model is not."""
+        still = self.head.weight if self.adapter is not None and self.head is not None else None
+        return [parameter for parameter in super().parameter_groups() if parameter is not still]
+
+    def check_trainer(self) -> None:
+        """As every module; and several processes need a strategy that looks for what a batch leaves out.
+
+        Raises:
+            ValueError: If they have another one.
+        """
+        super().check_trainer()
+        check_strategy(self.trainer, self.per_domain)
 
     def on_train_start(self) -> None:
         """Begin as every module does, and to look for something to learn."""
@@ -203,7 +232,6 @@ class CustomizedRM(StartedModule):
             ValueError: If they do not; names those that there are.
         """
         super().on_fit_start()
-        self._check_unused()
         data = self.data
         if data is None or not (data.domains or data.splits):  # a data module that says nothing of them
             return
@@ -211,19 +239,6 @@ class CustomizedRM(StartedModule):
             raise ValueError(
                 f"domains: the training data have no comparison of {', '.join(map(repr, unknown))}; they have "
                 f"{', '.join(map(repr, data.domains)) or 'no domains'}"
-            )
-
-    def _check_unused(self) -> None:
-        """Make sure that a step of several ranks may leave out the weights of domains that its batches lack.
-
-        Raises:
-            ValueError: If it would wait for their gradients.
-        """
-        wrapped = self.trainer.strategy.model
-        if self.heads and isinstance(wrapped, DistributedDataParallel) and not wrapped.find_unused_parameters:
-            raise ValueError(
-                f"per_domain={self.per_domain!r} trains in each step what belongs to the domains of its batches alone: set "
-                "trainer.strategy=ddp_find_unused_parameters_true"
             )
 
     def check_batch(self, batch: PreferenceBatch) -> None:
@@ -251,7 +266,7 @@ class CustomizedRM(StartedModule):
 
     def _check_requests(self) -> None:
         """Refuse rows that ask for a domain without a reward of its own; names the first and where it stands."""
-        lacking = set(self._columns.lacking(self._names))
+        lacking = set(self.columns.lacking(self.domain_names))
         if self.data is None or not lacking:
             return
         rows = ((row.place, each.domain) for row in self.data.given("predict") for each in row.responses)
@@ -263,7 +278,7 @@ class CustomizedRM(StartedModule):
             )
 
     @property
-    def _names(self) -> Sequence[str]:
+    def domain_names(self) -> Sequence[str]:
         """What indices of domains point at; nothing where bare loaders give batches."""
         return () if self.data is None else self.data.domains
 
@@ -282,39 +297,51 @@ class CustomizedRM(StartedModule):
             where they are imitated.
         """
         output = RewardOutput()
-        backbone = self.built_backbone()
-        wants_tokens = self.reads_tokens and (self.imitation > 0 or not self.training)
-        if wants_tokens and "comparisons" in batch and isinstance(backbone, Backbone):
-            read = backbone.read(batch)
-            states = read.pooled
-            output["tokens"] = TokenStates(read.tokens, read.rows)
-        else:
-            states = backbone(batch)
-        assert self.head is not None  # built together with the backbone
-        general = self.head(states)
-        output["reward"] = general.squeeze(-1)
-        rewards = self._rewards(general, states, batch) if self.heads else general
+        wanted = self.wanted_columns(batch)
+        states = self._states(output, batch, wanted)
+        rewards = self._rewards(states, wanted)
+        if 0 in states:
+            output["reward"] = rewards[:, 0]
         if self.heads and not self.training:
             output["basis"] = Basis(
                 rewards, (GENERAL, *self.customized_domains), "domain_rewards", linear=True
             )
         return self._judged(output, rewards, batch)
 
-    def _rewards(self, general: Tensor, states: Tensor, batch: PreferenceBatch) -> Tensor:
-        """Rewards (R, 1 + D), the general one first; in training without a graph where the batch judges none of a domain.
+    def wanted_columns(self, batch: PreferenceBatch) -> list[int]:
+        """Columns of rewards that a batch asks for, the general one being 0: in training those of its comparisons."""
+        if not self.training or not self.heads:
+            return [*range(1 + len(self.heads))]
+        return self.columns.asked(batch, self.domain_names)
+
+    def _states(self, output: RewardOutput, batch: PreferenceBatch, wanted: list[int]) -> dict[int, Tensor]:
+        """States of the responses (R, H) by column; puts those of tokens into the output where they are read."""
+        backbone, columns = self.built_backbone(), range(1 + len(self.heads))
+        reads = self.reads_tokens and (self.imitation > 0 or not self.training) and "comparisons" in batch
+        if not isinstance(backbone, Backbone) or (self.adapter is None and not reads):
+            return dict.fromkeys(columns, backbone(batch))
+        adapters = [None if column == 0 else adapter_name(column - 1) for column in wanted]
+        if not reads:
+            return dict(zip(wanted, backbone.pooled_with(batch, adapters), strict=True))
+        passes = [backbone.read(batch)] if self.adapter is None else backbone.read_with(batch, adapters)
+        output["tokens"] = [TokenStates(each.tokens, each.rows) for each in passes]
+        if self.adapter is None:
+            return dict.fromkeys(columns, passes[0].pooled)
+        return {column: each.pooled for column, each in zip(wanted, passes, strict=True)}
+
+    def _rewards(self, states: dict[int, Tensor], wanted: list[int]) -> Tensor:
+        """Rewards (R, 1 + D), the general one first; without a graph where the batch asks for none of a domain.
 
         A gradient of zeros is one, too: AdamW would move the head of a domain that is not there.
         """
-        wanted = set(range(1 + len(self.heads)))
-        if self.training and "comparisons" in batch:
-            if "domain_id" not in batch:
-                wanted = {0}
-            elif "domains_present" in batch:  # else all, of loaders that do not say it
-                wanted = set(self._columns.present(batch["domains_present"], self._names))
-        nothing = torch.zeros_like(general)
-        first = general if 0 in wanted else general.detach()
-        others = [head(states) if i in wanted else nothing for i, head in enumerate(self.heads, 1)]
-        return torch.cat([first, *others], dim=1)
+        assert self.head is not None  # built together with the backbone
+        some = next(iter(states.values()))
+        nothing = some.new_zeros((len(some), 1), dtype=torch.float32)
+        general = self.head(states[0]) if 0 in states else nothing
+        if 0 not in wanted or self.adapter is not None:
+            general = general.detach()
+        others = [head(states[i]) if i in wanted else nothing for i, head in enumerate(self.heads, 1)]
+        return torch.cat([general, *others], dim=1)
 
     def _judged(self, output: RewardOutput, rewards: Tensor, batch: PreferenceBatch) -> RewardOutput:
         """Add what comparisons and requests ask for, each by its domain."""
@@ -322,10 +349,10 @@ class CustomizedRM(StartedModule):
             first, second = batch["comparisons"].unbind(dim=1)
             column = torch.zeros_like(first)
             if self.heads and "domain_id" in batch:
-                column = self._columns.of(batch["domain_id"], self._names)
+                column = self.columns.of(batch["domain_id"], self.domain_names)
             output["chosen"], output["rejected"] = rewards[first, column], rewards[second, column]
         if "request_response" in batch and "request_domain_id" in batch and not self.training and self.heads:
-            asked = self._columns.of(batch["request_domain_id"], self._names)
+            asked = self.columns.of(batch["request_domain_id"], self.domain_names)
             output["requested"] = rewards[batch["request_response"], asked]
         return output
 
@@ -352,77 +379,15 @@ class CustomizedRM(StartedModule):
             )
         if self.imitation:
             divisor = torch.where(divisor > 0, divisor, 1.0)
-            terms["imitation"] = self.imitation * self._imitation(output, batch) / divisor
+            terms["imitation"] = self.imitation * self.imitation_sum(output, batch) / divisor
+        if self.adapter is not None and self.training:
+            # A batch of general comparisons has nothing to train, and other processes wait for some gradient of it.
+            assert self.head is not None  # built together with the backbone
+            name = next(iter(terms))
+            terms[name] = terms[name] + 0.0 * self.head.weight.sum()
         if self.start is not None and self.training:
             terms["l2_sp"] = 0.5 * self.l2_sp * self.start.squared_distance()
         return terms
-
-    def _imitation(self, output: RewardOutput, batch: PreferenceBatch) -> Tensor:
-        """Sum of the imitated responses' mean negative log-likelihood, each with its weight."""
-        weight = self._imitated(batch)
-        if not self.training:
-            nll, tokens = self._response_nll(output, weight)
-            return (weight * nll / tokens.clamp_min(1)).sum()
-        (states, rows), head = output["tokens"], self._language_head()
-        return imitation_loss(
-            states,
-            head.weight,
-            rows["input_ids"],
-            rows["segment_ids"],
-            rows["response_row"],
-            include_prompt=self.imitate_prompt,
-            bias=head.bias,
-            weight=weight,
-            reduction="sum",
-        )
-
-    def _imitated(self, batch: PreferenceBatch) -> Tensor:
-        number = len(self._names)
-        if not number and "domain_id" in batch:
-            # Of bare loaders; waits for the device unless they say which domains there are.
-            present = batch["domains_present"] if "domains_present" in batch else batch["domain_id"].tolist()
-            number = max(present, default=-1) + 1
-        return imitation_weights(batch, number, self.imitation_threshold)
-
-    def _response_nll(self, output: RewardOutput, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Negative log-likelihood and tokens of the responses that have a weight, (R,), computed once for a batch."""
-        found = output.setdefault("of_responses", {})
-        if "nll" not in found:
-            (states, rows), head = output["tokens"], self._language_head()
-            segments = rows["segment_ids"]
-            mean = imitation_loss(
-                states,
-                head.weight,
-                rows["input_ids"],
-                segments,
-                rows["response_row"],
-                include_prompt=self.imitate_prompt,
-                bias=head.bias,
-                weight=(weight > 0).float(),
-                reduction="none",
-            )
-            tokens = rows["response_length"].float()
-            found["nll_tokens"] = torch.where(weight > 0, tokens, 0.0)
-            found["nll"] = mean * found["nll_tokens"]
-        return found["nll"], found["nll_tokens"]
-
-    def _language_head(self) -> nn.Linear:
-        backbone = self.built_backbone()
-        assert (
-            isinstance(backbone, Backbone) and backbone.language_head is not None
-        )  # as make_backbone built it
-        return backbone.language_head
-
-    def measure(self, output: RewardOutput, batch: PreferenceBatch) -> Summed:
-        """The mean over tokens of what the language-model head says of the best responses, where tokens are read."""
-        if "tokens" not in output:
-            return {}
-        nll, tokens = self._response_nll(output, self._imitated(batch))
-        return {TOKEN_NLL: (nll.sum(), tokens.sum())}
-
-    def shown(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The perplexity besides, where tokens are read."""
-        return {**values, "perplexity": values[TOKEN_NLL].exp()} if TOKEN_NLL in values else values
 
     # Ties ----------------------------------------------------------------------------------------------
 

@@ -459,7 +459,7 @@ def test_other_runs_stand_beside_it(trainer, tmp_path, capsys):
     )
     assert "plain is of other" not in printed
     drawing = (tmp_path / "beside" / "val_step000003.svg").read_text(encoding="utf-8")
-    for name in ("this run, steps 0 to 3", "plain, steps 0 to 3", ">start<", "customised accuracy"):
+    for name in ("this run, to step 3", "plain, to step 3", ">start<", "customised accuracy"):
         assert name in drawing, name
     assert "longer wins: 0.500 general, 0.750 customised" in drawing
 
@@ -483,6 +483,14 @@ def test_a_curve_may_be_a_point():
     (axes,) = figure.axes
     assert axes.get_xlim()[0] > 0.5, "a baseline far away is told in the legend alone"
     assert axes.get_xlim()[0] < 0.65 and axes.get_xlim()[1] > 0.75
+    names = [f"{'a long name of a strategy' * 2} {i}" for i in range(9)]
+    figure = trade_off_figure(
+        [TradeOffCurve(name, (0, 10_000), (0.7, 0.7), (0.7, 0.7), end, end, started=True) for name in names],
+        baselines={"longer wins": (0.5, 0.6), "random head": (0.5, 0.5)},
+    )
+    figure.draw_without_rendering()
+    legend, whole = figure.legends[0].get_window_extent(), figure.bbox
+    assert legend.x0 >= whole.x0 and legend.x1 <= whole.x1, "the legend is not cut off"
     with pytest.raises(ValueError, match="curves must be one or more, got none"):
         trade_off_figure([])
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from pluralign.models import Backbone, BackboneConfig, LoRAConfig, RewardHead
-from pluralign.models.backbone.network import FULL_ATTENTION
+from pluralign.models.backbone.kinds import FULL_ATTENTION
 
 SMALL = {
     "vocab_size": 64,

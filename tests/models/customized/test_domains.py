@@ -154,7 +154,7 @@ def test_domains_are_found_by_name_in_other_data(heads, byte_model, data, traine
     source = data(("art", "food", "trade", None))
     trainer().test(module, source, verbose=False)
     assert source.domains == ["art", "food", "trade"]
-    found, rewards = module._columns, torch.tensor([-1, 0, 1, 2])
+    found, rewards = module.columns, torch.tensor([-1, 0, 1, 2])
     assert found.of(rewards, source.domains).tolist() == [0, 2, 0, 1]
     assert found.present([-1, 1, 2], source.domains) == [0, 1]
 
@@ -184,30 +184,6 @@ def test_loaders_without_domains_are_refused(heads, batch, trainer):
     with pytest.raises(ValueError, match=r"per_domain='head' needs comparisons that name their domain"):
         trainer().fit(heads(), loader)
     assert trainer().test(heads(), loader, verbose=False)  # all of them general ones
-
-
-def test_two_ranks_must_look_for_unused_weights(byte_model):
-    class Wrapped(torch.nn.parallel.DistributedDataParallel):
-        def __init__(self, unused):
-            torch.nn.Module.__init__(self)
-            self.find_unused_parameters = unused
-
-    class Run:
-        class strategy:
-            model = None
-
-    module = byte_model()
-    module.configure_model()
-    module._trainer = Run
-    Run.strategy.model = Wrapped(True)
-    module._check_unused()
-    Run.strategy.model = Wrapped(False)
-    with pytest.raises(ValueError, match="ddp_find_unused_parameters_true"):
-        module._check_unused()
-    shared = byte_model(per_domain="nothing", domains=())
-    shared.configure_model()
-    shared._trainer = Run
-    shared._check_unused()
 
 
 @pytest.mark.parametrize(
