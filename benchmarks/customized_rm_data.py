@@ -9,7 +9,7 @@ import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
@@ -24,13 +24,26 @@ from pluralign.datamodules import (
     TextConfig,
 )
 from pluralign.datamodules.records import RecordError
+from pluralign.datamodules.settings import LenientSettings
 from pluralign.metrics import outcomes
 
-__all__ = ["DOMAINS", "SETS", "Judged", "Sources", "TestSet", "train_tokenizer", "write_excerpts", "write_stand_in"]
+__all__ = [
+    "DOMAINS",
+    "HELPFUL",
+    "SETS",
+    "Judged",
+    "Sources",
+    "TestSet",
+    "train_tokenizer",
+    "write_excerpts",
+    "write_stand_in",
+]
 
 DOMAINS = ("academy", "business", "entertainment", "literature")
 SYSTEMS = (*DOMAINS, "normal")
 SETS = ("helpful-base", "harmless-base")
+HELPFUL = ("helpful-base", "helpful-rejection-sampled")
+"""General sets of one taste: a network that is trained on excerpts from nothing learns no two."""
 ALIKE = 0.1
 """Two lengths are alike if they differ by at most this share of the longer one."""
 VALIDATION_SHARE = 0.1
@@ -41,12 +54,14 @@ VOCABULARY = 2048
 class TestSet(NamedTuple):
     """Comparisons of a split, P of them over R responses, and the batches that hold these in their order."""
 
+    names: tuple[str, ...]
+    """Of the groups."""
     batches: list[PreferenceBatch]
     """Without comparisons: what a model reads."""
     pairs: Tensor
     """(P, 2) int64: responses, the preferred one first."""
     group: Tensor
-    """(P,) int64: index into :data:`DOMAINS` or :data:`SETS`."""
+    """(P,) int64: index into ``names``."""
     against_normal: Tensor
     """(P,) bool: whether the answer that lost was written for no domain."""
     alike: Tensor
@@ -105,7 +120,7 @@ def read_set(data: PreferenceDataModule, split: str, groups: Sequence[str]) -> T
         responses, records = responses + len(batch["response_row"]), records + len(batch["id"])
         judged = ("comparisons", "comparison_index", "domain_id", "domains_present", "preference")
         batches.append({name: value for name, value in batch.items() if name not in judged})  # type: ignore[typeddict-item]
-    return TestSet(batches, **{name: torch.cat(parts) for name, parts in columns.items()})
+    return TestSet(tuple(groups), batches, **{name: torch.cat(parts) for name, parts in columns.items()})
 
 
 class Judged(NamedTuple):
@@ -118,16 +133,20 @@ class Judged(NamedTuple):
 class Sources:
     """Where training and test come from, as one way of reading text has them."""
 
-    def __init__(self, data_dir: Path, cache: Path, text: TextConfig, *, features: Path | None = None) -> None:
+    def __init__(
+        self, data_dir: Path, cache: Path, text: TextConfig, *, features: Path | None = None
+    ) -> None:
         """Name folders; reads nothing.
 
         Args:
             data_dir: With ``dsp`` and ``hh-rlhf``.
             cache: Of tokens.
             text: How text becomes tokens.
+            sets: Of HH-RLHF.
             features: Folder of a feature store; responses are scored alone there.
         """
-        self.data_dir, self.cache, self.text, self.features = data_dir, cache, text, features
+        self.data_dir, self.cache, self.text = data_dir, cache, text
+        self.sets, self.features = tuple(sets), features
 
     def _common(self, batch_size: int, seed: int) -> dict[str, Any]:
         """Settings that are a mixture's where there is one."""
@@ -148,7 +167,7 @@ class Sources:
         """Queries with the judgements of some domains."""
         return self._queries(domains, **self._common(batch_size, seed))
 
-    def _queries(self, domains: Sequence[str], **common: Any) -> DSPDataModule:
+    def _queries(self, domains: Sequence[str], **common: Unpack[LenientSettings]) -> DSPDataModule:
         return DSPDataModule(
             data_dir=str(self.data_dir / "dsp"),
             domains=tuple(domains),
@@ -160,10 +179,10 @@ class Sources:
         """General pairs."""
         return self._pairs(**self._common(batch_size, seed))
 
-    def _pairs(self, **common: Any) -> HHRLHFDataModule:
+    def _pairs(self, **common: Unpack[LenientSettings]) -> HHRLHFDataModule:
         return HHRLHFDataModule(
             data_dir=str(self.data_dir / "hh-rlhf"),
-            subsets=SETS,
+            subsets=self.sets,
             validation_share=VALIDATION_SHARE,
             **common,
         )
@@ -182,20 +201,21 @@ class Sources:
         """Comparisons of a split."""
         return Judged(
             read_set(self.customized(batch_size=16), split, DOMAINS),
-            read_set(self.general(batch_size=64), split, SETS),
+            read_set(self.general(batch_size=64), split, self.sets),
         )
 
 
 # Files ---------------------------------------------------------------------------------------------------
 
 
-def write_excerpts(data_dir: Path, folder: Path, words: int) -> None:
-    """Write the end of each prompt's last turn and the beginning of each response, as files of the same schema.
+def write_excerpts(data_dir: Path, folder: Path, words: int, sets: Sequence[str]) -> None:
+    """Write the end of each prompt and the beginning of each response, as files of the same schema.
 
     Args:
         data_dir: With ``dsp`` and ``hh-rlhf``.
         folder: For the excerpts.
         words: Kept of each text.
+        sets: Of HH-RLHF.
     """
 
     def beginning(text: str) -> str:
@@ -204,7 +224,7 @@ def write_excerpts(data_dir: Path, folder: Path, words: int) -> None:
     def end(text: str) -> str:
         return " ".join(text.split()[-words:])
 
-    sources = Sources(data_dir, folder, TextConfig())
+    sources = Sources(data_dir, folder, TextConfig(), sets=sets)
     for split in ("train", "test"):
         queries = [
             {
@@ -218,11 +238,12 @@ def write_excerpts(data_dir: Path, folder: Path, words: int) -> None:
         ]
         whole = [query for query in queries if len(query["responses"]) == len(SYSTEMS)]
         write_queries(folder, split, whole)
-        pairs: dict[str, list[tuple[str, str, str]]] = {name: [] for name in SETS}
+        pairs: dict[str, list[tuple[str, str, str]]] = {name: [] for name in sets}
         for record in sources.general().given(split):
             assert not isinstance(record.prompt, str)  # dialogues
             first, second = (beginning(response.text) for response in record.responses)
-            pairs[record.judges[0][1] or ""].append((end(record.prompt[-1]["content"]), first, second))
+            dialogue = " ".join(turn["content"] for turn in record.prompt)
+            pairs[record.judges[0][1] or ""].append((end(dialogue), first, second))
         write_pairs(folder, split, pairs)
 
 
@@ -257,7 +278,9 @@ def write_stand_in(folder: Path) -> None:
     the domains' words are rude ones, so that what is learned of a domain is partly at the cost of the general liking.
     """
     random_ = random.Random(0)
-    things = [a + b for a in ("lor", "mas", "tin", "bel", "kov", "rud") for b in ("an", "ek", "im", "ol", "us")]
+    things = [
+        a + b for a in ("lor", "mas", "tin", "bel", "kov", "rud") for b in ("an", "ek", "im", "ol", "us")
+    ]
     kind, rude = [f"kind{word}" for word in things[:10]], [f"rude{word}" for word in things[:10]]
     own = {
         name: [f"{name[:3]}{word}" for word in things[:12]] + (rude[:6] if i % 2 else [])
@@ -267,9 +290,7 @@ def write_stand_in(folder: Path) -> None:
 
     def text(words: Sequence[str], share: float) -> str:
         length = random_.randint(12, 30)
-        return " ".join(
-            random_.choice(words if random_.random() < share else things) for _ in range(length)
-        )
+        return " ".join(random_.choice(words if random_.random() < share else things) for _ in range(length))
 
     for split, number in (("train", 384), ("test", 136)):
         queries = [
@@ -281,15 +302,13 @@ def write_stand_in(folder: Path) -> None:
         ]
         write_queries(folder, split, queries)
         pairs = {
-            name: [
-                (f"say {text(things, 1.0)}", text(kind, 0.1), text(rude, 0.1)) for _ in range(4 * number)
-            ]
-            for name in SETS
+            name: [(f"say {text(things, 1.0)}", text(kind, 0.1), text(rude, 0.1)) for _ in range(4 * number)]
+            for name in (*SETS, HELPFUL[1])
         }
         write_pairs(folder, split, pairs)
 
 
-def train_tokenizer(data_dir: Path, folder: Path) -> str:
+def train_tokenizer(sources: Sources, folder: Path) -> str:
     """Train a byte-level BPE on the texts of both training splits; the folder that holds it."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -303,7 +322,7 @@ def train_tokenizer(data_dir: Path, folder: Path) -> str:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_training_texts(data_dir), trainer)
+    tokenizer.train_from_iterator(_training_texts(sources), trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )
@@ -311,8 +330,7 @@ def train_tokenizer(data_dir: Path, folder: Path) -> str:
     return str(folder)
 
 
-def _training_texts(data_dir: Path) -> Iterator[str]:
-    sources = Sources(data_dir, data_dir, TextConfig())
+def _training_texts(sources: Sources) -> Iterator[str]:
     for data in (sources.customized(), sources.general()):
         for record in data.given("train"):
             yield record.prompt if isinstance(record.prompt, str) else record.prompt[-1]["content"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +15,19 @@ from pluralign.commands.interpolate import between
 from pluralign.datamodules import PreferenceDataModule
 from pluralign.models import Backbone, BackboneConfig, CustomizedRM, LoRAConfig, RewardModule
 
-__all__ = ["BOTH_STAGES", "INTERPOLATION", "PLAIN", "STRATEGIES", "Curve", "Part", "Settings", "Strategy"]
+__all__ = [
+    "INTERPOLATION",
+    "PLAIN",
+    "STRATEGIES",
+    "Curve",
+    "Part",
+    "SeedRuns",
+    "Settings",
+    "Strategy",
+    "train_base",
+]
 
-PLAIN, INTERPOLATION, BOTH_STAGES = "none", "interpolation", "imitation in both stages"
+PLAIN, INTERPOLATION, THROUGHOUT = "none", "interpolation", "imitation throughout"
 ALPHAS = (0.25, 0.5, 0.75)
 IMITATION = 0.1
 NUM_RANDOM_HEADS = 32
@@ -48,7 +59,7 @@ STRATEGIES: dict[str, dict[str, Strategy]] = {
         PLAIN: Strategy(),
         "enrichment": Strategy(ratio=1.0),
         "imitation": Strategy({"imitation": IMITATION}),
-        BOTH_STAGES: Strategy({"imitation": IMITATION}, start=IMITATION),
+        THROUGHOUT: Strategy({"imitation": IMITATION}, start=IMITATION),
         "enrichment + imitation": Strategy({"imitation": IMITATION}, ratio=1.0),
         "L2-SP": Strategy({"l2_sp": 0.1}),
         "LoRA per domain": Strategy({"per_domain": "adapter", "adapter": LoRAConfig(rank=8)}, together=True),
@@ -96,6 +107,19 @@ class Curve(NamedTuple):
     """(T, G) bool: likewise by the general reward, where a strategy keeps one."""
 
 
+class SeedRuns(NamedTuple):
+    """Everything that one seed gave."""
+
+    curves: dict[str, Curve]
+    """By strategy; each begins with the general model."""
+    chosen: tuple[int, ...]
+    """Place of the interpolated weights that validation likes best, by domain."""
+    random: tuple[Tensor, Tensor]
+    """What random heads over the general model reach: (P,) and (G,) float64."""
+    perplexity: dict[str, float]
+    """Of each general model, on general validation."""
+
+
 class Marks(L.Callback):
     """Measure at some steps."""
 
@@ -131,6 +155,18 @@ def right(model: RewardModule, judged: Judged) -> tuple[Tensor, Tensor]:
     return parts[0], parts[1]
 
 
+@torch.no_grad()
+def by_chance(model: CustomizedRM, judged: Judged) -> tuple[Tensor, Tensor]:
+    """How many random linear heads over a general model's states are right: shares, (P,) and (G,) float64."""
+    backbone = model.built_backbone()
+    heads = torch.randn(backbone.hidden_size, NUM_RANDOM_HEADS, generator=torch.Generator().manual_seed(0))
+    parts = []
+    for test in judged:
+        scores = torch.cat([backbone(batch).float() @ heads for batch in test.batches])
+        parts.append(torch.stack([test.right(column) for column in scores.unbind(1)]).double().mean(0))
+    return parts[0], parts[1]
+
+
 class Part:
     """One backbone with its data: stages 2 and 3 of every strategy, seed by seed."""
 
@@ -154,7 +190,7 @@ class Part:
         self.sources, self.backbone, self.strategies = sources, backbone, dict(strategies)
         self.settings, self.folder = settings, folder
         self.test, self.validation = sources.judged("test"), sources.judged("validation")
-        self.perplexity: dict[str, list[float]] = {}
+        self.perplexity: dict[str, float] = {}
 
     # Stages --------------------------------------------------------------------------------------------
 
@@ -181,8 +217,7 @@ class Part:
         path = self.folder / f"general-{imitation:g}.ckpt"
         trainer.save_checkpoint(path, weights_only=True)
         if reads_tokens:
-            title = f"stage 2, imitation {imitation:g}"
-            self.perplexity.setdefault(title, []).append(perplexity(model, data))
+            self.perplexity[f"stage 2, imitation {imitation:g}"] = perplexity(model, data)
         return path
 
     def customized(self, strategy: Strategy, start: Path, domains: Sequence[str], seed: int) -> Curve:
@@ -226,11 +261,26 @@ class Part:
 
     # Seeds ---------------------------------------------------------------------------------------------
 
-    def run(self, seed: int) -> dict[str, Curve]:
-        """Every strategy with one seed; each curve begins with the general model."""
+    def run(self, seed: int) -> SeedRuns:
+        """Every strategy with one seed; read from the folder where an earlier run with equal settings left it."""
+        settings = repr((self.settings, self.strategies, self.backbone, self.sources.text))
+        kept = self.folder / f"seed-{seed}-{sha256(settings.encode()).hexdigest()[:12]}.pt"
+        if not kept.is_file():
+            found = self._run(seed)
+            curves = {title: tuple(curve) for title, curve in found.curves.items()}
+            torch.save((curves, *found[1:]), kept)
+        curves, *others = torch.load(kept, weights_only=True)
+        return SeedRuns({title: Curve(*curve) for title, curve in curves.items()}, *others)
+
+    def _run(self, seed: int) -> SeedRuns:
+        self.perplexity = {}
+        if self.sources.features is None:
+            base = CustomizedRM(self.backbone, perplexity=True)
+            self.perplexity["stage 1"] = perplexity(base, self.sources.general())
         starts = {of: self.general(seed, of) for of in {one.start for one in self.strategies.values()}}
         before = {of: self.start_of(path) for of, path in starts.items()}
         found: dict[str, Curve] = {}
+        chosen: tuple[int, ...] = ()
         for title, strategy in self.strategies.items():
             start = starts[strategy.start]
             if strategy.together:
@@ -243,43 +293,64 @@ class Part:
                         mixed.append(self.interpolated(start, domain, parts[-1]))
                 curve = self.joined(parts)
                 if mixed:
-                    found[INTERPOLATION] = begun(before[strategy.start], self.joined(mixed))
+                    ways, chosen = zip(*mixed, strict=True)
+                    found[INTERPOLATION] = begun(before[strategy.start], self.joined(ways))
             found[title] = begun(before[strategy.start], curve)
-        return found
+        random = by_chance(self.general_model(starts[0.0]), self.test)
+        return SeedRuns(found, chosen, random, self.perplexity)
+
+    def general_model(self, path: Path) -> CustomizedRM:
+        """A general model as it was saved."""
+        model = CustomizedRM(self.backbone, init_from=str(path))
+        data = self.sources.general() if self.sources.features is not None else None
+        if data is None:
+            model.configure_model()
+        else:  # the trainer's data say that the network is not needed
+            trainer = quiet_trainer(1)
+            trainer.validate(model, data, verbose=False)
+        return model
 
     def start_of(self, path: Path) -> Curve:
-        """The general model, as if it were a strategy."""
-        model = CustomizedRM(self.backbone, init_from=str(path))
-        if self.sources.features is not None:
-            data = self.sources.general()
-            L.Trainer(logger=False, enable_progress_bar=False, accelerator="cpu").validate(model, data, verbose=False)
-        else:
-            model.configure_model()
-        customized, general = right(model, self.test)
-        shape = (1, len(self.settings.domains), -1)
-        return Curve((0,), customized, general.expand(shape), general)
+        """A general model, as if it were a strategy."""
+        customized, general = right(self.general_model(path), self.test)
+        return Curve(
+            (0,), customized, general.unsqueeze(0).expand(1, len(self.settings.domains), -1), general
+        )
 
     def joined(self, parts: Sequence[Curve]) -> Curve:
         """Runs of one domain each as one curve."""
         found = self.by_domain(torch.stack([part.customized for part in parts], 1), self.settings.domains)
         return Curve(parts[0].places, found, torch.cat([part.general for part in parts], 1))
 
-    def interpolated(self, start: Path, domain: str, curve: Curve) -> Curve:
-        """Weights between the general model and the last one, which stay as they are."""
+    def interpolated(self, start: Path, domain: str, curve: Curve) -> tuple[Curve, int]:
+        """Weights between the general model and the last one; the place that validation likes best, 0 for the general one.
+
+        What chooses is the mean of customised and general accuracy; of equally good ones the first.
+        """
         general = torch.load(start, weights_only=True)["state_dict"]
         customized = {name: value.clone() for name, value in self.last.state_dict().items()}
-        found = []
-        for alpha in ALPHAS:
-            self.last.load_state_dict(
-                between({name: general[name] for name in customized}, customized, alpha)
-            )
-            found.append(right(self.last, self.test))
+        start_weights = {name: general[name] for name in customized}
+        found, liked = [], []
+        for alpha in (0.0, *ALPHAS, 1.0):
+            self.last.load_state_dict(between(start_weights, customized, alpha))
+            if alpha in ALPHAS:
+                found.append(right(self.last, self.test))
+            liked.append(self.liked(domain))
         customized_right, general_right = (torch.stack(parts) for parts in zip(*found, strict=True))
-        return Curve(
+        way = Curve(
             (*ALPHAS, 1.0),
             torch.cat([customized_right[:, 0], curve.customized[-1:]]),
             torch.cat([general_right, curve.general[-1:]]),
         )
+        return way, max(range(len(liked)), key=liked.__getitem__)
+
+    def liked(self, domain: str) -> float:
+        """Mean of the last model's customised and general accuracy on validation."""
+        customized, general = right(self.last, self.validation)
+        mine = self.validation.customized.group == DOMAINS.index(domain)
+        weight = self.validation.general.weight
+        of_general = (general[0].double() * weight).sum() / weight.sum()
+        return float(customized[0, mine].double().mean() + of_general) / 2
 
 
 def begun(start: Curve, curve: Curve) -> Curve:
@@ -317,7 +388,9 @@ def quiet_trainer(steps: int, *callbacks: L.Callback) -> L.Trainer:
 # Stage 1 -------------------------------------------------------------------------------------------------
 
 
-def train_base(sources: Sources, network: Mapping[str, Any], folder: Path, *, steps: int, rate: float) -> float:
+def train_base(
+    sources: Sources, network: Mapping[str, Any], folder: Path, *, steps: int, rate: float
+) -> None:
     """Stage 1: a small language model of the general data's preferred dialogues, as a folder like those of the hub.
 
     Args:
@@ -326,9 +399,6 @@ def train_base(sources: Sources, network: Mapping[str, Any], folder: Path, *, st
         folder: For weights and tokenizer.
         steps: Optimiser steps.
         rate: Learning rate.
-
-    Returns:
-        Perplexity on validation of the preferred responses.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -340,8 +410,7 @@ def train_base(sources: Sources, network: Mapping[str, Any], folder: Path, *, st
         imitate_prompt=True,
         optimizer=adamw(rate),
     )
-    data = sources.general()
-    quiet_trainer(steps).fit(model, data)
+    quiet_trainer(steps).fit(model, sources.general())
     backbone = model.backbone
     assert isinstance(backbone, Backbone) and backbone.language_head is not None
     whole = AutoModelForCausalLM.from_config(backbone.model.config)
@@ -349,8 +418,6 @@ def train_base(sources: Sources, network: Mapping[str, Any], folder: Path, *, st
     whole.lm_head.load_state_dict(backbone.language_head.state_dict())
     whole.save_pretrained(folder)
     AutoTokenizer.from_pretrained(sources.text.tokenizer).save_pretrained(folder)
-    measured = CustomizedRM(BackboneConfig(name=str(folder)), perplexity=True)
-    return perplexity(measured, data)
 
 
 def perplexity(model: CustomizedRM, data: PreferenceDataModule) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from customized_rm_data import DOMAINS, SETS, Judged, TestSet
+from customized_rm_data import DOMAINS, Judged, TestSet
 from customized_rm_runs import INTERPOLATION, PLAIN, Curve
 from rich.console import Console
 from rich.table import Table
@@ -46,9 +46,7 @@ class Measures:
         rows = torch.cat([one.double()[self.kept] for one in values]).unsqueeze(1)
         seed = torch.arange(len(values)).repeat_interleave(len(self.unit))
         number = len(values)
-        found = crossed_estimates(
-            rows, seed, self.unit.repeat(number), weight=self.weight.repeat(number)
-        )
+        found = crossed_estimates(rows, seed, self.unit.repeat(number), weight=self.weight.repeat(number))
         return found[0]._asdict()
 
 
@@ -79,7 +77,7 @@ def summarised(
     """
     sets = {
         "customized": subsets(judged.customized, domains, DOMAINS),
-        "general": subsets(judged.general, SETS, SETS),
+        "general": subsets(judged.general, judged.general.names, judged.general.names),
     }
     ends = {title: [end_of(curve) for curve in curves] for title, curves in runs.items()}
     if INTERPOLATION in runs:
@@ -91,7 +89,9 @@ def summarised(
     rows = {"general model": row(sets, starts[PLAIN], domains)}
     for title, values in ends.items():
         rows[title] = row(sets, values, domains)
-        forgotten = [then["general"] - now["general"] for then, now in zip(starts[title], values, strict=True)]
+        forgotten = [
+            then["general"] - now["general"] for then, now in zip(starts[title], values, strict=True)
+        ]
         rows[title]["forgetting"] = sets["general"]["all"].of(forgotten)
         if title != PLAIN:
             for measure in ("customized", "general"):
@@ -145,12 +145,14 @@ def row(
     return found
 
 
-def baselines(judged: Judged, domains: Sequence[str], random: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+def baselines(
+    judged: Judged, domains: Sequence[str], random: Sequence[tuple[Tensor, Tensor]]
+) -> dict[str, Any]:
     """Measures of preferring the longer response, and of random linear heads."""
     longer = {"customized": judged.customized.longer, "general": judged.general.longer}
     sets = {
         "customized": subsets(judged.customized, domains, DOMAINS),
-        "general": subsets(judged.general, SETS, SETS),
+        "general": subsets(judged.general, judged.general.names, judged.general.names),
     }
     heads = [dict(zip(longer, pair, strict=True)) for pair in random]
     return {
