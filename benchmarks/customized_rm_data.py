@@ -134,7 +134,13 @@ class Sources:
     """Where training and test come from, as one way of reading text has them."""
 
     def __init__(
-        self, data_dir: Path, cache: Path, text: TextConfig, *, features: Path | None = None
+        self,
+        data_dir: Path,
+        cache: Path,
+        text: TextConfig,
+        *,
+        sets: Sequence[str] = SETS,
+        features: Path | None = None,
     ) -> None:
         """Name folders; reads nothing.
 
