@@ -7,15 +7,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pluralign.datamodules.batch import PreferenceBatch, RewardOutput, TokenStates
-from pluralign.losses import imitation_loss
+from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
+from pluralign.losses import imitation_loss, response_nll
 
 from .._loader_sums import Summed
 from ..backbone import Backbone, LoRAConfig
 from .domains import DomainColumns
 from .start import StartedModule
 
-__all__ = ["ImitatingModule", "imitation_weights", "responses_nll", "strict_weights", "weights_by_domain"]
+__all__ = ["ImitatingModule", "imitation_weights", "strict_weights", "weights_by_domain"]
 
 TOKEN_NLL = "token_nll"
 """What validation measures of the language-model head: nats per token."""
@@ -83,40 +83,6 @@ def weights_by_domain(batch: PreferenceBatch, num_domains: int, threshold: float
     return share.view(len(prompt), size)
 
 
-def responses_nll(
-    tokens: TokenStates,
-    head: nn.Linear,
-    weight: Tensor,
-    reduction: Literal["sum", "none"],
-    *,
-    include_prompt: bool,
-) -> Tensor:
-    """Mean negative log-likelihood of each response's tokens, in nats.
-
-    Args:
-        tokens: States of one pass.
-        head: The language-model head.
-        weight: Of the responses, (R,) >= 0; those of weight 0 are not computed.
-        reduction: ``sum`` with these weights, or ``none``.
-        include_prompt: Whether the prompt's tokens count.
-
-    Returns:
-        A scalar, or (R,).
-    """
-    states, rows = tokens
-    return imitation_loss(
-        states,
-        head.weight,
-        rows["input_ids"],
-        rows["segment_ids"],
-        rows["response_row"],
-        include_prompt=include_prompt,
-        bias=head.bias,
-        weight=weight,
-        reduction=reduction,
-    )
-
-
 def _scores(
     batch: PreferenceBatch, net: Tensor, judged: Tensor, group_of_cell: Tensor, groups: int
 ) -> Tensor:
@@ -170,11 +136,21 @@ class ImitatingModule(StartedModule):
         if not self.training:
             nll, tokens = self._response_nll(output, weight)
             return (weight * nll / tokens.clamp_min(1)).sum()
-        head, prompt = self._language_head(), self.imitate_prompt
-        passes = zip(output["tokens"], weight.unbind(1), strict=True)
-        return torch.stack(
-            [responses_nll(states, head, each, "sum", include_prompt=prompt) for states, each in passes]
-        ).sum()
+        head, losses = self._language_head(), []
+        for (states, rows), each in zip(output["tokens"], weight.unbind(1), strict=True):
+            loss = imitation_loss(
+                states,
+                head.weight,
+                rows["input_ids"],
+                rows["segment_ids"],
+                rows["response_row"],
+                include_prompt=self.imitate_prompt,
+                bias=head.bias,
+                weight=each,
+                reduction="sum",
+            )
+            losses.append(loss)
+        return torch.stack(losses).sum()
 
     def _imitated(self, batch: PreferenceBatch) -> Tensor:
         """How much each response is imitated in each pass, (R, passes)."""
@@ -195,14 +171,22 @@ class ImitatingModule(StartedModule):
         """Negative log-likelihood and tokens of the responses that have a weight, (R, passes), computed once for a batch."""
         found = output.setdefault("of_responses", {})
         if "nll" not in found:
-            counts, passes = (weight > 0).float(), output["tokens"]
-            head, prompt = self._language_head(), self.imitate_prompt
-            mean = [
-                responses_nll(states, head, counted, "none", include_prompt=prompt)
-                for states, counted in zip(passes, counts.unbind(1), strict=True)
-            ]
-            found["nll_tokens"] = counts * passes[0].rows["response_length"].float().unsqueeze(1)
-            found["nll"] = torch.stack(mean, dim=1) * found["nll_tokens"]
+            head, each = self._language_head(), []
+            for (states, rows), mask in zip(output["tokens"], (weight > 0).unbind(1), strict=True):
+                nll, number = response_nll(
+                    states,
+                    head.weight,
+                    rows["input_ids"],
+                    rows["segment_ids"],
+                    rows["response_row"],
+                    include_prompt=self.imitate_prompt,
+                    bias=head.bias,
+                    mask=mask,
+                )
+                each.append((nll, number.to(nll)))
+            found["nll"], found["nll_tokens"] = (
+                torch.stack(parts, dim=1) for parts in zip(*each, strict=True)
+            )
         return found["nll"], found["nll_tokens"]
 
     def _language_head(self) -> nn.Linear:

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from pluralign.callbacks import RewardWriter
 from pluralign.datamodules import LoaderConfig, LocalDataModule
@@ -171,6 +172,29 @@ def test_each_domain_learns_its_own(byte_model, data, trainer):
     assert not torch.equal(module.heads[0].weight, module.heads[1].weight)
 
 
+def test_a_run_with_heads_goes_on_bit_for_bit(byte_model, data, trainer, tmp_path):
+    """Also where the optimiser knows nothing yet of a head whose domain came in no batch."""
+
+    def fit(folder, checkpoint=None):
+        torch.manual_seed(0)
+        saver = ModelCheckpoint(tmp_path / folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        module = byte_model()
+        source = data()
+        source.loader = LoaderConfig(batch_size=1)
+        trainer(saver, max_epochs=1, enable_checkpointing=True).fit(
+            module, source, ckpt_path=checkpoint, weights_only=True
+        )
+        return module
+
+    whole = fit("whole")
+    states = torch.load(tmp_path / "whole" / "step=1.ckpt", weights_only=True)["optimizer_states"][0]
+    assert len(states["state"]) < len(states["param_groups"][0]["params"])
+    for step in (1, 4):
+        again = fit(f"again-{step}", str(tmp_path / "whole" / f"step={step}.ckpt"))
+        for name, value in whole.state_dict().items():
+            assert torch.equal(again.state_dict()[name], value), name
+
+
 def test_a_domain_that_the_data_lack_is_refused(byte_model, data, trainer):
     with pytest.raises(ValueError, match=r"no comparison of 'music'; they have 'art', 'trade'"):
         trainer().fit(byte_model(domains=("art", "music")), data())
@@ -179,10 +203,13 @@ def test_a_domain_that_the_data_lack_is_refused(byte_model, data, trainer):
 
 
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
-def test_loaders_without_domains_are_refused(heads, batch, trainer):
+def test_loaders_without_domains_are_refused(heads, batch, trainer, domains_of):
     loader = torch.utils.data.DataLoader([batch((2, 2))], batch_size=None)
     with pytest.raises(ValueError, match=r"per_domain='head' needs comparisons that name their domain"):
         trainer().fit(heads(), loader)
+    judged = torch.utils.data.DataLoader([domains_of(batch((2, 2)), 0)], batch_size=None)
+    with pytest.raises(ValueError, match=r"per_domain='head' needs comparisons that name their domain"):
+        trainer().fit(heads(), loader, judged)
     assert trainer().test(heads(), loader, verbose=False)  # all of them general ones
 
 

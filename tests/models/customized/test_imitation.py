@@ -129,3 +129,28 @@ def test_domains_of_loaders_without_names_are_told_apart(model, batch, domains_o
     assert torch.equal(module._imitated(data)[:, 0], wanted)
     del data["domains_present"]
     assert torch.equal(module._imitated(data)[:, 0], wanted)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_perplexity_is_over_tokens_of_all_batches(model, batch, whole):
+    """Also with prompts of some length, and none: a first token that nothing stands before is not predicted."""
+    module = model(imitation=1.0, imitate_prompt=whole).eval()
+    sums, wanted, number = torch.zeros(2), 0.0, 0
+    for seed, empty in ((0, False), (1, True)):
+        data = batch((2, 3), layout="separate", seed=seed)
+        if empty:
+            data["segment_ids"] = data["segment_ids"].where(data["segment_ids"] != 0, 1)
+        output = module(data)
+        (total, tokens), logits = (
+            module.measure(output, data)["token_nll"],
+            module.backbone.language_head(module.backbone.encode(data)).log_softmax(-1),
+        )
+        sums += torch.stack([total.detach(), tokens])
+        for n in (imitation_weights(data, 0, None) > 0).nonzero().flatten().tolist():
+            segments = data["segment_ids"][n]
+            start = max(1, 0 if whole else int((segments == 0).sum()))
+            for t in range(start, int(data["response_end"][n]) + 1):
+                wanted -= float(logits[n, t - 1, data["input_ids"][n, t]].detach())
+                number += 1
+    assert int(sums[1]) == number
+    assert float(sums[0]) == pytest.approx(wanted, rel=1e-5)
