@@ -159,7 +159,7 @@ def refusal(callback: L.Callback, trainer: L.Trainer, module: "BaseModule") -> s
     if isinstance(callback, ModelPruning) and module.unprunable:
         return f"{module.unprunable}; leave {name} out"
     if isinstance(callback, BaseFinetuning):
-        return _why_not_unfrozen(callback, trainer, module.backbone_config)
+        return _why_not_unfrozen(callback, trainer, module)
     if isinstance(callback, BatchSizeFinder) and not lightning_hasattr(module, callback._batch_arg_name):
         return (
             "it tries a few batches, and batches here are of texts of like length, so that the largest may come later; "
@@ -173,8 +173,14 @@ def _frozen_by(config: BackboneConfig) -> str | None:
     return "backbone.frozen" if config.frozen else "backbone.lora" if config.lora is not None else None
 
 
-def _why_not_unfrozen(callback: BaseFinetuning, trainer: L.Trainer, config: BackboneConfig) -> str | None:
-    """Why what a callback unfreezes would not be trained."""
+def _why_not_unfrozen(callback: BaseFinetuning, trainer: L.Trainer, module: "BaseModule") -> str | None:
+    """Why what a callback unfreezes would not be trained, or should not be."""
+    config = module.backbone_config
+    if module.keeps_network:
+        return (
+            "it unfreezes a network that domains' adapters leave as it is, and that scores in general as it did before; leave "
+            f"{type(callback).__name__} out"
+        )
     if config.frozen:
         return (
             "backbone.frozen=true builds no graph in the backbone, so that nothing of it is trained once it is unfrozen; set "
@@ -209,6 +215,7 @@ class HostModule(ResumableModule):
 
     Attributes:
         unprunable: Why its weights cannot be pruned; None if they can.
+        keeps_network: Whether adapters are trained over a network that stays as it is.
         optimizer: Called with the parameter groups.
         lr_scheduler: Called with the optimiser; None keeps the rate.
     """
@@ -216,6 +223,7 @@ class HostModule(ResumableModule):
     optimizer: OptimizerCallable
     lr_scheduler: LRSchedulerCallable | None
     unprunable: str | None = None
+    keeps_network: bool = False
 
     def __init__(self) -> None:
         """Begin with the rates as they are set."""

@@ -103,6 +103,8 @@ class CustomizedRM(ImitatingModule):
         self.adapter = LoRAConfig(**adapter) if isinstance(adapter, Mapping) else adapter
         if self.adapter is not None:
             self.save_hyperparameters({"adapter": asdict(self.adapter)})  # plain values
+            self.keeps_network = True
+            self.unprunable = "the general model stays as it is beneath adapters"
         self.ranking, self.imitation, self.l2_sp = ranking, imitation, l2_sp
         self.imitation_threshold, self.imitate_prompt = imitation_threshold, imitate_prompt
         self.reads_tokens = imitation > 0 or perplexity

@@ -7,6 +7,7 @@ import socket
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import BackboneFinetuning, ModelPruning
 from torch import multiprocessing
 
 from pluralign.datamodules.batches.collate import PreferenceCollator
@@ -286,6 +287,14 @@ def test_settings_and_runs_that_do_not_fit(general, rows, tmp_path):
     module.configure_model()
     batch = in_domains(rows, [-1])
     assert torch.equal(scored(module, batch)["reward"], scored(plain, batch)["reward"])
+
+
+@quiet
+def test_callbacks_that_would_change_the_general_model_are_refused(general, rows):
+    _, path = general()
+    for callback in (BackboneFinetuning(), ModelPruning("l1_unstructured", amount=0.5)):
+        with pytest.raises(ValueError, match=f"{type(callback).__name__} cannot be used here: .*leave"):
+            fitted(customized(path), [in_domains(rows, [0])], callbacks=[callback])
 
 
 # Processes ---------------------------------------------------------------------------------------------
