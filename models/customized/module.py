@@ -322,8 +322,8 @@ class CustomizedRM(ImitatingModule):
         backbone, columns = self.built_backbone(), range(1 + len(self.heads))
         reads = self.reads_tokens and (self.imitation > 0 or not self.training) and "comparisons" in batch
         if not isinstance(backbone, Backbone) or (self.adapter is None and not reads):
-            states: Tensor = backbone(batch)
-            return {column: states for column in columns}
+            pooled: Tensor = backbone(batch)
+            return dict.fromkeys(columns, pooled)
         adapters = [None if column == 0 else adapter_name(column - 1) for column in wanted]
         if not reads:
             return dict(zip(wanted, backbone.pooled_with(batch, adapters), strict=True))
