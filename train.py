@@ -27,6 +27,11 @@ VERBS = {
     "validate": Verb("measure a model on the validation split", "trainer:validate"),
     "test": Verb("measure a model on the test split", "trainer:test"),
     "predict": Verb("score the responses of the predict split, into a file", "predict:predict"),
+    "stages": Verb("run a chain of fits, each from the weights of the one before", "stages:stages"),
+    "interpolate": Verb(
+        "choose between a general model's weights and a customised one's, on validation",
+        "interpolate:interpolate",
+    ),
     "embed": Verb("write a frozen backbone's features of the data into a store", "embed:embed"),
     "adapt": Verb("give unseen users weights in a checkpoint of PAL", "adapt:adapt"),
     "data inspect": Verb(
@@ -84,7 +89,7 @@ def usage() -> str:
             "verbs:",
             *(f"  {name:{width}}  {verb.summary}" for name, verb in VERBS.items()),
             "",
-            "All but `data update` and `domains ...` take the options of fit: one configuration serves them all.",
+            "All but `stages`, `data update` and `domains ...` take the options of fit: one configuration serves them all.",
             "`pluralign VERB --help` lists a verb's options; `--print_config` prints them as a configuration.",
             "",
             "with every verb:",

@@ -192,11 +192,10 @@ def started(recipe: Path, folder: Path, *words: str) -> tuple[int, Path]:
     return forked(fit, log), log
 
 
-def outcome(folder: Path) -> dict[str, Any]:
-    """What a finished run comes to, by name."""
-    (path,) = folder.glob("runs/lightning_logs/version_0/checkpoints/last.ckpt")
-    content = torch.load(path, weights_only=True)
-    with (path.parent.parent / "metrics.csv").open(newline="") as file:
+def outcome(run: Path) -> dict[str, Any]:
+    """What a finished run comes to, by name, from the folder of its log."""
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    with (run / "metrics.csv").open(newline="") as file:
         rows = [{name: row[name] for name in row if name not in SPEEDS} for row in csv.DictReader(file)]
     return {
         "weights": content["state_dict"],
@@ -229,7 +228,7 @@ def left_alone(recipe: Path, folder: Path) -> tuple[dict[str, Any], float]:
     finished(*started(recipe, folder / "first"))  # writes the token cache
     finished(*started(recipe, folder / "alone"))
     run = folder / "alone" / "runs" / "lightning_logs" / "version_0"
-    wanted = outcome(folder / "alone")
+    wanted = outcome(run)
     training = (run / "metrics.csv").stat().st_mtime - (run / "config.yaml").stat().st_mtime
     return wanted, training / len(wanted["log"])
 
@@ -256,7 +255,7 @@ def kill_and_resume(
     finished(process, log)
     if paths and f"last is {paths[-1].relative_to(folder)} " not in log.read_text():
         raise RuntimeError(f"the run did not go on from {paths[-1]}, its newest checkpoint")
-    found = outcome(folder)
+    found = outcome(run)
     differs = [name for name in wanted if not equal(wanted[name], found[name])]
     return Killed(rows, seconds, step, made_up, differs)
 

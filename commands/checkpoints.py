@@ -20,10 +20,16 @@ from pluralign.callbacks import AtomicCheckpointIO
 from pluralign.callbacks.checkpoint_io import UNREADABLE
 
 __all__ = [
+    "LOGGERS",
+    "TRAINING",
     "RunKeeper",
+    "best_checkpoint",
     "check_writable",
     "follow_root_folder",
     "keep_whole",
+    "loggers_of",
+    "newest_first",
+    "plain_settings",
     "recipe",
     "settle_checkpoint",
 ]
@@ -61,12 +67,20 @@ class _Search:
 # What identifies a run -----------------------------------------------------------------------------------
 
 
+def plain_settings(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
+    """Every option as a plain value."""
+    settings: dict[str, Any] = json.loads(
+        parser.dump(config, format="json", skip_none=False, skip_validation=True)
+    )
+    return settings
+
+
 def recipe(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
     """What is learned, from what and how: plain values that a checkpoint keeps.
 
     How long, on which devices and with which logger does not count: a run that goes on may have others.
     """
-    settings = json.loads(parser.dump(config, format="json", skip_none=False, skip_validation=True))
+    settings = plain_settings(parser, config)
     trainer = {name: settings["trainer"].get(name) for name in TRAINING}
     parts = {name: settings[name] for name in ("seed_everything", "model", "data")}
     return {**parts, "trainer": trainer}
@@ -95,7 +109,8 @@ def _mismatch(kept: Settings | None, wanted: Settings, *, fitting: bool) -> list
 # Where to look -------------------------------------------------------------------------------------------
 
 
-def _loggers(config: Namespace) -> list[Namespace]:
+def loggers_of(config: Namespace) -> list[Namespace]:
+    """Settings of every logger that a configuration names."""
     loggers = config.trainer.logger
     listed = loggers if isinstance(loggers, list) else [loggers]
     return [logger for logger in listed if isinstance(logger, Namespace)]
@@ -103,7 +118,7 @@ def _loggers(config: Namespace) -> list[Namespace]:
 
 def _folders(config: Namespace) -> list[Path]:
     """Folders whose checkpoints may be this configuration's: of loggers, of the trainer, of callbacks."""
-    settings = [dict(logger.get("init_args") or {}) for logger in _loggers(config)]
+    settings = [dict(logger.get("init_args") or {}) for logger in loggers_of(config)]
     names = [each.get("save_dir") or (None if "save_dir" not in each else "runs") for each in settings]
     root = config.trainer.default_root_dir
     if not any(names):
@@ -116,14 +131,15 @@ def _folders(config: Namespace) -> list[Path]:
     return [Path(name) for name in dict.fromkeys(filter(None, names))]
 
 
-def _newest_first(folders: list[Path]) -> list[Path]:
+def newest_first(folders: Sequence[Path]) -> list[Path]:
+    """Checkpoint files below some folders."""
     paths = {path.resolve(): path for folder in folders for path in folder.rglob("*.ckpt") if path.is_file()}
     return sorted(paths.values(), key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
 def _candidates(search: _Search, wanted: Settings, *, fitting: bool) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Whole checkpoints of this configuration, the newest first, with what they hold."""
-    for path in _newest_first(search.folders):
+    for path in newest_first(search.folders):
         search.looked_at += 1
         try:
             # Mapped, not read: the weights of those that are passed over are not needed.
@@ -180,7 +196,7 @@ def _choice(config: Namespace, wanted: Settings, *, fitting: bool) -> Path | Non
     if given in ("last", "best"):
         search = _Search(_folders(config))
         for path, content in _candidates(search, wanted, fitting=fitting):
-            chosen = path if given == "last" else _best(path, content)
+            chosen = path if given == "last" else best_checkpoint(path, content)
             if chosen != path:
                 content = AtomicCheckpointIO().load_checkpoint(chosen, "cpu", weights_only=True)
             written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(chosen.stat().st_mtime))
@@ -198,8 +214,16 @@ def _choice(config: Namespace, wanted: Settings, *, fitting: bool) -> Path | Non
     return None
 
 
-def _best(path: Path, content: Settings) -> Path:
-    """The best checkpoint of the run that wrote one."""
+def best_checkpoint(path: Path, content: Settings) -> Path:
+    """The best checkpoint of the run that wrote one.
+
+    Args:
+        path: Of any checkpoint of a run.
+        content: What it holds.
+
+    Raises:
+        FileNotFoundError: If there is none, or it is gone.
+    """
     for key, state in content.get("callbacks", {}).items():
         if key.startswith("ModelCheckpoint") and state.get("monitor") and state.get("best_model_path"):
             best = Path(state["best_model_path"])
@@ -236,7 +260,7 @@ def _nothing(given: str, search: _Search) -> str:
 
 def follow_root_folder(config: Namespace) -> None:
     """Let ``trainer.default_root_dir`` be the folder of all runs where a logger names none."""
-    for logger in _loggers(config):
+    for logger in loggers_of(config):
         settings = logger.get("init_args")
         if logger.class_path.endswith("RunLogger") and settings is not None and settings.save_dir is None:
             settings.save_dir = config.trainer.default_root_dir
@@ -248,7 +272,7 @@ def _go_on_in(config: Namespace, path: Path) -> bool:
     Returns:
         Whether it is one; otherwise the run has a new folder for its log, and says so.
     """
-    for logger in _loggers(config):
+    for logger in loggers_of(config):
         settings = logger.get("init_args")
         if settings is None or logger.class_path.rpartition(".")[2] not in LOGGERS:
             continue

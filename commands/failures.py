@@ -20,6 +20,10 @@ __all__ = ["ShownFailures", "short_failure"]
 PACKAGE = str(Path(__file__).resolve().parent.parent)
 INTERRUPTED = 130
 """Status of a process that was interrupted, as shells have it."""
+TOLD_TO_END = 143
+"""Status of a process that was told to end (SIGTERM), likewise."""
+SIGTERM_ERROR = "SIGTERMException"
+"""What Lightning raises then, which by itself would end in status 0, as if a run had come to its end."""
 
 SETTINGS_ERROR = "MisconfigurationException"
 """Lightning's error about settings, whoever's they are."""
@@ -44,7 +48,8 @@ TOLD = re.compile(r"^(?:\w+\.)*(\w+): (.*)\Z", re.MULTILINE | re.DOTALL)
 class ShownFailures:
     """A context in which a verb runs: what goes wrong is said on standard error, and ends in an exit status.
 
-    The status is 1 after an error, 130 if it was interrupted, and what the verb says if it stops by itself.
+    The status is 1 after an error, 130 if it was interrupted, 143 if it was told to end, and what the verb says if it stops
+    by itself.
     """
 
     def __init__(self, verb: str, *, full: bool = False) -> None:
@@ -67,6 +72,9 @@ class ShownFailures:
         Raises:
             SystemExit: If anything did.
         """
+        if type(error).__name__ == SIGTERM_ERROR:
+            print(f"{self.name}: ended by SIGTERM", file=sys.stderr)
+            raise SystemExit(TOLD_TO_END) from None
         if isinstance(error, SystemExit):
             error = error.__context__ if isinstance(error.__context__, KeyboardInterrupt) else None
         if isinstance(error, KeyboardInterrupt):  # where Lightning was interrupted it stops with status 1

@@ -302,7 +302,7 @@ def _print_first_rows(
 
 def _recipes(module: str) -> list[str]:
     """Names of the recipes that train on a data module."""
-    named = re.compile(rf"class_path: {module}$", re.MULTILINE)
+    named = re.compile(rf"^data:\n  class_path: {module}$", re.MULTILINE)  # not as a source of a mixture
     folder = Path(pluralign.datamodules.__file__).parents[1] / "configs"
     return [
         path.name for path in sorted(folder.glob("*.yaml")) if named.search(path.read_text(encoding="utf-8"))

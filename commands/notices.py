@@ -14,6 +14,10 @@ from pluralign.models.base import data_of
 __all__ = ["Notices"]
 
 
+MODULE = "pluralign.train"
+"""What a program is that was started by name."""
+
+
 class Kept(NamedTuple):
     """A checkpoint that a run left, and what it is."""
 
@@ -105,8 +109,12 @@ def _near(path: str | Path) -> Path:
 
 def _command(verb: str, config: Path, checkpoint: Path) -> str:
     """What to type; the program is called as it was."""
-    called = sys.argv[0]
-    program = ["python", called] if os.path.basename(called) == "train.py" else ["pluralign"]
+    called, started = sys.argv[0], sys.modules["__main__"].__spec__
+    program = ["pluralign"]
+    if started is not None and started.name == MODULE:
+        program = ["python", "-m", MODULE]
+    elif os.path.basename(called) == "train.py":
+        program = ["python", called]
     return shlex.join([*program, verb, "--config", str(_near(config)), "--ckpt_path", str(checkpoint)])
 
 

@@ -267,7 +267,7 @@ class DataSource(Protocol):
     training_users: list[str]
     """Judges whom the loader of the training split shows."""
     domains: list[str]
-    """Domains of the training split; ``domain_id`` indexes it."""
+    """Domains of the training split, then others that rows to predict ask for; ``domain_id`` indexes it."""
 
     @property
     def names(self) -> Mapping[str, Sequence[str]]:

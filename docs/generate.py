@@ -243,7 +243,7 @@ def command_entry(name: str, summary: str) -> Entry:
     wrapped = (re.sub(r"\n {4,}", "  ", group).splitlines() for group in groups)
     by_title = {title: lines for title, *lines in wrapped}
     every = [line for lines in by_title.values() for line in lines]
-    shares = any("--config" in line for line in every)
+    shares = any("--trainer.max_epochs" in line for line in every)
     parts = [
         f"```\n{' '.join(usage.removeprefix('usage: ').split())}\n```",
         inline(description),

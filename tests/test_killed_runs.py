@@ -16,14 +16,27 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def killed():
-    """The benchmark as a module."""
-    path = Path(__file__).parent.parent / "benchmarks" / "killed.py"
-    spec = importlib.util.spec_from_file_location("killed_benchmark", path)
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+def benchmark(name):
+    """A benchmark as a module."""
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def killed():
+    """The benchmark of single runs."""
+    return benchmark("killed")
+
+
+@pytest.fixture(scope="module")
+def killed_chain(killed):
+    """The benchmark of chains of stages, which uses the one of single runs."""
+    return benchmark("killed_chain")
 
 
 @pytest.fixture(autouse=True)
@@ -43,3 +56,8 @@ def test_a_killed_run_ends_as_one_that_was_left_alone(killed, method, tmp_path):
 def test_no_kill_leaves_half_a_checkpoint(killed, tmp_path):
     with killed.temporary_folder(killed.OTHER_DISK):
         assert killed.unreadable_after(AtomicCheckpointIO(), 10, tmp_path, random.Random(0)) == 0
+
+
+def test_a_chain_that_is_killed_ends_as_one_that_was_left_alone(killed_chain, tmp_path):
+    chains = killed_chain.chains(1, tmp_path, random.Random(0))
+    assert [(chain.stage, chain.differs) for chain in chains] == [("general", []), ("customized", [])]

@@ -43,8 +43,24 @@ def fit(tmp_path, monkeypatch, configuration):
         ),
         ("TuluHumanEvalDataModule", {"data_dir": str(REAL / "tulu-human-eval")}),
         ("OASSTDataModule", {"data_dir": str(REAL / "oasst1-sample")}),
+        (
+            "MixtureDataModule",
+            {
+                "sources": {
+                    "domain": {
+                        "class_path": "DSPDataModule",
+                        "init_args": {"data_dir": str(REAL / "dsp"), "domains": ["academy"]},
+                    },
+                    "general": {
+                        "class_path": "HHRLHFDataModule",
+                        "init_args": {"data_dir": str(REAL / "hh-rlhf"), "subsets": ["helpful-base"]},
+                    },
+                },
+                "weights": {"domain": 1, "general": 0.25},
+            },
+        ),
     ],
-    ids=["hh-rlhf", "dsp-academy", "dsp-webgpt", "alpaca-eval", "tulu-human-eval", "oasst"],
+    ids=["hh-rlhf", "dsp-academy", "dsp-webgpt", "alpaca-eval", "tulu-human-eval", "oasst", "mixture"],
 )
 def test_fits_real_comparisons(tmp_path, monkeypatch, data, settings):
     fit(

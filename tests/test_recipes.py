@@ -1,5 +1,6 @@
 """Every recipe can be interrupted: checkpoints by steps, the best one apart, and how to go on in its first lines."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,14 @@ import yaml
 import pluralign.commands.checkpoints
 from pluralign.train import main
 
-RECIPES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+CHAINS = [path for path in CONFIGS if "\nstages:\n" in path.read_text(encoding="utf-8")]
+RECIPES = [path for path in CONFIGS if path not in CHAINS]
+STRATEGIES = [
+    pytest.param(path, strategy, id=f"{path.stem}-{strategy}")
+    for path in CHAINS
+    for strategy in (None, *yaml.safe_load(path.read_text(encoding="utf-8"))["strategies"])
+]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -30,10 +38,37 @@ def test_a_recipe_keeps_a_last_checkpoint_and_says_how_to_go_on(path):
     assert savers[0].get("monitor"), "the first one is what `best` means"
 
 
+@pytest.mark.parametrize("path", CHAINS, ids=lambda path: path.stem)
+def test_a_chain_says_how_to_run_and_go_on(path):
+    head = path.read_text(encoding="utf-8").partition("\nfolder:")[0]
+    assert all(line.startswith("#") for line in head.splitlines())
+    assert f"pluralign stages --config configs/{path.name}" in head and "Interrupted?" in head
+
+
 TINY = (
     "{config: {model_type: llama, vocab_size: 259, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, "
     "num_attention_heads: 2}, name: null, lora: null, dtype: float32}"
 )
+
+
+@pytest.mark.parametrize(("path", "strategy"), STRATEGIES)
+def test_every_strategy_of_a_chain_can_be_planned(path, strategy, tmp_path, monkeypatch, capsys):
+    """With a tiny network, and invented rows where the data are not on the hub."""
+    monkeypatch.chdir(tmp_path)
+    Path("DSP/data").mkdir(parents=True)
+    names = ("academy", "business", "entertainment", "literature", "normal")
+    row = {"query": "What is fog?", "responses": {name: f"{name}: a low cloud." for name in names}}
+    for source in ("train", "test"):
+        Path(f"DSP/data/domain_specific_preference.{source}.json").write_text(json.dumps([row]))
+    words = [] if strategy is None else ["--strategy", strategy]
+    main(["stages", "--config", str(path), "--dry_run", *words, f"--model.init_args.backbone={TINY}"])
+    printed = capsys.readouterr().out
+    stages = yaml.safe_load(path.read_text(encoding="utf-8"))
+    changed = stages["strategies"].get(strategy, {})
+    for stage in stages["stages"]:
+        left_out = stage["name"] in changed and changed[stage["name"]] is None
+        assert (f"│ {stage['name']} " in printed) is not left_out
+    assert not Path(stages["folder"]).exists()
 
 
 class StoppedError(Exception):

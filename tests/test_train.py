@@ -222,7 +222,7 @@ def test_every_verb_is_a_function_that_lists_its_options(name, capsys):
     assert stop.value.code in (0, None)
     printed = capsys.readouterr().out
     assert printed.startswith(f"usage: pluralign {name} ")
-    if name != "data update" and not name.startswith("domains "):
+    if name not in ("stages", "data update") and not name.startswith("domains "):
         for shared in (
             "--config",
             "--seed_everything",
@@ -244,7 +244,7 @@ def test_every_verb_is_a_function_that_lists_its_options(name, capsys):
         (["data", "show"], "'data show' is no verb; did you mean 'data inspect' or 'data update'?"),
         (
             ["--config", "x.yaml"],
-            "'--config' is no verb; there are fit, validate, test, predict, embed, adapt, data",
+            "'--config' is no verb; there are fit, validate, test, predict, stages, interpolate, embed, ",
         ),
     ],
 )

@@ -322,14 +322,15 @@ class CustomizedRM(ImitatingModule):
         backbone, columns = self.built_backbone(), range(1 + len(self.heads))
         reads = self.reads_tokens and (self.imitation > 0 or not self.training) and "comparisons" in batch
         if not isinstance(backbone, Backbone) or (self.adapter is None and not reads):
-            return dict.fromkeys(columns, backbone(batch))
+            states: Tensor = backbone(batch)
+            return {column: states for column in columns}
         adapters = [None if column == 0 else adapter_name(column - 1) for column in wanted]
         if not reads:
             return dict(zip(wanted, backbone.pooled_with(batch, adapters), strict=True))
         passes = [backbone.read(batch)] if self.adapter is None else backbone.read_with(batch, adapters)
         output["tokens"] = [TokenStates(each.tokens, each.rows) for each in passes]
         if self.adapter is None:
-            return dict.fromkeys(columns, passes[0].pooled)
+            return {column: passes[0].pooled for column in columns}
         return {column: each.pooled for column, each in zip(wanted, passes, strict=True)}
 
     def _rewards(self, states: dict[int, Tensor], wanted: list[int]) -> Tensor:

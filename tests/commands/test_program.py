@@ -1,7 +1,9 @@
 """The command line as a program: errors in a line, quiet libraries, and what a run says at its end."""
 
 import logging
+import os
 import shlex
+import signal
 import sys
 import tempfile
 import warnings
@@ -164,6 +166,25 @@ def test_an_interrupted_program_says_so(by_lightning, capsys):
     assert capsys.readouterr().err == "pluralign fit: interrupted\n"
 
 
+class TellsToEnd(L.Callback):
+    """Has the process told to end in the second epoch."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM ends a process at once there")
+def test_a_fit_that_is_told_to_end_does_not_look_finished(program, monkeypatch):
+    sys.modules["stopping"] = sys.modules[__name__]
+    monkeypatch.setattr(TellsToEnd, "__module__", "stopping")
+    out, error, status = program(
+        "fit", *WORDS, "--trainer.max_epochs=2", "--trainer.callbacks+=stopping.TellsToEnd"
+    )
+    assert (status, error.splitlines()[-1]) == (143, "pluralign fit: ended by SIGTERM")
+    assert "to go on from the last checkpoint: pluralign fit " in out
+
+
 def test_another_status_stays():
     with pytest.raises(SystemExit) as stop, ShownFailures("fit"):
         raise SystemExit(2)
@@ -270,8 +291,6 @@ def test_an_interrupted_fit_says_from_where_it_goes_on(program, monkeypatch):
 
 @pytest.fixture
 def _restored_interrupts():
-    import signal
-
     before = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, before)
