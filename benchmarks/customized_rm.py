@@ -8,7 +8,7 @@ the first words of each text, for imitation and adapters as well. In each part a
 of the seed, take equally many steps and see the same customised pairs in each; enriched ones see general pairs besides.
 
 Measured on test queries: customised accuracy of each domain (against `normal` and against other domains apart, and on pairs
-of alike lengths), general accuracy on helpful-base and harmless-base (each counting equally), forgetting since the general model,
+of alike lengths), general accuracy on helpful-base and helpful-rejection-sampled (each counting equally), forgetting since the general model,
 "longer wins" and random heads beside them; then the general accuracy of each strategy where its curve reaches an equal
 customised accuracy. Intervals are 95 %, over prompts and seeds at once.
 
@@ -25,7 +25,6 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +33,6 @@ import torch
 from customized_rm_data import (
     ALIKE,
     DOMAINS,
-    HELPFUL,
     SETS,
     Sources,
     train_tokenizer,
@@ -112,10 +110,10 @@ def features_part(data_dir: Path, folder: Path, settings: Settings) -> Part:
 def network_part(data_dir: Path, folder: Path, settings: Settings, steps: int) -> Part:
     """A small language model that is trained here, on excerpts."""
     excerpts = folder / "excerpts"
-    write_excerpts(data_dir, excerpts, WORDS, HELPFUL)
-    raw = Sources(excerpts, folder, TextConfig(), sets=HELPFUL)
+    write_excerpts(data_dir, excerpts, WORDS)
+    raw = Sources(excerpts, folder, TextConfig())
     text = TextConfig(tokenizer=train_tokenizer(raw, folder / "tokenizer"), max_length=512, format="plain")
-    sources = Sources(excerpts, folder / "cache", text, sets=HELPFUL)
+    sources = Sources(excerpts, folder / "cache", text)
     base = folder / "base"
     if not (base / "config.json").is_file():
         train_base(sources, NETWORK, base, steps=steps, rate=5e-3)
@@ -203,17 +201,14 @@ def main() -> int:
         if results["synthetic"]:
             data_dir = folder / "stand_in"
             write_stand_in(data_dir)
-
-        def of(sets: Sequence[str]) -> str:
-            return "an invented grammar" if results["synthetic"] else f"DSP and HH-RLHF ({', '.join(sets)})"
-
+        of = "an invented grammar" if results["synthetic"] else f"DSP and HH-RLHF ({', '.join(SETS)})"
         makers = {
             "features": lambda: features_part(data_dir, folder, size.features),
             "network": lambda: network_part(data_dir, folder, size.network, size.base_steps),
         }
         titles = {
-            "features": f"linear heads on MiniLM features, {of(SETS)}",
-            "network": f"small network, first {WORDS} words, {of(HELPFUL)}",
+            "features": f"linear heads on MiniLM features, {of}",
+            "network": f"small network, first {WORDS} words, {of}",
         }
         for name in options.parts:
             start = time.perf_counter()

@@ -1,7 +1,7 @@
 """Data of `customized_rm.py`: customised and general preferences, one tokenizer for both, and the test comparisons.
 
 Customised are the five answers to a query of DSP, of which each is preferred in its own domain; general the pairs of
-HH-RLHF (helpful-base and harmless-base). Where they are not in the folder, an invented grammar writes files of the same
+HH-RLHF (helpful-base and helpful-rejection-sampled). Where they are not in the folder, an invented grammar writes files of the same
 schema, and table and JSON object say so.
 """
 
@@ -29,7 +29,6 @@ from pluralign.metrics import outcomes
 
 __all__ = [
     "DOMAINS",
-    "HELPFUL",
     "SETS",
     "Judged",
     "Sources",
@@ -41,9 +40,9 @@ __all__ = [
 
 DOMAINS = ("academy", "business", "entertainment", "literature")
 SYSTEMS = (*DOMAINS, "normal")
-SETS = ("helpful-base", "harmless-base")
-HELPFUL = ("helpful-base", "helpful-rejection-sampled")
-"""General sets of one taste: a network that is trained on excerpts from nothing learns no two."""
+SETS = ("helpful-base", "helpful-rejection-sampled")
+"""General sets of one taste. With harmless-base beside them a linear head or a tiny network learns neither: what it prefers
+is what helpful-base rejects (a head trained on the one is right about 0.41 of the other)."""
 ALIKE = 0.1
 """Two lengths are alike if they differ by at most this share of the longer one."""
 VALIDATION_SHARE = 0.1
@@ -139,7 +138,6 @@ class Sources:
         cache: Path,
         text: TextConfig,
         *,
-        sets: Sequence[str] = SETS,
         features: Path | None = None,
     ) -> None:
         """Name folders; reads nothing.
@@ -148,11 +146,9 @@ class Sources:
             data_dir: With ``dsp`` and ``hh-rlhf``.
             cache: Of tokens.
             text: How text becomes tokens.
-            sets: Of HH-RLHF.
             features: Folder of a feature store; responses are scored alone there.
         """
-        self.data_dir, self.cache, self.text = data_dir, cache, text
-        self.sets, self.features = tuple(sets), features
+        self.data_dir, self.cache, self.text, self.features = data_dir, cache, text, features
 
     def _common(self, batch_size: int, seed: int) -> dict[str, Any]:
         """Settings that are a mixture's where there is one."""
@@ -188,7 +184,7 @@ class Sources:
     def _pairs(self, **common: Unpack[LenientSettings]) -> HHRLHFDataModule:
         return HHRLHFDataModule(
             data_dir=str(self.data_dir / "hh-rlhf"),
-            subsets=self.sets,
+            subsets=SETS,
             validation_share=VALIDATION_SHARE,
             **common,
         )
@@ -207,21 +203,20 @@ class Sources:
         """Comparisons of a split."""
         return Judged(
             read_set(self.customized(batch_size=16), split, DOMAINS),
-            read_set(self.general(batch_size=64), split, self.sets),
+            read_set(self.general(batch_size=64), split, SETS),
         )
 
 
 # Files ---------------------------------------------------------------------------------------------------
 
 
-def write_excerpts(data_dir: Path, folder: Path, words: int, sets: Sequence[str]) -> None:
+def write_excerpts(data_dir: Path, folder: Path, words: int) -> None:
     """Write the end of each prompt and the beginning of each response, as files of the same schema.
 
     Args:
         data_dir: With ``dsp`` and ``hh-rlhf``.
         folder: For the excerpts.
         words: Kept of each text.
-        sets: Of HH-RLHF.
     """
 
     def beginning(text: str) -> str:
@@ -230,7 +225,7 @@ def write_excerpts(data_dir: Path, folder: Path, words: int, sets: Sequence[str]
     def end(text: str) -> str:
         return " ".join(text.split()[-words:])
 
-    sources = Sources(data_dir, folder, TextConfig(), sets=sets)
+    sources = Sources(data_dir, folder, TextConfig())
     for split in ("train", "test"):
         queries = [
             {
@@ -244,7 +239,7 @@ def write_excerpts(data_dir: Path, folder: Path, words: int, sets: Sequence[str]
         ]
         whole = [query for query in queries if len(query["responses"]) == len(SYSTEMS)]
         write_queries(folder, split, whole)
-        pairs: dict[str, list[tuple[str, str, str]]] = {name: [] for name in sets}
+        pairs: dict[str, list[tuple[str, str, str]]] = {name: [] for name in SETS}
         for record in sources.general().given(split):
             assert not isinstance(record.prompt, str)  # dialogues
             first, second = (beginning(response.text) for response in record.responses)
@@ -309,7 +304,7 @@ def write_stand_in(folder: Path) -> None:
         write_queries(folder, split, queries)
         pairs = {
             name: [(f"say {text(things, 1.0)}", text(kind, 0.1), text(rude, 0.1)) for _ in range(4 * number)]
-            for name in (*SETS, HELPFUL[1])
+            for name in SETS
         }
         write_pairs(folder, split, pairs)
 
