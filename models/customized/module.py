@@ -6,6 +6,7 @@ from typing import Any, Literal, Unpack
 
 import torch
 from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from pluralign.datamodules.batch import Basis, PreferenceBatch, RewardOutput, TokenStates
@@ -113,6 +114,7 @@ class CustomizedRM(ImitatingModule):
         self.heads = nn.ModuleList()
         self.columns = DomainColumns(self.customized_domains)
         self._ties: TieWatch | None = None
+        self._told = False
         if per_domain == "nothing":
             self.reads_requests = frozenset()  # whoever is asked for, there is one reward
 
@@ -315,7 +317,14 @@ class CustomizedRM(ImitatingModule):
         """Columns of rewards that a batch asks for, the general one being 0: in training those of its comparisons."""
         if not self.training or not self.heads:
             return [*range(1 + len(self.heads))]
-        return self.columns.asked(batch, self.domain_names)
+        asked = self.columns.asked(batch, self.domain_names)
+        if 0 in asked and self.adapter is not None and not self._told:
+            self._told = True
+            rank_zero_warn(
+                "training has comparisons of none of the domains, and per_domain='adapter' leaves the general model as it is: "
+                "they train nothing. Leave them out of training (in a mixture by weight 0), or set per_domain=head or nothing"
+            )
+        return asked
 
     def _states(self, output: RewardOutput, batch: PreferenceBatch, wanted: list[int]) -> dict[int, Tensor]:
         """States of the responses (R, H) by column; puts those of tokens into the output where they are read."""
