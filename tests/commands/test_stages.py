@@ -294,6 +294,23 @@ def test_half_a_checkpoint_is_passed_over(process):
     assert process.runs[1][3:] == ["--ckpt_path", str(last.with_name("older.ckpt"))]
 
 
+def test_options_of_a_source_leave_the_other_sources_of_a_mixture_alone():
+    source = {"class_path": "SyntheticDataModule", "init_args": {"num_train": 16}}
+    data = {
+        "class_path": "MixtureDataModule",
+        "init_args": {"sources": {"first": source, "second": source}},
+    }
+    rewrite("fit.yaml", lambda content: content.update(data=data))
+    options = {"data": {"init_args": {"sources": {"first": {"init_args": {"num_train": 20}}}}}}
+    sources = settle(Stage("any", (Path("fit.yaml"),), options=options), []).inputs["data"]["init_args"][
+        "sources"
+    ]
+    assert {name: each["init_args"]["num_train"] for name, each in sources.items()} == {
+        "first": 20,
+        "second": 16,
+    }
+
+
 # What is in the way ------------------------------------------------------------------------------------
 
 
