@@ -8,7 +8,7 @@ the first words of each text, for imitation and adapters as well. In each part a
 of the seed, take equally many steps and see the same customised pairs in each; enriched ones see general pairs besides.
 
 Measured on test queries: customised accuracy of each domain (against `normal` and against other domains apart, and on pairs
-of alike lengths), general accuracy on helpful-base and helpful-rejection-sampled (each counting equally), forgetting since the general model,
+of alike lengths), general accuracy on helpful-base, forgetting since the general model,
 "longer wins" and random heads beside them; then the general accuracy of each strategy where its curve reaches an equal
 customised accuracy. Intervals are 95 %, over prompts and seeds at once.
 
@@ -77,7 +77,7 @@ class Sizes(NamedTuple):
 def sizes(*, full: bool) -> Sizes:
     """Those of the recorded table, or of a subset."""
     domains = DOMAINS if full else (DOMAINS[0], DOMAINS[3])
-    features = Settings(domains, 300, 160, (5, 10, 20, 40, 80, 160), queries=16, general_rate=3e-3, rate=3e-3)
+    features = Settings(domains, 200, 80, (5, 10, 20, 40, 80), queries=16, general_rate=3e-3, rate=3e-3)
     network = Settings(
         domains, 77, 40, (10, 20, 40), queries=8, general_rate=2e-3, rate=2e-3, domain_rate=5e-3
     )

@@ -1,7 +1,7 @@
 """Data of `customized_rm.py`: customised and general preferences, one tokenizer for both, and the test comparisons.
 
 Customised are the five answers to a query of DSP, of which each is preferred in its own domain; general the pairs of
-HH-RLHF (helpful-base and helpful-rejection-sampled). Where they are not in the folder, an invented grammar writes files of the same
+HH-RLHF (helpful-base). Where they are not in the folder, an invented grammar writes files of the same
 schema, and table and JSON object say so.
 """
 
@@ -40,9 +40,9 @@ __all__ = [
 
 DOMAINS = ("academy", "business", "entertainment", "literature")
 SYSTEMS = (*DOMAINS, "normal")
-SETS = ("helpful-base", "helpful-rejection-sampled")
-"""General sets of one taste. With harmless-base beside them a linear head or a tiny network learns neither: what it prefers
-is what helpful-base rejects (a head trained on the one is right about 0.41 of the other)."""
+SETS = ("helpful-base",)
+"""General sets, of one taste. With harmless-base beside it a linear head or a tiny network learns neither: what the one prefers
+the other rejects (a head trained on either is right about 0.41 of the other)."""
 ALIKE = 0.1
 """Two lengths are alike if they differ by at most this share of the longer one."""
 VALIDATION_SHARE = 0.1

@@ -107,6 +107,45 @@ def test_table_of_personas():
             assert shown == f"{of[name][0]:.3f}", (personas, head)
 
 
+CUSTOMIZED = {
+    "all": "customized",
+    "against normal": "customized/against/normal",
+    "against other domains": "customized/against/others",
+}
+
+
+@pytest.mark.parametrize("part", ["features", "network"])
+@pytest.mark.parametrize("measure", ["customized", "general"])
+def test_tables_of_customising(part, measure):
+    found = recorded("customized_rm")[part]
+    values = {**found["baselines"], **found["strategies"]}
+    rows = table("customized.md", f"{part}, {measure.replace('z', 's')}")
+    assert set(rows) == set(values)
+    for title, cells in rows.items():
+        for head, shown in cells.items():
+            assert shown == _of_customising(found, values[title], title, measure, head), (title, head)
+
+
+def _of_customising(found, values, title, measure, head):
+    """What a cell should hold."""
+    if head == "forgetting" or " at " in head:
+        gap = values.get("forgetting")
+        if head != "forgetting":
+            share = int(re.search(r"(\d+)%", head).group(1)) / 100
+            reached = {} if title == "none" else found["matched"][f"{share:g}"].get(title, {})
+            gap = reached.get("minus none")
+            if reached and gap is None:
+                return "not reached"
+        return "" if gap is None else "{value:+.3f} [{low:+.3f}, {high:+.3f}]".format(**gap)
+    key = {
+        "alike lengths": f"{measure}/lengths_alike",
+        "general reward kept": "routed",
+        "general": "general",
+    }.get(head)
+    key = key or CUSTOMIZED.get(head, f"customized/{head}")
+    return f"{values[key]['value']:.3f}" if key in values else ""
+
+
 @pytest.mark.parametrize("data", ["dices", "ukpconvarg1"])
 def test_recipes_have_the_method_that_is_best_on_validation(data):
     settings = yaml.safe_load((ROOT / "configs" / f"dprm_{data}.yaml").read_text())["model"]["init_args"]
@@ -117,6 +156,12 @@ def test_recipes_have_the_method_that_is_best_on_validation(data):
 def test_results_are_of_the_real_data():
     assert recorded("dprm")["synthetic"] == []
     assert recorded("pal_workers")["synthetic"] is False
+    assert recorded("customized_rm")["synthetic"] is False
+
+
+def test_rewards_that_must_not_change_did_not():
+    found = recorded("customized_rm")
+    assert found["full"] and all(found[part]["untouched"] for part in ("features", "network"))
 
 
 def test_speed_and_memory_of_preparing_data():
