@@ -273,10 +273,9 @@ def test_general_comparisons_that_train_nothing_are_told_once(rows):
     module = CustomizedRM(network(), domains=DOMAINS, per_domain="adapter", adapter=SHAPE)
     module.configure_model()
     module.train()(in_domains(rows, [0, 1]))
-    with pytest.warns(UserWarning, match="none of the domains.*they train nothing") as told:
+    with pytest.warns(UserWarning, match="none of the domains.*they train nothing"):
         module(in_domains(rows, [0, -1]))
-        module(in_domains(rows, [-1]))
-    assert len(told) == 1
+    module(in_domains(rows, [-1]))  # a second warning would be an error
 
 
 @quiet
