@@ -228,6 +228,21 @@ class CustomizedRM(ImitatingModule):
         self._ties = TieWatch(self.device)
         self._checked = False  # a validation came first, whose loaders may have other columns
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As every module; and refuse rewards of other domains, since weights say by their place alone whose they are.
+
+        Raises:
+            ValueError: If the checkpoint has other domains than this module, or the same in another order.
+        """
+        saved = checkpoint.get("hyper_parameters", {}).get("domains")
+        if self.per_domain != "nothing" and saved is not None and tuple(saved) != self.customized_domains:
+            raise ValueError(
+                f"the checkpoint's domains are {', '.join(saved) or 'none'}, in this order, and those of the configuration "
+                f"{', '.join(self.customized_domains)}: set domains as the checkpoint has them, or start from it by init_from, "
+                "which finds domains by their names"
+            )
+        super().on_load_checkpoint(checkpoint)
+
     # Domains -------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
