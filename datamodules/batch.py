@@ -267,7 +267,12 @@ class DataSource(Protocol):
     training_users: list[str]
     """Judges whom the loader of the training split shows."""
     domains: list[str]
-    """Domains of the training split; ``domain_id`` indexes it."""
+    """Domains of the training split, then others; ``domain_id`` indexes it."""
+
+    @property
+    def training_domains(self) -> list[str]:
+        """Domains that some comparison of the training split is of."""
+        ...
 
     @property
     def names(self) -> Mapping[str, Sequence[str]]:

@@ -241,6 +241,40 @@ def test_a_callback_that_learns_counts(process, capsys):
     assert re.search(r"general +│ run ", printed) and "EarlyStopping" in printed
 
 
+def test_another_network_in_the_folder_of_the_base_counts(process, tmp_path, capsys, monkeypatch):
+    from transformers import LlamaConfig, LlamaModel
+
+    def write(seed):
+        torch.manual_seed(seed)
+        LlamaModel(LlamaConfig(**TINY)).save_pretrained(tmp_path / "network")
+
+    def with_name(content):
+        content["model"]["init_args"]["backbone"] = {"name": str(tmp_path / "network"), "tokenizer": "byte"}
+
+    monkeypatch.setattr(pluralign.commands.stages, "settle", settle)
+    write(0)
+    rewrite("fit.yaml", with_name)
+    rewrite("chain.yaml", lambda content: content["stages"].pop())
+    run()
+    run()
+    assert process.names == ["general"]
+    write(1)
+    run("--dry_run")
+    assert re.search(r"general +│ run .*base\.digest was", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("stage", "counts"), [({}, False), ({"checkpoint": "best"}, True), ({"verb": "interpolate"}, True)]
+)
+def test_what_is_validated_counts_where_something_is_chosen_by_it(stage, counts):
+    words = ["--trainer.limit_val_batches=1"]
+    if stage.get("verb") == "interpolate":
+        Path("weights.ckpt").touch()
+        words += ["--general=weights.ckpt", "--customized=weights.ckpt", "--output=between.ckpt"]
+    whole, part = (settle(Stage("one", (Path("fit.yaml"),), **stage), words[start:]) for start in (1, 0))
+    assert (whole.inputs != part.inputs) is counts
+
+
 def test_strategies_share_the_stages_that_they_leave_alone(process):
     run()
     run("--strategy", "centred")
