@@ -161,6 +161,8 @@ class SettledStage:
         start = model.pop("init_from", None)
         loader = data.loader
         files = [*map(Path, loader.joins), *([Path(loader.features, "meta.json")] if loader.features else [])]
+        prior = loader.crowd.prior
+        files += [Path(prior)] if isinstance(prior, str) and Path(prior).is_file() else []  # else a word
         inputs = {
             "verb": self.stage.verb,
             "seed_everything": settings["seed_everything"],

@@ -263,6 +263,14 @@ def test_another_network_in_the_folder_of_the_base_counts(process, tmp_path, cap
     assert re.search(r"general +│ run .*base\.digest was", capsys.readouterr().out)
 
 
+def test_a_file_of_priors_counts_by_its_bytes():
+    words, found = ["--data.loader.crowd.prior=priors.jsonl"], []
+    for share in (0.5, 0.25):
+        Path("priors.jsonl").write_text(json.dumps({"id": "a", "prior": [share, 1 - share]}))
+        found.append(settle(Stage("one", (Path("fit.yaml"),)), words).inputs["files"])
+    assert found[0] != found[1]
+
+
 @pytest.mark.parametrize(
     ("stage", "counts"), [({}, False), ({"checkpoint": "best"}, True), ({"verb": "interpolate"}, True)]
 )
@@ -450,6 +458,17 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path):
     assert said == [f"another process works in {folder.path}; waiting until it has ended"]
     with folder.work(0, said.append), folder.work(1, said.append):
         assert len(said) == 1, "every rank has a lock of its own"
+
+
+def test_every_rank_reads_a_configuration_of_its_own(process, monkeypatch):
+    """One that another rank has yet to write may be of an interrupted run with other loggers or devices."""
+    rewrite("chain.yaml", lambda content: content["stages"].pop())
+    monkeypatch.setattr(pluralign.commands.stages, "_rank", lambda: 1)
+    monkeypatch.setattr(pluralign.commands.stages, "_wait", lambda plan, settled: None)
+    run()
+    (words,) = process.runs
+    assert Path(words[2]).name == "rank-1.stage.yaml"
+    assert not (Path(words[2]).parent / "stage.yaml").exists()
 
 
 @pytest.mark.slow
