@@ -20,8 +20,8 @@ from .cli import PluralignCLI, option
 
 __all__ = ["InterpolateOptions", "Point", "best_point", "between", "check_alike", "interpolate"]
 
-OF_TRAINING = ("optimizer_states", "lr_schedulers", "callbacks")
-"""Parts of a checkpoint that belong to a run, and not to its weights."""
+OF_TRAINING = ("optimizer_states", "lr_schedulers", "callbacks", "current_model_state", "averaging_state")
+"""Parts of a checkpoint that belong to a run, and not to its weights, or that are weights which were not interpolated."""
 OF_A_RUN = ("recipe", "run")
 """What pluralign keeps in a checkpoint of the run that wrote it."""
 NETWORK = ("name", "revision", "config")
@@ -182,7 +182,30 @@ def check_alike(general: Mapping[str, Any], customized: Mapping[str, Any]) -> No
                 f"--general and --customized have other backbones (backbone.{name}: {bases[0].get(name)!r} and "
                 f"{bases[1].get(name)!r}): there is nothing between them"
             )
+    _check_beneath(general, customized)
     _check_weights(general["state_dict"], customized["state_dict"])
+
+
+def _check_beneath(general: Mapping[str, Any], customized: Mapping[str, Any]) -> None:
+    """Refuse equal names of weights that mean other networks: on another base, or with another scale of adapters."""
+    one, other = (each.get("pluralign", {}).get("base") for each in (general, customized))
+    if one and other and one["digest"] != other["digest"]:
+        raise ValueError(
+            f"--general and --customized were trained on other weights of the base {one['name']!r} and {other['name']!r}, which "
+            "they leave out: there is nothing between them"
+        )
+    settings = [each.get("hyper_parameters", {}) for each in (general, customized)]
+    shapes = [
+        {"backbone.lora": (each.get("backbone") or {}).get("lora"), "adapter": each.get("adapter")}
+        for each in settings
+    ]
+    for name in shapes[0]:
+        one, other = ((shape[name] or {}).get("alpha") for shape in shapes)
+        if one != other:
+            raise ValueError(
+                f"--general and --customized scale their adapters differently ({name}.alpha: {one!r} and {other!r}): equal "
+                "factors mean another network in each, so that there is nothing between them"
+            )
 
 
 def _check_weights(general: Mapping[str, Any], customized: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from pluralign.datamodules import PreferenceDataModule
 from pluralign.datamodules.prepared import NOT_TRAINED_ON, content_changes, plain_content
 from pluralign.datamodules.records import hash_files
 from pluralign.models import RewardModule
+from pluralign.models.backbone import BackboneConfig
 
 from .chain import Stage, merged
 from .checkpoints import LOGGERS, TRAINING, loggers_of, plain_settings
@@ -24,6 +25,8 @@ Inputs = dict[str, Any]
 
 LENGTH = ("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "limit_train_batches")
 """Options of the trainer that decide how long is trained."""
+MEASURING = ("check_val_every_n_epoch", "limit_val_batches", "val_check_interval")
+"""Options of the trainer that decide what a validation measures and when, where something is chosen by it."""
 PLACES = ("data_dir", "cache_dir", "num_workers", *NOT_TRAINED_ON)
 """Settings of data that no training sees: the bytes of what is read are compared by themselves."""
 WATCHING = (
@@ -84,7 +87,12 @@ class SettledStage:
     """
 
     def __init__(
-        self, stage: Stage, parser: ArgumentParser, config: Namespace, data: PreferenceDataModule
+        self,
+        stage: Stage,
+        parser: ArgumentParser,
+        config: Namespace,
+        data: PreferenceDataModule,
+        backbone: BackboneConfig,
     ) -> None:
         """Look at what was read.
 
@@ -93,6 +101,7 @@ class SettledStage:
             parser: Of its verb.
             config: Every option.
             data: Made of it.
+            backbone: Of the model made of it.
 
         Raises:
             ValueError: If something in the configuration is the chain's affair, or the chain could not go on from it.
@@ -107,7 +116,7 @@ class SettledStage:
         self._check(settings)
         self.readable = Readable(data.text_format(), settings["model"]["init_args"]["backbone"])
         self.init_from: str | None = settings["model"]["init_args"].get("init_from")
-        self.inputs = self._inputs(settings, data)
+        self.inputs = self._inputs(settings, data, backbone)
 
     def _check(self, settings: Mapping[str, Any]) -> None:
         trainer = settings["trainer"]
@@ -144,12 +153,16 @@ class SettledStage:
         monitored = (saver for saver in self._savers if saver.get("monitor"))
         return next(([saver["monitor"], saver.get("mode", "min")] for saver in monitored), [])
 
-    def _inputs(self, settings: Mapping[str, Any], data: PreferenceDataModule) -> Inputs:
+    def _inputs(
+        self, settings: Mapping[str, Any], data: PreferenceDataModule, backbone: BackboneConfig
+    ) -> Inputs:
         trainer = settings["trainer"]
         model = dict(settings["model"]["init_args"])
         start = model.pop("init_from", None)
         loader = data.loader
         files = [*map(Path, loader.joins), *([Path(loader.features, "meta.json")] if loader.features else [])]
+        prior = loader.crowd.prior
+        files += [Path(prior)] if isinstance(prior, str) and Path(prior).is_file() else []  # else a word
         inputs = {
             "verb": self.stage.verb,
             "seed_everything": settings["seed_everything"],
@@ -163,12 +176,16 @@ class SettledStage:
             },
             "files": [list(each) for each in hash_files(files)],
             "init_from": None if start is None else hash_files([Path(start)])[0][1],
+            "base": backbone.identity(),  # of a folder its content: the name may stay where the weights do not
         }
         if self.stage.verb == "interpolate":
             inputs["options"] = {name: settings[name] for name in OWN_OPTIONS}
-            del inputs["trainer"], inputs["callbacks"]
+            inputs["trainer"] = {"limit_val_batches": trainer["limit_val_batches"]}
+            del inputs["callbacks"]
         elif self.stage.checkpoint == "best":
             inputs["best by"] = self._monitor
+        if self.stage.verb == "fit" and (inputs["callbacks"] or self.stage.checkpoint == "best"):
+            inputs["trainer"] |= {name: trainer[name] for name in MEASURING}
         whole: Inputs = json.loads(json.dumps(inputs))
         return whole
 
@@ -218,7 +235,7 @@ def settle(stage: Stage, words: Sequence[str]) -> SettledStage:
     options = NoOptions if stage.verb == "fit" else InterpolateOptions
     try:
         cli = _StageCLI(name, [*given, *words], description=None, options=options, method=method)
-        return SettledStage(stage, cli.parser, cli.config, cli.datamodule)
+        return SettledStage(stage, cli.parser, cli.config, cli.datamodule, cli.model.backbone_config)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"stage {stage.name}: {error}") from error
     except ValueError as error:

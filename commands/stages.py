@@ -126,15 +126,17 @@ def _run(plan: Plan, row: Row, environment: Mapping[str, str], descriptors: tupl
     assert folder is not None  # the caller has worked in it
     starts = plan.paths(stage)
     given = {"init_from" if key == "start_from" else key: str(path) for key, path in starts.items()}
-    file, output = folder.path / STAGE_FILE, folder.path / INTERPOLATED
+    # Of each rank its own: another one's may be that of an earlier run still, or half written.
+    file = folder.path / (STAGE_FILE if _first() else f"rank-{_rank()}.{STAGE_FILE}")
+    output = folder.path / INTERPOLATED
     words = [stage.verb, "--config", str(file)]
     if stage.verb == "interpolate":
         given["output"] = str(output)
         words.append("--overwrite")  # of what an interrupted run left
     if row.newest is not None:
         words += ["--ckpt_path", str(row.newest.path)]
+    row.settled.write(file, folder.path, **given)
     if _first():
-        row.settled.write(file, folder.path, **given)
         _say(f"stage {stage.name}: {row.action}, in {folder.path}")
     status = run_process(words, environment, descriptors)
     if status != 0:

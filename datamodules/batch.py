@@ -270,6 +270,11 @@ class DataSource(Protocol):
     """Domains of the training split, then others that rows to predict ask for; ``domain_id`` indexes it."""
 
     @property
+    def training_domains(self) -> list[str]:
+        """Domains that some comparison of the training split is of."""
+        ...
+
+    @property
     def names(self) -> Mapping[str, Sequence[str]]:
         """What indices point at, by column, such as ``source`` of records; ``user`` and ``domain`` as above."""
         ...

@@ -89,6 +89,11 @@ class NamedData(PreparedData):
         return protocol.active or bool(self.held_back_users())
 
     @property
+    def training_domains(self) -> list[str]:
+        """Domains that some comparison of the training split is of; none before ``setup``."""
+        return [] if self._reader is None else self._reader.training_domains
+
+    @property
     def names(self) -> dict[str, list[str]]:
         """What indices point at, by column: ``user`` and ``domain`` as above, ``source`` and ``aspect`` of records."""
         return {**self._names, "user": self.users, "domain": self.domains}

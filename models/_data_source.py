@@ -17,6 +17,7 @@ class AdaptedData:
         num_training_users: How many of them were the training split's: all, unless it says so.
         training_users: Judges whom training shows: any, unless it says so.
         domains: Of the training split.
+        training_domains: The same, unless it says otherwise.
         names: What indices point at; users and domains at least.
         splits: None: it can be read through a trainer alone.
         features: The store that its batches take features from, if there is one.
@@ -37,6 +38,7 @@ class AdaptedData:
         self.num_training_users: int = getattr(datamodule, "num_training_users", len(self.users))
         self.training_users = names("training_users", self.users)
         self.domains = names("domains")
+        self.training_domains = names("training_domains", self.domains)
         others = getattr(datamodule, "names", {})
         others = others if isinstance(others, Mapping) else {}
         self.names: Mapping[str, Sequence[str]] = {**others, "user": self.users, "domain": self.domains}

@@ -61,6 +61,14 @@ class JoinedReader(DataReader):
         """What became of the rows of a split, by source."""
         return ((source, self.parts[source].reports[split]) for source in self.sources_of(split))
 
+    @property
+    def training_domains(self) -> list[str]:
+        """Domains of the sources that are trained on."""
+        domains: list[str] = []
+        for source in self.trained:
+            domains = joined(domains, self.parts[source].training_domains)
+        return domains
+
     def table(self, split: str) -> JoinedTable:
         """Records of one split, source after source."""
         sources = self.sources_of(split)

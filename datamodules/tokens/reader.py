@@ -35,6 +35,11 @@ class DataReader(ABC):
     def table(self, split: str) -> RecordTable:
         """Records of one split."""
 
+    @property
+    def training_domains(self) -> list[str]:
+        """Domains of the training split."""
+        return self.names["domain"]
+
     def judgements_of_users(self) -> Counter[str]:
         """How many comparisons of the training split each user judged.
 

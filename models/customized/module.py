@@ -255,10 +255,11 @@ class CustomizedRM(ImitatingModule):
         data = self.data
         if data is None or not (data.domains or data.splits):  # a data module that says nothing of them
             return
-        if unknown := [name for name in self.customized_domains if name not in data.domains]:
+        trained = data.training_domains
+        if unknown := [name for name in self.customized_domains if name not in trained]:
             raise ValueError(
                 f"domains: the training data have no comparison of {', '.join(map(repr, unknown))}; they have "
-                f"{', '.join(map(repr, data.domains)) or 'no domains'}"
+                f"{', '.join(map(repr, trained)) or 'no domains'}"
             )
 
     def check_batch(self, batch: PreferenceBatch) -> None:

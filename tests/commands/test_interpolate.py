@@ -241,6 +241,17 @@ def with_weights(**state):
     return content(state_dict={**content()["state_dict"], **state})
 
 
+def with_lora(alpha):
+    settings = content()["hyper_parameters"]
+    return content(
+        hyper_parameters={"backbone": {**settings["backbone"], "lora": {"rank": 2, "alpha": alpha}}}
+    )
+
+
+def on_base(digest):
+    return {**with_lora(4.0), "pluralign": {"base": {"name": "a", "revision": None, "digest": digest}}}
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [
@@ -250,12 +261,25 @@ def with_weights(**state):
         (content(state_dict={"count": torch.tensor([1])}), r"weights are in --general alone: head\.weight"),
         (with_weights(**{"head.weight": torch.zeros(1, 3)}), r"weights differ in shape or kind: head\.weight"),
         (with_weights(count=torch.tensor([2])), r"weights differ in shape or kind: count"),
+        (with_lora(64.0), r"scale their adapters differently \(backbone\.lora\.alpha: 4\.0 and 64\.0\)"),
+        (on_base("two"), r"trained on other weights of the base 'a' and 'a'"),
     ],
 )  # fmt: skip
 def test_models_with_nothing_between_them_are_refused(other, message):
     check_alike(content(), content(pluralign={"text_format": {"tokenizer": "there", "max_length": 64}}))
+    lora = "lora" in other["hyper_parameters"]["backbone"]
+    general = content() if not lora else on_base("one") if "base" in other["pluralign"] else with_lora(4.0)
     with pytest.raises(ValueError, match=message):
-        check_alike(content(), other)
+        check_alike(general, other)
+
+
+def test_no_other_weights_are_left_beside_the_interpolated_ones(here):
+    """A run that averages its weights keeps those of its last step beside them."""
+    averaged = torch.load("customized.ckpt", weights_only=True)
+    averaged |= {"current_model_state": averaged["state_dict"], "averaging_state": {"n_averaged": 1}}
+    torch.save(averaged, "averaged.ckpt")
+    run("--output=mixed.ckpt", "--customized=averaged.ckpt", "--alphas=0.5", "--overwrite")
+    assert not {"current_model_state", "averaging_state"} & torch.load("mixed.ckpt", weights_only=True).keys()
 
 
 def test_options_are_in_order(tmp_path):

@@ -256,6 +256,48 @@ def test_a_callback_that_learns_counts(process, capsys):
     assert re.search(r"general +│ run ", printed) and "EarlyStopping" in printed
 
 
+def test_another_network_in_the_folder_of_the_base_counts(process, tmp_path, capsys, monkeypatch):
+    from transformers import LlamaConfig, LlamaModel
+
+    def write(seed):
+        torch.manual_seed(seed)
+        LlamaModel(LlamaConfig(**TINY)).save_pretrained(tmp_path / "network")
+
+    def with_name(content):
+        content["model"]["init_args"]["backbone"] = {"name": str(tmp_path / "network"), "tokenizer": "byte"}
+
+    monkeypatch.setattr(pluralign.commands.stages, "settle", settle)
+    write(0)
+    rewrite("fit.yaml", with_name)
+    rewrite("chain.yaml", lambda content: content["stages"].pop())
+    run()
+    run()
+    assert process.names == ["general"]
+    write(1)
+    run("--dry_run")
+    assert re.search(r"general +│ run .*base\.digest was", capsys.readouterr().out)
+
+
+def test_a_file_of_priors_counts_by_its_bytes():
+    words, found = ["--data.loader.crowd.prior=priors.jsonl"], []
+    for share in (0.5, 0.25):
+        Path("priors.jsonl").write_text(json.dumps({"id": "a", "prior": [share, 1 - share]}))
+        found.append(settle(Stage("one", (Path("fit.yaml"),)), words).inputs["files"])
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize(
+    ("stage", "counts"), [({}, False), ({"checkpoint": "best"}, True), ({"verb": "interpolate"}, True)]
+)
+def test_what_is_validated_counts_where_something_is_chosen_by_it(stage, counts):
+    words = ["--trainer.limit_val_batches=1"]
+    if stage.get("verb") == "interpolate":
+        Path("weights.ckpt").touch()
+        words += ["--general=weights.ckpt", "--customized=weights.ckpt", "--output=between.ckpt"]
+    whole, part = (settle(Stage("one", (Path("fit.yaml"),), **stage), words[start:]) for start in (1, 0))
+    assert (whole.inputs != part.inputs) is counts
+
+
 def test_strategies_share_the_stages_that_they_leave_alone(process):
     run()
     run("--strategy", "centred")
@@ -460,6 +502,17 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path):
     assert said == [f"another process works in {folder.path}; waiting until it has ended"]
     with folder.work(0, said.append), folder.work(1, said.append):
         assert len(said) == 1, "every rank has a lock of its own"
+
+
+def test_every_rank_reads_a_configuration_of_its_own(process, monkeypatch):
+    """One that another rank has yet to write may be of an interrupted run with other loggers or devices."""
+    rewrite("chain.yaml", lambda content: content["stages"].pop())
+    monkeypatch.setattr(pluralign.commands.stages, "_rank", lambda: 1)
+    monkeypatch.setattr(pluralign.commands.stages, "_wait", lambda plan, settled: None)
+    run()
+    (words,) = process.runs
+    assert Path(words[2]).name == "rank-1.stage.yaml"
+    assert not (Path(words[2]).parent / "stage.yaml").exists()
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from pluralign.callbacks import RewardWriter
-from pluralign.datamodules import LoaderConfig, LocalDataModule
+from pluralign.datamodules import LoaderConfig, LocalDataModule, MixtureDataModule
 from pluralign.models import BackboneConfig, BradleyTerryRM, CustomizedRM
 
 HEADS = {"domains": ("art", "trade"), "per_domain": "head"}
@@ -200,6 +200,19 @@ def test_a_domain_that_the_data_lack_is_refused(byte_model, data, trainer):
         trainer().fit(byte_model(domains=("art", "music")), data())
     with pytest.raises(ValueError, match=r"no comparison of 'art', 'trade'; they have no domains"):
         trainer().fit(byte_model(), data((None,)))
+
+
+def test_a_domain_that_is_validated_alone_is_refused(byte_model, tmp_path, trainer):
+    sources = {
+        name: LocalDataModule(
+            train=rows_of(tmp_path / f"{name}.jsonl", (name,)),
+            validation=rows_of(tmp_path / f"{name}-validation.jsonl", (name,)),
+        )
+        for name in ("art", "trade")
+    }
+    mixture = MixtureDataModule(sources=sources, weights={"art": 1, "trade": 0})
+    with pytest.raises(ValueError, match=r"training data have no comparison of 'trade'; they have 'art'$"):
+        trainer().fit(byte_model(), mixture)
 
 
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
