@@ -5,12 +5,11 @@ This file knows what the verbs are called and where they live, and imports nothi
 
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from typing import NamedTuple
 
-from pluralign.commands.program import SWITCHES, run_program
+from pluralign.commands.program import SWITCHES, advice, run_program
 
 __all__ = ["VERBS", "Verb", "main", "usage"]
 
@@ -28,15 +27,10 @@ VERBS = {
     "test": Verb("measure a model on the test split", "trainer:test"),
     "predict": Verb("score the responses of the predict split, into a file", "predict:predict"),
     "stages": Verb("run a chain of fits, each from the weights of the one before", "stages:stages"),
-    "interpolate": Verb(
-        "choose between a general model's weights and a customised one's, on validation",
-        "interpolate:interpolate",
-    ),
+    "interpolate": Verb("mix a general model's weights with a customised one's", "interpolate:interpolate"),
     "embed": Verb("write a frozen backbone's features of the data into a store", "embed:embed"),
     "adapt": Verb("give unseen users weights in a checkpoint of PAL", "adapt:adapt"),
-    "data inspect": Verb(
-        "say what form data have; show their tokens, counts, lengths and drops", "inspect:inspect"
-    ),
+    "data inspect": Verb("say what form data have; show tokens, counts, lengths, drops", "inspect:inspect"),
     "data update": Verb("add votes to a file of persona votes", "update:update"),
     "domains join": Verb("put domains that were trained alone into one checkpoint", "domains:join"),
     "domains split": Verb("write a checkpoint for each domain of one", "domains:split"),
@@ -68,7 +62,7 @@ def main(args: Sequence[str] | None = None) -> None:
     elif first in ("-h", "--help") or (first in TOPICS and rest):
         print(usage())
     else:
-        print(f"pluralign: error: {first!r} is no verb; {_advice(first)}", file=sys.stderr)
+        print(f"pluralign: error: {first!r} is no verb; {advice(first, VERBS)}", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -96,14 +90,6 @@ def usage() -> str:
             *(f"  {name:{width}}  {meaning}" for name, meaning in SWITCHES.items()),
         ]
     )
-
-
-def _advice(name: str) -> str:
-    """The verbs that somebody may have meant: those that share a word, else the nearest."""
-    shared = [verb for verb in VERBS if set(verb.split()) & set(name.split())]
-    if near := shared or get_close_matches(name, VERBS, n=1):
-        return f"did you mean {' or '.join(map(repr, near))}?"
-    return f"there are {', '.join(VERBS)}"
 
 
 if __name__ == "__main__":

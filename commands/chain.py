@@ -63,6 +63,7 @@ class Chain:
         stages: With the strategy's changes.
         strategy: Which one; None for the stages as the file has them.
         strategies: All that the file has.
+        others: Names of the file's stages that are none here, as a strategy leaves them out or only another one adds them.
     """
 
     path: Path
@@ -70,6 +71,7 @@ class Chain:
     stages: tuple[Stage, ...]
     strategy: str | None = None
     strategies: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
     def stage(self, name: str) -> Stage:
         """The stage of that name."""
@@ -97,7 +99,7 @@ def read_chain(path: Path, *, strategy: str | None = None, folder: Path | None =
         )
     _check_keys(path, "the file", content, CHAIN_KEYS)
     strategies = _mapping(path, "strategies", content.get("strategies") or {})
-    given = _listed(path, content.get("stages"))
+    given = listed = _listed(path, content.get("stages"))
     if strategy is not None:
         if strategy not in strategies:
             near = _nearest(strategy, strategies)
@@ -112,7 +114,9 @@ def read_chain(path: Path, *, strategy: str | None = None, folder: Path | None =
         folder = Path(content["folder"])
     stages = tuple(_stage(path, name, settings) for name, settings in given.items())
     _check_order(path, stages)
-    return Chain(path, folder, stages, strategy, tuple(strategies))
+    added = (name for each in strategies.values() if isinstance(each, Mapping) for name in each)
+    others = dict.fromkeys(name for name in (*listed, *added) if name not in given)
+    return Chain(path, folder, stages, strategy, tuple(strategies), tuple(others))
 
 
 # The file's parts ----------------------------------------------------------------------------------------

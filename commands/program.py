@@ -1,11 +1,12 @@
 """A verb as a program: what goes wrong is told in a line, and other libraries are quiet. It imports nothing heavy."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from difflib import get_close_matches
 
 from .failures import ShownFailures
 from .quiet import quiet
 
-__all__ = ["EPILOG", "SWITCHES", "run_program"]
+__all__ = ["EPILOG", "SWITCHES", "advice", "run_program"]
 
 SWITCHES = {
     "--traceback": "show where an error arose, not its message alone",
@@ -16,6 +17,19 @@ SWITCHES = {
 
 EPILOG = f"Every verb also takes {' and '.join(f'{name} ({meaning})' for name, meaning in SWITCHES.items())}."
 """The end of a verb's help."""
+
+
+def advice(name: str, verbs: Collection[str]) -> str:
+    """The verbs that somebody may have meant: those that share a word, else the nearest, else all.
+
+    Args:
+        name: That is no verb.
+        verbs: That there are.
+    """
+    shared = [verb for verb in verbs if set(verb.split()) & set(name.split())]
+    if near := shared or get_close_matches(name, verbs, n=1):
+        return f"did you mean {' or '.join(map(repr, near))}?"
+    return f"there are {', '.join(verbs)}"
 
 
 def run_program(verb: str, words: Sequence[str], function: Callable[[list[str]], None]) -> None:

@@ -111,7 +111,7 @@ def weights_digest(path: Path) -> str:
     def add(value: object) -> None:
         if isinstance(value, torch.Tensor):
             digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
-            digest.update(memoryview(value.contiguous().reshape(-1).view(torch.uint8).numpy()))
+            digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         elif isinstance(value, Mapping):
             for key in sorted(value, key=str):
                 digest.update(f"{key}:".encode())

@@ -153,38 +153,41 @@ def _few(texts: Sequence[str]) -> str:
 
 
 def print_plan(plan: Plan) -> None:
-    """Print what happens to each stage, and why."""
-    chain = plan.chain
+    """Print what happens to each stage, and beneath it why."""
+    chain, console = plan.chain, _console()
     strategy = f", strategy {chain.strategy}" if chain.strategy else ""
-    others = [name for name in chain.strategies if name != chain.strategy]
-    caption = f"strategies: {', '.join(others)}" if others and chain.strategy is None else None
-    table = _table(f"{chain.path}{strategy}", ("stage", "what happens", "folder", "start", "why"), caption)
+    table = _table(f"{chain.path}{strategy}", ("stage", "what happens", "folder", "start"), None)
     for name, row in plan.rows.items():
-        folder = "" if row.folder is None else row.folder.path.name
-        table.add_row(name, row.action, folder, row.start, row.why)
-    _console().print(table)
+        table.add_row(name, row.action, "" if row.folder is None else row.folder.path.name, row.start)
+    console.print(table)
+    for name, row in plan.rows.items():
+        if row.why:
+            console.print(f"{name}: {row.why}")
+    if chain.strategies and chain.strategy is None:
+        console.print(f"strategies: {', '.join(chain.strategies)}")
 
 
 def print_results(plan: Plan) -> None:
-    """Print the validation metrics of each stage."""
-    rows = {name: row for name, row in plan.rows.items() if row.completed is not None}
+    """Print the validation metrics of each stage, and beneath them its checkpoint."""
+    rows = {
+        name: (row.settled.stage, row.folder, row.completed)
+        for name, row in plan.rows.items()
+        if row.folder is not None and row.completed is not None
+    }
+    completed = [each for _, _, each in rows.values()]
     names = dict.fromkeys(
-        metric
-        for row in rows.values()
-        if row.completed
-        for metric in row.completed.metrics
-        if metric.startswith(("val/accuracy", "val/loss"))
+        name for each in completed for name in each.metrics if name.startswith(("val/accuracy", "val/loss"))
     )
-    table = _table(f"{plan.chain.path}: stages", ("stage", "steps", *names, "checkpoint"), None)
-    for name, row in rows.items():
-        completed, folder = row.completed, row.folder
-        assert completed is not None and folder is not None  # as chosen above
-        path = folder.path / completed.checkpoints[row.settled.stage.checkpoint].path
-        values = (
-            f"{completed.metrics[metric]:.4f}" if metric in completed.metrics else "" for metric in names
-        )
-        table.add_row(name, f"{completed.step:,}" if completed.step else "", *values, str(path))
-    _console().print(table)
+    caption = "each stage's last validation, which may come some steps before its end"
+    table = _table(f"{plan.chain.path}: stages", ("", *rows), caption)
+    table.add_row("steps", *(f"{each.step:,}" if each.step else "" for each in completed))
+    for name in names:
+        values = (f"{each.metrics[name]:.4f}" if name in each.metrics else "" for each in completed)
+        table.add_row(name, *values)
+    console = _console()
+    console.print(table)
+    for name, (stage, folder, left) in rows.items():
+        console.print(f"{name}: {folder.path / left.checkpoints[stage.checkpoint].path}", soft_wrap=True)
 
 
 def _table(title: str, columns: Iterable[str], caption: str | None) -> Table:

@@ -219,6 +219,8 @@ def settle(stage: Stage, words: Sequence[str]) -> SettledStage:
     try:
         cli = _StageCLI(name, [*given, *words], description=None, options=options, method=method)
         return SettledStage(stage, cli.parser, cli.config, cli.datamodule)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"stage {stage.name}: {error}") from error
     except ValueError as error:
         raise ValueError(f"stage {stage.name}: {error}") from error
 

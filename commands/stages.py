@@ -79,6 +79,11 @@ def _divided(chain: Chain, words: Sequence[str]) -> Iterator[tuple[Stage, list[s
         else:
             _fail(f"{word!r} is no option; options begin with --", 2)
     names = [stage.name for stage in chain.stages]
+    for unused in [group for group in groups if _stage_of(group[0]) in chain.others]:
+        groups.remove(unused)
+        which = f"strategy {chain.strategy}" if chain.strategy else "the chain"
+        if _first():
+            _say(f"not used, since {which} has no stage {_stage_of(unused[0])}: {' '.join(unused)}")
     for stage in chain.stages:
         given: list[str] = []
         for first, *rest in groups:
@@ -88,6 +93,11 @@ def _divided(chain: Chain, words: Sequence[str]) -> Iterator[tuple[Stage, list[s
             elif name == stage.name:
                 given += [f"--{option}", *rest]
         yield stage, given
+
+
+def _stage_of(option: str) -> str:
+    """Name of the stage that ``--NAME.OPTION`` is for, where NAME is one's."""
+    return option.removeprefix("--").partition(".")[0]
 
 
 # Stages --------------------------------------------------------------------------------------------------

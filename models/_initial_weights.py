@@ -25,13 +25,16 @@ def read_checkpoint(path: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no checkpoint, or holds more than plain values.
+        ValueError: If it is no checkpoint, ends in the middle, or holds more than plain values.
     """
     check_file(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"init_from={path!r} is no checkpoint of plain values: {error}") from error
+    except (UnpicklingError, RuntimeError, EOFError, OSError) as error:  # OSError: a file that was cut off
+        size = Path(path).stat().st_size
+        raise ValueError(
+            f"init_from={path!r} is no checkpoint of plain values, or not all of one ({size:,} bytes): {error}"
+        ) from error
     states = content.get("state_dict") if isinstance(content, dict) else None
     if states is None:
         raise ValueError(f"init_from={path!r} holds no state_dict, so it is no checkpoint of a run")

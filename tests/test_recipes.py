@@ -14,7 +14,12 @@ CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 CHAINS = [path for path in CONFIGS if "\nstages:\n" in path.read_text(encoding="utf-8")]
 RECIPES = [path for path in CONFIGS if path not in CHAINS]
 STRATEGIES = [
-    pytest.param(path, strategy, id=f"{path.stem}-{strategy}")
+    pytest.param(
+        path,
+        strategy,
+        id=f"{path.stem}-{strategy}",
+        marks=[] if strategy in ("adapters", "interpolation") else pytest.mark.slow,
+    )
     for path in CHAINS
     for strategy in (None, *yaml.safe_load(path.read_text(encoding="utf-8"))["strategies"])
 ]

@@ -192,7 +192,7 @@ def _legend(
     marks = []
     for number, curve in enumerate(curves):
         color, marker = _look(number)
-        steps = f"{'to ' if len(curve.steps) > 1 else ''}step {curve.steps[-1]:,}"
+        steps = f"{'to ' if len(curve.steps) > 1 else ''}step {max(curve.steps):,}"
         name = f"{shortened(curve.name, MOST_LETTERS)}, {steps}" if curve.name else steps
         marks.append(Line2D([], [], color=color, marker=marker, ms=6, lw=1.4, label=plain(name)))
     if any(curve.started for curve in curves):

@@ -6,6 +6,7 @@ from typing import Any, Literal, Unpack
 
 import torch
 from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from pluralign.datamodules.batch import Basis, PreferenceBatch, RewardOutput, TokenStates
@@ -113,6 +114,7 @@ class CustomizedRM(ImitatingModule):
         self.heads = nn.ModuleList()
         self.columns = DomainColumns(self.customized_domains)
         self._ties: TieWatch | None = None
+        self._told = False
         if per_domain == "nothing":
             self.reads_requests = frozenset()  # whoever is asked for, there is one reward
 
@@ -226,6 +228,21 @@ class CustomizedRM(ImitatingModule):
         self._ties = TieWatch(self.device)
         self._checked = False  # a validation came first, whose loaders may have other columns
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As every module; and refuse rewards of other domains, since weights say by their place alone whose they are.
+
+        Raises:
+            ValueError: If the checkpoint has other domains than this module, or the same in another order.
+        """
+        saved = checkpoint.get("hyper_parameters", {}).get("domains")
+        if self.per_domain != "nothing" and saved is not None and tuple(saved) != self.customized_domains:
+            raise ValueError(
+                f"the checkpoint's domains are {', '.join(saved) or 'none'}, in this order, and those of the configuration "
+                f"{', '.join(self.customized_domains)}: set domains as the checkpoint has them, or start from it by init_from, "
+                "which finds domains by their names"
+            )
+        super().on_load_checkpoint(checkpoint)
+
     # Domains -------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
@@ -315,15 +332,22 @@ class CustomizedRM(ImitatingModule):
         """Columns of rewards that a batch asks for, the general one being 0: in training those of its comparisons."""
         if not self.training or not self.heads:
             return [*range(1 + len(self.heads))]
-        return self.columns.asked(batch, self.domain_names)
+        asked = self.columns.asked(batch, self.domain_names)
+        if 0 in asked and self.adapter is not None and not self._told:
+            self._told = True
+            rank_zero_warn(
+                "training has comparisons of none of the domains, and per_domain='adapter' leaves the general model as it is: "
+                "they train nothing. Leave them out of training (in a mixture by weight 0), or set per_domain=head or nothing"
+            )
+        return asked
 
     def _states(self, output: RewardOutput, batch: PreferenceBatch, wanted: list[int]) -> dict[int, Tensor]:
         """States of the responses (R, H) by column; puts those of tokens into the output where they are read."""
         backbone, columns = self.built_backbone(), range(1 + len(self.heads))
         reads = self.reads_tokens and (self.imitation > 0 or not self.training) and "comparisons" in batch
         if not isinstance(backbone, Backbone) or (self.adapter is None and not reads):
-            states: Tensor = backbone(batch)
-            return {column: states for column in columns}
+            pooled: Tensor = backbone(batch)
+            return dict.fromkeys(columns, pooled)
         adapters = [None if column == 0 else adapter_name(column - 1) for column in wanted]
         if not reads:
             return dict(zip(wanted, backbone.pooled_with(batch, adapters), strict=True))

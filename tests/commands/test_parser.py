@@ -60,9 +60,14 @@ def hints_of(cls):
 
 
 def required(cls):
-    """Texts without a default."""
+    """What has no default, with a value: of texts, and of the data modules that one is made of."""
+    values = {
+        str: "needed",
+        dict[str, PreferenceDataModule]: '{"one": {"class_path": "SyntheticDataModule"}}',
+    }
     parameters = inspect.signature(cls.__init__).parameters.values()
-    return [each.name for each in parameters if each.default is each.empty and each.annotation is str]
+    needed = [each for each in parameters if each.default is each.empty and each.annotation in values]
+    return {each.name: values[each.annotation] for each in needed}
 
 
 def nullable(cls, prefix="", below=False):
@@ -89,7 +94,7 @@ def test_null_is_none_for_every_setting_that_may_be(key, cls):
     for inner in (False, True):
         paths = [path for path, below in nullable(cls) if below == inner]
         words = [f"--{key}{'+' if key == 'trainer.callbacks' else ''}={cls.__name__}"]
-        words += [f"--{key}.{name}=needed" for name in required(cls)]
+        words += [f"--{key}.{name}={value}" for name, value in required(cls).items()]
         for path in paths:
             words += [f"--{key}.{path}", "null"]
         values = parser().parse_args(words)

@@ -185,7 +185,8 @@ def test_every_stage_starts_from_the_one_before_and_runs_once(process, capsys):
     assert [words[3:] for words in process.runs] == [[], [], []]
     printed = capsys.readouterr().out
     assert "it never ran to its end" in printed and "run after general" in printed
-    assert re.search(r"customized │ 4 +│ 0\.7500", printed)
+    assert re.search(r"val/accuracy │ 0\.7500 │ 0\.7500 +│ 0\.7500", printed)
+    assert f"\ncustomized: {lasts[2]}\n" in printed
 
     run()
     assert len(process.runs) == 3
@@ -193,6 +194,20 @@ def test_every_stage_starts_from_the_one_before_and_runs_once(process, capsys):
     complete = json.loads(next(Path("out").glob("general-*/complete.json")).read_text())
     assert complete["metrics"] == {"val/accuracy": 0.75} and complete["step"] == 4
     assert complete["checkpoints"]["last"]["path"] == "lightning_logs/run/checkpoints/last.ckpt"
+
+
+def test_tables_are_readable_in_80_columns(process, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    run()
+    printed = capsys.readouterr().out
+    assert (
+        re.search(r"general +│ run +│ general-[0-9a-f]{8} │", printed)
+        and "\ngeneral: it never ran" in printed
+    )
+    assert re.search(r"val/accuracy │ 0\.7500 +│ 0\.7500 ", printed)
+    assert re.search(
+        r"\ncustomized: out/customized-[0-9a-f]{8}/lightning_logs/run/checkpoints/last\.ckpt\n", printed
+    )
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(process, capsys):
@@ -294,6 +309,23 @@ def test_half_a_checkpoint_is_passed_over(process):
     assert process.runs[1][3:] == ["--ckpt_path", str(last.with_name("older.ckpt"))]
 
 
+def test_options_of_a_source_leave_the_other_sources_of_a_mixture_alone():
+    source = {"class_path": "SyntheticDataModule", "init_args": {"num_train": 16}}
+    data = {
+        "class_path": "MixtureDataModule",
+        "init_args": {"sources": {"first": source, "second": source}},
+    }
+    rewrite("fit.yaml", lambda content: content.update(data=data))
+    options = {"data": {"init_args": {"sources": {"first": {"init_args": {"num_train": 20}}}}}}
+    sources = settle(Stage("any", (Path("fit.yaml"),), options=options), []).inputs["data"]["init_args"][
+        "sources"
+    ]
+    assert {name: each["init_args"]["num_train"] for name, each in sources.items()} == {
+        "first": 20,
+        "second": 16,
+    }
+
+
 # What is in the way ------------------------------------------------------------------------------------
 
 
@@ -369,6 +401,18 @@ def test_the_best_checkpoint_needs_a_monitor(process):
         ValueError, match=r"stage general: checkpoint: best needs a ModelCheckpoint with a monitor"
     ):
         run()
+
+
+def test_options_of_stages_that_a_strategy_leaves_out_are_said_and_not_used(process, capsys):
+    rewrite("chain.yaml", with_base)
+    rewrite(
+        "chain.yaml",
+        lambda content: content["strategies"].update(short={"base": None, "general": {"start_from": None}}),
+    )
+    run("--strategy", "short", "--dry_run", "--base.trainer.max_epochs=2", "--mixed.alphas", "0,1")
+    printed = capsys.readouterr().out
+    assert "not used, since strategy short has no stage base: --base.trainer.max_epochs=2" in printed
+    assert "not used, since strategy short has no stage mixed: --mixed.alphas 0,1" in printed
 
 
 def test_options_that_are_wrong_are_named_with_their_stage(process, capsys):

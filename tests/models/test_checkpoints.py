@@ -1,5 +1,7 @@
 """What a checkpoint keeps, what a module refuses to load, and runs that start from another one's weights."""
 
+from pathlib import Path
+
 import lightning as L
 import pytest
 import torch
@@ -195,6 +197,15 @@ def test_a_start_from_what_is_no_checkpoint(folder, tmp_path, content):
     else:
         torch.save(content, path)
     with pytest.raises(ValueError, match=r"init_from='.*other\.ckpt' (is no checkpoint|holds no state_dict)"):
+        BradleyTerryRM(config(folder), init_from=str(path)).configure_model()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
+def test_a_start_that_was_cut_off(folder, start, tmp_path, share):
+    whole = Path(start[1]).read_bytes()
+    path = tmp_path / "cut.ckpt"
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match=r"init_from='.*cut\.ckpt' is no checkpoint .* or not all of one \([\d,]+ bytes\)"):
         BradleyTerryRM(config(folder), init_from=str(path)).configure_model()
 
 

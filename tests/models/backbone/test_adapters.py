@@ -25,6 +25,10 @@ NETWORKS = {
     "bert": {**SIZES, **NO_DROPOUT, "model_type": "bert"},
     "electra": {**SIZES, **NO_DROPOUT, "embedding_size": 16, "model_type": "electra"},
 }  # fmt: skip
+FAMILIES = [
+    pytest.param(name, marks=[] if name in ("llama", "gpt2", "bert") else pytest.mark.slow)
+    for name in NETWORKS
+]
 NAMES = ["first", "second", "third"]
 
 
@@ -65,7 +69,7 @@ def long_batch(rows):
     return PreferenceCollator(layout="separate")(records)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", FAMILIES)
 @pytest.mark.parametrize("layout", ["shared", "separate"])
 def test_each_adapter_gives_what_it_gives_alone(network, layout, batch):
     data = batch((2, 3, 1), layout=layout)
@@ -278,7 +282,7 @@ def test_no_adapters_were_added(batch):
 # The last layers ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", FAMILIES)
 def test_the_backbone_s_own_adapters_may_be_in_the_last_layers(network):
     config = BackboneConfig(config=NETWORKS[network], lora=LoRAConfig(rank=2, last_layers=1))
     backbone = Backbone(config)

@@ -21,6 +21,7 @@ SHAPE = LoRAConfig(rank=2, alpha=4.0, last_layers=1)
 QUIET = [
     pytest.mark.filterwarnings("ignore:The '\\w+_dataloader' does not have many workers"),
     pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
+    pytest.mark.filterwarnings("ignore:training has comparisons of none of the domains"),
 ]
 
 
@@ -266,6 +267,15 @@ def test_each_domain_imitates_under_its_own_adapter(general, rows, checkpointing
     evaluated = module.eval()(batch)
     value = module.compute_loss(evaluated, batch)["imitation"]
     assert float(value.detach()) * float(len(batch["comparisons"])) == pytest.approx(parts[0], rel=1e-5)
+
+
+def test_general_comparisons_that_train_nothing_are_told_once(rows):
+    module = CustomizedRM(network(), domains=DOMAINS, per_domain="adapter", adapter=SHAPE)
+    module.configure_model()
+    module.train()(in_domains(rows, [0, 1]))
+    with pytest.warns(UserWarning, match="none of the domains.*they train nothing"):
+        module(in_domains(rows, [0, -1]))
+    module(in_domains(rows, [-1]))  # a second warning would be an error
 
 
 @quiet

@@ -319,6 +319,16 @@ def test_domains_are_not_lost_in_silence(heads, saved, settings):
         heads(**settings, init_from=path)
 
 
+@pytest.mark.parametrize("domains", [("trade", "art"), ("art", "music")])
+def test_a_checkpoint_of_other_domains_is_refused(heads, saved, domains):
+    content = torch.load(saved(heads()), weights_only=True)
+    heads().on_load_checkpoint(content)
+    message = rf"domains are art, trade, in this order, and those of the configuration {', '.join(domains)}: set domains"
+    with pytest.raises(ValueError, match=message):
+        heads(domains=domains).on_load_checkpoint(content)
+    heads(domains=domains, per_domain="nothing").on_load_checkpoint(content)  # its weights are refused by name
+
+
 def test_another_head_than_the_general_one_starts_nothing(heads, saved):
     """From another method, whose head is of another shape: heads of domains are copies of the new general one."""
     from pluralign.models import DPRM
