@@ -39,7 +39,7 @@ from customized_rm_data import (
     write_excerpts,
     write_stand_in,
 )
-from customized_rm_runs import STRATEGIES, Part, Settings, train_base
+from customized_rm_runs import PLAIN, STRATEGIES, Part, Settings, train_base
 from customized_rm_table import baselines, draw, matched, show, summarised, verdict
 from rich.console import Console
 
@@ -49,14 +49,14 @@ from pluralign.inference import embed_features
 from pluralign.models import Backbone, BackboneConfig
 
 DEFAULT = Path(__file__).parent.parent.parent / "shared" / "data"
-WORDS = 40
+WORDS = 32
 """Words of each text that the small network reads."""
 NETWORK = {
     "model_type": "llama",
     "vocab_size": 2048,
     "hidden_size": 48,
     "intermediate_size": 96,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "num_attention_heads": 2,
     "max_position_embeddings": 512,
 }
@@ -78,10 +78,8 @@ def sizes(*, full: bool) -> Sizes:
     """Those of the recorded table, or of a subset."""
     domains = DOMAINS if full else (DOMAINS[0], DOMAINS[3])
     features = Settings(domains, 200, 80, (5, 10, 20, 40, 80), queries=16, general_rate=3e-3, rate=3e-3)
-    network = Settings(
-        domains, 77, 40, (10, 20, 40), queries=8, general_rate=2e-3, rate=2e-3, domain_rate=5e-3
-    )
-    return Sizes(domains, 5 if full else 2, 160 if full else 80, features, network)
+    network = Settings(domains, 60, 30, (10, 30), queries=8, general_rate=2e-3, rate=2e-3, domain_rate=5e-3)
+    return Sizes(domains, 5 if full else 2, 120 if full else 60, features, network)
 
 
 def features_part(data_dir: Path, folder: Path, settings: Settings) -> Part:
@@ -128,7 +126,8 @@ def compare(name: str, part: Part, seeds: int, title: str, figure: str | None) -
         start = time.perf_counter()
         found.append(part.run(seed))
         print(f"{name}: seed {seed} in {time.perf_counter() - start:.0f} s", flush=True)
-    runs = {strategy: [one.curves[strategy] for one in found] for strategy in found[0].curves}
+    titles = sorted(found[0].curves, key=lambda title: title != PLAIN)
+    runs = {title: [one.curves[title] for one in found] for title in titles}
     domains = part.settings.domains
     equal = matched(runs, part.test, domains)
     summary = {
@@ -142,6 +141,7 @@ def compare(name: str, part: Part, seeds: int, title: str, figure: str | None) -
             "customized": len(part.test.customized.pairs),
             "general": len(part.test.general.pairs),
         },
+        "ceiling": {domain: part.sources.ceiling(domain) for domain in domains},
         "settings": asdict(part.settings),
         "untouched": all(
             bool((curve.routed == curve.routed[:1]).all())  # type: ignore[index]
@@ -211,9 +211,7 @@ def main() -> int:
             "network": f"small network, first {WORDS} words, {of}",
         }
         for name in options.parts:
-            start = time.perf_counter()
             results[name] = compare(name, makers[name](), seeds, titles[name], options.figure)
-            results[name]["seconds"] = time.perf_counter() - start
     line = json.dumps(results)
     if options.output:
         Path(options.output).write_text(line + "\n")

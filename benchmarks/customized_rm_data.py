@@ -43,6 +43,8 @@ SYSTEMS = (*DOMAINS, "normal")
 SETS = ("helpful-base",)
 """General sets, of one taste. With harmless-base beside it a linear head or a tiny network learns neither: what the one prefers
 the other rejects (a head trained on either is right about 0.41 of the other)."""
+IDENTICAL = "comparison of identical responses"
+"""What reports call comparisons that are left out, since nobody can tell the answers apart."""
 ALIKE = 0.1
 """Two lengths are alike if they differ by at most this share of the longer one."""
 VALIDATION_SHARE = 0.1
@@ -198,6 +200,14 @@ class Sources:
             weights={"customized": 1.0, "general": ratio},
             **self._common(batch_size, seed),
         )
+
+    def ceiling(self, domain: str) -> float:
+        """Best possible accuracy of a domain's test comparisons, if those of identical answers counted a half."""
+        data = self.customized((domain,))
+        data.setup("test")
+        report = data.reports["test"]
+        same = report.dropped[IDENTICAL]
+        return 1 - 0.5 * same / (report.comparisons + same)
 
     def judged(self, split: str = "test") -> Judged:
         """Comparisons of a split."""

@@ -334,6 +334,8 @@ def show(summary: Mapping[str, Any], title: str, console: Console) -> None:
         told = "" if lost is None else "{value:+.3f} [{low:+.3f}, {high:+.3f}]".format(**lost)
         table.add_row(name, *cells, told, "" if routed is None else f"{routed['value']:.3f}")
     console.print(table)
+    ceilings = ", ".join(f"{name} {value:.3f}" for name, value in summary["ceiling"].items())
+    console.print(f"identical answers are left out; at a half each they would leave at most: {ceilings}")
     table = Table("strategy", *(f"at {float(share):.0%} of the gain, minus {PLAIN}" for share in summary["matched"]),
                   title=f"{title}: general accuracy at equal customised accuracy")  # fmt: skip
     for name in summary["strategies"]:
@@ -367,11 +369,14 @@ def draw(runs: Runs, summary: Mapping[str, Any], judged: Judged, path: str, titl
             (judged.customized, mine, [curve.customized for curve in found]),
         ):
             ways.append(Drawn(test, kept, once, seed=0).plain(parts))
-        ends = [Estimate(*values[name][key].values()) for key in ("general", "customized")]
-        if name == INTERPOLATION:  # the last place is that of plain fine-tuning
-            ends = [end._replace(value=way[-1]) for end, way in zip(ends, ways, strict=True)]
-        places = tuple(range(len(ways[0])))
-        curves.append(TradeOffCurve(name, places, *map(tuple, ways), *ends, started=True))
+        # Interpolation ends where plain fine-tuning does; its shares are told as steps on the way there.
+        end = values[PLAIN if name == INTERPOLATION else name]
+        ends = [Estimate(*end[key].values()) for key in ("general", "customized")]
+        places = found[0].places
+        if name == INTERPOLATION:
+            places = tuple(share * runs[PLAIN][0].places[-1] for share in places)
+        steps = tuple(int(place) for place in places)
+        curves.append(TradeOffCurve(name, steps, *map(tuple, ways), *ends, started=True))
     longer = summary["baselines"]["longer wins"]
     lines = {"longer wins": (longer["general"]["value"], longer["customized"]["value"])}
     trade_off_figure(curves, title=title, baselines=lines).savefig(path, dpi=150)
