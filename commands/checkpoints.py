@@ -27,6 +27,7 @@ __all__ = [
     "check_writable",
     "follow_root_folder",
     "keep_whole",
+    "leave_runs_alone",
     "loggers_of",
     "newest_first",
     "plain_settings",
@@ -264,6 +265,23 @@ def follow_root_folder(config: Namespace) -> None:
         settings = logger.get("init_args")
         if logger.class_path.endswith("RunLogger") and settings is not None and settings.save_dir is None:
             settings.save_dir = config.trainer.default_root_dir
+
+
+def leave_runs_alone(config: Namespace) -> None:
+    """Let what trains nothing log into a folder of its own, where a logger names that of a run which is there.
+
+    The configuration that a stage keeps does: its log, its configuration and its reports would be replaced.
+    """
+    for logger in loggers_of(config):
+        settings = logger.get("init_args")
+        if settings is None or logger.class_path.rpartition(".")[2] not in LOGGERS:
+            continue
+        version = settings.get("version")
+        name = f"version_{version}" if isinstance(version, int) else version
+        folder = Path(settings.get("save_dir") or "runs", settings.get("name") or "", name or "")
+        if name and folder.is_dir():
+            settings.version = None
+            _say(f"{folder} is a run's; what is logged now goes into a folder beside it")
 
 
 def _go_on_in(config: Namespace, path: Path) -> bool:

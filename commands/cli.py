@@ -22,6 +22,7 @@ from .checkpoints import (
     check_writable,
     follow_root_folder,
     keep_whole,
+    leave_runs_alone,
     recipe,
     settle_checkpoint,
 )
@@ -179,6 +180,8 @@ class PluralignCLI(LightningCLI, Generic[OptionsT]):
         if self.config.get("weights_only") is None:
             self.config.weights_only = True
         follow_root_folder(self.config)
+        if self.method not in (None, "fit"):
+            leave_runs_alone(self.config)
         self.recipe = recipe(self.parser, self.config)
         given = self.config.clone()
         given.ckpt_path = None  # a run that goes on keeps what it would keep if it had never stopped

@@ -281,6 +281,26 @@ def test_the_root_folder_is_where_runs_go_unless_a_logger_says_otherwise():
     assert len(list(Path("here", "lightning_logs").iterdir())) == 1
 
 
+@pytest.mark.parametrize("version", ["run", 3])
+def test_what_trains_nothing_leaves_the_folder_of_a_run_alone(version, capsys):
+    words = [
+        "--trainer.max_epochs=1",
+        f"--trainer.logger.version={version}",
+        "--trainer.default_root_dir=here",
+    ]
+    fit(*words)
+    folder = Path("here", "lightning_logs", "run" if version == "run" else "version_3")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    config = str(folder / "config.yaml")
+    for verb in ("test", "validate"):
+        main([verb, "--config", config, "--ckpt_path", str(folder / "checkpoints" / "last.ckpt")])
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert f"{folder} is a run's; what is logged now goes into a folder beside it" in capsys.readouterr().out
+    assert len(list(Path("here", "lightning_logs").glob("version_*/metrics.csv"))) == (
+        3 if version == 3 else 2
+    )
+
+
 def test_a_folder_that_cannot_be_written_is_named_before_training(monkeypatch):
     Path("file").write_text("in the way")
     with pytest.raises(
