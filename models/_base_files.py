@@ -1,10 +1,11 @@
 """Which base a checkpoint relies on that leaves the base's weights out: one of another base would score in silence."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-__all__ = ["Identity", "check_base"]
+__all__ = ["Identity", "check_base", "check_scales", "network_changes"]
 
 Identity = Mapping[str, str | None]
 """As ``BackboneConfig.identity`` gives it."""
@@ -47,3 +48,50 @@ def _told(base: Identity | None) -> str:
     if base["digest"] is None:
         return f"{base['name']!r} of the hub (revision {base['revision']})"
     return f"the folder {base['name']!r} (content {base['digest']})"
+
+
+def check_scales(saved: Mapping[str, Any], here: Mapping[str, Any], source: str) -> None:
+    """Make sure that adapters count as much as they did where they were trained: no weight tells of it.
+
+    Args:
+        saved: Hyperparameters of the run that trained them.
+        here: Those of the module that they are loaded into.
+        source: What holds the weights, for the message.
+
+    Raises:
+        ValueError: If a scale is another one.
+    """
+    for name, before, now in (
+        ("backbone.lora", _part(saved, "backbone", "lora"), _part(here, "backbone", "lora")),
+        ("adapter", _part(saved, "adapter"), _part(here, "adapter")),
+    ):
+        if before and now and before["alpha"] != now["alpha"]:
+            raise ValueError(
+                f"{source} has adapters that were trained with {name}.alpha={before['alpha']}, and it is {now['alpha']} here: "
+                "set it as it was"
+            )
+
+
+def _part(settings: Mapping[str, Any], *names: str) -> Mapping[str, Any] | None:
+    found: Any = settings
+    for name in names:
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found if isinstance(found, Mapping) else None
+
+
+def network_changes(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Settings of the backbone that decide its weights' names and shapes, where they differ from another run's.
+
+    Args:
+        saved: Hyperparameters of the other run; what they lack is not compared.
+        here: Those of this one.
+    """
+    before, now = _part(saved, "backbone") or {}, _part(here, "backbone") or {}
+    pairs = [
+        (f"backbone.{name}", before.get(name), now.get(name)) for name in ("name", "lora") if name in before
+    ]
+    fields, others = _part(before, "config") or {}, _part(now, "config") or {}
+    if before:
+        names = sorted({*fields, *others})
+        pairs += [(f"backbone.config.{name}", fields.get(name), others.get(name)) for name in names]
+    return [f"{name} was {one!r}, is {other!r}" for name, one, other in pairs if one != other]

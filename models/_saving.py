@@ -12,7 +12,7 @@ from pluralign import __version__
 from pluralign.datamodules.batch import TextFormat
 
 from . import _averages as averages
-from ._base_files import Identity, check_base
+from ._base_files import Identity, check_base, check_scales, network_changes
 from ._callbacks import HostModule
 from ._initial_weights import begins, read_checkpoint
 from .backbone import BackboneConfig, added_keys, renamed
@@ -101,7 +101,12 @@ class SavedModule(HostModule):
         self.keep_run(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take back the text format, and see what there is to do for a run that goes on."""
+        """Take back the text format, and see what there is to do for a run that goes on.
+
+        Raises:
+            ValueError: If its adapters were trained with another scale.
+        """
+        check_scales(checkpoint.get("hyper_parameters", {}), self.hparams, "the checkpoint")
         kept = checkpoint.get("pluralign", {})
         self.text_format, self._base_of_checkpoint = kept.get("text_format"), kept.get("base")
         self._loaded_keys = frozenset(checkpoint["state_dict"])
@@ -142,7 +147,13 @@ class SavedModule(HostModule):
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     def _check_names(
-        self, state_dict: Mapping[str, Tensor], needed: set[str], problem: str, *, shapes: bool = False
+        self,
+        state_dict: Mapping[str, Tensor],
+        needed: set[str],
+        problem: str,
+        *,
+        shapes: bool = False,
+        advice: str = "",
     ) -> None:
         present = self.state_dict()
         wrong = {
@@ -160,7 +171,7 @@ class SavedModule(HostModule):
                 f"{kind} {names[:5] or 'nothing'}{' ...' if len(names) > 5 else ''}"
                 for kind, names in wrong.items()
             )
-            raise RuntimeError(f"{problem}: {', '.join(lists)}")
+            raise RuntimeError(f"{problem}: {', '.join(lists)}{advice}")
 
     def initial_state(self, content: Mapping[str, Any]) -> tuple[dict[str, Tensor], set[str]]:
         """Weights of the run that this one starts from, by this module's names, whatever wraps the network here and there.
@@ -183,7 +194,7 @@ class SavedModule(HostModule):
 
         Raises:
             FileNotFoundError: If there is no such file, and no trainer that could restore a checkpoint.
-            ValueError: If it is no checkpoint, relies on another base, or ``init_may_differ`` has a name that no weight
+            ValueError: If it is no checkpoint, relies on another base, scales adapters differently, or ``init_may_differ`` has a name that no weight
                 begins with.
             RuntimeError: If weights that ``init_may_differ`` does not name are missing there, unknown or of another shape.
         """
@@ -196,6 +207,8 @@ class SavedModule(HostModule):
         content = read_checkpoint(self.init_from)
         if (base := content.get("pluralign", {}).get("base")) is not None:
             check_base(base, self.base_identity(), f"init_from={self.init_from!r}")
+        settings = content.get("hyper_parameters", {})
+        check_scales(settings, self.hparams, f"init_from={self.init_from!r}")
         initial, new = self.initial_state(content)
         names = {*initial, *self.state_dict()}
         for start in self.init_may_differ:
@@ -206,11 +219,15 @@ class SavedModule(HostModule):
         state = {name: value for name, value in initial.items() if not self._may_differ(name)}
         self.make_room(state)
         needed = {name for name in self.saved_keys() - new if not self._may_differ(name)}
+        changes = "; ".join(network_changes(settings, self.hparams))
         self._check_names(
             state,
             needed,
             f"init_from={self.init_from!r} does not fit {type(self).__name__} (init_may_differ could say so)",
             shapes=True,
+            advice=f". It is of another backbone ({changes}): set these as they were there"
+            if changes
+            else "",
         )
         super().load_state_dict(state, strict=False)
         self.text_format = content.get("pluralign", {}).get("text_format")
