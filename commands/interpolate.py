@@ -175,7 +175,9 @@ def check_alike(general: Mapping[str, Any], customized: Mapping[str, Any]) -> No
             f"--general and --customized read texts differently ({name}: {one.get(name)!r} and {other.get(name)!r}): the "
             "customised model must have started from the general one, with the same data.text and tokenizer"
         )
-    bases = [each.get("hyper_parameters", {}).get("backbone") or {} for each in (general, customized)]
+    bases = [
+        _network(each.get("hyper_parameters", {}).get("backbone") or {}) for each in (general, customized)
+    ]
     for name in NETWORK:
         if bases[0].get(name) != bases[1].get(name):
             raise ValueError(
@@ -184,6 +186,12 @@ def check_alike(general: Mapping[str, Any], customized: Mapping[str, Any]) -> No
             )
     _check_beneath(general, customized)
     _check_weights(general["state_dict"], customized["state_dict"])
+
+
+def _network(backbone: Mapping[str, Any]) -> dict[str, Any]:
+    """What says which network it is; how much of it is dropped out in training does not."""
+    fields = backbone.get("config") or {}
+    return {**backbone, "config": {name: value for name, value in fields.items() if "drop" not in name}}
 
 
 def _check_beneath(general: Mapping[str, Any], customized: Mapping[str, Any]) -> None:

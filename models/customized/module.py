@@ -6,7 +6,7 @@ from typing import Any, Literal, Unpack
 
 import torch
 from lightning.pytorch.trainer.states import TrainerStatus
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from pluralign.datamodules.batch import Basis, PreferenceBatch, RewardOutput, TokenStates
@@ -260,6 +260,16 @@ class CustomizedRM(ImitatingModule):
             raise ValueError(
                 f"domains: the training data have no comparison of {', '.join(map(repr, unknown))}; they have "
                 f"{', '.join(map(repr, trained)) or 'no domains'}"
+            )
+
+    def begin_evaluation(self) -> None:
+        """Begin as every module does; say so where no domain of the data has a reward of its own, or is misspelt."""
+        super().begin_evaluation()
+        names = self.domain_names
+        if self.heads and names and self.columns.lacking(names) == [*names]:
+            rank_zero_info(
+                f"no domain of the data ({', '.join(names)}) is one of the model's ({', '.join(self.customized_domains)}): the "
+                "general reward judges all"
             )
 
     def check_batch(self, batch: PreferenceBatch) -> None:

@@ -255,7 +255,9 @@ def test_users_of_another_run_come_with_their_weights(folder, tmp_path):
 def test_a_start_from_another_backbone_says_what_differs(start, tmp_path):
     _, path = start
     other = BackboneConfig(config={**TINY, "model_type": "llama", "hidden_size": 32}, tokenizer="byte")
-    with pytest.raises(RuntimeError, match=r"of another backbone .*backbone\.name was '.*', is None.*set these as"):
+    with pytest.raises(
+        RuntimeError, match=r"of another backbone .*backbone\.name was '.*', is None.*set these as"
+    ):
         BradleyTerryRM(other, init_from=path).configure_model()
 
 
@@ -263,7 +265,11 @@ def test_adapters_are_scaled_as_they_were_trained(folder, tmp_path):
     module = BradleyTerryRM(config(folder, lora=LoRAConfig(rank=2, alpha=4.0)))
     path = fitted(tmp_path, module, data())
     other = LoRAConfig(rank=2, alpha=8.0)
-    with pytest.raises(ValueError, match=r"init_from=.*backbone\.lora\.alpha=4\.0, and it is 8\.0 here: set it as"):
+    with pytest.raises(
+        ValueError, match=r"init_from=.*backbone\.lora\.alpha=4\.0, and it is 8\.0 here: set it as"
+    ):
         BradleyTerryRM(config(folder, lora=other), init_from=path).configure_model()
     with pytest.raises(ValueError, match=r"the checkpoint has adapters .*alpha=4\.0, and it is 8\.0 here"):
-        trainer(tmp_path).validate(BradleyTerryRM(config(folder, lora=other)), data(), path, weights_only=True)
+        trainer(tmp_path).validate(
+            BradleyTerryRM(config(folder, lora=other)), data(), path, weights_only=True
+        )

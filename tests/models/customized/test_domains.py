@@ -359,3 +359,13 @@ def test_another_head_than_the_general_one_starts_nothing(heads, saved):
         assert torch.equal(head.weight, module.head.weight)
     name = next(iter(dict(module.backbone.model.named_parameters())))
     assert torch.equal(module.backbone.model.get_parameter(name), other.backbone.model.get_parameter(name))
+
+
+def test_an_evaluation_of_no_domain_that_the_model_has_is_told(byte_model, data, trainer, capsys, caplog):
+    module = byte_model()
+    trainer().validate(module, data(("art", "food")), verbose=False)
+    trainer().validate(module, data(("Art", "Trade")), verbose=False)
+    told = [line for line in caplog.messages if "the general reward judges all" in line]
+    assert told == [
+        "no domain of the data (Art, Trade) is one of the model's (art, trade): the general reward judges all"
+    ]
