@@ -159,7 +159,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--layers", type=int, default=12, help="layers of the network")
+    parser.add_argument("--layers", type=int, default=16, help="layers of the network")
     parser.add_argument("--output", type=Path, help="file to write the JSON to")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
