@@ -275,7 +275,8 @@ def test_another_network_in_the_folder_of_the_base_counts(process, tmp_path, cap
     assert process.names == ["general"]
     write(1)
     run("--dry_run")
-    assert re.search(r"general +│ run .*base\.digest was", capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert re.search(r"general +│ run ", printed) and "\ngeneral: base.digest was" in printed
 
 
 def test_a_file_of_priors_counts_by_its_bytes():
