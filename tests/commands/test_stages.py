@@ -316,6 +316,25 @@ def test_strategies_share_the_stages_that_they_leave_alone(process):
     assert len(process.runs) == 4
 
 
+def test_options_of_the_customised_stage_reach_an_interpolation_without_a_config(process):
+    def without_config(content):
+        del content["strategies"]["mixed"]["mixed"]["config"]
+        data = {"init_args": {"num_validation": 12}}
+        content["stages"][1]["options"]["data"] = data
+
+    rewrite("chain.yaml", without_config)
+    words = ["--customized.data.init_args.num_test=8", "--trainer.callbacks+=LearningRateMonitor"]
+    run("--strategy", "mixed", *words, "--mixed.seed_everything=5")
+    general, customized, mixed = (yaml.safe_load(Path(words[2]).read_text()) for words in process.runs)
+    sizes = [
+        (config["data"]["init_args"]["num_validation"], config["data"]["init_args"]["num_test"])
+        for config in (general, customized, mixed)
+    ]
+    assert sizes == [(8, 4), (12, 8), (12, 8)]
+    assert (mixed["seed_everything"], mixed["alphas"]) == (5, "0,1")
+    assert mixed["trainer"]["callbacks"] == customized["trainer"]["callbacks"], "added once"
+
+
 def test_a_stage_that_was_interrupted_goes_on_and_those_before_it_are_skipped(process, capsys):
     process.stop = 2, 3
     with pytest.raises(SystemExit) as stop:
