@@ -94,10 +94,11 @@ class Process:
     Attributes:
         runs: Words of each run.
         stop: Before which run, and after how many steps of it, the process fails.
+        late: Steps after the last validation.
     """
 
     def __init__(self):
-        self.runs, self.stop = [], None
+        self.runs, self.stop, self.late = [], None, 0
 
     def __call__(self, words, environment, descriptors=()):
         self.runs.append(words)
@@ -114,7 +115,10 @@ class Process:
                 "global_step": steps,
                 "callbacks": {},
                 "pluralign": {
-                    "run": {"shown": {"val/accuracy": torch.tensor(0.75), "train/loss": torch.tensor(1.0)}}
+                    "run": {
+                        "shown": {"val/accuracy": torch.tensor(0.75), "train/loss": torch.tensor(1.0)},
+                        "validated": steps - self.late,
+                    }
                 },
             }
             path = folder / "lightning_logs" / "run" / "checkpoints" / "last.ckpt"
@@ -194,6 +198,38 @@ def test_every_stage_starts_from_the_one_before_and_runs_once(process, capsys):
     complete = json.loads(next(Path("out").glob("general-*/complete.json")).read_text())
     assert complete["metrics"] == {"val/accuracy": 0.75} and complete["step"] == 4
     assert complete["checkpoints"]["last"]["path"] == "lightning_logs/run/checkpoints/last.ckpt"
+    assert complete["validated"] == 4 and "val at step" not in printed
+
+
+def test_metrics_of_an_earlier_step_than_the_checkpoint_are_said_to_be(process, capsys):
+    process.late = 1
+    run("--strategy", "mixed")
+    assert re.search(r"steps +│ 4 +│ 4 +│ +│\n│ val at step +│ 3 +│ 3 +│ +│", capsys.readouterr().out)
+    complete = json.loads(next(Path("out").glob("general-*/complete.json")).read_text())
+    assert (complete["step"], complete["validated"]) == (4, 3)
+
+
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_metrics_beside_a_best_checkpoint_are_its_own(tmp_path, weights_only):
+    folder = StageFolder(tmp_path, "base", {"seed": 0})
+    folder.path.mkdir()
+
+    def save(name, step, accuracy, **content):
+        state = {"shown": {"val/accuracy": torch.tensor(accuracy)}, "validated": step}
+        content |= {"state_dict": {"weight": torch.tensor(float(step))}, "global_step": step}
+        if content.get("optimizer_states") is not None:
+            content["pluralign"] = {"run": state}
+        torch.save(content, folder.path / name)
+
+    best = {"monitor": "val/accuracy", "best_model_path": str(folder.path / "best.ckpt")}
+    save("best.ckpt", 3, 0.875, optimizer_states=None if weights_only else [])
+    os.utime(folder.path / "best.ckpt", ns=(0, 0))
+    save("last.ckpt", 7, 0.5, optimizer_states=[], callbacks={"ModelCheckpoint{}": best})
+    folder.complete_fit(best=True)
+    found = folder.completed()
+    assert found is not None and found.checkpoints["best"].path == "best.ckpt" and found.step == 3
+    wanted = ({}, None) if weights_only else ({"val/accuracy": 0.875}, 3)
+    assert (found.metrics, found.validated) == wanted
 
 
 def test_tables_are_readable_in_80_columns(process, capsys, monkeypatch):
