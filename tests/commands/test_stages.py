@@ -14,7 +14,7 @@ import yaml
 import pluralign.commands.stages
 from pluralign.commands.chain import Stage
 from pluralign.commands.stage_folder import StageFolder
-from pluralign.commands.stage_settings import settle
+from pluralign.commands.stage_settings import changes, settle
 from pluralign.train import main
 
 TINY = {"model_type": "llama", "vocab_size": 259, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
@@ -422,6 +422,22 @@ def test_options_of_a_source_leave_the_other_sources_of_a_mixture_alone():
         "first": 20,
         "second": 16,
     }
+
+
+def test_a_change_is_named_once():
+    source = {"class_path": "SyntheticDataModule", "init_args": {"num_train": 16}}
+    settings = {"sources": {"first": source, "second": source}, "weights": {"first": 1, "second": 0}}
+    data = {"class_path": "MixtureDataModule", "init_args": settings}
+    rewrite("fit.yaml", lambda content: content.update(data=data))
+    stage = Stage("any", (Path("fit.yaml"),))
+    before, now = (
+        settle(stage, words).inputs
+        for words in ([], ["--data.weights={first: 1, second: 0.5}", "--data.text.max_length=64"])
+    )
+    assert changes(before, now) == [
+        "data.text.max_length was None, is 64",
+        "data.weights.second was 0.0, is 0.5",
+    ]
 
 
 # What is in the way ------------------------------------------------------------------------------------
