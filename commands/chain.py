@@ -19,6 +19,8 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 OPTIONS_OF_FIT = ("config", "model", "data", "trainer", "throughput", "optimizer", "lr_scheduler")
 """Beginnings of options, which no stage may be called: ``--NAME.option`` is an option of the stage NAME."""
 CHAIN_KEYS = ("folder", "stages", "strategies")
+SETTLED = ("name", "settings_of")
+"""Fields of a stage that are no keys of it in a file."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Stage:
         checkpoint: Which of its checkpoints enters the stages after it.
         general: Of an interpolation, the stage at share 0.
         customized: Of an interpolation, the stage at share 1.
+        settings_of: Earlier stage whose configurations and options these are, but for its own options over them, and whose
+            options of the command line are its own, too: of an interpolation without a ``config``, the customised stage.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Stage:
     checkpoint: Which = "last"
     general: str | None = None
     customized: str | None = None
+    settings_of: str | None = None
 
     @property
     def predecessors(self) -> dict[str, str]:
@@ -112,8 +117,9 @@ def read_chain(path: Path, *, strategy: str | None = None, folder: Path | None =
                 f"{path}: folder must name the folder of all stages, got {content.get('folder')!r}"
             )
         folder = Path(content["folder"])
-    stages = tuple(_stage(path, name, settings) for name, settings in given.items())
-    _check_order(path, stages)
+    listed_stages = tuple(_stage(path, name, settings) for name, settings in given.items())
+    _check_order(path, listed_stages)
+    stages = _with_settings(listed_stages)
     added = (name for each in strategies.values() if isinstance(each, Mapping) for name in each)
     others = dict.fromkeys(name for name in (*listed, *added) if name not in given)
     return Chain(path, folder, stages, strategy, tuple(strategies), tuple(others))
@@ -186,7 +192,7 @@ def _changed(
         change = _mapping(path, place, given)
         if name not in stages:
             _check_name(path, where, name)
-            if "config" not in change:
+            if "config" not in change and change.get("verb") != "interpolate":
                 raise ValueError(
                     f"{path}: {place} is no stage{_nearest(name, stages)}; one that a strategy adds needs a config"
                 )
@@ -216,20 +222,23 @@ def merged(before: Given, over: Given) -> dict[str, Any]:
 def _stage(path: Path, name: str, given: dict[str, Any]) -> Stage:
     """A stage of its settings."""
     where = f"stage {name}"
-    _check_keys(path, where, given, [each.name for each in fields(Stage) if each.name != "name"])
+    _check_keys(path, where, given, [each.name for each in fields(Stage) if each.name not in SETTLED])
     for key, kind in (("verb", ChainVerb), ("checkpoint", Which)):
         if key in given and given[key] not in get_args(kind):
             raise ValueError(
                 f"{path}: {where}: {key} must be one of {', '.join(get_args(kind))}, got {given[key]!r}"
             )
-    stage = replace(Stage(name), **{**given, "config": _configs(path, where, given.get("config"))})
+    inherits = given.get("verb") == "interpolate" and given.get("config") is None
+    configs = () if inherits else _configs(path, where, given.get("config"))
+    stage = replace(Stage(name), **{**given, "config": configs})
     wrong = ("general", "customized") if stage.verb == "fit" else ("start_from",)
     right = "start_from" if stage.verb == "fit" else "general and customized"
     if unfit := [key for key in wrong if key in given]:
         raise ValueError(f"{path}: {where}: {unfit[0]} is no key of verb {stage.verb}, which takes {right}")
     if stage.verb == "interpolate" and len(stage.predecessors) < 2:
         raise ValueError(f"{path}: {where}: verb interpolate needs the stages general and customized")
-    return replace(stage, options=_mapping(path, f"{where}: options", stage.options or {}))
+    options = _mapping(path, f"{where}: options", stage.options or {})
+    return replace(stage, options=options, settings_of=stage.customized if inherits else None)
 
 
 def _configs(path: Path, where: str, given: object) -> tuple[Path, ...]:
@@ -258,3 +267,17 @@ def _check_order(path: Path, stages: tuple[Stage, ...]) -> None:
                     f"{_nearest(name, earlier)}"
                 )
         earlier.append(stage.name)
+
+
+def _with_settings(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """Stages, each with the settings that it has of another one."""
+    found: dict[str, Stage] = {}
+    for stage in stages:
+        if stage.settings_of is None:
+            found[stage.name] = stage
+        else:
+            other = found[stage.settings_of]  # an earlier one, as the caller has checked
+            found[stage.name] = replace(
+                stage, config=other.config, options=merged(other.options, stage.options)
+            )
+    return tuple(found.values())

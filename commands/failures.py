@@ -27,6 +27,8 @@ SIGTERM_ERROR = "SIGTERMException"
 
 SETTINGS_ERROR = "MisconfigurationException"
 """Lightning's error about settings, whoever's they are."""
+OF_TRAINER = re.compile(r"lightning/pytorch/(trainer/(connectors/)?|loops/fit_)\w+\.py$")
+"""Where a ``ValueError`` of Lightning's is about the trainer's settings: ``val_check_interval`` above the number of batches."""
 
 ADVICE = {
     errno.ENOSPC: "free some space there, or set {setting} to a folder on another disk",
@@ -99,11 +101,11 @@ def short_failure(error: BaseException) -> str | None:
     """What a user needs to know of an error; None if that is its traceback.
 
     An error is told in short if a ``raise`` of pluralign's raised it, here or in another process, if it is Lightning's
-    about settings, or if it is the system's about a file. It counts wherever it stands among the causes of an error.
+    about settings (``MisconfigurationException``, or a ``ValueError`` of its trainer), or if it is the system's about a file. It counts wherever it stands among the causes of an error.
     """
     for link in _chain(error):
-        if _raised_by_us(link) or type(link).__name__ == SETTINGS_ERROR:
-            return str(link)
+        if _is_told(type(link).__name__, _raised_in(link)):
+            return str(link).strip()
         if isinstance(link, OSError) and link.errno is not None:
             return _of_system(link)
         if told := _of_another_process(str(link)):
@@ -129,15 +131,29 @@ def _frames(trace: TracebackType | None) -> list[TracebackType]:
     return frames
 
 
-def _raised_by_us(error: BaseException) -> bool:
-    """Whether a ``raise`` in pluralign raised it, and not something that pluralign called."""
+def _is_told(kind: str, file: str | None) -> bool:
+    """Whether an error of a type speaks to a user, if a ``raise`` in a file raised it, or (None) something else did."""
+    if kind == SETTINGS_ERROR:
+        return True
+    return file is not None and (_is_ours(file) or (kind == "ValueError" and _is_of_trainer(file)))
+
+
+def _raised_in(error: BaseException) -> str | None:
+    """The file with the ``raise`` that raised it; None if it came of something else, such as a function in C."""
     frames = _frames(error.__traceback__)
     if not frames:
-        return False
+        return None
     code, last = frames[-1].tb_frame.f_code, frames[-1].tb_lasti
-    if not _is_ours(code.co_filename):
-        return False
-    return any(each.offset == last and each.opname == "RAISE_VARARGS" for each in dis.get_instructions(code))
+    if not (_is_ours(code.co_filename) or _is_of_trainer(code.co_filename)):
+        return None  # nobody asks, and there may be much to read
+    raises = any(
+        each.offset == last and each.opname == "RAISE_VARARGS" for each in dis.get_instructions(code)
+    )
+    return code.co_filename if raises else None
+
+
+def _is_of_trainer(file: str) -> bool:
+    return OF_TRAINER.search(Path(file).as_posix()) is not None
 
 
 def _is_ours(file: str) -> bool:
@@ -153,9 +169,7 @@ def _of_another_process(message: str) -> str | None:
     told = TOLD.search(message[message.rindex(line) + len(line) :])
     if told is None:
         return None
-    if told[1] == SETTINGS_ERROR or (_is_ours(file) and line.startswith("raise ")):
-        return told[2].strip()
-    return None
+    return told[2].strip() if _is_told(told[1], file if line.startswith("raise ") else None) else None
 
 
 # Files -------------------------------------------------------------------------------------------------

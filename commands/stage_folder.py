@@ -23,7 +23,7 @@ from .stage_settings import Inputs
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["Completed", "KeptFile", "Newest", "StageFolder", "last_of_name", "weights_digest"]
+__all__ = ["Completed", "KeptFile", "RunCheckpoint", "StageFolder", "last_of_name", "weights_digest"]
 
 COMPLETE, LOCK = "complete.json", ".lock"
 
@@ -52,9 +52,10 @@ class Completed:
     Attributes:
         inputs: What decided the weights.
         checkpoints: By what they are: ``last``, and ``best`` where something was monitored.
-        metrics: Latest validation metrics.
-        step: Optimiser steps of the last checkpoint.
+        metrics: Latest validation metrics of the checkpoint that other stages start from; empty if it keeps none.
+        step: Its optimiser steps; 0 of an interpolation.
         finished: When, in local time.
+        validated: Optimiser steps at the validation that the metrics are of; None if that is not known.
         version: Of pluralign.
     """
 
@@ -63,11 +64,12 @@ class Completed:
     metrics: dict[str, float]
     step: int
     finished: str
+    validated: int | None = None
     version: str = __version__
 
 
-class Newest(NamedTuple):
-    """The newest checkpoint of a run that can be read.
+class RunCheckpoint(NamedTuple):
+    """A checkpoint of a run, which can be read.
 
     Attributes:
         path: Where it is.
@@ -88,9 +90,20 @@ class Newest(NamedTuple):
         return int(self.content.get("global_step", 0))
 
     @property
+    def _run(self) -> dict[str, Any]:
+        """What it keeps of its run, if not weights alone."""
+        run: dict[str, Any] = self.content.get("pluralign", {}).get("run", {})
+        return run
+
+    @property
+    def validated(self) -> int | None:
+        """Optimiser steps at the validation that the metrics are of."""
+        return self._run.get("validated")
+
+    @property
     def metrics(self) -> dict[str, float]:
-        """Validation metrics of the run until then."""
-        shown = self.content.get("pluralign", {}).get("run", {}).get("shown", {})
+        """Latest validation metrics of the run until then."""
+        shown = self._run.get("shown", {})
         return {name: float(value) for name, value in sorted(shown.items()) if name.startswith("val/")}
 
 
@@ -164,25 +177,28 @@ class StageFolder:
                 raise ValueError(f"{file} is not as the stage left it: its bytes are others; {again}")
         return completed
 
-    def newest(self, *, whole: bool) -> Newest | None:
+    def newest(self, *, whole: bool) -> RunCheckpoint | None:
         """The newest checkpoint that can be read; of those that a run can go on from, if ``whole``."""
         for path in newest_first([self.path]):
             try:
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             except UNREADABLE:
                 continue
-            newest = Newest(path, content)
+            newest = RunCheckpoint(path, content)
             if "state_dict" in content and (newest.whole or not whole):
                 return newest
         return None
 
-    def complete(self, checkpoints: dict[str, Path], metrics: dict[str, float], step: int) -> Completed:
+    def complete(
+        self, checkpoints: dict[str, Path], metrics: dict[str, float], step: int, validated: int | None
+    ) -> Completed:
         """Say that the stage is complete.
 
         Args:
             checkpoints: Files in the folder, by what they are.
-            metrics: Latest validation metrics.
-            step: Optimiser steps.
+            metrics: As in :class:`Completed`.
+            step: Likewise.
+            validated: Likewise.
         """
         kept = {
             what: KeptFile(
@@ -194,7 +210,7 @@ class StageFolder:
             for what, path in checkpoints.items()
         }
         finished = time.strftime("%Y-%m-%d %H:%M:%S")
-        completed = Completed(self.inputs, kept, metrics, step, finished)
+        completed = Completed(self.inputs, kept, metrics, step, finished, validated)
         with written_whole(self.path / COMPLETE) as stream:
             stream.write(f"{json.dumps(asdict(completed), indent=1)}\n".encode())
         return completed
@@ -211,10 +227,12 @@ class StageFolder:
         newest = self.newest(whole=False)
         if newest is None:
             raise FileNotFoundError(f"{self.path}: the run has ended and left no checkpoint")
-        checkpoints = {"last": newest.path}
+        checkpoints, given = {"last": newest.path}, newest
         if best:
-            checkpoints["best"] = best_checkpoint(newest.path, newest.content)
-        return self.complete(checkpoints, newest.metrics, newest.step)
+            path = best_checkpoint(newest.path, newest.content)
+            checkpoints["best"] = path
+            given = RunCheckpoint(path, torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+        return self.complete(checkpoints, given.metrics, given.step, given.validated)
 
     def complete_interpolation(self, path: Path) -> Completed:
         """Say that an interpolation is complete.
@@ -223,7 +241,7 @@ class StageFolder:
             path: The checkpoint that it wrote; its report lies beside it.
         """
         report = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        return self.complete({"last": path, "best": path}, report["metrics"], 0)
+        return self.complete({"last": path, "best": path}, report["metrics"], 0, 0)
 
     @contextmanager
     def work(self, rank: int, say: Callable[[str], None]) -> Iterator[tuple[int, ...]]:

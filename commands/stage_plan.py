@@ -10,7 +10,7 @@ from rich.table import Table
 from pluralign.callbacks import AtomicCheckpointIO
 
 from .chain import Chain, Stage
-from .stage_folder import Completed, Newest, StageFolder, last_of_name
+from .stage_folder import Completed, RunCheckpoint, StageFolder, last_of_name
 from .stage_settings import Inputs, Readable, SettledStage, changes, unlike
 
 __all__ = ["Plan", "Row", "print_plan", "print_results"]
@@ -36,7 +36,7 @@ class Row(NamedTuple):
     action: str
     folder: StageFolder | None = None
     completed: Completed | None = None
-    newest: Newest | None = None
+    newest: RunCheckpoint | None = None
     start: str = ""
     why: str = ""
 
@@ -156,7 +156,7 @@ def print_plan(plan: Plan) -> None:
     """Print what happens to each stage, and beneath it why."""
     chain, console = plan.chain, _console()
     strategy = f", strategy {chain.strategy}" if chain.strategy else ""
-    table = _table(f"{chain.path}{strategy}", ("stage", "what happens", "folder", "start"), None)
+    table = _table(f"{chain.path}{strategy}", ("stage", "what happens", "folder", "start"))
     for name, row in plan.rows.items():
         table.add_row(name, row.action, "" if row.folder is None else row.folder.path.name, row.start)
     console.print(table)
@@ -178,20 +178,30 @@ def print_results(plan: Plan) -> None:
     names = dict.fromkeys(
         name for each in completed for name in each.metrics if name.startswith(("val/accuracy", "val/loss"))
     )
-    caption = "each stage's last validation, which may come some steps before its end"
-    table = _table(f"{plan.chain.path}: stages", ("", *rows), caption)
+    table = _table(f"{plan.chain.path}: stages", ("", *rows))
     table.add_row("steps", *(f"{each.step:,}" if each.step else "" for each in completed))
+    if any(each.validated != each.step for each in completed):
+        table.add_row("val at step", *(_validated(each) for each in completed))
     for name in names:
         values = (f"{each.metrics[name]:.4f}" if name in each.metrics else "" for each in completed)
         table.add_row(name, *values)
     console = _console()
     console.print(table)
     for name, (stage, folder, left) in rows.items():
+        if not left.metrics:
+            console.print(f"{name}: its {stage.checkpoint} checkpoint keeps no metrics of a validation")
         console.print(f"{name}: {folder.path / left.checkpoints[stage.checkpoint].path}", soft_wrap=True)
 
 
-def _table(title: str, columns: Iterable[str], caption: str | None) -> Table:
-    table = Table(title=title, caption=caption)
+def _validated(left: Completed) -> str:
+    """When its metrics were measured."""
+    if not left.step:  # of an interpolation
+        return ""
+    return "not known" if left.validated is None else f"{left.validated:,}"
+
+
+def _table(title: str, columns: Iterable[str]) -> Table:
+    table = Table(title=title)
     for column in columns:
         table.add_column(column, overflow="fold")
     return table

@@ -274,7 +274,8 @@ def changes(before: Inputs, now: Inputs) -> list[str]:
         now: Of the other.
 
     Returns:
-        A short text for each difference, the data's content first.
+        A short text for each difference, the data's content first; what an option of the data names is not named again as
+        its content.
     """
     content = content_changes(before.get("content"), now.get("content"))
     starts = before.get("start") or {}, now.get("start") or {}
@@ -286,7 +287,7 @@ def changes(before: Inputs, now: Inputs) -> list[str]:
     if starts[0].keys() != starts[1].keys():
         started.append(f"it started from {_names(starts[0])}, and starts from {_names(starts[1])} now")
     rest = [{key: each[key] for key in each if key not in ("content", "start")} for each in (before, now)]
-    return [*content, *started, *_differences(rest[0], rest[1])]
+    return _named_once([*content, *started, *_differences(rest[0], rest[1])])
 
 
 def unlike(first: Readable, second: Readable) -> list[str]:
@@ -314,6 +315,18 @@ def _differences(before: object, now: object, name: str = "") -> Iterator[str]:
             yield from _differences(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))
     elif before != now:
         yield f"{name} was {before!r}, is {now!r}".replace(".init_args", "")
+
+
+def _named_once(texts: Sequence[str]) -> list[str]:
+    """Changes without those that the same option of the data has told, such as ``amounts.weights.x`` and ``text.format``."""
+    named = [(text.partition(" was ")[0], text) for text in texts]
+    options = [name for name, _ in named if name.startswith("data.")]
+
+    def again(name: str) -> bool:
+        setting = name.rpartition("amounts.")[2]  # of a mixture, whose options have no such level
+        return name not in options and any(option.endswith(f".{setting}") for option in options)
+
+    return [text for name, text in named if not again(name)]
 
 
 def _names(start: Mapping[str, str]) -> str:

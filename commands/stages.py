@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _divided(chain: Chain, words: Sequence[str]) -> Iterator[tuple[Stage, list[str]]]:
-    """Every stage with the options that are its own or everyone's."""
+    """Every stage with the options that are its own or everyone's, its own over those of a stage whose settings it has."""
     groups: list[list[str]] = []
     for word in words:
         if word.startswith("--"):
@@ -84,14 +84,16 @@ def _divided(chain: Chain, words: Sequence[str]) -> Iterator[tuple[Stage, list[s
         which = f"strategy {chain.strategy}" if chain.strategy else "the chain"
         if _first():
             _say(f"not used, since {which} has no stage {_stage_of(unused[0])}: {' '.join(unused)}")
+    found: dict[str, list[str]] = {}
     for stage in chain.stages:
-        given: list[str] = []
+        given = [] if stage.settings_of is None else [*found[stage.settings_of]]
         for first, *rest in groups:
             name, dot, option = first.removeprefix("--").partition(".")
             if not dot or name not in names:
-                given += [first, *rest]
+                given += [first, *rest] if stage.settings_of is None else []  # else they are there
             elif name == stage.name:
                 given += [f"--{option}", *rest]
+        found[stage.name] = given
         yield stage, given
 
 

@@ -94,6 +94,11 @@ class Groundwork(L.Callback):
         """Have an average that is still empty be measured as the weights of now."""
         averages.follow_until_updated(trainer, pl_module)
 
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Know when this was, before a checkpoint is written of it; metrics of a sanity check are not kept."""
+        if not trainer.sanity_checking and isinstance(pl_module, ResumableModule):
+            pl_module.validated_step = trainer.global_step
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Have an average that is still empty leave the weights as they are."""
         averages.follow_until_updated(trainer, pl_module)

@@ -7,7 +7,7 @@ batch: its row in the log, a validation, the end of the epoch. All of it is kept
 
 import math
 import random
-from typing import Any, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 import lightning as L
 import torch
@@ -41,6 +41,8 @@ class RunState(TypedDict):
         random: State of the random numbers, by rank.
         sums: What the module has summed up since the epoch began, by rank.
         shown: Latest value of every metric; what monitors and plateau schedulers look at.
+        validated: Optimiser steps at the latest validation, whose metrics are shown; None if there was none. Checkpoints of
+            earlier versions do not say.
         values: What the last step has logged; the logger may not have had it yet.
         validation_due: Whether a validation follows the last batch.
         validation_rule: What decides when there are validations.
@@ -50,6 +52,7 @@ class RunState(TypedDict):
     random: list[RandomState]
     sums: list[dict[str, Tensor]]
     shown: dict[str, Tensor]
+    validated: NotRequired[int | None]
     values: dict[str, float]
     validation_due: bool
     validation_rule: str
@@ -63,6 +66,7 @@ class Resumption(TypedDict):
         random: State of this process's random numbers; None to leave them.
         sums: This process's sums of an epoch that is not over.
         shown: As in :class:`RunState`.
+        validated: Likewise; None also if the checkpoint does not say.
         row: Values of a step that is to be logged, and its number; None if it was.
         unfinished: Whether something follows the last batch, were it the last of all.
     """
@@ -70,6 +74,7 @@ class Resumption(TypedDict):
     random: RandomState | None
     sums: dict[str, Tensor]
     shown: dict[str, Tensor]
+    validated: int | None
     row: tuple[dict[str, float], int] | None
     unfinished: bool
 
@@ -113,7 +118,11 @@ def restore_random_state(state: RandomState, device: torch.device) -> None:
 
 
 def run_state(
-    trainer: L.Trainer, sums: dict[str, Tensor], values: dict[str, Tensor], device: torch.device
+    trainer: L.Trainer,
+    sums: dict[str, Tensor],
+    values: dict[str, Tensor],
+    validated: int | None,
+    device: torch.device,
 ) -> RunState:
     """What a checkpoint of now keeps; every rank has to ask.
 
@@ -121,6 +130,7 @@ def run_state(
         trainer: Which is fitting.
         sums: What the module has summed up since the epoch began.
         values: What the last step has logged.
+        validated: Optimiser steps at the latest validation.
         device: The module's.
     """
     mine = random_state(device), {name: value.detach().cpu().clone() for name, value in sums.items()}
@@ -133,6 +143,7 @@ def run_state(
         random=[state for state, _ in ranks],
         sums=[summed for _, summed in ranks],
         shown={name: value.detach().cpu().clone() for name, value in trainer.callback_metrics.items()},
+        validated=validated,
         values={name: float(value) for name, value in values.items()},
         validation_due=_validation_due(trainer),
         validation_rule=_validation_rule(trainer),
@@ -205,6 +216,7 @@ def resumption(trainer: L.Trainer, checkpoint: dict[str, Any], state: RunState |
         random=None if own is None else state["random"][own],
         sums=state["sums"][own] if own is not None and epochs["ready"] != epochs["processed"] else {},
         shown=state["shown"],
+        validated=state.get("validated"),
         row=row,
         unfinished=epochs["ready"] != epochs["processed"],
     )
@@ -258,12 +270,14 @@ class ResumableModule(L.LightningModule):
 
     Attributes:
         step_values: What the last training step has logged; a checkpoint keeps it until the logger has it.
+        validated_step: Optimiser steps at the latest validation of the fit; None if there was none.
     """
 
     def __init__(self) -> None:
         """Begin with nothing to make up."""
         super().__init__()
         self.step_values: dict[str, Tensor] = {}
+        self.validated_step: int | None = None
         self._resumption: Resumption | None = None
 
     def running_sums(self) -> dict[str, Tensor]:
@@ -279,7 +293,9 @@ class ResumableModule(L.LightningModule):
             return
         for logger in self.trainer.loggers:
             logger.save()  # a run that goes on logs what comes after, and nothing before
-        state = run_state(self.trainer, self.running_sums(), self.step_values, self.device)
+        state = run_state(
+            self.trainer, self.running_sums(), self.step_values, self.validated_step, self.device
+        )
         checkpoint.setdefault("pluralign", {})["run"] = state
 
     def resume_run(self, checkpoint: dict[str, Any]) -> None:
@@ -292,6 +308,7 @@ class ResumableModule(L.LightningModule):
     def on_train_start(self) -> None:
         """Go on as the run that wrote the checkpoint would have: with its random numbers, sums and metrics."""
         state, self._resumption = self._resumption, None
+        self.validated_step = None if state is None else state["validated"]
         if state is None:
             return
         self.trainer.callback_metrics.update(state["shown"])

@@ -75,6 +75,17 @@ def test_a_strategy_lays_its_options_over_a_stage_and_may_add_or_leave_out_one(w
     assert mixed.predecessors == {"general": "general", "customized": "customized"}
 
 
+def test_an_interpolation_without_a_config_has_the_settings_of_its_customised_stage(write):
+    mixed = {key: value for key, value in MIXED.items() if key != "config"}
+    mixed["options"] = {"alphas": "0,1", "trainer": {"precision": 32}}
+    path = write(strategies={"between": {"mixed": mixed}, "own": {"mixed": MIXED}})
+    stage = read_chain(path, strategy="between").stage("mixed")
+    assert [each.name for each in stage.config] == ["fit.yaml"] and stage.settings_of == "customized"
+    assert stage.options == {"trainer": {"max_epochs": 2, "precision": 32}, "alphas": "0,1"}
+    own = read_chain(path, strategy="own").stage("mixed")
+    assert own.settings_of is None and own.options == {}
+
+
 def test_another_class_takes_none_of_the_settings_of_the_one_before():
     before = {"optimizer": {"class_path": "SGD", "init_args": {"lr": 1.0, "momentum": 0.9}}}
     other = {"optimizer": {"class_path": "AdamW", "init_args": {"lr": 0.1}}}

@@ -112,6 +112,14 @@ def test_what_a_user_can_mend_is_told_in_short(function, message):
     assert "Traceback" not in told and "\n" not in told
 
 
+def test_settings_that_the_trainer_refuses_are_told_in_a_line(program):
+    words = ["--trainer.val_check_interval=1000", "--trainer.max_epochs=1"]
+    _, printed, status = program("fit", *WORDS, *words)
+    assert status == 1 and "a fault" not in printed and "Traceback" not in printed
+    *_, last = printed.splitlines()
+    assert last.startswith("pluralign fit: error: `val_check_interval` (1000) must be less than or equal to")
+
+
 @pytest.mark.parametrize("function", [theirs, lambda: {}["x"], lambda: 1 / 0])
 def test_a_fault_is_not_told_in_short(function):
     assert failure(function) is None

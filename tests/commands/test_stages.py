@@ -13,8 +13,8 @@ import yaml
 
 import pluralign.commands.stages
 from pluralign.commands.chain import Stage
-from pluralign.commands.stage_folder import StageFolder, weights_digest
-from pluralign.commands.stage_settings import settle
+from pluralign.commands.stage_folder import StageFolder
+from pluralign.commands.stage_settings import changes, settle
 from pluralign.train import main
 
 TINY = {"model_type": "llama", "vocab_size": 259, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
@@ -94,10 +94,11 @@ class Process:
     Attributes:
         runs: Words of each run.
         stop: Before which run, and after how many steps of it, the process fails.
+        late: Steps after the last validation.
     """
 
     def __init__(self):
-        self.runs, self.stop = [], None
+        self.runs, self.stop, self.late = [], None, 0
 
     def __call__(self, words, environment, descriptors=()):
         self.runs.append(words)
@@ -114,7 +115,10 @@ class Process:
                 "global_step": steps,
                 "callbacks": {},
                 "pluralign": {
-                    "run": {"shown": {"val/accuracy": torch.tensor(0.75), "train/loss": torch.tensor(1.0)}}
+                    "run": {
+                        "shown": {"val/accuracy": torch.tensor(0.75), "train/loss": torch.tensor(1.0)},
+                        "validated": steps - self.late,
+                    }
                 },
             }
             path = folder / "lightning_logs" / "run" / "checkpoints" / "last.ckpt"
@@ -194,6 +198,38 @@ def test_every_stage_starts_from_the_one_before_and_runs_once(process, capsys):
     complete = json.loads(next(Path("out").glob("general-*/complete.json")).read_text())
     assert complete["metrics"] == {"val/accuracy": 0.75} and complete["step"] == 4
     assert complete["checkpoints"]["last"]["path"] == "lightning_logs/run/checkpoints/last.ckpt"
+    assert complete["validated"] == 4 and "val at step" not in printed
+
+
+def test_metrics_of_an_earlier_step_than_the_checkpoint_are_said_to_be(process, capsys):
+    process.late = 1
+    run("--strategy", "mixed")
+    assert re.search(r"steps +│ 4 +│ 4 +│ +│\n│ val at step +│ 3 +│ 3 +│ +│", capsys.readouterr().out)
+    complete = json.loads(next(Path("out").glob("general-*/complete.json")).read_text())
+    assert (complete["step"], complete["validated"]) == (4, 3)
+
+
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_metrics_beside_a_best_checkpoint_are_its_own(tmp_path, weights_only):
+    folder = StageFolder(tmp_path, "base", {"seed": 0})
+    folder.path.mkdir()
+
+    def save(name, step, accuracy, **content):
+        state = {"shown": {"val/accuracy": torch.tensor(accuracy)}, "validated": step}
+        content |= {"state_dict": {"weight": torch.tensor(float(step))}, "global_step": step}
+        if content.get("optimizer_states") is not None:
+            content["pluralign"] = {"run": state}
+        torch.save(content, folder.path / name)
+
+    best = {"monitor": "val/accuracy", "best_model_path": str(folder.path / "best.ckpt")}
+    save("best.ckpt", 3, 0.875, optimizer_states=None if weights_only else [])
+    os.utime(folder.path / "best.ckpt", ns=(0, 0))
+    save("last.ckpt", 7, 0.5, optimizer_states=[], callbacks={"ModelCheckpoint{}": best})
+    folder.complete_fit(best=True)
+    found = folder.completed()
+    assert found is not None and found.checkpoints["best"].path == "best.ckpt" and found.step == 3
+    wanted = ({}, None) if weights_only else ({"val/accuracy": 0.875}, 3)
+    assert (found.metrics, found.validated) == wanted
 
 
 def test_tables_are_readable_in_80_columns(process, capsys, monkeypatch):
@@ -276,57 +312,7 @@ def test_another_network_in_the_folder_of_the_base_counts(process, tmp_path, cap
     write(1)
     run("--dry_run")
     printed = capsys.readouterr().out
-    assert re.search(r"general +│ run ", printed) and "general: base.digest was" in printed
-
-
-def _stage_of_files():
-    """A stage that reads a file, a side table, a tokenizer and the weights of another run; what decides its own."""
-    content = yaml.safe_load(Path("fit.yaml").read_text())
-    content["data"] = {
-        "class_path": "LocalDataModule",
-        "init_args": {
-            "train": "rows.jsonl",
-            "loader": {"batch_size": 4, "joins": ["margins.jsonl"]},
-        },
-    }
-    content["model"]["init_args"]["init_from"] = "start.ckpt"
-    content["model"]["init_args"]["backbone"]["tokenizer"] = "words"
-    Path("fit.yaml").write_text(yaml.safe_dump(content))
-    return settle(Stage("one", (Path("fit.yaml"),)), [])
-
-
-@pytest.mark.parametrize("changed", ["content", "text", "files", "init_from"])
-def test_files_count_by_their_bytes(changed):
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    def write(name):
-        """Files of equal names; one differs."""
-        word = "b" if name == changed else "a"
-        Path("rows.jsonl").write_text("x" if changed != "content" else word)
-        Path("margins.jsonl").write_text("x" if changed != "files" else word)
-        Path("start.ckpt").write_text("x" if changed != "init_from" else word)
-        words = Tokenizer(models.WordLevel({"[UNK]": 0, "x" if changed != "text" else word: 1}, "[UNK]"))
-        PreTrainedTokenizerFast(
-            tokenizer_object=words, unk_token="[UNK]", eos_token="[UNK]", pad_token="[UNK]"
-        ).save_pretrained("words")
-
-    inputs = []
-    for name in ("nothing", changed):
-        write(name)
-        inputs.append(_stage_of_files().inputs)
-    assert {name for name in inputs[0] if inputs[0][name] != inputs[1][name]} == {changed}
-
-
-def test_the_digest_of_weights_is_of_the_text_format_too():
-    digests = set()
-    for length in (64, 32):
-        content = {"state_dict": {"a": torch.ones(2)}, "pluralign": {"text_format": {"max_length": length}}}
-        torch.save({**content, "when": length}, "a.ckpt")
-        digests.add(weights_digest(Path("a.ckpt")))
-        torch.save(content, "a.ckpt")
-        assert weights_digest(Path("a.ckpt")) in digests, "of nothing else"
-    assert len(digests) == 2
+    assert re.search(r"general +│ run ", printed) and "\ngeneral: base.digest was" in printed
 
 
 def test_a_file_of_priors_counts_by_its_bytes():
@@ -364,6 +350,25 @@ def test_strategies_share_the_stages_that_they_leave_alone(process):
     )
     run("--strategy", "mixed")
     assert len(process.runs) == 4
+
+
+def test_options_of_the_customised_stage_reach_an_interpolation_without_a_config(process):
+    def without_config(content):
+        del content["strategies"]["mixed"]["mixed"]["config"]
+        data = {"init_args": {"num_validation": 12}}
+        content["stages"][1]["options"]["data"] = data
+
+    rewrite("chain.yaml", without_config)
+    words = ["--customized.data.init_args.num_test=8", "--trainer.callbacks+=LearningRateMonitor"]
+    run("--strategy", "mixed", *words, "--mixed.seed_everything=5")
+    general, customized, mixed = (yaml.safe_load(Path(words[2]).read_text()) for words in process.runs)
+    sizes = [
+        (config["data"]["init_args"]["num_validation"], config["data"]["init_args"]["num_test"])
+        for config in (general, customized, mixed)
+    ]
+    assert sizes == [(8, 4), (12, 8), (12, 8)]
+    assert (mixed["seed_everything"], mixed["alphas"]) == (5, "0,1")
+    assert mixed["trainer"]["callbacks"] == customized["trainer"]["callbacks"], "added once"
 
 
 def test_a_stage_that_was_interrupted_goes_on_and_those_before_it_are_skipped(process, capsys):
@@ -417,6 +422,22 @@ def test_options_of_a_source_leave_the_other_sources_of_a_mixture_alone():
         "first": 20,
         "second": 16,
     }
+
+
+def test_a_change_is_named_once():
+    source = {"class_path": "SyntheticDataModule", "init_args": {"num_train": 16}}
+    settings = {"sources": {"first": source, "second": source}, "weights": {"first": 1, "second": 0}}
+    data = {"class_path": "MixtureDataModule", "init_args": settings}
+    rewrite("fit.yaml", lambda content: content.update(data=data))
+    stage = Stage("any", (Path("fit.yaml"),))
+    before, now = (
+        settle(stage, words).inputs
+        for words in ([], ["--data.weights={first: 1, second: 0.5}", "--data.text.max_length=64"])
+    )
+    assert changes(before, now) == [
+        "data.text.max_length was None, is 64",
+        "data.weights.second was 0.0, is 0.5",
+    ]
 
 
 # What is in the way ------------------------------------------------------------------------------------

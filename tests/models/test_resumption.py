@@ -132,6 +132,20 @@ def test_a_module_that_leaves_out_what_is_to_be_made_up_is_refused(run, tmp_path
         run("again", tmp_path / "whole" / "steps-step=2.ckpt", method=Forgetful)
 
 
+def test_a_checkpoint_knows_when_its_metrics_were_measured(run, tmp_path):
+    def validated(path):
+        return torch.load(path, weights_only=True)["pluralign"]["run"]["validated"]
+
+    settings = {"val_check_interval": 0.5, "num_sanity_val_steps": 1, "max_epochs": 1}
+    run("whole", **settings)
+    folder = tmp_path / "whole"
+    found = {path.stem: validated(path) for path in folder.glob("*.ckpt")}
+    steps = {"steps-step=1": None, "steps-step=2": None, "steps-step=3": 2, "steps-step=4": 2}
+    assert found == steps | {"val-step=2": 2, "val-step=4": 4}
+    run("again", folder / "steps-step=3.ckpt", limit_val_batches=0, **settings)
+    assert validated(tmp_path / "again" / "steps-step=4.ckpt") == 2, "as the interrupted run had measured"
+
+
 def test_another_number_of_processes_is_said(run, tmp_path):
     run("whole", max_epochs=1)
     path = tmp_path / "whole" / "val-step=4.ckpt"
