@@ -104,7 +104,7 @@ def response_nll(
     *,
     include_prompt: bool = False,
     bias: Tensor | None = None,
-    chunk_size: int = 256,
+    chunk_size: int = 128,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Negative log-likelihood of each response and its number of tokens: what a perplexity is made of.
@@ -178,7 +178,7 @@ def imitation_loss(
     *,
     include_prompt: bool = False,
     bias: Tensor | None = None,
-    chunk_size: int = 256,
+    chunk_size: int = 128,
     weight: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -275,7 +275,7 @@ class ImitationLoss(nn.Module):
     """Module form of :func:`imitation_loss`."""
 
     def __init__(
-        self, *, include_prompt: bool = False, chunk_size: int = 256, reduction: Reduction = "mean"
+        self, *, include_prompt: bool = False, chunk_size: int = 128, reduction: Reduction = "mean"
     ) -> None:
         """Keep the settings.
 

@@ -176,3 +176,20 @@ def test_speed_and_memory_of_preparing_data():
         f"{chat['TRL']:.1f} times TRL's rows a second and {chat['datasets.map']:.1f} times those of" in said
     )
     assert f"{plain['TRL']:.1f} and {plain['datasets.map']:.1f} for HH-RLHF" in said and found["agree"]
+
+
+def test_costs_of_imitation_and_of_domains():
+    page = " ".join((ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8").split())
+    small, large = (recorded("imitation")["results"][f"{size} vocabulary"] for size in ("small", "large"))
+    assert (
+        f"Recorded: {large['time_ratio']:.2f} times the time with 32,000 tokens of vocabulary and {large['memory_ratio']:.2f} of "
+        f"the memory, {small['time_ratio']:.2f} times with 4,096" in page
+    )
+    costs = recorded("customized_rm_cost")["costs"]
+    last = [costs[f"adapters in the last {n}"]["ratio"] for n in (1, 2, 4)]
+    assert "16 layers: {:.2f} for the last layer, {:.2f} for two, {:.2f} for four".format(*last) in page
+    assert (
+        f"({costs['adapters in all layers']['ratio']:.2f}), and heads {costs['heads']['ratio']:.2f} times one domain"
+        in page
+    )
+    assert all(costs[name]["difference"] == 0 for name in costs)

@@ -13,7 +13,7 @@ import yaml
 
 import pluralign.commands.stages
 from pluralign.commands.chain import Stage
-from pluralign.commands.stage_folder import StageFolder
+from pluralign.commands.stage_folder import StageFolder, weights_digest
 from pluralign.commands.stage_settings import changes, settle
 from pluralign.train import main
 
@@ -313,6 +313,56 @@ def test_another_network_in_the_folder_of_the_base_counts(process, tmp_path, cap
     run("--dry_run")
     printed = capsys.readouterr().out
     assert re.search(r"general +│ run ", printed) and "\ngeneral: base.digest was" in printed
+
+
+def _stage_of_files():
+    """A stage that reads a file, a side table, a tokenizer and the weights of another run; what decides its own."""
+    content = yaml.safe_load(Path("fit.yaml").read_text())
+    content["data"] = {
+        "class_path": "LocalDataModule",
+        "init_args": {
+            "train": "rows.jsonl",
+            "loader": {"batch_size": 4, "joins": ["margins.jsonl"]},
+        },
+    }
+    content["model"]["init_args"]["init_from"] = "start.ckpt"
+    content["model"]["init_args"]["backbone"]["tokenizer"] = "words"
+    Path("fit.yaml").write_text(yaml.safe_dump(content))
+    return settle(Stage("one", (Path("fit.yaml"),)), [])
+
+
+@pytest.mark.parametrize("changed", ["content", "text", "files", "init_from"])
+def test_files_count_by_their_bytes(changed):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    def write(name):
+        """Files of equal names; one differs."""
+        word = "b" if name == changed else "a"
+        Path("rows.jsonl").write_text("x" if changed != "content" else word)
+        Path("margins.jsonl").write_text("x" if changed != "files" else word)
+        Path("start.ckpt").write_text("x" if changed != "init_from" else word)
+        words = Tokenizer(models.WordLevel({"[UNK]": 0, "x" if changed != "text" else word: 1}, "[UNK]"))
+        PreTrainedTokenizerFast(
+            tokenizer_object=words, unk_token="[UNK]", eos_token="[UNK]", pad_token="[UNK]"
+        ).save_pretrained("words")
+
+    inputs = []
+    for name in ("nothing", changed):
+        write(name)
+        inputs.append(_stage_of_files().inputs)
+    assert {name for name in inputs[0] if inputs[0][name] != inputs[1][name]} == {changed}
+
+
+def test_the_digest_of_weights_is_of_the_text_format_too():
+    digests = set()
+    for length in (64, 32):
+        content = {"state_dict": {"a": torch.ones(2)}, "pluralign": {"text_format": {"max_length": length}}}
+        torch.save({**content, "when": length}, "a.ckpt")
+        digests.add(weights_digest(Path("a.ckpt")))
+        torch.save(content, "a.ckpt")
+        assert weights_digest(Path("a.ckpt")) in digests, "of nothing else"
+    assert len(digests) == 2
 
 
 def test_a_file_of_priors_counts_by_its_bytes():
