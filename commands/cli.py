@@ -30,6 +30,7 @@ from .notices import Notices
 from .parser import Parser
 from .program import EPILOG
 from .quiet import BITSANDBYTES, show_messages
+from .sources import check_sources
 
 __all__ = ["NoOptions", "PluralignCLI", "option"]
 
@@ -106,7 +107,7 @@ class PluralignCLI(LightningCLI, Generic[OptionsT]):
         Raises:
             SystemExit: With status 2 if an option is wrong, 0 after ``--help`` and ``--print_config``.
         """
-        self.verb, self.method, self.options_class = verb, method, options
+        self.verb, self.method, self.options_class, self.words = verb, method, options, tuple(words)
         super().__init__(
             RewardModule,
             PreferenceDataModule,
@@ -179,6 +180,10 @@ class PluralignCLI(LightningCLI, Generic[OptionsT]):
         """Choose the checkpoint, as plain values unless the user says otherwise; check the verb's own options."""
         if self.config.get("weights_only") is None:
             self.config.weights_only = True
+        try:
+            check_sources(self.config.get("config") or (), self.words)
+        except ValueError as error:
+            self.fail(str(error))
         follow_root_folder(self.config)
         if self.method not in (None, "fit"):
             leave_runs_alone(self.config)
