@@ -46,6 +46,9 @@ class AdaptedData:
         self.features: Features | None = getattr(datamodule, "features", None)
         self._text_format: Callable[[], TextFormat] = getattr(datamodule, "text_format", dict)
         self._groups: Callable[[], Mapping[str, str]] = getattr(datamodule, "user_groups", dict)
+        self._loader_names: Callable[[str], Iterable[str]] = getattr(
+            datamodule, "loader_names", lambda split: ()
+        )
         self._judgements: Callable[[], Mapping[str, int]] = getattr(datamodule, "judgements_of_users", dict)
         self._mean_votes: Callable[[str], list[float] | None] = getattr(
             datamodule, "mean_votes", lambda name: None
@@ -78,8 +81,8 @@ class AdaptedData:
         self._check_judged(name)
 
     def loader_names(self, split: str) -> tuple[str, ...]:
-        """None: it says nothing of its loaders."""
-        return ()
+        """Names of the loaders of a split; none if it names none."""
+        return tuple(self._loader_names(split))
 
     def texts(self, split: str, responses: Sequence[tuple[str, int]]) -> list[tuple[str, str]]:
         """Empty texts: it keeps none."""

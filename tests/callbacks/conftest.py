@@ -52,6 +52,10 @@ class HandMade(L.LightningDataModule):
     def user_groups(self):
         return {}
 
+    @property
+    def training_domains(self):
+        return list(self.domains)
+
     def judgements_of_users(self):
         return {}
 

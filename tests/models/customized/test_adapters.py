@@ -287,7 +287,7 @@ def test_settings_and_runs_that_do_not_fit(general, rows, tmp_path):
     with pytest.raises(ValueError, match=r"has adapters for law, verse, trade, and this run would lose them"):
         customized(kept, per_domain="head", adapter=None).configure_model()
     with pytest.raises(RuntimeError, match="of another shape"):
-        customized(kept, adapter=LoRAConfig(rank=3, last_layers=1)).configure_model()
+        customized(kept, adapter=LoRAConfig(rank=3, alpha=4.0, last_layers=1)).configure_model()
     _, adapted = general(lora=LoRAConfig(rank=2))
     with pytest.raises(RuntimeError, match=r"unknown \['backbone\.model\.base_model.*lora_A\.default"):
         customized(adapted).configure_model()
