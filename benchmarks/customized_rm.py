@@ -151,10 +151,9 @@ def compare(name: str, part: Part, seeds: int, title: str, figure: str | None) -
     }
     console = Console(width=190)
     show(summary, f"{title}, {seeds} seeds", console)
-    if part.perplexity:
-        console.print(
-            {stage: [round(value, 1) for value in values] for stage, values in part.perplexity.items()}
-        )
+    for stage, values in summary["perplexity"].items():
+        told = ", ".join(f"{value:.0f}" for value in values)
+        console.print(f"perplexity of preferred general responses, {stage}: {told}")
     if figure is not None:
         draw(runs, summary, part.test, f"{figure}/customized_rm_dsp_{name}.png", title)
     return summary

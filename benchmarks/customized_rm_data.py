@@ -313,7 +313,7 @@ def write_stand_in(folder: Path) -> None:
         ]
         write_queries(folder, split, queries)
         pairs = {
-            name: [(f"say {text(things, 1.0)}", text(kind, 0.1), text(rude, 0.1)) for _ in range(4 * number)]
+            name: [(f"say {text(things, 1.0)}", text(kind, 0.1), text(rude, 0.1)) for _ in range(2 * number)]
             for name in SETS
         }
         write_pairs(folder, split, pairs)
