@@ -205,7 +205,9 @@ def test_a_start_that_was_cut_off(folder, start, tmp_path, share):
     whole = Path(start[1]).read_bytes()
     path = tmp_path / "cut.ckpt"
     path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(ValueError, match=r"init_from='.*cut\.ckpt' is no checkpoint .* or not all of one \([\d,]+ bytes\)"):
+    with pytest.raises(
+        ValueError, match=r"init_from='.*cut\.ckpt' is no checkpoint .* or not all of one \([\d,]+ bytes\)"
+    ):
         BradleyTerryRM(config(folder), init_from=str(path)).configure_model()
 
 

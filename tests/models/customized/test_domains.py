@@ -326,7 +326,9 @@ def test_a_checkpoint_of_other_domains_is_refused(heads, saved, domains):
     message = rf"domains are art, trade, in this order, and those of the configuration {', '.join(domains)}: set domains"
     with pytest.raises(ValueError, match=message):
         heads(domains=domains).on_load_checkpoint(content)
-    heads(domains=domains, per_domain="nothing").on_load_checkpoint(content)  # its weights are refused by name
+    heads(domains=domains, per_domain="nothing").on_load_checkpoint(
+        content
+    )  # its weights are refused by name
 
 
 def test_another_head_than_the_general_one_starts_nothing(heads, saved):
