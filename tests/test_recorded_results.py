@@ -193,3 +193,47 @@ def test_costs_of_imitation_and_of_domains():
         in page
     )
     assert all(costs[name]["difference"] == 0 for name in costs)
+
+
+def _estimates(found):
+    """Every estimate of a recorded result, however deep."""
+    if isinstance(found, dict):
+        if {"value", "low", "high"} <= found.keys():
+            yield found
+        for each in found.values():
+            yield from _estimates(each)
+    elif isinstance(found, list):
+        for each in found:
+            yield from _estimates(each)
+
+
+def test_what_is_said_of_customising_is_recorded():
+    results = recorded("customized_rm")
+    page = (ROOT / "docs" / "methods" / "customized.md").read_text(encoding="utf-8")
+    part = page[page.index("## What was measured") : page.index("## Limits")]
+    prose = " ".join(" ".join(line for line in part.splitlines() if not line.startswith("|")).split())
+    estimates = [*_estimates(results)]
+    differences = {"{value:+.3f} [{low:+.3f}, {high:+.3f}]".format(**each) for each in estimates}
+    said = re.findall(r"[+-]\d\.\d{3} \[[^]]+\]", prose)
+    assert len(said) >= 8 and set(said) <= differences
+    numbers = set(re.findall(r"(?<![\d.+-])\d\.\d{3}", re.sub(r"\[[^]]+\]", "", prose)))
+    bounds = {"0.003", "0.008"}  # of the features' matched differences and of their intervals
+    assert len(numbers - bounds) >= 8 and numbers - bounds <= {f"{each['value']:.3f}" for each in estimates}
+    matched = [
+        row["minus none"]["general"] if "general" in row["minus none"] else row["minus none"]
+        for place in results["features"]["matched"].values()
+        for name, row in place.items()
+        if name not in ("customized", "none") and row["reached"] > 0.5
+    ]
+    assert f"within {max(abs(each['value']) for each in matched):.3f} of it" in prose
+    assert f"at most {max(max(-each['low'], each['high']) for each in matched):.3f} to either side" in prose
+    perplexities = {
+        name: sum(values) / len(values) for name, values in results["network"]["perplexity"].items()
+    }
+    one, without, beside = perplexities.values()
+    assert (
+        f"is {one:.0f} after stage 1, {without:.0f} after stage 2 with $\\lambda = 0$ and {beside:.0f} with 0.1"
+        in prose
+    )
+    assert f"{results['features']['comparisons']['customized']:,} customised test pairs" in prose
+    assert f"({results['network']['comparisons']['customized']:,} of excerpts" in prose
