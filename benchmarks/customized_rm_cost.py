@@ -12,17 +12,15 @@ or heads or the best of the adapters miss their goal.
 
 import argparse
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 import torch
+from surroundings import surroundings
 from torch import Tensor
 
 from pluralign.datamodules.batch import PreferenceBatch
@@ -184,11 +182,7 @@ def main() -> int:
         "costs": {name: cost._asdict() for name, cost in found.items()},
         "goals": {"heads": HEADS_GOAL, "adapters": ADAPTERS_GOAL, "last_layers_that_reach_it": reaching},
         "agree": agree,
-        "machine": {"cores": os.cpu_count(), "load": os.getloadavg()[0], "processor": platform.processor()},
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers", "peft")},
-        },
+        **surroundings("torch", "transformers", "peft"),
     }
     line = json.dumps(report)
     if arguments.output:

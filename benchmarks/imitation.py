@@ -12,18 +12,16 @@ prints a table, then one line of JSON. The exit status is 1 if losses or gradien
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 import torch
 from memory import STATUS, memory
+from surroundings import surroundings
 from torch import Tensor
 
 from pluralign.datamodules.batch import PreferenceBatch
@@ -209,11 +207,7 @@ def main() -> int:
         "results": results,
         "goals": {"time_ratio": TIME_GOAL, "memory_ratio": MEMORY_GOAL, "reached": reached},
         "agree": agree,
-        "machine": {"cores": os.cpu_count(), "load": os.getloadavg()[0], "processor": platform.processor()},
-        "versions": {
-            "python": platform.python_version(),
-            **{n: version(n) for n in ("torch", "transformers")},
-        },
+        **surroundings("torch", "transformers"),
     }
     line = json.dumps(report)
     if arguments.output:

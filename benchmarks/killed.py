@@ -14,7 +14,6 @@ import argparse
 import csv
 import json
 import os
-import platform
 import random
 import signal
 import sys
@@ -23,7 +22,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
@@ -36,6 +34,7 @@ import yaml
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from rich.console import Console
 from rich.table import Table
+from surroundings import surroundings
 
 import pluralign.commands.trainer  # noqa: F401
 from pluralign.callbacks import AtomicCheckpointIO
@@ -369,12 +368,7 @@ def main() -> int:
             "checkpoint_kills": options.checkpoint_kills,
             "other_disk": OTHER_DISK.is_dir(),
             "passes": passes,
-            "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "lightning": version("lightning"),
-            },
+            **surroundings("torch", "lightning"),
         }
     )
     print(summary)

@@ -12,7 +12,6 @@ It prints a table, then one line of JSON, which ``--output FILE`` writes as well
 import argparse
 import json
 import os
-import platform
 import random
 import shutil
 import signal
@@ -21,7 +20,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +28,7 @@ import yaml
 from killed import NETWORK, equal, outcome
 from rich.console import Console
 from rich.table import Table
+from surroundings import surroundings
 
 NAMES = ("base", "general", "customized")
 RUN = Path("lightning_logs", "run")
@@ -242,12 +241,7 @@ def main() -> int:
         {
             "kills": [each._asdict() for each in killed],
             "passes": passes,
-            "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "lightning": version("lightning"),
-            },
+            **surroundings("torch", "lightning"),
         }
     )
     print(summary)

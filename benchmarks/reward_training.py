@@ -11,8 +11,6 @@ import argparse
 import gc
 import json
 import logging
-import os
-import platform
 import random
 import sys
 import tempfile
@@ -20,7 +18,6 @@ import time
 import warnings
 from copy import copy
 from functools import partial
-from importlib.metadata import version
 from itertools import permutations
 from multiprocessing import get_context
 from pathlib import Path
@@ -34,6 +31,7 @@ from datasets import Dataset
 from memory import memory
 from rich.console import Console
 from rich.table import Table
+from surroundings import surroundings
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import AutoModelForSequenceClassification, LlamaConfig, PrinterCallback
@@ -362,19 +360,6 @@ def peak_memory(kind: str, sample: Sample) -> int:
         return pool.apply(train, (kind, sample, len(sample)), {"epochs": 2, "watch": "memory"}).peak
 
 
-def surroundings() -> dict[str, object]:
-    """Where and with what."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
-    machine = {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
-    packages = ("torch", "lightning", "transformers", "trl", "accelerate")
-    return {
-        "machine": {"cpu": cpu, **machine, "gpu": torch.cuda.get_device_name() if CUDA else None},
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-    }
-
-
 def benchmark(hh: Sample, dsp: Sample, rounds: int) -> dict[str, object]:
     """Check, measure, print the tables and return the numbers."""
     scores = float(np.max([score_difference(sample) for sample in (hh.head(32), dsp.head(4))]))
@@ -406,7 +391,7 @@ def benchmark(hh: Sample, dsp: Sample, rounds: int) -> dict[str, object]:
         "data": [hh.name, dsp.name],
         "runs": pairs.summary(),
         "dsp_runs": queries.summary(),
-        **surroundings(),
+        **surroundings("torch", "lightning", "transformers", "trl", "accelerate"),
     }
 
 

@@ -272,8 +272,7 @@ def token_nll(
     result: Tensor
     if reduction == "none":
         result = _TokenNLL.apply(hidden, vocabulary, bias, target, chunk_size)  # type: ignore[no-untyped-call]
-        result = result if weight is None and reduction == "none" else result * coefficient
-        return result if reduction == "none" else result.sum()
+        return result if weight is None else result * coefficient
     result = _WeighedNLL.apply(  # type: ignore[no-untyped-call]
         hidden, vocabulary, bias, target, coefficient, chunk_size, torch.is_grad_enabled()
     )

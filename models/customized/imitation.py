@@ -1,13 +1,14 @@
 """Which responses are imitated: those that a prompt's judgements, or its ratings, say are best."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
+from pluralign.datamodules.batch import PreferenceBatch, RewardOutput, TokenStates
 from pluralign.losses import imitation_loss, response_nll
 
 from .._loader_sums import Summed
@@ -16,6 +17,8 @@ from .domains import DomainColumns
 from .start import StartedModule
 
 __all__ = ["ImitatingModule", "imitation_weights", "strict_weights", "weights_by_domain"]
+
+Found = TypeVar("Found")
 
 TOKEN_NLL = "token_nll"
 """What validation measures of the language-model head: nats per token."""
@@ -136,21 +139,19 @@ class ImitatingModule(StartedModule):
         if not self.training:
             nll, tokens = self._response_nll(output, weight)
             return (weight * nll / tokens.clamp_min(1)).sum()
-        head, losses = self._language_head(), []
-        for (states, rows), each in zip(output["tokens"], weight.unbind(1), strict=True):
-            loss = imitation_loss(
-                states,
-                head.weight,
-                rows["input_ids"],
-                rows["segment_ids"],
-                rows["response_row"],
-                include_prompt=self.imitate_prompt,
-                bias=head.bias,
-                weight=each,
-                reduction="sum",
-            )
-            losses.append(loss)
-        return torch.stack(losses).sum()
+        passes = zip(output["tokens"], weight.unbind(1), strict=True)
+        loss = partial(imitation_loss, reduction="sum")
+        return torch.stack([self._of_tokens(loss, tokens, weight=each) for tokens, each in passes]).sum()
+
+    def _of_tokens(self, loss: Callable[..., Found], tokens: TokenStates, **chosen: Tensor) -> Found:
+        """What a loss on tokens says of one pass, under the language-model head; ``chosen`` says of which responses."""
+        backbone = self.built_backbone()
+        assert isinstance(backbone, Backbone)  # as make_backbone built it
+        head, rows = backbone.language_head, tokens.rows
+        assert head is not None  # likewise
+        places = rows["input_ids"], rows["segment_ids"], rows["response_row"]
+        settings = {"include_prompt": self.imitate_prompt, "bias": head.bias}
+        return loss(tokens.states, head.weight, *places, **settings, **chosen)
 
     def _imitated(self, batch: PreferenceBatch) -> Tensor:
         """How much each response is imitated in each pass, (R, passes)."""
@@ -171,30 +172,11 @@ class ImitatingModule(StartedModule):
         """Negative log-likelihood and tokens of the responses that have a weight, (R, passes), computed once for a batch."""
         found = output.setdefault("of_responses", {})
         if "nll" not in found:
-            head, each = self._language_head(), []
-            for (states, rows), mask in zip(output["tokens"], (weight > 0).unbind(1), strict=True):
-                nll, number = response_nll(
-                    states,
-                    head.weight,
-                    rows["input_ids"],
-                    rows["segment_ids"],
-                    rows["response_row"],
-                    include_prompt=self.imitate_prompt,
-                    bias=head.bias,
-                    mask=mask,
-                )
-                each.append((nll, number.to(nll)))
-            found["nll"], found["nll_tokens"] = (
-                torch.stack(parts, dim=1) for parts in zip(*each, strict=True)
-            )
+            passes = zip(output["tokens"], (weight > 0).unbind(1), strict=True)
+            each = [self._of_tokens(response_nll, tokens, mask=mask) for tokens, mask in passes]
+            found["nll"] = torch.stack([nll for nll, _ in each], dim=1)
+            found["nll_tokens"] = torch.stack([number for _, number in each], dim=1).to(found["nll"])
         return found["nll"], found["nll_tokens"]
-
-    def _language_head(self) -> nn.Linear:
-        backbone = self.built_backbone()
-        assert (
-            isinstance(backbone, Backbone) and backbone.language_head is not None
-        )  # as make_backbone built it
-        return backbone.language_head
 
     def measure(self, output: RewardOutput, batch: PreferenceBatch) -> Summed:
         """The mean over tokens of what the language-model head says of the best responses, where tokens are read."""
