@@ -68,8 +68,9 @@ class LoaderSums:
             means.update(values)
 
     def whole(self) -> dict[str, Tensor]:
-        """Means over the split by name, float32 scalars equal on all ranks."""
-        return self._whole.values()
+        """Means over the split by name, float32 scalars equal on all ranks; of nothing only ``loss`` is one, NaN."""
+        values = self._whole.values()
+        return {name: value for name, value in values.items() if name == "loss" or not bool(value.isnan())}
 
     def of_each(self, shown: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Values by name and loader, such as ``accuracy/loader_1``, float32 scalars equal on all ranks.
@@ -81,6 +82,7 @@ class LoaderSums:
         for loader, (metrics, means) in self._loaders.items():
             if not metrics.update_called:  # every rank has as many loaders, and looks at each
                 continue
-            values = {name: value for name, value in metrics.compute().items() if not bool(value.isnan())}
-            found |= {f"{name}/{loader}": value for name, value in shown(values | means.values()).items()}
+            values = {**metrics.compute(), **means.values()}  # NaN where there was nothing to measure
+            values = {name: value for name, value in values.items() if not bool(value.isnan())}
+            found |= {f"{name}/{loader}": value for name, value in shown(values).items()}
         return found

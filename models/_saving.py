@@ -194,8 +194,8 @@ class SavedModule(HostModule):
 
         Raises:
             FileNotFoundError: If there is no such file, and no trainer that could restore a checkpoint.
-            ValueError: If it is no checkpoint, relies on another base, scales adapters differently, or ``init_may_differ`` has a name that no weight
-                begins with.
+            ValueError: If it is no checkpoint, relies on another base, scales adapters differently, or ``init_may_differ``
+                has a name that no weight begins with.
             RuntimeError: If weights that ``init_may_differ`` does not name are missing there, unknown or of another shape.
         """
         self._trained_keys = self._keys_in_training()

@@ -176,3 +176,15 @@ def test_ties_among_others_are_left_out(llama, batch, trainer):
     run.fit(module, loader([tied(batch)] * 2 + [tied(batch, ties=False)]))
     assert float(run.callback_metrics["train/loss"]) > 0
     assert module._ties is None
+
+
+@quiet
+def test_a_loader_of_ties_alone_has_no_loss_and_leaves_that_of_the_others(llama, batch, trainer):
+    module = CustomizedRM(llama(), imitation=0.1)
+    judged = loader([tied(batch, ties=False)])
+    found = trainer().validate(module, [judged, loader([tied(batch)])], verbose=False)[0]
+    assert torch.tensor([*found.values()]).isfinite().all()
+    assert found["val/loss"] == found["val/loss/loader_0"]
+    assert not {f"val/{name}/loader_1" for name in ("loss", "ranking", "token_nll", "perplexity")} & set(
+        found
+    )
