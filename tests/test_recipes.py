@@ -80,7 +80,7 @@ class StoppedError(Exception):
     """What a run is interrupted by."""
 
 
-@pytest.mark.parametrize("name", ["quickstart", "bradley_terry_local"])
+@pytest.mark.parametrize("name", [pytest.param("quickstart", marks=pytest.mark.slow), "bradley_terry_local"])
 def test_a_recipe_goes_on_by_the_line_that_it_gives(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pairs = (

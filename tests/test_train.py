@@ -52,7 +52,17 @@ def test_every_module_has_a_configuration():
     assert named == modules
 
 
-@pytest.mark.parametrize("conf", CONFS, ids=lambda conf: conf.stem)
+@pytest.mark.parametrize(
+    "conf",
+    [
+        pytest.param(
+            conf,
+            id=conf.stem,
+            marks=[] if conf.stem.startswith(("bradley", "customized")) else pytest.mark.slow,
+        )
+        for conf in CONFS
+    ],
+)
 def test_fit_validate_test_predict_and_reload(conf, capsys):
     checkpoint = fit(conf, "--trainer.max_steps=2")
     for verb in ("validate", "test"):

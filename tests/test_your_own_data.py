@@ -82,7 +82,13 @@ def test_every_shape_has_a_section():
     ]
 
 
-@pytest.mark.parametrize("title", WORKED)
+LONG = ("Users", "Votes on answers", "Votes on pairs")
+"""Sections with several fits."""
+
+
+@pytest.mark.parametrize(
+    "title", [pytest.param(title, marks=pytest.mark.slow if title in LONG else []) for title in WORKED]
+)
 def test_blocks_run(title, encoder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(SECTIONS[title], encoder, tmp_path)

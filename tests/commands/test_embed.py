@@ -105,7 +105,10 @@ DPRM = {"labels": list("abcde"), "rewards": [-1.0, -0.5, 0.0, 0.5, 1.0], "cost":
 
 @pytest.mark.parametrize(
     ("network", "model", "judgements", "settings"),
-    [("llama", "BradleyTerryRM", "users", {}), ("bert", "DPRM", "ratings", DPRM)],
+    [
+        ("llama", "BradleyTerryRM", "users", {}),
+        pytest.param("bert", "DPRM", "ratings", DPRM, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_from_the_store_is_the_run_from_text(networks, network, model, judgements, settings, capsys):
     words = conf(network=networks / network, model=model, judgements=judgements, settings=settings)

@@ -160,7 +160,9 @@ def gradients(backbone, data, adapters):
 @pytest.mark.parametrize(
     ("network", "last_layers"), [("llama", 2), ("llama", None), ("gpt2", 1), ("bert", 2)]
 )
-@pytest.mark.parametrize("lora", [None, LoRAConfig(rank=3)], ids=["plain", "adapted"])
+@pytest.mark.parametrize(
+    "lora", [None, pytest.param(LoRAConfig(rank=3), marks=pytest.mark.slow)], ids=["plain", "adapted"]
+)
 def test_every_gradient_is_that_of_a_run_of_its_own(network, last_layers, lora, checkpointing, batch):
     data = batch((2, 3, 1))
     settings = {"lora": lora, "gradient_checkpointing": checkpointing}

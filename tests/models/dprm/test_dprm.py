@@ -603,12 +603,8 @@ def test_permuting_the_batch_permutes_the_output(model, rows, tensors_of, head, 
 @pytest.mark.parametrize(
     ("head", "loss", "rate", "steps"),
     [
-        (
-            "categorical",
-            "wasserstein",
-            3e-3,
-            300,
-        ),  # its gradient does not fade, so large steps may end at a corner
+        # Its gradient does not fade, so large steps may end at a corner.
+        pytest.param("categorical", "wasserstein", 3e-3, 300, marks=pytest.mark.slow),
         ("categorical", "sinkhorn", 1e-2, 120),
         ("categorical", "cross_entropy", 1e-2, 120),
         ("beta", "wasserstein", 1e-2, 100),
