@@ -21,9 +21,10 @@ from .batches import (
     user_view,
 )
 from .columns import optional_columns
+from .content import plain_content
 from .crowd import VotePriors
 from .joins import SideTable, report_joins
-from .prepared import SPLITS, plain_content
+from .prepared import SPLITS
 from .records import PreferenceRecord, RecordError, SourceRow
 from .settings import SharedSettings
 from .tokens import (
