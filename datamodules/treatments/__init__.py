@@ -1,0 +1,23 @@
+"""Treatments of training labels by their strength: kept, flipped, smoothed, dropped, or with a margin."""
+
+from .config import TreatmentConfig, TreatmentRule
+from .decisions import NO_RULE, CoverReport, Decisions, TreatmentReport, decide
+from .strengths import Strengths, VotedStrengths, given_strengths, voted_strengths
+from .treated_labels import treated_batch
+from .view import TreatedView
+
+__all__ = [
+    "NO_RULE",
+    "CoverReport",
+    "Decisions",
+    "Strengths",
+    "TreatedView",
+    "TreatmentConfig",
+    "TreatmentReport",
+    "TreatmentRule",
+    "VotedStrengths",
+    "decide",
+    "given_strengths",
+    "treated_batch",
+    "voted_strengths",
+]
