@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .estimate import CHUNK, Estimate, bootstrap, percentile_interval
+from .estimate import Estimate, bootstrap, percentile_interval
 
 __all__ = ["ErrorPrediction", "error_predictions"]
 
 MOST_POINTS = 100
 """Points of a curve of risk by coverage."""
+SOME = 250_000
+"""Numbers of a resample's items that are summed at a time, so that they stay near the processor."""
 
 
 @dataclass(frozen=True)
@@ -93,26 +95,27 @@ def error_predictions(
         section 3 (AURC) and equation 2 (excess). Departures: the least area is summed over items in place of the
         integral, and equal scores are averaged over their orders.
     """
-    orders = {name: _Order(score, wrong) for name, score in scores.items() if not bool(score.isnan().all())}
+    of_record = torch.arange(len(wrong)) if record is None else record.unique(return_inverse=True)[1]
+    orders = {
+        name: _Order(score, wrong, of_record)
+        for name, score in scores.items()
+        if not bool(score.isnan().all())
+    }
     if not orders:
         return {}
-    of_record = torch.arange(len(wrong)) if record is None else record.unique(return_inverse=True)[1]
 
-    def statistics(weight: Tensor) -> Tensor:
-        harmonic = _harmonic_numbers(int(weight.sum(1).max()))
-        return torch.stack([order.statistics(weight, harmonic) for order in orders.values()], 1)
+    def statistics(times: Tensor) -> Tensor:
+        return torch.stack([order.statistics(times) for order in orders.values()], 1)
 
     def drawn_statistics(drawn: Tensor) -> Tensor:
         times = torch.zeros(drawn.shape, dtype=torch.float64)
         times.scatter_add_(1, drawn, torch.ones((), dtype=torch.float64).expand(drawn.shape))
-        return torch.cat(
-            [statistics(some[:, of_record]) for some in times.split(max(1, CHUNK // len(wrong)))]
-        )
+        return torch.cat([statistics(some) for some in times.split(max(1, SOME // len(wrong)))])
 
     number = int(of_record.max()) + 1
     drawn = bootstrap(drawn_statistics, number, num_resamples=num_resamples, seed=seed)
     ends = percentile_interval(drawn)
-    values = statistics(torch.ones(1, len(wrong), dtype=torch.float64))
+    values = statistics(torch.ones(1, number, dtype=torch.float64))
     estimates: list[list[list[float]]] = torch.cat([values, ends]).permute(1, 2, 0).tolist()
     found = {}
     for (name, order), rows in zip(orders.items(), estimates, strict=True):
@@ -125,46 +128,50 @@ def error_predictions(
 class _Order:
     """Items in the order of a score, the most certain first, and levels of equal scores."""
 
-    def __init__(self, score: Tensor, wrong: Tensor) -> None:
+    def __init__(self, score: Tensor, wrong: Tensor, of_record: Tensor) -> None:
         rows = (~score.isnan()).nonzero().squeeze(1)
         sorted_scores, order = score[rows].double().sort(stable=True)
-        self.rows = rows[order]
-        self.wrong = wrong[self.rows].double()
-        last = torch.ones(len(self.rows), dtype=torch.bool)
+        self.number = len(rows)
+        self.wrong = wrong[rows[order]].double()
+        self.of_record = of_record[rows[order]]
+        last = torch.ones(self.number, dtype=torch.bool)
         last[:-1] = sorted_scores[1:] != sorted_scores[:-1]
         self.ends = last.nonzero().squeeze(1)
-        self.number = len(self.rows)
 
-    def statistics(self, weight: Tensor, harmonic: Tensor) -> Tensor:
-        """AUROC, area and excess, (n, 3), of n samples that have every item so many times, (n, P)."""
-        weight = weight[:, self.rows]
-        size_to, errors_to = (column.cumsum(1)[:, self.ends] for column in (weight, weight * self.wrong))
-        size, errors = (
-            torch.diff(column, dim=1, prepend=column.new_zeros(len(column), 1))
-            for column in (size_to, errors_to)
-        )
-        right_to, right = size_to - errors_to, size - errors
+    def statistics(self, times: Tensor) -> Tensor:
+        """AUROC, area and excess, (n, 3), of n samples that have every record so many times, (n, records)."""
+        weight = times[:, self.of_record]
+        size_to, errors_to = weight.cumsum(1), (weight * self.wrong).cumsum(1)
+        if len(self.ends) < self.number:
+            size_to, errors_to = size_to[:, self.ends], errors_to[:, self.ends]
+        size, errors = _steps(size_to), _steps(errors_to)
         total, all_errors = size_to[:, -1], errors_to[:, -1]
         all_right = total - all_errors
-        auroc = (errors * (right_to - right / 2)).sum(1) / (all_errors * all_right)
+        right_before = size_to - size - (errors_to - errors)
+        auroc = (errors * (right_before + (size - errors) / 2)).sum(1) / (all_errors * all_right)
         # Sum over j of (E + a j) / (W + j) for the level's items, with E errors and W items before it, a errors an item.
-        before, mean = size_to - size, errors / size.clamp_min(1)
-        steps = harmonic[size_to.long()] - harmonic[before.long()]
-        area = (errors + (errors_to - errors - mean * before) * steps).sum(1)
+        harmonic = _harmonic_numbers(int(total.max()))
+        mean = errors / size.clamp_min(1)
+        steps = _steps(harmonic[size_to.long()])
+        area = (errors + (errors_to - errors - mean * (size_to - size)) * steps).sum(1)
         least = all_errors - all_right * (harmonic[total.long()] - harmonic[all_right.long()])
         return torch.stack([auroc, area / total, (area - least).clamp_min(0) / total], 1)
 
     def curve(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Coverages and risks, at most ``MOST_POINTS``."""
         ends = self.ends + 1
-        sizes = torch.diff(ends, prepend=ends.new_zeros(1))
-        sums = self.wrong.cumsum(0)[self.ends]
-        means = torch.diff(sums, prepend=sums.new_zeros(1)) / sizes
+        sizes = _steps(ends)
+        means = _steps(self.wrong.cumsum(0)[self.ends]) / sizes
         errors = means.repeat_interleave(sizes).cumsum(0)
         number = min(MOST_POINTS, self.number)
         places = torch.arange(1, number + 1) * self.number // number
         risk = errors[places - 1] / places
         return tuple((places.double() / self.number).tolist()), tuple(risk.clamp(0, 1).tolist())
+
+
+def _steps(sums: Tensor) -> Tensor:
+    """What was added, from running sums, (..., P)."""
+    return torch.diff(sums, prepend=sums.new_zeros(*sums.shape[:-1], 1))
 
 
 def _harmonic_numbers(number: int) -> Tensor:
