@@ -15,7 +15,7 @@ __all__ = ["StrengthGroup", "StrengthHistogram", "StrengthRow", "StrengthSummary
 
 NUM_BINS, FEWEST_BINS = 40, 8
 """Bins that the middle of the strengths comes to, of many comparisons and of few; each side may take as many again."""
-MIDDLE = (0.005, 0.995)
+MIDDLE = (0.01, 0.99)
 CONSTANT = 1e-13
 """Share of the mean square below which a variance is rounding."""
 
@@ -27,7 +27,7 @@ class StrengthHistogram(NamedTuple):
     width: float
     counts: tuple[int, ...]
     below: int
-    """Comparisons below the first bin: farther out than the middle 99 % is wide."""
+    """Comparisons below the first bin: farther out than the middle 98 % is wide."""
     above: int
 
 

@@ -1,6 +1,8 @@
 """The picture of a StrengthReport: histogram of strengths, agreement by decile, spread of the members, risk by coverage."""
 
 from collections.abc import Sequence
+from math import floor, log10
+from statistics import median
 from typing import TYPE_CHECKING
 
 from pluralign.metrics import Estimate, StrengthGroup, StrengthSummary
@@ -20,7 +22,11 @@ CURVES = {
     "weakness": ("smallness of |strength|", GREEN, (0, (5, 1.5))),
 }
 """Scores of uncertainty: name, colour, and a kind of line besides."""
-MOST_LETTERS = 24
+MOST_LETTERS = 28
+MOST_LETTERS_OF_NAMES = 60
+"""Of the strengths of groups, side by side at an axis."""
+FEW = 20
+"""Comparisons below which no share of errors is drawn."""
 
 
 def draw_strengths(summary: StrengthSummary, *, title: str = "", judge: str | None = None) -> "Figure":
@@ -63,8 +69,8 @@ def _draw_histogram(axes: "Axes", summary: StrengthSummary) -> None:
     # A left border is a multiple of the width only as far as its digits go.
     colors = [ORANGE if left + bins.width / 2 < 0 else BLUE for left in lefts]
     axes.bar(lefts, bins.counts, width=0.94 * bins.width, align="edge", color=colors, alpha=0.8)
-    axes.axvline(0, color="black", lw=1)
-    axes.set_ylim(0, 1.18 * max(bins.counts, default=1) or 1)
+    axes.set_ylim(0, 1.18 * max(*bins.counts, 1))
+    axes.axvline(0, ymax=0.9, color="black", lw=1)  # below the words
     negative = summary.share_negative
     for place, side, text, color in (
         (0.02, "left", f"against the label: {negative.value:.1%}", ORANGE),
@@ -87,7 +93,7 @@ def _draw_histogram(axes: "Axes", summary: StrengthSummary) -> None:
     axes.set_xlabel(
         "strength: mean reward gap of the members (nats)" + (f"; not shown: {', '.join(far)}" if far else "")
     )
-    axes.set_ylabel(f"comparisons in bins of {bins.width:g}")
+    axes.set_ylabel(f"comparisons per bin of {bins.width:g} nats")
     axes.set_title("strengths of the labels")
 
 
@@ -100,13 +106,13 @@ def _draw_agreement(axes: "Axes", summary: StrengthSummary, judge: str) -> None:
         lines.append(("annotators on the label's side", [group.label_share for group in groups], ORANGE, "D"))
     if lines:
         axes.set_title("agreement about the labels, by strength")
-        axes.set_xlabel(f"group of strength, 1 to {len(groups)}: mean strength (nats)")
+        axes.set_xlabel(f"mean strength of each of {len(groups)} equal groups (nats)")
         _mark_zero(axes, groups)
     else:
         groups = summary.size_groups
         lines.append(("ensemble agrees with the label", [group.accuracy for group in groups], BLUE, "o"))
         axes.set_title("agreement with the labels, by the size of the strength")
-        axes.set_xlabel(f"group of |strength|, 1 to {len(groups)}: mean |strength| (nats)")
+        axes.set_xlabel(f"mean |strength| of each of {len(groups)} equal groups (nats)")
     shift = 0.09 if len(lines) > 1 else 0.0
     lows = [0.5]
     for number, (name, estimates, color, marker) in enumerate(lines):
@@ -122,7 +128,7 @@ def _draw_agreement(axes: "Axes", summary: StrengthSummary, judge: str) -> None:
 def _draw_spread(axes: "Axes", summary: StrengthSummary) -> None:
     groups = summary.std_groups
     axes.set_title("spread of the members, by strength")
-    axes.set_xlabel(f"group of strength, 1 to {len(groups)}: mean strength (nats)")
+    axes.set_xlabel(f"mean strength of each of {len(groups)} equal groups (nats)")
     axes.set_ylabel("mean std of the members (nats)")
     estimates = [group.std for group in groups]
     _with_interval(axes, estimates, BLUE, "o", "")
@@ -142,17 +148,20 @@ def _draw_risk(axes: "Axes", summary: StrengthSummary) -> None:
             0.5, 0.5, "no reference decides a comparison", transform=axes.transAxes, ha="center", color=GREY
         )
         return
+    highest = 0.0
     for name, one in found.items():
         title, color, style = CURVES[name]
         auroc = "" if one.auroc is None else f", AUROC {one.auroc.value:.2f}"
-        axes.plot(
-            one.coverage,
-            one.risk,
-            color=color,
-            ls=style,
-            lw=1.6,
-            label=f"{title}: area {one.area.value:.3f}{auroc}",
-        )
+        label = f"{title}: area {one.area.value:.3f}{auroc}"
+        # The share among very few says nothing, and would be a spike.
+        places = [
+            at
+            for at in range(len(one.coverage))
+            if one.coverage[at] * one.number >= min(FEW, one.number / 10)
+        ]
+        coverage, risk = ([column[at] for at in places] for column in (one.coverage, one.risk))
+        axes.plot(coverage, risk, color=color, ls=style, lw=1.6, label=label)
+        highest = max(highest, *risk)
     whole = next(iter(found.values()))
     error = whole.error
     axes.axhline(error, color=GREY, ls="--", lw=1, label=f"random order: area {error:.3f}")
@@ -162,18 +171,9 @@ def _draw_risk(axes: "Axes", summary: StrengthSummary) -> None:
         places, [max(0.0, 1 - (1 - error) / place) for place in places], color="black", ls=":", lw=1.2,
         label=f"best possible: area {least:.3f}",
     )  # fmt: skip
-    highest = max(
-        [
-            error,
-            *(
-                risk
-                for one in found.values()
-                for risk, at in zip(one.risk, one.coverage, strict=True)
-                if at >= 0.05
-            ),
-        ]
-    )
-    axes.set_ylim(-0.02 * highest, min(1.02, 1.55 * highest) or 1.0)
+    top = 1.6 * highest or 1.0  # with room for the legend
+    axes.set_ylim(-0.02 * top, top)
+    axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= min(1.0, top)])
     axes.set_xlim(-0.01, 1.01)
     axes.legend(loc="upper left", fontsize="x-small", frameon=False)
 
@@ -194,13 +194,14 @@ def _mark_zero(axes: "Axes", groups: Sequence[StrengthGroup]) -> None:
 
 
 def _name_groups(axes: "Axes", groups: Sequence[StrengthGroup]) -> None:
-    """The mean strength of every group, of every second one where there are many."""
-    step = 1 if len(groups) <= 12 else 2
-    places = range(0, len(groups), step)
-    digits = 1 if max(abs(group.center) for group in groups) >= 10 else 2
-    axes.set_xticks(
-        [place + 1 for place in places], [f"{groups[place].center:.{digits}f}" for place in places]
-    )
+    """The mean strength of every group, of every second or third one where there are many."""
+    centers = [group.center for group in groups]
+    size = median(abs(center) for center in centers)
+    digits = min(4, max(0, 1 - floor(log10(size)))) if size > 0 else 2
+    # Without a minus before zero, and with the sign that axes have.
+    names = [f"{round(center, digits) + 0.0:.{digits}f}".replace("-", "\N{MINUS SIGN}") for center in centers]
+    step = -(-len(groups) * max(map(len, names)) // MOST_LETTERS_OF_NAMES)
+    axes.set_xticks(range(1, len(groups) + 1, step), names[::step])
     axes.set_xlim(0.4, len(groups) + 0.6)
 
 
