@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -39,10 +39,14 @@ __all__ = [
     "PairSet",
     "Source",
     "embed",
+    "arguments",
+    "dialogues",
     "encoder_source",
+    "excerpts",
     "is_flipped",
+    "keys_of",
     "linear_pairs",
-    "real_pairs",
+    "vectors",
     "word_pairs",
 ]
 
@@ -158,13 +162,38 @@ def arguments(data_dir: Path) -> PairSet:
 
 
 def dialogues(data_dir: Path) -> PairSet:
-    """Of HH-RLHF, helpful alone: what is harmless is another taste."""
+    """Of HH-RLHF, helpful-base alone: what is harmless is another taste."""
     data = HHRLHFDataModule(
         data_dir=str(data_dir / "hh-rlhf"),
-        subsets=("helpful-base", "helpful-online", "helpful-rejection-sampled"),
+        subsets=("helpful-base",),
         validation_share=0.1,
     )
     return real_pairs(data)
+
+
+def excerpts(pairs: PairSet, words: int) -> PairSet:
+    """The end of each prompt and the beginning of each response; pairs whose beginnings are equal are left out.
+
+    Args:
+        pairs: Whole ones.
+        words: Kept of each text.
+    """
+
+    def beginning(text: str) -> str:
+        return " ".join(text.split()[:words])
+
+    found: PairSet = {}
+    for split, those in pairs.items():
+        short = [
+            pair._replace(
+                prompt=" ".join(pair.prompt.split()[-words:]),
+                chosen=beginning(pair.chosen),
+                rejected=beginning(pair.rejected),
+            )
+            for pair in those
+        ]
+        found[split] = [pair for pair in short if pair.chosen != pair.rejected]
+    return found
 
 
 # Files and features --------------------------------------------------------------------------------------
@@ -182,19 +211,21 @@ class Judged(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """How pairs are read: as tokens, or as stored features of single texts.
+    """How pairs are read: as tokens, or as stored features.
 
     Attributes:
         folder: For files and caches.
         text: How text becomes tokens.
         features: Folder of the store; None for tokens.
         batch_size: Records of a batch.
+        items: What features are of.
     """
 
     folder: Path
     text: TextConfig
     features: Path | None
     batch_size: int
+    items: Literal["conversation", "response"] = "conversation"
 
     def write(self, name: str, pairs: PairSet, seed: int | None = None) -> Path:
         """Write files of each split, the training pairs with flips.
@@ -232,7 +263,7 @@ class Source:
             max_tokens=None,
             seed=seed,
             features=None if tokens or self.features is None else str(self.features),
-            items="response" if self.features is not None and not tokens else "conversation",
+            items="conversation" if self.features is None else self.items,
             treatments=treatments,
         )
         return LocalDataModule(
@@ -265,10 +296,9 @@ def keys_of(pairs: Sequence[Pair], split: str) -> list[int]:
 
 
 def embed(source: Source, files: Path, config: BackboneConfig) -> None:
-    """Store features of every single text of some files, as far as they are not there yet."""
+    """Store features of every response of some files, as far as they are not there yet."""
     assert source.features is not None
     data, backbone = source.data(files, tokens=True), Backbone(config)
-    data.loader = LoaderConfig(items="response", batch_size=source.batch_size)
     writer = FeatureWriter(
         source.features,
         backbone=config.description(),
@@ -301,4 +331,4 @@ def encoder_source(folder: Path, encoder: str, batch_size: int) -> Source:
     text = TextConfig(
         tokenizer=encoder, max_length=256, prompt_format="{text}\n", response_format="{text}"
     )
-    return Source(folder, text, folder / "features", batch_size)
+    return Source(folder, text, folder / "features", batch_size, "response")

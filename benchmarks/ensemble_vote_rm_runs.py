@@ -97,6 +97,11 @@ class Votes(NamedTuple):
     correlation: float
     """Mean over pairs of members."""
 
+    def strength_of(self, keys: Sequence[int]) -> Tensor:
+        """Strength of pairs, (n,) float64; NaN of those that were not read."""
+        entries = self.table.find(np.asarray(keys, np.int64), np.zeros(len(keys), np.int64))
+        return torch.from_numpy(np.where(entries >= 0, self.table.mean[entries], np.nan).astype(np.float64))
+
 
 def adamw(rate: float) -> Callable[[Any], torch.optim.Optimizer]:
     """AdamW without decay."""
@@ -226,18 +231,24 @@ def right(model: RewardModule, judged: Judged) -> Tensor:
     return (gap > 0).double() + 0.5 * (gap == 0).double()
 
 
-def found_flips(votes: Votes, keys: Sequence[int], flipped: Sequence[bool], share: float) -> Tensor:
-    """Which of the planted flips are among the weakest pairs, (number of flips,) float64.
+def found_flips(
+    votes: Votes, keys: Sequence[int], flipped: Sequence[bool], share: float
+) -> tuple[Tensor, Tensor]:
+    """Which of the planted flips are among the weakest pairs.
 
     Args:
         votes: On the training pairs.
         keys: Of the training pairs.
         flipped: Whether each is turned round.
-        share: Of all pairs, that count as the weakest.
+        share: Of the pairs, that counts as the weakest.
+
+    Returns:
+        (F,) float64 for each flip that was read, and the numbers of their pairs, (F,) int64.
     """
-    entries = votes.table.find(np.asarray(keys), np.zeros(len(keys), np.int64))
-    there = entries >= 0
-    strength = votes.table.mean[entries[there]]
-    position = np.argsort(np.argsort(strength, kind="stable"), kind="stable")
-    weak = position < share * len(strength)
-    return torch.from_numpy(weak[np.asarray(flipped)[there]].astype(np.float64))
+    strength = votes.strength_of(keys)
+    there = ~strength.isnan()
+    number = int((share * there.sum()).round())
+    weak = torch.zeros(len(strength), dtype=torch.float64)
+    weak[strength.nan_to_num(torch.inf).argsort(stable=True)[:number]] = 1
+    planted = there & torch.tensor(flipped)
+    return weak[planted], planted.nonzero()[:, 0]
