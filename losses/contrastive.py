@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ._common import Reduction, as_compute, check_number, check_same_shape, reduce_loss, unit_vector
-from ._swav import SwAVLoss, check_views, sinkhorn_assignment, swav_loss
+from ._swav import SwAVLoss, check_rows, check_views, masked_weight, sinkhorn_assignment, swav_loss
 from .pairwise import bradley_terry_loss
 
 __all__ = [
@@ -77,17 +77,23 @@ def simcse_loss(
     *,
     temperature: float = 0.05,
     weight: Tensor | None = None,
+    mask: Tensor | None = None,
+    identity: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Each row should find its own second view among all second views.
 
     .. math:: L_i = -\log \frac{\exp(\cos(h_i, h'_i) / \tau)}{\sum_j \exp(\cos(h_i, h'_j) / \tau)}
 
+    What stands in several rows is its own negative, unless ``identity`` says so: no network could tell the rows apart.
+
     Args:
         first: One view, (N, H); a zero row has cosine 0 with everything.
         second: The other view of the same rows, (N, H).
         temperature: tau > 0.
         weight: Weights >= 0 of the rows, (N,).
+        mask: Rows that take part, (N,) bool; the others are no negatives and have loss 0.
+        identity: What each row is, (N,) int64: another row of the same number is no negative of it.
         reduction: ``"mean"`` (weighted), ``"sum"`` or ``"none"``.
 
     Returns:
@@ -96,12 +102,13 @@ def simcse_loss(
     Raises:
         ValueError: If shapes differ or are not (N, H), a value is not finite, ``temperature`` <= 0, or
             ``reduction`` is unknown.
+        TypeError: If ``mask`` is not boolean.
 
     Source:
         Wang et al., *Secrets of RLHF in Large Language Models Part II: Reward Modeling*, 2024, equation 9,
         https://arxiv.org/abs/2401.06080; Gao et al., *SimCSE: Simple Contrastive Learning of Sentence
-        Embeddings*, EMNLP 2021, equation 1, https://arxiv.org/abs/2104.08821. Departures: none; that there
-        are 2 P rows and the temperature (SimCSE's own) are inference.
+        Embeddings*, EMNLP 2021, equation 1, https://arxiv.org/abs/2104.08821. Departures: mask and identity; that
+        there are 2 P rows and the temperature (SimCSE's own) are inference.
 
     .. versionadded:: 0.1
     """
@@ -109,8 +116,23 @@ def simcse_loss(
     check_number("temperature", temperature, 0.0, open_low=True)
     one, two = as_compute(first, second)
     with torch.autocast(one.device.type, enabled=False):
-        cosine = unit_vector(one) @ unit_vector(two).T
-    return reduce_loss(-(cosine / temperature).log_softmax(-1).diagonal(), reduction, weight)
+        logits = unit_vector(one) @ unit_vector(two).T / temperature
+    if mask is not None or identity is not None:
+        logits = logits.masked_fill(~_candidates(len(one), mask, identity, one.device), -torch.inf)
+    loss = -logits.log_softmax(-1).diagonal()
+    return reduce_loss(loss, reduction, masked_weight(weight, mask, loss))
+
+
+def _candidates(number: int, mask: Tensor | None, identity: Tensor | None, device: torch.device) -> Tensor:
+    """Which second views a row is compared with, (N, N) bool: its own, and those that take part and are something else."""
+    candidates = torch.ones(number, number, dtype=torch.bool, device=device)
+    if mask is not None:
+        check_rows("mask", mask, number)
+        candidates = candidates & mask
+    if identity is not None:
+        check_rows("identity", identity, number)
+        candidates = candidates & (identity != identity[:, None])
+    return candidates | torch.eye(number, dtype=torch.bool, device=device)
 
 
 class SimCSELoss(nn.Module):
@@ -127,10 +149,24 @@ class SimCSELoss(nn.Module):
         self.temperature = temperature
         self.reduction: Reduction = reduction
 
-    def forward(self, first: Tensor, second: Tensor, *, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        first: Tensor,
+        second: Tensor,
+        *,
+        weight: Tensor | None = None,
+        mask: Tensor | None = None,
+        identity: Tensor | None = None,
+    ) -> Tensor:
         """Loss of the rows; arguments as in :func:`simcse_loss`."""
         return simcse_loss(
-            first, second, temperature=self.temperature, weight=weight, reduction=self.reduction
+            first,
+            second,
+            temperature=self.temperature,
+            weight=weight,
+            mask=mask,
+            identity=identity,
+            reduction=self.reduction,
         )
 
 
