@@ -128,12 +128,11 @@ def check_views(first: Tensor, second: Tensor) -> None:
     check_values("second", second)
 
 
-def check_rows(name: str, values: Tensor, number: int) -> None:
-    """Raise ``ValueError`` unless there is one value for each row, ``TypeError`` unless a mask is boolean."""
-    if values.shape != (number,):
-        raise ValueError(f"{name} must be of shape ({number},); got {tuple(values.shape)}")
-    if name == "mask":
-        check_mask(values)
+def check_row_mask(mask: Tensor, number: int) -> None:
+    """Raise ``ValueError`` unless there is one value for each row, ``TypeError`` unless they are boolean."""
+    check_mask(mask)
+    if mask.shape != (number,):
+        raise ValueError(f"mask must be of shape ({number},); got {tuple(mask.shape)}")
 
 
 def masked_weight(weight: Tensor | None, mask: Tensor | None, loss: Tensor) -> Tensor | None:
@@ -230,7 +229,7 @@ class SwAVLoss(nn.Module):
         """
         check_views(first, second)
         if mask is not None:
-            check_rows("mask", mask, len(first))
+            check_row_mask(mask, len(first))
         with torch.no_grad():
             views, part, start = self._gathered(first, second, mask)
             filled = torch.cat([part, self.queue_filled])

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ._common import Reduction, as_compute, check_number, check_same_shape, reduce_loss, unit_vector
-from ._swav import SwAVLoss, check_rows, check_views, masked_weight, sinkhorn_assignment, swav_loss
+from ._swav import SwAVLoss, check_row_mask, check_views, masked_weight, sinkhorn_assignment, swav_loss
 from .pairwise import bradley_terry_loss
 
 __all__ = [
@@ -78,14 +78,13 @@ def simcse_loss(
     temperature: float = 0.05,
     weight: Tensor | None = None,
     mask: Tensor | None = None,
-    identity: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Each row should find its own second view among all second views.
 
     .. math:: L_i = -\log \frac{\exp(\cos(h_i, h'_i) / \tau)}{\sum_j \exp(\cos(h_i, h'_j) / \tau)}
 
-    What stands in several rows is its own negative, unless ``identity`` says so: no network could tell the rows apart.
+    What stands in several rows is its own negative, which no network could tell apart: give each thing one row.
 
     Args:
         first: One view, (N, H); a zero row has cosine 0 with everything.
@@ -93,7 +92,6 @@ def simcse_loss(
         temperature: tau > 0.
         weight: Weights >= 0 of the rows, (N,).
         mask: Rows that take part, (N,) bool; the others are no negatives and have loss 0.
-        identity: What each row is, (N,) int64: another row of the same number is no negative of it.
         reduction: ``"mean"`` (weighted), ``"sum"`` or ``"none"``.
 
     Returns:
@@ -107,8 +105,8 @@ def simcse_loss(
     Source:
         Wang et al., *Secrets of RLHF in Large Language Models Part II: Reward Modeling*, 2024, equation 9,
         https://arxiv.org/abs/2401.06080; Gao et al., *SimCSE: Simple Contrastive Learning of Sentence
-        Embeddings*, EMNLP 2021, equation 1, https://arxiv.org/abs/2104.08821. Departures: mask and identity; that
-        there are 2 P rows and the temperature (SimCSE's own) are inference.
+        Embeddings*, EMNLP 2021, equation 1, https://arxiv.org/abs/2104.08821. Departures: mask; that there are
+        2 P rows and the temperature (SimCSE's own) are inference.
 
     .. versionadded:: 0.1
     """
@@ -117,22 +115,12 @@ def simcse_loss(
     one, two = as_compute(first, second)
     with torch.autocast(one.device.type, enabled=False):
         logits = unit_vector(one) @ unit_vector(two).T / temperature
-    if mask is not None or identity is not None:
-        logits = logits.masked_fill(~_candidates(len(one), mask, identity, one.device), -torch.inf)
+    if mask is not None:
+        check_row_mask(mask, len(one))
+        themselves = torch.eye(len(one), dtype=torch.bool, device=one.device)
+        logits = logits.masked_fill(~(mask | themselves), -torch.inf)  # no row of the softmax is empty
     loss = -logits.log_softmax(-1).diagonal()
     return reduce_loss(loss, reduction, masked_weight(weight, mask, loss))
-
-
-def _candidates(number: int, mask: Tensor | None, identity: Tensor | None, device: torch.device) -> Tensor:
-    """Which second views a row is compared with, (N, N) bool: its own, and those that take part and are something else."""
-    candidates = torch.ones(number, number, dtype=torch.bool, device=device)
-    if mask is not None:
-        check_rows("mask", mask, number)
-        candidates = candidates & mask
-    if identity is not None:
-        check_rows("identity", identity, number)
-        candidates = candidates & (identity != identity[:, None])
-    return candidates | torch.eye(number, dtype=torch.bool, device=device)
 
 
 class SimCSELoss(nn.Module):
@@ -156,7 +144,6 @@ class SimCSELoss(nn.Module):
         *,
         weight: Tensor | None = None,
         mask: Tensor | None = None,
-        identity: Tensor | None = None,
     ) -> Tensor:
         """Loss of the rows; arguments as in :func:`simcse_loss`."""
         return simcse_loss(
@@ -165,7 +152,6 @@ class SimCSELoss(nn.Module):
             temperature=self.temperature,
             weight=weight,
             mask=mask,
-            identity=identity,
             reduction=self.reduction,
         )
 

@@ -1,6 +1,6 @@
 """Networks that read batches: loading, rows, packing, heads."""
 
-from .dropout import dropout_rates, with_attention_dropout
+from .dropout import attention_drops, dropout_rates, with_attention_dropout
 from .head import RewardHead
 from .kinds import views_differ
 from .loading import BackboneConfig, configured_positions, network_config
@@ -17,6 +17,7 @@ __all__ = [
     "RewardHead",
     "StoredFeatures",
     "added_keys",
+    "attention_drops",
     "configured_positions",
     "dropout_rates",
     "network_config",

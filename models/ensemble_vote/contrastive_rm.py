@@ -16,6 +16,7 @@ from ..backbone import (
     BackboneConfig,
     RewardHead,
     StoredFeatures,
+    attention_drops,
     dropout_rates,
     network_config,
     repeat,
@@ -52,9 +53,7 @@ class ContrastiveRows(NamedTuple):
     second: Tensor
     """(n, H) float32: the other view of the same rows."""
     weight: Tensor
-    """(n,) >= 0: twice the weights of the comparisons in all."""
-    identity: Tensor
-    """(n,) int64: equal where two rows are the same thing."""
+    """(n,) >= 0: twice the weights of the comparisons in all; a row of weight 0 takes no part."""
 
 
 class ContrastiveRM(BradleyTerryRM):
@@ -182,13 +181,18 @@ class ContrastiveRM(BradleyTerryRM):
         config, field = self.backbone_config, None
         if self.view_dropout is not None:
             config, field = with_attention_dropout(config, self.view_dropout)
+        if config.attention == "flex_attention" and attention_drops(network_config(config)):
+            raise ValueError(
+                "backbone.attention='flex_attention' drops no attention weights, as two views of a batch need it: set it to "
+                "sdpa, or view_dropout=null and another dropout (feature_dropout, backbone.lora.dropout)"
+            )
         if field is not None:
             rank_zero_info(
                 f"backbone.config.{field}: {self.view_dropout} in training (view_dropout), for the network has no dropout"
             )
         backbone = Backbone(config)
-        if self._tries_views(backbone):
-            self._check_views(backbone, field)
+        if self._tries_views(backbone) and not views_differ(backbone, backbone.vocab_size):
+            raise ValueError(self._equal_views("no dropout is active", field))
         return backbone
 
     def initial_state(self, content: Mapping[str, Any]) -> tuple[dict[str, Tensor], set[str]]:
@@ -219,30 +223,14 @@ class ContrastiveRM(BradleyTerryRM):
         scores = self.attached_trainer is not None and not self.fitting
         return not scores and not any(parameter.is_meta for parameter in backbone.parameters())
 
-    def _check_views(self, backbone: Backbone, field: str | None) -> None:
-        try:
-            if views_differ(backbone, backbone.vocab_size):
-                return
-            reason = "no dropout is active"
-        except ValueError as error:
-            if not backbone.flex:
-                raise
-            reason = str(error)
-        raise ValueError(self._equal_views(reason, field))
-
     def _equal_views(self, reason: str, field: str | None = None) -> str:
         """What to say where two views of a batch are equal."""
         config = self.backbone_config
-        advice = ["feature_dropout (such as 0.1)"]
-        if config.attention == "flex_attention":
-            advice.insert(0, "backbone.attention=sdpa, for FlexAttention drops no attention weights")
-        if config.lora is not None:
-            advice.insert(0, "backbone.lora.dropout (such as 0.05)")
-        if config.name is not None or config.config:
-            names = [name for name in dropout_rates(network_config(config)) if name != field]
-            advice = [f"backbone.config: {{{name}: 0.05}}" for name in names] + advice
-        if self.view_dropout is None:
-            advice.insert(0, "view_dropout (0.05 in the paper)")
+        names = [name for name in dropout_rates(network_config(config)) if name != field]
+        advice = ["view_dropout (0.05 in the paper)"] if self.view_dropout is None else []
+        advice += [f"backbone.config: {{{name}: 0.05}}" for name in names]
+        advice += ["backbone.lora.dropout (such as 0.05)"] if config.lora is not None else []
+        advice.append("feature_dropout (such as 0.1)")
         tried = f"; {field}={self.view_dropout} has no effect on it" if field else ""
         return f"two views of a batch are equal in this network: {reason}{tried}. Set {', or '.join(advice)}"
 
@@ -257,7 +245,9 @@ class ContrastiveRM(BradleyTerryRM):
         before = self._largest_difference
         self._largest_difference = difference if before is None else torch.maximum(difference, before)
         if batch_idx == WATCHED_STEPS - 1 and float(self._largest_difference) == 0.0:
-            raise RuntimeError(self._equal_views(f"so they were in each of the first {WATCHED_STEPS} batches"))
+            raise RuntimeError(
+                self._equal_views(f"so they were in each of the first {WATCHED_STEPS} batches")
+            )
 
     # Forward -------------------------------------------------------------------------------------------
 
@@ -302,31 +292,31 @@ class ContrastiveRM(BradleyTerryRM):
         return {"ranking": ranking, "contrastive": self.coefficient * self._contrast(views[STATES], batch)}
 
     def _contrast(self, states: Tensor, batch: PreferenceBatch) -> Tensor:
-        rows = self._rows(states, batch)
-        taken = rows.weight > 0
-        if isinstance(self.contrastive, SwAVLoss):
-            loss: Tensor = self.contrastive(rows.first, rows.second, weight=rows.weight, mask=taken)
-            return loss
+        first, second, weight = self._rows(states, batch)
         assert self.contrastive is not None  # built together with the backbone
-        found: Tensor = self.contrastive(
-            rows.first, rows.second, weight=rows.weight, mask=taken, identity=rows.identity
-        )
-        return found
+        loss: Tensor = self.contrastive(first, second, weight=weight, mask=weight > 0)
+        return loss
 
     def _rows(self, states: Tensor, batch: PreferenceBatch) -> ContrastiveRows:
-        """Rows of the contrastive term from states (R, 2, H) of the responses."""
+        """Rows of the contrastive term from states (R, 2, H) of the responses.
+
+        A response or pair that is in several comparisons has one row that takes part, with the weights of all of them:
+        several would be each other's negatives.
+        """
         comparisons, responses = batch["comparisons"], len(states)
         weight = batch.get("weight")
         if weight is None:
             weight = states.new_ones(len(comparisons))
-        twice = weight.repeat_interleave(2)
         if self.views == "pairs":
-            # Each response once, however many comparisons it is in: their rows would be each other's negatives.
-            total = twice.new_zeros(responses).index_add(0, comparisons.flatten(), twice)
-            return ContrastiveRows(*states.unbind(dim=1), total, torch.arange(responses, device=states.device))
+            total = weight.new_zeros(responses)
+            total = total.index_add(0, comparisons.flatten(), weight.repeat_interleave(2))
+            return ContrastiveRows(*states.unbind(dim=1), total)
         first, second = comparisons.unbind(dim=1)
+        pair = torch.minimum(first, second) * responses + torch.maximum(first, second)
+        same = pair == pair[:, None]
+        repeated = same.tril(-1).any(dim=1)
+        total = (same * weight).sum(dim=1).masked_fill(repeated, 0.0)
         both = difference_views(states[first], states[second])
         # A pair's two differences side by side: a queue that ends between pairs would keep those of one sign.
         both = both.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1)
-        identity = torch.stack([first * responses + second, second * responses + first], dim=1).flatten()
-        return ContrastiveRows(*both.unbind(dim=1), twice, identity)
+        return ContrastiveRows(*both.unbind(dim=1), total.repeat_interleave(2))
