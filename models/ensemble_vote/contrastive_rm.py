@@ -310,7 +310,7 @@ class ContrastiveRM(BradleyTerryRM):
         if self.views == "pairs":
             total = weight.new_zeros(responses)
             total = total.index_add(0, comparisons.flatten(), weight.repeat_interleave(2))
-            return ContrastiveRows(*states.unbind(dim=1), total)
+            return ContrastiveRows(states[:, 0], states[:, 1], total)
         first, second = comparisons.unbind(dim=1)
         pair = torch.minimum(first, second) * responses + torch.maximum(first, second)
         same = pair == pair[:, None]
@@ -319,4 +319,4 @@ class ContrastiveRM(BradleyTerryRM):
         both = difference_views(states[first], states[second])
         # A pair's two differences side by side: a queue that ends between pairs would keep those of one sign.
         both = both.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1)
-        return ContrastiveRows(*both.unbind(dim=1), total.repeat_interleave(2))
+        return ContrastiveRows(both[:, 0], both[:, 1], total.repeat_interleave(2))
