@@ -1,5 +1,6 @@
-"""EnsembleVoteRM: many reward models vote on their own labels."""
+"""Many reward models vote on their own labels; what is trained on the labels then."""
 
+from .contrastive_rm import ContrastiveRM
 from .module import EnsembleVoteRM
 
-__all__ = ["EnsembleVoteRM"]
+__all__ = ["ContrastiveRM", "EnsembleVoteRM"]
