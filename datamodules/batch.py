@@ -133,6 +133,8 @@ class PreferenceBatch(TypedDict, total=False):
     """The prompts as rows of their own, each with one response that is its last token: N rows, N responses."""
     prompt_features: Tensor
     """(N, H) float: of the prompt alone; of an empty one, of a token 0."""
+    unlabelled: "PreferenceBatch"
+    """Groups of responses without judgements: a batch of their own, of records that are not counted in N."""
 
 
 class Labels(NamedTuple):

@@ -5,6 +5,7 @@ from .base import BaseModule
 from .bradley_terry import BradleyTerryRM
 from .customized import CustomizedRM
 from .dprm import DPRM
+from .ensemble_vote import MetaRM
 from .pal import PAL, FewShotCurve, UserAccuracy, few_shot_curve, user_accuracy
 from .reward import RewardModule
 
@@ -19,6 +20,7 @@ __all__ = [
     "CustomizedRM",
     "FewShotCurve",
     "LoRAConfig",
+    "MetaRM",
     "RewardHead",
     "RewardModule",
     "StoredFeatures",
