@@ -7,9 +7,14 @@ import math
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 
 from pluralign.datamodules.batches.collate import PreferenceCollator
 from pluralign.models import BackboneConfig, BradleyTerryRM, LoRAConfig, MetaRM
+from pluralign.models.ensemble_vote import MetaOutcome
 
 RATE = 0.5
 """Large, so that a step without the ascent would be seen."""
@@ -24,7 +29,8 @@ pytestmark = QUIET
 def backbone(tiny):
     def build(**settings):
         sizes = {"vocab_size": 64, "num_hidden_layers": 2, **settings.pop("config", {})}
-        return BackboneConfig(config=tiny(**sizes), **settings)
+        config = {name: value for name, value in tiny(**sizes).items() if value is not None}
+        return BackboneConfig(config=config, **settings)
 
     return build
 
@@ -247,6 +253,260 @@ def test_checks_change_nothing_but_what_is_logged(module, batches, trainer):
     assert all(torch.equal(plain[name], checked[name]) for name in plain)
     assert ["train/objective_rise" in values for values in logged] == [False] * 4
     assert "train/objective_rise" in also[0] and float(also[0]["train/objective_rise"]) > 0
-    names = {"train/objective", "train/reward_std"}
+    names = {"train/objective", "train/unlabelled_std"}
     for mine, other in zip(logged, also, strict=True):
         assert names <= mine.keys() and all(mine[name] == other[name] for name in names)
+
+
+def test_accumulated_batches_climb_each_by_itself_and_add_up(module, batches, trainer):
+    made, data = module(learning_rate=1.0), batches(3)
+    data[1]["weight"] = torch.tensor([0.5, 2.0, 1.0, 3.0])
+    parts, denominators = [gradients_by_hand(made, each) for each in data], [4.0, 6.5, 4.0]
+    before = copied(made)
+    trainer(accumulate_grad_batches=3).fit(made, loaded(data))
+    for name, weight in made.named_parameters():
+        weighed = zip(denominators, parts, strict=True)
+        expected = sum(of * part[name] for of, part in weighed) / sum(denominators)
+        torch.testing.assert_close(before[name] - weight.detach(), expected, rtol=1e-3, atol=1e-6)
+
+
+DOUBLE = {
+    "model_type": "gpt2",
+    "intermediate_size": None,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+}
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}, {"layout": "separate"}])
+def test_finite_differences_of_each_weight_of_a_language_model(
+    module, batches, trainer, settings, second_order
+):
+    """In float64, along a random direction of each parameter tensor and along all of them together."""
+    settings = {"config": DOUBLE, **settings}  # Llama's norms compute in float32
+    made, seen = module(learning_rate=0.0, second_order=second_order, **settings), Recorder()
+    made.head = torch.nn.Linear(16, 1, bias=False)  # the own one computes in float32
+    (data,) = batches(1)
+    trainer(seen, precision="64-true").fit(made, loaded([data]))
+    (found,), data, made = seen.gradients, in_double(data), made.double()
+    point = made if second_order else moved_by_hand(made, data["unlabelled"], RATE)
+
+    def value(directions, step):
+        moved = copy.deepcopy(point)
+        with torch.no_grad():
+            for name, direction in directions.items():
+                moved.get_parameter(name).add_(direction, alpha=step)
+        if second_order:
+            moved = moved_by_hand(moved, data["unlabelled"], RATE)
+        return moved.compute_loss(moved(data), data).item()
+
+    random = {name: torch.randn_like(weight) / weight.numel() ** 0.5 for name, weight in found.items()}
+    for directions in [*({name: random[name]} for name in random), random]:
+        expected = (value(directions, 1e-5) - value(directions, -1e-5)) / 2e-5
+        slope = sum((found[name] * direction).sum().item() for name, direction in directions.items())
+        assert slope == pytest.approx(expected, rel=1e-5, abs=1e-9), list(directions)
+
+
+@pytest.mark.filterwarnings("ignore:MetaRM with meta_rate")
+def test_bfloat16_sees_the_moved_weights(module, batches, trainer):
+    made, (data,), seen = module(learning_rate=0.0, check_every=1), batches(1), Recorder()
+    expected, plain = gradients_by_hand(made, data), gradients_by_hand(made, data, rate=0.0)
+    trainer(seen, precision="bf16-mixed").fit(made, loaded([data]))
+    (found,) = seen.gradients
+    assert {gradient.dtype for gradient in found.values()} == {torch.float32}
+    flat = [torch.cat([of[name].flatten() for name in found]) for of in (found, expected, plain)]
+    assert (flat[0] - flat[1]).norm() < 0.2 * (flat[1] - flat[2]).norm()
+
+
+# What is refused, and what is told -----------------------------------------------------------------------
+
+
+def test_no_groups_name_the_setting(module, batches, batch, groups, trainer):
+    with pytest.raises(
+        ValueError, match=r"no 'unlabelled' groups.*MixtureDataModule\(unlabelled=\[.*meta_rate=0"
+    ):
+        trainer().fit(module(), loaded([batch()]))
+    alone = {**batch(), "unlabelled": groups((1, 1))}
+    with pytest.raises(ValueError, match=r"no prompt of batch\['unlabelled'\] has two.*unlabelled=\["):
+        trainer().fit(module(), loaded([alone]))
+    long = {**batch(), "unlabelled": groups()}
+    with pytest.raises(ValueError, match="positions"):
+        trainer().fit(module(config={"max_position_embeddings": 4}), loaded([long]))
+
+
+def test_a_batch_whose_groups_are_single_is_plain_training(module, batches, groups, trainer):
+    data, ended = batches(2), []
+    data[1]["unlabelled"] = groups((1, 1))
+    made, seen = module(learning_rate=0.0), Recorder()
+    trainer(seen).fit(made, loaded(data))
+    ended = gradients_by_hand(made, data[1], rate=0.0)
+    for name, gradient in seen.gradients[1].items():
+        torch.testing.assert_close(gradient, ended[name])
+
+
+def test_validation_needs_no_groups(module, batches, batch, trainer):
+    made, run = module(), trainer()
+    run.fit(made, loaded(batches(2)), loaded([batch()]))
+    assert "val/accuracy" in run.callback_metrics
+    trainer().validate(made, loaded([batch()]))
+    assert "reward" in trainer().predict(made, loaded([batch()]))[0]
+
+
+def test_starts_from_a_bradley_terry_model(module, batches, trainer, tmp_path):
+    before = module(BradleyTerryRM)
+    first = trainer(max_epochs=1)
+    first.fit(before, loaded(batches(2)))
+    first.save_checkpoint(tmp_path / "round.ckpt")
+    after = module(init_from=str(tmp_path / "round.ckpt"))
+    assert all(torch.equal(weight, after.get_parameter(name)) for name, weight in before.named_parameters())
+    second = trainer()
+    second.fit(after, loaded(batches(2)))
+    second.save_checkpoint(tmp_path / "next.ckpt")
+    again = MetaRM.load_from_checkpoint(tmp_path / "next.ckpt")
+    assert again.meta_rate == RATE
+    assert all(torch.equal(weight, again.get_parameter(name)) for name, weight in after.named_parameters())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_trained_weights_of_16_bits_would_lose_the_ascent(module, batches, trainer, dtype):
+    weight = torch.full((), 0.02, dtype=torch.bfloat16)
+    assert weight + 5e-6 * 10 == weight, "pitfall 9"
+    with pytest.raises(
+        ValueError, match=r"16 bits, such as backbone\.model.*backbone\.dtype=float32.*backbone\.lora"
+    ):
+        trainer().fit(module(dtype=dtype), loaded(batches(1)))
+    trainer().fit(module(dtype=dtype, meta_rate=0.0), loaded(batches(1)))
+
+
+def test_float32_adapters_on_a_16_bit_base_do(module, batches, trainer):
+    made, seen = module(dtype="bfloat16", lora=LoRAConfig(rank=2)), Recorder()
+    trainer(seen).fit(made, loaded(batches(1)))
+    assert {gradient.dtype for gradient in seen.gradients[0].values()} == {torch.float32}
+
+
+def test_what_cannot_be_moved_or_differentiated_twice_is_refused(
+    module, batches, trainer, backbone, monkeypatch
+):
+    half = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
+    with pytest.raises(ValueError, match=r"16-mixed.*bf16-mixed or 32-true"):
+        trainer(plugins=[half]).fit(module(), loaded(batches(1)))
+    trainer(plugins=[half]).validate(module(), loaded(batches(1)))
+    made = module(second_order=True)
+    made.trainer = run = trainer()
+    run.state.fn = TrainerFn.FITTING
+    monkeypatch.setattr(L.Trainer, "strategy", ModelParallelStrategy())
+    with pytest.raises(ValueError, match="second_order=true does not work on sharded weights"):
+        made.check_trainer()
+    monkeypatch.setattr(L.Trainer, "strategy", FSDPStrategy())
+    with pytest.raises(ValueError, match=r"FSDPStrategy holds weights in pieces.*strategy=ddp"):
+        made.check_trainer()
+    monkeypatch.undo()
+    made = module(second_order=True)
+    made.backbone.flex = True
+    with pytest.raises(ValueError, match=r"FlexAttention cannot: set backbone\.attention to sdpa or eager"):
+        trainer().fit(made, loaded(batches(1)))
+    base = BackboneConfig(name="any", quantization="8bit", lora=LoRAConfig())
+    with pytest.raises(ValueError, match=r"second_order=true differentiates twice.*quantization"):
+        MetaRM(base, second_order=True)
+    for name in ("meta_rate", "smoothing", "check_every"):
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            MetaRM(backbone(), **{name: -1})
+
+
+class Told:
+    """A meta step that reports a rise of the objective that was made up."""
+
+    def __init__(self, rise, expected):
+        self.second_order, self.said = False, (torch.tensor(rise), torch.tensor(expected))
+
+    def __call__(self, module, objective, loss, *, check):
+        objective()
+        return MetaOutcome(loss(), *(self.said if check else ()))
+
+
+@pytest.mark.parametrize(
+    ("rise", "expected", "precision", "message"),
+    [
+        (-1e-3, 2e-3, "32-true", r"lowers the objective, by 1\.0e-03 .* rise of 2\.0e-03 was expected.* lower meta_rate"),
+        (-3e-8, 1e-9, "32-true", r"cannot be seen: 1\.0e-09 .* torch\.float32 tells apart .*larger meta_rate.*normalized"),
+        (-1e-3, 1e-5, "bf16-mixed", r"cannot be seen: .* torch\.bfloat16 tells apart"),
+        (float("nan"), 1.0, "32-true", r"lowers the objective"),
+    ],
+)  # fmt: skip
+def test_a_checked_step_that_does_not_rise_is_told_once(
+    module, batches, trainer, rise, expected, precision, message
+):
+    made = module(check_every=2, learning_rate=0.0)
+    made._meta_step = Told(rise, expected)
+    with pytest.warns(UserWarning, match=message) as seen:
+        trainer(precision=precision).fit(made, loaded(batches(5)))
+    assert len([each for each in seen if "MetaRM" in str(each.message)]) == 1
+
+
+def test_a_head_of_zeros_never_separates_unless_ties_are_broken(module, batches, trainer):
+    """Pitfall 10: |d| has no slope where rewards are equal."""
+    for settings in ({}, {"smoothing": 0.1}):
+        made, seen = module(check_every=1, **settings), Recorder()
+        torch.nn.init.zeros_(made.head.weight)
+        (data,), before = batches(1), copied(made)
+        with pytest.warns(UserWarning, match=r"no gradient, so that this is plain training.*break_ties=true"):
+            trainer(seen).fit(made, loaded([data]))
+        plain = module(BradleyTerryRM)
+        plain.load_state_dict(before, strict=True)
+        trainer().fit(plain, loaded([data]))
+        assert torch.equal(plain.head.weight, made.head.weight)
+    made, seen = module(check_every=1, break_ties=True), Recorder()
+    torch.nn.init.zeros_(made.head.weight)
+    trainer(seen).fit(made, loaded(batches(1)))
+    assert float(seen.logged[0]["train/objective_rise"]) > 1e-3
+
+
+def test_any_separation_and_any_scale_raise_the_objective_which_the_log_shows(module, batches, trainer):
+    """Pitfall 11: J knows no right and wrong, and grows with the scale; accuracy and the rewards' std tell."""
+    data, found = batches(1), []
+    data[0]["preference"] = torch.ones_like(data[0]["preference"])
+    for factor in (1.0, -1.0, 10.0):
+        made, seen = module(meta_rate=1e-9, learning_rate=0.0), Recorder()
+        with torch.no_grad():
+            made.head.weight *= factor
+        run = trainer(seen)
+        run.fit(made, loaded(data))
+        rewards = made(data[0]["unlabelled"])["reward"].detach()
+        names = ("train/objective", "train/unlabelled_std", "train/accuracy", "train/reward_std")
+        values = [float(run.callback_metrics[name]) for name in names]
+        assert values[1] == pytest.approx(float(rewards.std(correction=0)), rel=1e-5)
+        found.append(values)
+    (right, std, accuracy, labelled), (wrong, other, inaccuracy, _), (large, wide, _, scaled) = found
+    assert wrong == pytest.approx(right, rel=1e-5) and other == pytest.approx(std, rel=1e-5)
+    assert inaccuracy == pytest.approx(1 - accuracy)
+    assert large > right + 0.05 and wide == pytest.approx(10 * std, rel=1e-5)
+    assert scaled == pytest.approx(10 * labelled, rel=1e-5)
+
+
+def test_every_checked_step_of_a_run_rises(module, batches, trainer):
+    made, seen = module(meta_rate=1e-2, check_every=1, learning_rate=1e-2), Recorder()
+    trainer(seen, max_epochs=3).fit(made, loaded(batches(5)))
+    rises = [float(values["train/objective_rise"]) for values in seen.logged]
+    assert len(rises) == 15 and min(rises) > 0
+
+
+def test_a_run_that_goes_on_is_the_run_that_was_not_interrupted(module, batches, trainer, tmp_path):
+    data, settings = batches(4), {**DROPOUT, "check_every": 1, "meta_rate": 1e-2}
+    whole = module(**settings)
+    saves = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
+    L.seed_everything(3, verbose=False)
+    trainer(saves, max_epochs=2, enable_checkpointing=True).fit(whole, loaded(data))
+    second = module(**settings)
+    trainer(max_epochs=2).fit(second, loaded(data), ckpt_path=tmp_path / "step=3.ckpt")
+    assert all(torch.equal(weight, second.get_parameter(name)) for name, weight in whole.named_parameters())
+
+
+@pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with a model that overrides")
+def test_an_average_is_of_weights_that_did_not_move(module, batches, trainer):
+    made = module(learning_rate=0.0)
+    before = copied(made)
+    trainer(EMAWeightAveraging(decay=0.5)).fit(made, loaded(batches()))
+    for name, weight in made.named_parameters():
+        torch.testing.assert_close(weight.detach(), before[name])
