@@ -138,6 +138,8 @@ class PreferenceBatch(TypedDict, total=False):
     different responses at least. It has the keys that say what its own rows and responses are, and no comparisons."""
     prompt_features: Tensor
     """(N, H) float: of the prompt alone; of an empty one, of a token 0."""
+    unlabelled: "PreferenceBatch"
+    """Groups of responses without judgements: a batch of their own, of records that are not counted in N."""
 
 
 class Labels(NamedTuple):
