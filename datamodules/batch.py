@@ -134,12 +134,10 @@ class PreferenceBatch(TypedDict, total=False):
     prompts: "PreferenceBatch"
     """The prompts as rows of their own, each with one response that is its last token: N rows, N responses."""
     unlabelled: "PreferenceBatch"
-    """Of training batches of a mixture with ``unlabelled`` sources: another batch, of records without judgements, each of two
-    different responses at least. It has the keys that say what its own rows and responses are, and no comparisons."""
+    """Of training batches of a mixture with ``unlabelled`` sources: a batch of its own, of groups of two different responses at
+    least without judgements, which are not counted in N. It has the keys of its rows and responses, and no comparisons."""
     prompt_features: Tensor
     """(N, H) float: of the prompt alone; of an empty one, of a token 0."""
-    unlabelled: "PreferenceBatch"
-    """Groups of responses without judgements: a batch of their own, of records that are not counted in N."""
 
 
 class Labels(NamedTuple):
