@@ -50,6 +50,8 @@ class PreferenceBatch(TypedDict, total=False):
     """N record ids."""
     record_key: Tensor
     """(N,) int64: the record's id, split and source as a number, by which side tables are joined."""
+    split_key: Tensor
+    """(N,) int64: hash of what a random split keeps on one side: the prompt, or what the data name in its place."""
     source_id: Tensor
     """(N,) int64: which part of a mixture, an index into the data module's ``names["source"]``; -1 unknown."""
     aspect_id: Tensor
@@ -131,10 +133,11 @@ class PreferenceBatch(TypedDict, total=False):
     """(R, H) float: pooled features in place of tokens, for a frozen backbone."""
     prompts: "PreferenceBatch"
     """The prompts as rows of their own, each with one response that is its last token: N rows, N responses."""
+    unlabelled: "PreferenceBatch"
+    """Of training batches of a mixture with ``unlabelled`` sources: a batch of its own, of groups of two different responses at
+    least without judgements, which are not counted in N. It has the keys of its rows and responses, and no comparisons."""
     prompt_features: Tensor
     """(N, H) float: of the prompt alone; of an empty one, of a token 0."""
-    unlabelled: "PreferenceBatch"
-    """Groups of responses without judgements: a batch of their own, of records that are not counted in N."""
 
 
 class Labels(NamedTuple):

@@ -2,5 +2,6 @@
 
 from .meta_rm import MetaRM
 from .meta_step import MetaOutcome, MetaStep
+from .module import EnsembleVoteRM
 
-__all__ = ["MetaOutcome", "MetaRM", "MetaStep"]
+__all__ = ["EnsembleVoteRM", "MetaOutcome", "MetaRM", "MetaStep"]

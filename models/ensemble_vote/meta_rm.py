@@ -77,6 +77,8 @@ class MetaRM(BradleyTerryRM):
         labels, margins and weights count as in :class:`BradleyTerryRM`. Accumulated batches climb each by itself.
     """
 
+    reads_unlabelled = True
+
     def __init__(
         self,
         backbone: BackboneConfig,
