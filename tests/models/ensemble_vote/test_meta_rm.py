@@ -7,7 +7,7 @@ import math
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -490,17 +490,6 @@ def test_every_checked_step_of_a_run_rises(module, batches, trainer):
     trainer(seen, max_epochs=3).fit(made, loaded(batches(5)))
     rises = [float(values["train/objective_rise"]) for values in seen.logged]
     assert len(rises) == 15 and min(rises) > 0
-
-
-def test_a_run_that_goes_on_is_the_run_that_was_not_interrupted(module, batches, trainer, tmp_path):
-    data, settings = batches(4), {**DROPOUT, "check_every": 1, "meta_rate": 1e-2}
-    whole = module(**settings)
-    saves = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
-    L.seed_everything(3, verbose=False)
-    trainer(saves, max_epochs=2, enable_checkpointing=True).fit(whole, loaded(data))
-    second = module(**settings)
-    trainer(max_epochs=2).fit(second, loaded(data), ckpt_path=tmp_path / "step=3.ckpt")
-    assert all(torch.equal(weight, second.get_parameter(name)) for name, weight in whole.named_parameters())
 
 
 @pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with a model that overrides")
