@@ -25,7 +25,7 @@ from .columns import optional_columns
 from .crowd import VotePriors
 from .joins import SideTable, load_joins, report_joins
 from .named import NamedData
-from .prepared import SPLITS, plain_content
+from .prepared import SPLITS, UNLABELLED, plain_content
 from .records import PreferenceRecord, RecordError, SourceRow
 from .settings import SharedSettings
 from .tokens import CacheReader, DataReader, RecordTable, SplitReport, decoded_responses, report_split
@@ -33,7 +33,7 @@ from .tokens import CacheReader, DataReader, RecordTable, SplitReport, decoded_r
 __all__ = ["SPLITS", "LoaderConfig", "PreferenceDataModule", "SplitRecords"]
 
 STAGES = {
-    "fit": ("train", "validation"),
+    "fit": ("train", UNLABELLED, "validation"),
     "validate": ("validation",),
     "test": ("test",),
     "predict": ("predict",),
@@ -105,9 +105,8 @@ class PreferenceDataModule(NamedData):
             self._report(split)
             self._tables[split] = self._reader.table(split)
             opened.append(split)
-        report_joins(
-            self.name, joins, {split: self._tables[split] for split in opened}, self._reader.categories
-        )
+        joined = {split: self._tables[split] for split in opened if split != UNLABELLED}
+        report_joins(self.name, joins, joined, self._reader.categories)
         self._name_users()
 
     def _open_cache(self) -> tuple[DataReader, VotePriors]:
@@ -278,6 +277,9 @@ class PreferenceDataModule(NamedData):
             requests=requests,
         )
 
+    def _collator(self, split: str, settings: LoaderConfig) -> PreferenceCollator:
+        return self.collator(settings, requests=self._asks(split))
+
     def rows(self, split: str, settings: LoaderConfig | None = None) -> LoaderRows:
         """What a loader reads, by its settings or others: tokens, or the places of stored features."""
         return self._rows_of(self._records(split), settings or self.loader)
@@ -300,7 +302,7 @@ class PreferenceDataModule(NamedData):
         """Records with the judgements of the users whom the settings show."""
         key = records.name, records.split, settings.users
         if key not in self._views:
-            divides = self._divides(settings.users) and records.split != "predict"
+            divides = self._divides(settings.users) and records.split not in ("predict", UNLABELLED)
             self._views[key] = (
                 user_view(*records, settings.users, *self.divided_users()) if divides else records.table
             )
@@ -352,7 +354,7 @@ class PreferenceDataModule(NamedData):
         return batch_loader(
             f"{records.name} {records.split}",
             self._rows_of(records, settings),
-            self.collator(settings, requests=self._asks(records.split)),
+            self._collator(records.split, settings),
             settings,
             shuffle=shuffle,
             rank=rank,
@@ -370,21 +372,22 @@ class PreferenceDataModule(NamedData):
         shuffle: bool = False,
         even: bool = False,
         draws: EpochDraws | None = None,
+        settings: LoaderConfig | None = None,
     ) -> PreferenceDataLoader:
         """Batches of a trainer's loop, which cannot do without a batch on every rank.
 
         Raises:
             ValueError: If there are fewer records than ranks.
         """
-        rank = self._rank()
-        number = len(self._rows_of(records, self.loader)) if draws is None else draws.fewest
+        rank, settings = self._rank(), settings or self.loader
+        number = len(self._rows_of(records, settings)) if draws is None else draws.fewest
         if rank[1] > max(1, number):
             raise ValueError(
                 f"{records.name} {records.split}: {number:,} record{'' if number == 1 else 's'} cannot be divided among "
                 f"{rank[1]} ranks, and each needs one: set trainer.devices to at most {max(1, number)}, or give the split "
                 "more records"
             )
-        return self._batches(records, self.loader, shuffle=shuffle, rank=rank, even=even, draws=draws)
+        return self._batches(records, settings, shuffle=shuffle, rank=rank, even=even, draws=draws)
 
     def _asks(self, split: str) -> bool:
         """Whether records of a split say whose reward is asked for; only those to predict can."""
@@ -399,11 +402,14 @@ class PreferenceDataModule(NamedData):
         """Which of the training records an epoch has; None for all."""
         return None
 
-    def train_dataloader(self) -> DataLoader[PreferenceBatch]:
+    def train_dataloader(self) -> PreferenceDataLoader:
         """Batches of the training split, in seeded random order; equally many on every rank."""
-        overfit = getattr(self.trainer, "overfit_batches", 0)
-        shuffle = self.loader.shuffle and not overfit
-        return self._loader(self._records("train"), shuffle=shuffle, even=True, draws=self._draws())
+        return self._loader(self._records("train"), shuffle=self._shuffles, even=True, draws=self._draws())
+
+    @property
+    def _shuffles(self) -> bool:
+        """Whether training order is random."""
+        return self.loader.shuffle and not getattr(self.trainer, "overfit_batches", 0)
 
     def val_dataloader(self) -> DataLoader[PreferenceBatch] | list[DataLoader[PreferenceBatch]]:
         """Batches of the validation split, in fixed order."""
