@@ -213,7 +213,7 @@ def test_every_trained_parameter_moves_and_no_other(model, batch, settings):
 def test_every_member_overfits_eight_pairs(model, batch, settings):
     module, data = model(resample="none", **settings), batch((2,) * 8)
     data["preference"] = torch.ones_like(data["preference"])
-    optimizer = torch.optim.AdamW(module.parameter_groups(), lr=2e-2)
+    optimizer = torch.optim.AdamW(module.parameter_groups(), lr=1e-2)
     for _ in range(60):
         optimizer.zero_grad()
         output = module(data)
