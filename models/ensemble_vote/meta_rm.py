@@ -58,8 +58,9 @@ class MetaRM(BradleyTerryRM):
     where equation 15 treats :math:`(1 + \eta \nabla^2 J)^{-1}` as a constant. They differ in order eta;
     ``second_order`` has both terms.
 
-    Any separation raises J, right or wrong, and any growth of scale does: watch ``train/accuracy`` and
-    ``train/reward_std``, and consider ``reward_centering``. Exactly tied rewards have no gradient of J. With the
+    Any separation raises J (``train/objective``), right or wrong, and any growth of scale does: watch
+    ``train/accuracy`` and ``train/reward_std`` on the labels and ``train/unlabelled_std`` of the groups' rewards, and
+    consider ``reward_centering``. Exactly tied rewards have no gradient of J. With the
     published :math:`\eta = 5 \cdot 10^{-6}` the ascent is a few units in the last place of a float32 weight at
     best, and nothing at all in 16 bits; ``check_every`` looks whether J rises. Training's loss and metrics are
     those at the moved weights; validation, checkpoints, averages and every callback see unmoved ones only.
@@ -242,7 +243,7 @@ class MetaRM(BradleyTerryRM):
 
         check = self.check_every > 0 and batch_idx % self.check_every == 0
         outcome = self._meta_step(self, objective, loss, check=check)
-        values = {"objective": seen[0].mean, "reward_std": seen[0].std}
+        values = {"objective": seen[0].mean, "unlabelled_std": seen[0].std}
         if outcome.rise is not None:
             values["objective_rise"] = outcome.rise
             self._judge(outcome, seen[0].mean)

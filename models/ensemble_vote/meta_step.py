@@ -162,7 +162,7 @@ def _gradients(value: Tensor, parameters: Sequence[nn.Parameter]) -> Gradients:
         try:
             for parameter in parameters:
                 parameter.grad = None
-            value.backward()  # type: ignore[no-untyped-call]  # where shards are reduced; autograd.grad would leave that out
+            value.backward()  # where shards are reduced; autograd.grad would leave that out
             return [parameter.grad for parameter in parameters]
         finally:
             for parameter, gradient in zip(parameters, gathered, strict=True):
