@@ -358,8 +358,8 @@ class MixtureDataModule(PreferenceDataModule):
         rank_zero_info(f"{self.name}: an epoch takes {', '.join(parts)}{same}")
         if self.unlabelled:
             rank_zero_info(
-                f"{self.name}: every training batch has one of the {len(self.table(UNLABELLED)):,} groups of "
-                f"{', '.join(self.unlabelled)} beside it"
+                f"{self.name}: a batch of the {len(self.table(UNLABELLED)):,} groups of {', '.join(self.unlabelled)}, without "
+                "judgements, stands beside every training batch"
             )
 
     # People and texts ----------------------------------------------------------------------------------
