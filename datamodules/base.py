@@ -22,10 +22,11 @@ from .batches import (
     user_view,
 )
 from .columns import optional_columns
+from .content import plain_content
 from .crowd import VotePriors
 from .joins import SideTable, load_joins, report_joins
 from .named import NamedData
-from .prepared import SPLITS, UNLABELLED, plain_content
+from .prepared import SPLITS, UNLABELLED
 from .records import PreferenceRecord, RecordError, SourceRow
 from .settings import SharedSettings
 from .tokens import CacheReader, DataReader, RecordTable, SplitReport, decoded_responses, report_split

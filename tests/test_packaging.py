@@ -176,6 +176,7 @@ def data(*wings):
         BATCH,
         CHECKS,
         COLUMNS,
+        "pluralign.datamodules.content",
         "pluralign.datamodules.joins",
     )
     return Contract(own=own, top=DATA_TOP, inside=DATA_INSIDE)
@@ -197,7 +198,9 @@ CONTRACTS = {
     "datamodules/tokens": data("records", "tokens"),
     "datamodules/crowd": data("records", "tokens", "crowd"),
     "datamodules/batches": data("records", "tokens", "crowd", "batches"),
+    "datamodules/content.py": Contract(own=(), top=()),
     "datamodules/joins.py": data("records"),
+    "datamodules/votes": data("records", "votes"),
     "datamodules/prepared.py": data("records", "tokens", "batches", "settings"),
     "datamodules/named.py": data("records", "tokens", "batches", "settings", "prepared"),
     "datamodules/base.py": data("records", "tokens", "crowd", "batches", "settings", "prepared", "named"),
