@@ -146,7 +146,7 @@ def _votes(
     """Of each comparison what the members that voted say, and their standard deviation."""
     if decisions.config.votes is None:
         return [()] * len(places), np.full(len(places), np.nan, dtype=np.float32)
-    table = data.votes(decisions.config.votes)
+    table = data.vote_table(decisions.config.votes)
     keys, items = data.table("train").named_items("comparison")
     entries = table.find(keys[places], items[places])
     said = np.where((entries >= 0)[:, None], table.differences[entries], np.nan)
