@@ -29,6 +29,7 @@ VERBS = {
     "stages": Verb("run a chain of fits, each from the weights of the one before", "stages:stages"),
     "interpolate": Verb("mix a general model's weights with a customised one's", "interpolate:interpolate"),
     "embed": Verb("write a frozen backbone's features of the data into a store", "embed:embed"),
+    "vote": Verb("let an ensemble's members vote on the labels of the data", "vote:vote"),
     "adapt": Verb("give unseen users weights in a checkpoint of PAL", "adapt:adapt"),
     "data inspect": Verb("say what form data have; show tokens, counts, lengths, drops", "inspect:inspect"),
     "data treated": Verb("write a page of treated training labels, for a person to read", "treated:treated"),
