@@ -32,6 +32,7 @@ VERBS = {
     "vote": Verb("let an ensemble's members vote on the labels of the data", "vote:vote"),
     "adapt": Verb("give unseen users weights in a checkpoint of PAL", "adapt:adapt"),
     "data inspect": Verb("say what form data have; show tokens, counts, lengths, drops", "inspect:inspect"),
+    "data treated": Verb("write a page of treated training labels, for a person to read", "treated:treated"),
     "data update": Verb("add votes to a file of persona votes", "update:update"),
     "domains join": Verb("put domains that were trained alone into one checkpoint", "domains:join"),
     "domains split": Verb("write a checkpoint for each domain of one", "domains:split"),
