@@ -50,6 +50,8 @@ class PreferenceBatch(TypedDict, total=False):
     """N record ids."""
     record_key: Tensor
     """(N,) int64: the record's id, split and source as a number, by which side tables are joined."""
+    split_key: Tensor
+    """(N,) int64: hash of what a random split keeps on one side: the prompt, or what the data name in its place."""
     source_id: Tensor
     """(N,) int64: which part of a mixture, an index into the data module's ``names["source"]``; -1 unknown."""
     aspect_id: Tensor

@@ -85,6 +85,8 @@ class Column:
 
 COLUMNS: tuple[Column, ...] = (
     Column("record_key", "record", "integer", None, "(N,) int64: source, split and id of the record as a number"),
+    Column("split_key", "record", "integer", None, "(N,) int64: hash of what a random split keeps together: the prompt, or the "
+           "record's group"),
     Column("source_id", "record", "name", -1, "(N,) int64: index into the data's ``names['source']``; -1 unknown",
            "MixtureDataModule; a LocalDataModule whose rows have source", field="source"),
     Column("aspect_id", "record", "name", -1, "(N,) int64: index into the data's ``names['aspect']``; -1 unknown",

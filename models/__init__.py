@@ -5,6 +5,7 @@ from .base import BaseModule
 from .bradley_terry import BradleyTerryRM
 from .customized import CustomizedRM
 from .dprm import DPRM
+from .ensemble_vote import EnsembleVoteRM
 from .pal import PAL, FewShotCurve, UserAccuracy, few_shot_curve, user_accuracy
 from .reward import RewardModule
 
@@ -17,6 +18,7 @@ __all__ = [
     "BaseModule",
     "BradleyTerryRM",
     "CustomizedRM",
+    "EnsembleVoteRM",
     "FewShotCurve",
     "LoRAConfig",
     "RewardHead",

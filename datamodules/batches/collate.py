@@ -118,6 +118,7 @@ class PreferenceCollator:
                 batch["prompts"] = self._tokens([prompt_alone(row) for row in rows])
         batch["id"] = [row.id for row in rows]
         batch["record_key"] = torch.tensor([row.record_key for row in rows], dtype=torch.int64)
+        batch["split_key"] = torch.tensor([row.split_key for row in rows], dtype=torch.int64)
         batch["response_prompt"] = torch.from_numpy(np.repeat(records, counts))
         batch["response_length"] = _integers([row.lengths[1:] for row in scored])
         batch["response_index"] = _integers([row.response_index for row in scored])

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CacheReader", "TokenTable", "fingerprint"]
 
-VERSION = 6
+VERSION = 7
 """Counts up when the files' content changes, so that old caches are made anew."""
 
 
@@ -109,16 +109,17 @@ def token_rows(table: Any) -> list[TokenRow]:  # noqa: ANN401  a pyarrow table, 
             preference=preferences[i],
             columns={name: values[i] for name, values in optional if len(values[i])},
             record_key=key,
+            split_key=group,
             prompt_length=prompt_length,
             origins=Origins(*((lists[name] or no_integers)[i] for name in ORIGINS))
             if merged and merged[i]
             else None,
         )
-        for i, (record_id, key, prompt_length) in enumerate(zip(*plain, strict=True))
+        for i, (record_id, key, group, prompt_length) in enumerate(zip(*plain, strict=True))
     ]
 
 
-PLAIN = ("id", "record_key", "prompt_length")
+PLAIN = ("id", "record_key", "split_key", "prompt_length")
 """Columns of one value a record; all others are lists."""
 ORIGINS = (
     "merged_id",

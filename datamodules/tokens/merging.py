@@ -176,6 +176,7 @@ def merged_record(rows: Sequence[TokenRow], *, equal_once: bool) -> TokenRow:
         preference=np.concatenate([row.preference for row in rows]),
         columns=_columns(rows, counts, members),
         record_key=rows[0].record_key,
+        split_key=rows[0].split_key,
         prompt_length=min(prefix, *(row.prompt_length for row in rows)),
         origins=origins,
     )

@@ -54,6 +54,7 @@ class TokenRow(NamedTuple):
         preference: float32, (p,).
         columns: The optional columns the record has, by their stored names; those of a record hold one value.
         record_key: What :func:`record_key` says of the record.
+        split_key: Hash of what a random split keeps on one side, as a signed integer: equal in all records of a prompt.
         prompt_length: Leading tokens that are the prompt's own; at most the prefix.
         places: Rows of a feature store that hold the responses, int64, (k,); None without a store.
         prompt_place: Row of the feature store that holds the prompt; -1 for none.
@@ -69,6 +70,7 @@ class TokenRow(NamedTuple):
     preference: NDArray[np.float32]
     columns: Columns
     record_key: int = 0
+    split_key: int = 0
     prompt_length: int = 0
     places: NDArray[np.int64] | None = None
     prompt_place: int = -1

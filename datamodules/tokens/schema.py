@@ -16,7 +16,8 @@ def schema() -> "pa.Schema":
 
     integers = ("tokens", "lengths", "response_index", "comparisons", "comparison_index")
     origins = ("response_origin", "response_place", "comparison_origin", "comparison_place")
-    plain = [("id", pa.string()), ("record_key", pa.int64()), ("file", pa.string()), ("line", pa.int64())]
+    keys = [("record_key", pa.int64()), ("split_key", pa.int64())]
+    plain = [("id", pa.string()), *keys, ("file", pa.string()), ("line", pa.int64())]
     return pa.schema(
         [*plain, ("prompt_length", pa.int32())]
         + [(name, pa.list_(pa.int32())) for name in (*integers, *origins)]

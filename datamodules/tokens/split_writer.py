@@ -155,8 +155,8 @@ class SplitWriter:
             prefix, *own = tokens.lengths.tolist()
             self.sizes.extend((len(own), prefix, sum(own), max(own)))
             self.ids.append(_hash(record.id))
-            self.groups.append(_hash(record.split_key))
             self.digests += prompt_digest(record, tokens.cut)
+        self.groups.frombytes(columns["split_key"].tobytes())
         self.keys.extend(columns["record_key"])
         arrays = [
             column if isinstance(column := columns[field.name], pa.Array) else pa.array(column, field.type)
@@ -175,6 +175,9 @@ class SplitWriter:
                 record_key(self.source if record.source is None else record.source, self.split, record.id)
                 for record, *_ in rows
             ],
+            "split_key": np.asarray([_hash(record.split_key) for record, *_ in rows], np.uint64).view(
+                np.int64
+            ),
             "file": [file for *_, file, _ in rows],
             "line": [line for *_, line in rows],
             "prompt_length": [row.prompt_length for _, row, _, _ in rows],

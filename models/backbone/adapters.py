@@ -7,6 +7,7 @@ stay trained, blocks are recomputed under the adapter that they ran with, and la
 once for all of them.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
@@ -118,6 +119,22 @@ class AdapterSet:
                 factors = getattr(part, holder)
                 for name in set(self.names) & set(factors):
                     factors[name].requires_grad_(True)
+
+    @torch.no_grad()
+    def reset(self, name: str, generator: torch.Generator) -> None:
+        """Draw an adapter anew, without effect, as PEFT draws it: the first factor uniform, the second zero.
+
+        Args:
+            name: Which.
+            generator: Of the CPU, so that an adapter is the same on every device.
+        """
+        for part in self.wrapped:
+            for holder, zero in (("lora_A", False), ("lora_B", True)):
+                weight = getattr(part, holder)[name].weight
+                drawn = torch.zeros(weight.shape)
+                if not zero:
+                    nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
+                weight.copy_(drawn)
 
     def recompute_as_run(self) -> None:
         """Have checkpointed blocks recomputed under the adapter that they ran with."""

@@ -28,6 +28,8 @@ def make_rows(counts=(2, 3, 1), seed=0, vocabulary=64, pairs=True):
                 comparison_index=np.arange(len(comparisons), dtype=np.int32),
                 preference=rng.uniform(0, 1, len(comparisons)).astype(np.float32),
                 columns={},
+                record_key=i,
+                split_key=1000 + i,
             )
         )
     return rows

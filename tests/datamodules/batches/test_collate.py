@@ -14,6 +14,7 @@ from pluralign.datamodules.tokens.rows import TokenRow
 from pluralign.models.backbone.rows import separate_rows
 
 KEYS = {"first": -3, "second": 2**62}
+SPLIT_KEYS = {"first": 2**61, "second": -5}
 
 
 def row(name, prefix, *own, comparisons=(), index=None, pairs_index=None, preference=None, **columns):
@@ -30,6 +31,7 @@ def row(name, prefix, *own, comparisons=(), index=None, pairs_index=None, prefer
             [1.0] * len(comparisons) if preference is None else preference, dtype=np.float32
         ),
         record_key=KEYS.get(name, 0),
+        split_key=SPLIT_KEYS.get(name, 0),
         columns={
             key: value if key in ("user", "domain") else np.asarray(value, dtype=np.float32)
             for key, value in columns.items()
@@ -56,6 +58,7 @@ def check(batch, expected):
 TABLES = {
     "id": ["first", "second"],
     "record_key": torch.tensor([-3, 2**62]),
+    "split_key": torch.tensor([2**61, -5]),
     "response_prompt": torch.tensor([0, 0, 1]),
     "response_index": torch.tensor([0, 1, 0]),
     "response_length": torch.tensor([3, 2, 2]),

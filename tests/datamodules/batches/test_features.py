@@ -413,7 +413,7 @@ def test_loaders_read_features(data, tmp_path, workers):
         assert "input_ids" not in batch and len(batch["features"]) <= 9
         assert set(batch) == {
             "features", "prompt_features", "response_row", "response_prompt", "response_index", "response_length",
-            "id", "record_key", "comparisons", "comparison_index", "preference",
+            "id", "record_key", "split_key", "comparisons", "comparison_index", "preference",
         }  # fmt: skip
         lengths = np.concatenate([expected[name].lengths[1:] for name in batch["id"]])
         assert batch["features"][:, 1].tolist() == batch["response_length"].tolist() == lengths.tolist()

@@ -106,7 +106,9 @@ def test_objectives_are_those_of_scipy(seed, num_prototypes, spread, strength, l
     ours = objectives(weights, judged, strength, loss)
     theirs = by_scipy(judged, strength, loss)
     assert (ours <= theirs + 1e-6).all()  # never above, whatever scipy misses
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    np.testing.assert_allclose(
+        ours, theirs, rtol=1e-3, atol=1e-4
+    )  # scipy itself may miss the corner of a hinge
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.5])
