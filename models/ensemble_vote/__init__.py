@@ -1,5 +1,6 @@
 """EnsembleVoteRM: many reward models vote on their own labels."""
 
+from .joined import joined_members
 from .module import EnsembleVoteRM
 
-__all__ = ["EnsembleVoteRM"]
+__all__ = ["EnsembleVoteRM", "joined_members"]
