@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 import yaml
@@ -17,6 +18,7 @@ import pluralign.commands.members
 import pluralign.commands.stage_run
 from pluralign.commands.members_file import Member, read_members, write_members
 from pluralign.commands.stage_settings import settle
+from pluralign.models import BackboneConfig, BradleyTerryRM, EnsembleVoteRM
 from pluralign.train import main
 
 TINY = {"model_type": "llama", "vocab_size": 259, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
@@ -298,3 +300,63 @@ def test_members_are_fits_by_hand_and_a_kill_changes_nothing():
     assert started("--folder", "killed", "--num_members", "3").wait() == 0, Path("printed.txt").read_text()
     assert Path("printed.txt").read_text().count("skip: complete since") == 2
     assert all(equal(one, other) for one, other in zip(alone, members_of("killed"), strict=True))
+
+
+# One checkpoint of all -------------------------------------------------------------------------------------
+
+
+def trained(number, folder):
+    """A member as a run would leave it; returns the module."""
+    torch.manual_seed(number)
+    module = BradleyTerryRM(BackboneConfig(config=TINY))
+    module.configure_model()
+    checkpoint = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint | {"pytorch-lightning_version": L.__version__}, folder / f"{number}.ckpt")
+    return module.eval()
+
+
+def test_members_become_one_checkpoint(tmp_path, capsys):
+    alone = [trained(number, tmp_path) for number in range(2)]
+    write_members(tmp_path, [Member(number, number, f"{number}.ckpt") for number in range(2)])
+    main(["members", "join", str(tmp_path)])
+    assert "ensemble.ckpt: 2 members. It is scored by EnsembleVoteRM with" in capsys.readouterr().out
+    ensemble = EnsembleVoteRM.load_from_checkpoint(tmp_path / "ensemble.ckpt", weights_only=True)
+    for network, each in zip(ensemble.backbone.networks, alone, strict=True):
+        assert equal(network.state_dict(), each.backbone.state_dict())
+    assert torch.equal(ensemble.head.weight, torch.cat([each.head.weight for each in alone]))
+    with pytest.raises(ValueError, match=r"ensemble\.ckpt exists: give --output another name"):
+        main(["members", "join", str(tmp_path)])
+    main(["members", "join", str(tmp_path), "--output", str(tmp_path / "other.ckpt")])
+    assert (tmp_path / "other.ckpt").is_file()
+
+
+@pytest.mark.slow
+def test_an_ensemble_of_whole_networks_is_trained_joined_and_predicts():
+    content = yaml.safe_load(Path("fit.yaml").read_text())
+    content["model"]["class_path"] = "EnsembleVoteRM"
+    content["model"]["init_args"] |= {"members": "full", "num_members": 2}
+    Path("fit.yaml").write_text(yaml.safe_dump(content))
+    main(["members", "--config", "fit.yaml", "--folder", "out"])
+    configs = [yaml.safe_load(path.read_text()) for path in sorted(Path("out").glob("*/stage.yaml"))]
+    assert [each["model"]["init_args"]["member"] for each in configs] == [0, 1]
+    main(["members", "join", "out"])
+    joined = ["--ckpt_path", "out/ensemble.ckpt"]
+    main(["validate", "--config", "fit.yaml", *joined])
+    main(["predict", "--config", "fit.yaml", *joined, "--output", "all.jsonl"])
+    rewards = [json.loads(line) for line in Path("all.jsonl").read_text().splitlines()]
+    for m, each in enumerate(read_members(Path("out"))):
+        words = ["--model.member", str(m), "--ckpt_path", f"out/{each.checkpoint}"]
+        main(["predict", "--config", "fit.yaml", *words, "--output", f"{m}.jsonl"])
+        own = [json.loads(line)["reward"] for line in Path(f"{m}.jsonl").read_text().splitlines()]
+        assert [row["member_rewards"][m] for row in rewards] == pytest.approx(own, rel=1e-5)
+    with pytest.raises(ValueError, match="the checkpoint's members are others than the settings say"):
+        main(["validate", "--config", "fit.yaml", "--model.num_members=3", *joined])
+
+
+def test_a_method_with_all_members_in_a_run_is_refused(process):
+    with pytest.raises(ValueError, match=r"model\.members='head' trains all members in one run"):
+        run("--model=EnsembleVoteRM", "--model.backbone.config=" + json.dumps(TINY))
+    with pytest.raises(ValueError, match=r"model\.member=1 is set: leave it out"):
+        full = ["--model.members=full", "--model.member=1"]
+        run("--model=EnsembleVoteRM", "--model.backbone.config=" + json.dumps(TINY), *full)
