@@ -289,7 +289,7 @@ class EnsembleVoteRM(RewardModule):
         mean = rewards.mean(dim=1)
         if self.combine == "mean":
             return mean
-        return mean - self.deviations * rewards.std(dim=1, correction=0)
+        return mean - self.deviations * _deviation(rewards)
 
     def member_differences(self, output: RewardOutput, batch: PreferenceBatch) -> Tensor:
         """How much more each member rewards the first response of each comparison than the second, (P, M)."""
@@ -363,7 +363,7 @@ class EnsembleVoteRM(RewardModule):
         differences = self.member_differences(output, batch)
         if self._alike is not None:
             self._alike.update(differences)
-        spread = differences.double().std(dim=1, correction=0)
+        spread = _deviation(differences.double())
         return {"member_std": (spread.sum(), spread.new_tensor(float(len(spread))))}
 
     def begin_evaluation(self) -> None:
@@ -390,6 +390,11 @@ class EnsembleVoteRM(RewardModule):
         self.log(f"{stage}/member_correlation", correlation, sync_dist=True)
         if not self.trainer.sanity_checking:
             check_different(float(correlation), self.largest_correlation)
+
+
+def _deviation(values: Tensor) -> Tensor:
+    """Standard deviation over the members, the population's, of (items, M); of no items, too, which torch's own warns of."""
+    return (values - values.mean(dim=1, keepdim=True)).square().mean(dim=1).sqrt()
 
 
 def _adapter(member: int) -> str:
