@@ -58,8 +58,8 @@ def members(words: Sequence[str]) -> None:
     path = write_members(folder, _distinct(plan, seeds))
     print(f"members: {path}", flush=True)
     given = [word for config in options.config for word in ("--config", config)]
-    for command in (["vote", *given, "--members", options.folder], ["members", "join", options.folder]):
-        print(f"next: {shlex.join(['pluralign', *command])}", flush=True)
+    command = ["pluralign", "vote", *given, *others, "--members", options.folder]
+    print(f"next: {shlex.join(command)}", flush=True)
 
 
 # Options -------------------------------------------------------------------------------------------------
