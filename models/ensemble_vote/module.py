@@ -150,6 +150,12 @@ class EnsembleVoteRM(RewardModule):
                 f"{num_left_out(self.num_members, self.num_folds)} members, and a vote needs at least {LEAST_VOTES}: raise "
                 f"num_members to {LEAST_VOTES * self.num_folds}, or lower num_folds"
             )
+        if self.members == "head" and self.resample == "folds" and not self.backbone_config.frozen:
+            rank_zero_info(
+                "members='head' with resample='folds' and a network that is trained: what a head leaves out, the network that all "
+                "share has learned from the others. Votes of what has not seen a prompt need backbone.frozen=true, "
+                "members=lora or members=full"
+            )
         if self.members == "head" and self.resample == "none" and not self.dropout.p:
             rank_zero_info(
                 "members='head' with resample='none' and dropout=0: heads over one shared pass that see the same data become "
