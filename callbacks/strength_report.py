@@ -17,7 +17,7 @@ from pluralign.datamodules.columns import provided_by
 from pluralign.metrics import StrengthSummary, strength_summary
 from pluralign.models.base import data_of
 
-from .base import STAGES, Finding, Report, gather_rows
+from .base import STAGES, Finding, Report
 from .pictures import PictureFormat, draw_strengths
 from .strength_table import decile_table, strength_table
 
@@ -204,9 +204,8 @@ class StrengthReport(Report[Strengths]):
         )
 
     def empty(self, module: L.LightningModule) -> tuple[Tensor, ...]:
-        """No comparisons, of as many members as any rank has seen."""
-        number = torch.tensor([self._num_members], device=module.device)
-        return self._columns(module.device, int(gather_rows(module.trainer, number).max()))
+        """No comparisons of the members that were seen."""
+        return self._columns(module.device, self._num_members)
 
     @staticmethod
     def _columns(device: torch.device, num_members: int) -> VotedColumns:

@@ -33,23 +33,26 @@ def strength_table(
 
 
 def decile_table(summary: StrengthSummary) -> Table:
-    """Groups by strength: from where to where, spread, and who agrees, as far as it is known."""
+    """Groups by strength: from where to where, spread, and who agrees with the label, as far as it is known."""
     groups = summary.deciles
     table = Table(title=f"{len(groups)} groups by strength, against the label first")
     shown = [
         (name, heading)
         for name, heading in (
-            ("std", "std"),
-            ("label_share", "annotators for the label"),
+            ("std", "mean std"),
+            ("label_share", "annotators for it"),
             ("label_agreement", "label agrees with the judge"),
         )
         if any(getattr(group, name) is not None for group in groups)
     ]
-    for heading in ("", "strength", *(heading for _, heading in shown)):
+    for heading in ("", "strength (nats)", *(heading for _, heading in shown)):
         table.add_column(heading, justify="right")
     for number, group in enumerate(groups, 1):
-        estimates: list[Estimate | None] = [getattr(group, name) for name, _ in shown]
-        cells = ["-" if one is None else f"{one.value:.3f} ({_interval(one)})" for one in estimates]
+        cells = []
+        for name, _ in shown:
+            estimate: Estimate | None = getattr(group, name)
+            interval = f" ({_interval(estimate)})" if estimate and name == "label_agreement" else ""
+            cells.append("-" if estimate is None else f"{estimate.value:.3f}{interval}")
         table.add_row(f"{number}", f"{group.low:.2f} to {group.high:.2f}", *cells)
     return table
 

@@ -41,7 +41,7 @@ ONE_BY_ONE = "members"
 class VoteOptions:
     """Who votes on what, and where the votes go."""
 
-    ckpt_path: str | None = option("checkpoint of an ensemble; path, last or best", None)
+    ckpt_path: str = option("checkpoint of an ensemble; path, last or best", "")
     members: str | None = option(
         "in place of it: folder that `pluralign members` wrote, or a checkpoint of each member, FILE,FILE,...",
         None,
@@ -56,7 +56,7 @@ class VoteOptions:
 
     def __post_init__(self) -> None:
         """Check all that can be checked before anything is loaded."""
-        if (self.ckpt_path is None) == (self.members is None):
+        if bool(self.ckpt_path) == bool(self.members):
             raise ValueError(
                 "give --ckpt_path, the checkpoint of an ensemble, or --members, one of each member"
             )

@@ -84,10 +84,10 @@ class TreatedData(NamedData):
         title, table = f"{self.name} train", self.table("train")
         if config.votes is None:
             return given_strengths(title, table, self.joins)
-        votes = self.votes(config.votes)
+        votes = self.vote_table(config.votes)
         return voted_strengths(title, table, votes, config.votes)
 
-    def votes(self, folder: str) -> VoteTable:
+    def vote_table(self, folder: str) -> VoteTable:
         """Votes on the training split.
 
         Args:

@@ -186,16 +186,17 @@ def _shard(scored: Sequence[_Scored], folder: VoteFolder, split: str, title: str
     record, key, place = (
         np.concatenate([getattr(each, name) for each in scored]) for name in ("record", "key", "place")
     )
+    order = np.argsort(record, kind="stable")  # those of a record stand together, in their order
+    differences, seen = differences[order], seen[order]
     if not np.isfinite(differences).all():
         row, member = np.argwhere(~np.isfinite(differences))[0].tolist()
         raise ValueError(
-            f"{title if width == 1 else f'member {member}'} gives a response of record {record[row]} of {split}, counted from 0, a "
-            "reward that is not finite: its weights are not, or trainer.precision does not hold what it computes"
+            f"{title if width == 1 else f'member {member}'} gives a response of record {record[order][row]} of {split}, counted "
+            "from 0, a reward that is not finite: its weights are not, or trainer.precision does not hold what it computes"
         )
     if split == "train":
         differences = np.where(seen, np.float32(np.nan), differences)
-    order = np.argsort(record, kind="stable")  # those of a record stand together, in their order
-    return VoteShard(key[order], place[order], differences[order])
+    return VoteShard(key[order], place[order], differences)
 
 
 def gather_votes(folder: VoteFolder, members: Sequence[VoteFolder], split: str) -> None:

@@ -359,22 +359,22 @@ class _Groups:
         shares = quantile_shares(values, min(num_groups, len(values)))
         inside = shares > 0
         self.number = len(values) / shares.shape[1]
-        self.low = torch.where(inside, values.unsqueeze(1), torch.inf).amin(0).tolist()
-        self.high = torch.where(inside, values.unsqueeze(1), -torch.inf).amax(0).tolist()
-        self.center = ((values.unsqueeze(1) * shares).sum(0) / shares.sum(0)).tolist()
+        self.low: list[float] = torch.where(inside, values.unsqueeze(1), torch.inf).amin(0).tolist()
+        self.high: list[float] = torch.where(inside, values.unsqueeze(1), -torch.inf).amax(0).tolist()
+        self.center: list[float] = ((values.unsqueeze(1) * shares).sum(0) / shares.sum(0)).tolist()
         self.places = [
             {name: table.add(mean, weight) for name, mean in means.items()} for weight in shares.unbind(1)
         ]
 
     def found(self, estimates: list[Estimate | None]) -> tuple[StrengthGroup, ...]:
         """The groups, lowest values first."""
-        nothing = dict.fromkeys(("std", "label_share", "label_agreement", "accuracy"))
-        return tuple(
-            StrengthGroup(
-                self.number, *ends, **(nothing | {name: estimates[i] for name, i in places.items()})
-            )
-            for *ends, places in zip(self.low, self.high, self.center, self.places, strict=True)
-        )
+
+        def group(low: float, high: float, center: float, places: dict[str, int]) -> StrengthGroup:
+            means = {name: estimates[place] for name, place in places.items()}
+            known = (means.get(name) for name in ("std", "label_share", "label_agreement", "accuracy"))
+            return StrengthGroup(self.number, low, high, center, *known)
+
+        return tuple(map(group, self.low, self.high, self.center, self.places))
 
 
 def quantile_shares(values: Tensor, num_groups: int) -> Tensor:
@@ -395,7 +395,8 @@ def quantile_shares(values: Tensor, num_groups: int) -> Tensor:
     size = counts.double().unsqueeze(1)
     borders = torch.arange(num_groups + 1, dtype=torch.float64) * len(values) / num_groups
     overlap = torch.minimum(ends, borders[1:]) - torch.maximum(ends - size, borders[:-1])
-    return (overlap.clamp_min(0) / size)[level]
+    shares: Tensor = (overlap.clamp_min(0) / size)[level]
+    return shares
 
 
 def mean_correlation(differences: Tensor) -> float | None:

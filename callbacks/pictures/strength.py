@@ -154,22 +154,18 @@ def _draw_risk(axes: "Axes", summary: StrengthSummary) -> None:
         auroc = "" if one.auroc is None else f", AUROC {one.auroc.value:.2f}"
         label = f"{title}: area {one.area.value:.3f}{auroc}"
         # The share among very few says nothing, and would be a spike.
-        places = [
-            at
-            for at in range(len(one.coverage))
-            if one.coverage[at] * one.number >= min(FEW, one.number / 10)
-        ]
-        coverage, risk = ([column[at] for at in places] for column in (one.coverage, one.risk))
+        least = min(FEW / one.number, 0.1)
+        start = next(place for place, coverage in enumerate(one.coverage) if coverage >= least)
+        coverage, risk = one.coverage[start:], one.risk[start:]
         axes.plot(coverage, risk, color=color, ls=style, lw=1.6, label=label)
         highest = max(highest, *risk)
     whole = next(iter(found.values()))
     error = whole.error
     axes.axhline(error, color=GREY, ls="--", lw=1, label=f"random order: area {error:.3f}")
     places = [i / 200 for i in range(1, 201)]
-    least = whole.area.value - whole.excess.value
     axes.plot(
         places, [max(0.0, 1 - (1 - error) / place) for place in places], color="black", ls=":", lw=1.2,
-        label=f"best possible: area {least:.3f}",
+        label=f"best possible: area {whole.area.value - whole.excess.value:.3f}",
     )  # fmt: skip
     top = 1.6 * highest or 1.0  # with room for the legend
     axes.set_ylim(-0.02 * top, top)

@@ -2,8 +2,8 @@
 
 from .config import TreatmentConfig, TreatmentRule
 from .decisions import NO_RULE, CoverReport, Decisions, TreatmentReport, decide
-from .strengths import Strengths, VotedStrengths, given_strengths, voted_strengths
-from .treated_labels import treated_batch
+from .strengths import Strengths, VotedStrengths, given_strengths, joined_values, voted_strengths
+from .treated_labels import treated_batch, treated_comparisons
 from .view import TreatedView
 
 __all__ = [
@@ -18,6 +18,8 @@ __all__ = [
     "VotedStrengths",
     "decide",
     "given_strengths",
+    "joined_values",
     "treated_batch",
+    "treated_comparisons",
     "voted_strengths",
 ]

@@ -1,16 +1,17 @@
 """Strengths of a split's comparisons: those that the data have or a side table brings, or those of a vote."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..joins import SideTable
 from ..tokens import RecordTable
 
-__all__ = ["Strengths", "VotedStrengths", "given_strengths", "voted_strengths"]
+__all__ = ["Strengths", "VotedStrengths", "given_strengths", "joined_values", "voted_strengths"]
 
 Floats = NDArray[np.float32]
 
@@ -48,7 +49,22 @@ class Strengths:
     source: str
 
 
-def given_strengths(title: str, table: RecordTable, joins: Iterable[SideTable]) -> Strengths:
+def joined_values(table: RecordTable, column: str, joins: Iterable[SideTable]) -> Floats:
+    """A number of every comparison, those of a side table before those of the data, (comparisons,); NaN where it is not known.
+
+    Args:
+        table: The split's records.
+        column: Stored name of the column.
+        joins: Side tables.
+    """
+    values = torch.from_numpy(table.comparison_values(column))
+    for side in joins:
+        if side.column == column:
+            values = side.join(values, *table.named_items("comparison"))
+    return values.numpy()
+
+
+def given_strengths(title: str, table: RecordTable, joins: Sequence[SideTable]) -> Strengths:
     """The strengths that the data have; those of a side table go before them.
 
     Args:
@@ -59,12 +75,8 @@ def given_strengths(title: str, table: RecordTable, joins: Iterable[SideTable]) 
     Raises:
         ValueError: If there are none.
     """
-    mean, source = table.comparison_values("strength"), "the data"
-    for side in joins:
-        if side.column == "strength":
-            entries = side.find(*table.named_items("comparison"))
-            mean = np.where(entries >= 0, side.values[entries], mean) if len(side) else mean
-            source = side.path or source
+    mean = joined_values(table, "strength", joins)
+    source = next((side.path for side in joins if side.column == "strength"), "the data")
     if np.isnan(mean).all():
         raise ValueError(
             f"{title}: loader.treatments needs strengths, and the data have none: set loader.treatments.votes to the folder "

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..batch import PreferenceBatch
 from ..tokens import TokenRow
 from .config import TreatmentConfig
 
-__all__ = ["treated_batch"]
+__all__ = ["treated_batch", "treated_comparisons"]
 
 MIRRORED = ("comparison_votes", "comparison_target")
 """Columns with a category a side, whose mirror image is what the other side's label would be."""
@@ -48,11 +49,26 @@ def treated_batch(
     decided = [row.treated for row in rows if row.treated is not None]
     if len(decided) < len(rows):
         raise ValueError("treated_batch needs records of a TreatedView, which say which rules cover them")
-    rule = torch.from_numpy(np.concatenate([each.rule for each in decided]).astype(np.int64))
-    strength = torch.from_numpy(np.concatenate([each.strength for each in decided]))
+    rule = np.concatenate([each.rule for each in decided])
+    strength = np.concatenate([each.strength for each in decided])
+    return treated_comparisons(batch, rule, strength, config)
+
+
+def treated_comparisons(
+    batch: PreferenceBatch, rule: NDArray[np.int16], strength: NDArray[np.float32], config: TreatmentConfig
+) -> PreferenceBatch:
+    """As :func:`treated_batch`, of comparisons whose rules are given.
+
+    Args:
+        batch: With ``comparisons`` and ``preference``, and their other columns as far as there are any.
+        rule: Number of each comparison's rule, ``NO_RULE`` for none, (P,).
+        strength: Of each comparison, (P,); NaN where it is not known, which no rule covers.
+        config: The rules.
+    """
+    numbers, strengths = torch.from_numpy(rule.astype(np.int64)), torch.from_numpy(strength)
     # Of every rule, and last of what no rule covers, whose number is -1.
-    flip = torch.tensor([*(each.label == "flip" for each in config.rules), False])[rule]
-    smoothing = torch.tensor([*(each.smoothing for each in config.rules), 0.0])[rule]
+    flip = torch.tensor([*(each.label == "flip" for each in config.rules), False])[numbers]
+    smoothing = torch.tensor([*(each.smoothing for each in config.rules), 0.0])[numbers]
     treated = batch.copy()
     pairs = batch["comparisons"]
     treated["comparisons"] = torch.where(flip.unsqueeze(-1), pairs.flip(-1), pairs)
@@ -62,13 +78,13 @@ def treated_batch(
             values: Tensor = batch[name]  # type: ignore[literal-required]
             values = torch.where(flip.unsqueeze(-1), values.flip(-1), values)
             treated[name] = _mixed(values, values.flip(-1), smoothing.unsqueeze(-1))  # type: ignore[literal-required]
-    treated["strength"] = torch.where(flip, -strength, strength)
+    treated["strength"] = torch.where(flip, -strengths, strengths)
     margin = batch.get("margin")
     if margin is not None:
         margin = torch.where(flip, -margin, margin)
         treated["margin"] = margin
     if config.gives_margins:
-        treated["margin"] = _margins(config, rule, treated["strength"], margin)
+        treated["margin"] = _margins(config, numbers, treated["strength"], margin)
     return treated
 
 
