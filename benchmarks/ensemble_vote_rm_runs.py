@@ -108,11 +108,12 @@ def adamw(rate: float) -> Callable[[Any], torch.optim.Optimizer]:
     return lambda parameters: torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
 
 
-def quiet_trainer(steps: int) -> L.Trainer:
+def quiet_trainer(steps: int, *callbacks: L.Callback) -> L.Trainer:
     """So many steps on the CPU, and nothing else."""
     return L.Trainer(
         max_steps=steps,
         max_epochs=-1,
+        callbacks=list(callbacks),
         accelerator="cpu",
         gradient_clip_val=1.0,
         logger=False,

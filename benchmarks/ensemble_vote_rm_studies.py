@@ -125,13 +125,10 @@ class Study:
         def data(order: int) -> object:
             return source.data(files, seed=order)
 
-        import time; t=time.process_time()
         models = members(kind, resample, backbone or self.backbone, data, rates or self.rates, seed)  # type: ignore[arg-type]
         folder = self.folder / f"{self.name}-{files.name}-{kind}-{resample}-{seed}"
         shutil.rmtree(folder, ignore_errors=True)
-        r= voted(models, source.data(files), folder)
-        print(kind,resample,time.process_time()-t)
-        return r
+        return voted(models, source.data(files), folder)
 
     def found(self, votes: Votes, pairs: Sequence[Pair], seed: int) -> Found:
         """How many of the planted flips are among the weakest pairs."""
@@ -162,12 +159,9 @@ class Study:
             for name, votes in all_votes.items()
             if name != f"head, {IN_SAMPLE}"
         }
-        import time
         for name, (rules, votes) in runs.items():
-            t=time.process_time()
             model = trained(self.source, files, self.backbone, self.rates, seed, rules, votes)
             result.test[name] = right(model, test)
-            print(name,time.process_time()-t)
             result.validation[name] = float(right(model, validation).mean())
         return result
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pluralign.metrics import crossed_estimates, error_predictions
 
-__all__ = ["agreement", "crossed", "differences", "planted_summary", "show_planted", "show_tenths", "tenths_summary"]
+__all__ = ["agreement", "crossed", "differences", "planted_summary", "show_planted", "show_tenths", "tenths_summary", "told", "told_gap"]
 
 REPORT = (0.327, 0.347, 0.446, 0.561, 0.653, 0.68, 0.682, 0.682, 0.674, 0.659)
 REPORT_FLIPPED = (0.667, 0.649)
@@ -78,7 +78,12 @@ def planted_summary(runs: Sequence[Planted]) -> dict[str, Any]:
     chosen = max(
         (name for name in learned if name in TREATMENTS), key=lambda name: learned[name]["validation"]
     )
-    return {"voters": found, "learned": learned, "best_on_validation": chosen}
+    return {
+        "voters": found,
+        "learned": learned,
+        "best_on_validation": chosen,
+        "test_pairs": len(runs[0].prompt),
+    }
 
 
 def told(value: Mapping[str, float] | None) -> str:
