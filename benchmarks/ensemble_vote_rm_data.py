@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,9 +38,9 @@ __all__ = [
     "Pair",
     "PairSet",
     "Source",
-    "embed",
     "arguments",
     "dialogues",
+    "embed",
     "encoder_source",
     "excerpts",
     "is_flipped",
@@ -337,7 +336,5 @@ def vectors(source: Source, files: Path) -> dict[str, Tensor]:
 
 def encoder_source(folder: Path, encoder: str, batch_size: int) -> Source:
     """Real texts as features of a frozen sentence encoder."""
-    text = TextConfig(
-        tokenizer=encoder, max_length=256, prompt_format="{text}\n", response_format="{text}"
-    )
+    text = TextConfig(tokenizer=encoder, max_length=256, prompt_format="{text}\n", response_format="{text}")
     return Source(folder, text, folder / "features", batch_size, "response")

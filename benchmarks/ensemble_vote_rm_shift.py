@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 from ensemble_vote_rm_data import SPLITS, Pair, PairSet, Source, embed
+from ensemble_vote_rm_markdown import told
 from ensemble_vote_rm_runs import Rates, adamw, quiet_trainer, right
-from ensemble_vote_rm_table import differences, told, told_gap
+from ensemble_vote_rm_table import differences
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -85,7 +86,9 @@ def system_pairs(answers: Answers, systems: Sequence[str]) -> PairSet:
             for one, other in combinations([name for name in systems if name in given], 2):
                 better, worse = sorted((given[one], given[other]), key=lambda answer: -answer.odds)
                 if better.odds - worse.odds >= LEAST_GAP and better.text != worse.text:
-                    found[split].append(Pair(f"{split}-{number}-{one}-{other}", prompt, better.text, worse.text))
+                    found[split].append(
+                        Pair(f"{split}-{number}-{one}-{other}", prompt, better.text, worse.text)
+                    )
     return found
 
 
@@ -129,7 +132,10 @@ class Shift:
         """
         self.source, self.backbone = source, backbone
         answers = read_answers(data_dir)
-        self.pairs = {"early systems": system_pairs(answers, EARLY), "later systems": system_pairs(answers, LATER)}
+        self.pairs = {
+            "early systems": system_pairs(answers, EARLY),
+            "later systems": system_pairs(answers, LATER),
+        }
         self.files = {name: source.write(name.split()[0], pairs) for name, pairs in self.pairs.items()}
         self.groups = []
         for number, systems in enumerate(ROUNDS):
@@ -149,7 +155,10 @@ class Shift:
 
     def data(self, number: int, seed: int) -> MixtureDataModule:
         """Labelled pairs of early systems, with groups of a round's systems beside them."""
-        files, loader = self.files["early systems"], self.source.data(self.files["early systems"], seed=seed).loader
+        files, loader = (
+            self.files["early systems"],
+            self.source.data(self.files["early systems"], seed=seed).loader,
+        )
         judged = LocalDataModule(**{split: str(files / f"{split}.jsonl") for split in SPLITS})
         return MixtureDataModule(
             sources={"early": judged, "policy": LocalDataModule(train=str(self.groups[number]))},
@@ -173,7 +182,7 @@ class Shift:
         weights: dict[str, list[dict[str, Tensor]]] = {}
         for name, settings in ways.items():
             model, weights[name], rise = self.rounds(begin, settings, seed)
-            if settings and settings.get("meta_rate") != 0.0 or name == PUBLISHED:
+            if math.isfinite(rise):
                 result.least_rise[name] = rise
             for title, test in self.test.items():
                 result.test[title][name] = right(model, test)
@@ -208,9 +217,7 @@ class Shift:
 
 def shift_summary(shift: Shift, runs: Sequence[Shifted]) -> dict[str, Any]:
     """Accuracy of every way of training on early and on later systems' test pairs."""
-    validation = {
-        name: sum(run.validation[name] for run in runs) / len(runs) for name in runs[0].validation
-    }
+    validation = {name: sum(run.validation[name] for run in runs) / len(runs) for name in runs[0].validation}
     lengths = [name for name in validation if "length" in name]
     return {
         "test": {
@@ -221,7 +228,8 @@ def shift_summary(shift: Shift, runs: Sequence[Shifted]) -> dict[str, Any]:
         "best_on_validation": max(lengths, key=validation.__getitem__),
         "least_rise": {name: min(run.least_rise[name] for run in runs) for name in runs[0].least_rise},
         "pairs": {
-            title: {split: len(those) for split, those in pairs.items()} for title, pairs in shift.pairs.items()
+            title: {split: len(those) for split, those in pairs.items()}
+            for title, pairs in shift.pairs.items()
         },
         "words": WORDS,
         "test_pairs": {title: len(test.prompt) for title, test in shift.test.items()},
@@ -237,8 +245,10 @@ def show_shift(summary: Mapping[str, Any], title: str, console: Console) -> None
     for name in next(iter(summary["test"].values())):
         cells = []
         for rows in summary["test"].values():
-            cells += [told(rows[name]["accuracy"]), told_gap(rows[name].get(f"minus {PLAIN}"))]
+            cells += [told(rows[name]["accuracy"]), told(rows[name].get(f"minus {PLAIN}"), "+")]
         chosen, rise = summary["validation"].get(name), summary["least_rise"].get(name)
-        table.add_row(name, *cells, "" if chosen is None else f"{chosen:.3f}", "" if rise is None else f"{rise:.1e}")
+        table.add_row(
+            name, *cells, "" if chosen is None else f"{chosen:.3f}", "" if rise is None else f"{rise:.1e}"
+        )
     console.print(table)
     console.print(f"best on validation: {summary['best_on_validation']}")

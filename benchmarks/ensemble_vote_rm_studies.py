@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from ensemble_vote_rm_data import (
     FLIPPED,
-    Judged,
     Pair,
     PairSet,
     Source,
@@ -153,7 +152,10 @@ class Study:
         result = Planted(found, prompt=test.prompt)
         runs = {NONE: ((), None)}
         runs |= {name: (TREATMENTS[name], voters[IN_SAMPLE]) for name in self.treatments}
-        runs |= {f"bottom 10 %{end} alone": (DECILES[f"decile 0{end}"], voters[IN_SAMPLE]) for end in ("", " flipped")}
+        runs |= {
+            f"bottom 10 %{end} alone": (DECILES[f"decile 0{end}"], voters[IN_SAMPLE])
+            for end in ("", " flipped")
+        }
         runs |= {
             f"{FLIP_ALL}, votes of {name}": (TREATMENTS[FLIP_ALL], votes)
             for name, votes in all_votes.items()

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from ensemble_vote_rm_data import Pair
+from ensemble_vote_rm_markdown import REPORT, REPORT_FLIPPED, told
 from ensemble_vote_rm_runs import NONE, TREATMENTS
 from ensemble_vote_rm_studies import IN_SAMPLE, Found, Planted, Tenths
 from rich.console import Console
@@ -16,11 +17,15 @@ from torch import Tensor
 
 from pluralign.metrics import crossed_estimates, error_predictions
 
-__all__ = ["agreement", "crossed", "differences", "planted_summary", "show_planted", "show_tenths", "tenths_summary", "told", "told_gap"]
-
-REPORT = (0.327, 0.347, 0.446, 0.561, 0.653, 0.68, 0.682, 0.682, 0.674, 0.659)
-REPORT_FLIPPED = (0.667, 0.649)
-"""Validation accuracy of one reward model for each tenth, read off a figure of the report (its section 2.2), and once flipped."""
+__all__ = [
+    "agreement",
+    "crossed",
+    "differences",
+    "planted_summary",
+    "show_planted",
+    "show_tenths",
+    "tenths_summary",
+]
 
 Estimated = dict[str, float]
 
@@ -86,26 +91,20 @@ def planted_summary(runs: Sequence[Planted]) -> dict[str, Any]:
     }
 
 
-def told(value: Mapping[str, float] | None) -> str:
-    """An estimate in a cell."""
-    return "" if value is None else "{value:.3f} [{low:.3f}, {high:.3f}]".format(**value)
-
-
-def told_gap(value: Mapping[str, float] | None) -> str:
-    """An estimate of a difference in a cell."""
-    return "" if value is None else "{value:+.3f} [{low:+.3f}, {high:+.3f}]".format(**value)
-
-
 def show_planted(summary: Mapping[str, Any], title: str, console: Console) -> None:
     """Print who found the flips and what treatments made of them."""
     gap = f"recall minus head, {IN_SAMPLE}"
-    table = Table("voters", "recall in the bottom 15 %", gap, "correlation of members", title=f"{title}: planted flips")
+    table = Table(
+        "voters", "recall in the bottom 15 %", gap, "correlation of members", title=f"{title}: planted flips"
+    )
     for name, row in summary["voters"].items():
-        table.add_row(name, told(row["recall"]), told_gap(row.get(gap)), f"{row['correlation']:.3f}")
+        table.add_row(name, told(row["recall"]), told(row.get(gap), "+"), f"{row['correlation']:.3f}")
     console.print(table)
-    table = Table("training labels", "accuracy", f"minus {NONE}", "validation", title=f"{title}: clean test labels")
+    table = Table(
+        "training labels", "accuracy", f"minus {NONE}", "validation", title=f"{title}: clean test labels"
+    )
     for name, row in summary["learned"].items():
-        cells = (told(row["accuracy"]), told_gap(row.get(f"minus {NONE}")), f"{row['validation']:.3f}")
+        cells = (told(row["accuracy"]), told(row.get(f"minus {NONE}"), "+"), f"{row['validation']:.3f}")
         table.add_row(name, *cells)
     console.print(table)
     console.print(f"best on validation: {summary['best_on_validation']}")
