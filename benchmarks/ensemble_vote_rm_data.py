@@ -155,7 +155,7 @@ def record_pairs(record: PreferenceRecord) -> list[Pair]:
 
 
 def _dialogue(turns: Sequence[Message]) -> str:
-    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+    return "\n".join(f"{turn.role}: {turn.content}" for turn in turns)
 
 
 def arguments(data_dir: Path) -> PairSet:
