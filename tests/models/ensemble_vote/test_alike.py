@@ -27,7 +27,7 @@ def test_equal_members_are_refused_and_constant_ones_say_nothing():
     sums = PairSums(4, same.device)
     sums.update(same)
     with pytest.raises(
-        RuntimeError, match="largest_correlation=0.999: they are one model.*resample=bootstrap"
+        RuntimeError, match=r"largest_correlation=0\.999: they are one model.*resample=bootstrap"
     ):
         check_different(float(sums.correlation()), 0.999)
     check_different(float(sums.correlation()), 1.0)

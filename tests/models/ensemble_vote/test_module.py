@@ -213,7 +213,7 @@ def test_every_trained_parameter_moves_and_no_other(model, batch, settings):
 def test_every_member_overfits_eight_pairs(model, batch, settings):
     module, data = model(resample="none", **settings), batch((2,) * 8)
     data["preference"] = torch.ones_like(data["preference"])
-    optimizer = torch.optim.AdamW(module.parameter_groups(), lr=2e-2)
+    optimizer = torch.optim.AdamW(module.parameter_groups(), lr=1e-2)
     for _ in range(60):
         optimizer.zero_grad()
         output = module(data)
@@ -236,7 +236,6 @@ def test_permuting_the_records_permutes_the_members_rewards(model, rows):
     ("settings", "message"),
     [
         ({"num_members": 1}, "num_members must be at least 2.*got 1.*BradleyTerryRM"),
-        ({"members": "full"}, "members='full' and member go together.*pluralign members"),
         ({"member": 0}, "members='full' and member go together"),
         ({"members": "full", "member": 3}, "member must be.*got 3"),
         ({"lora": {"rank": 2}}, "members='head' has none: set members=lora"),
