@@ -5,7 +5,7 @@ from .base import BaseModule
 from .bradley_terry import BradleyTerryRM
 from .customized import CustomizedRM
 from .dprm import DPRM
-from .ensemble_vote import ContrastiveRM, EnsembleVoteRM
+from .ensemble_vote import ContrastiveRM, EnsembleVoteRM, MetaRM
 from .pal import PAL, FewShotCurve, UserAccuracy, few_shot_curve, user_accuracy
 from .reward import RewardModule
 
@@ -22,6 +22,7 @@ __all__ = [
     "EnsembleVoteRM",
     "FewShotCurve",
     "LoRAConfig",
+    "MetaRM",
     "RewardHead",
     "RewardModule",
     "StoredFeatures",

@@ -7,6 +7,7 @@ from .loading import BackboneConfig, configured_positions, network_config
 from .lora import LoRAConfig, added_keys, renamed
 from .network import Backbone, BackboneOutput
 from .rows import repeat
+from .several import Several
 from .stored_features import StoredFeatures
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "BackboneOutput",
     "LoRAConfig",
     "RewardHead",
+    "Several",
     "StoredFeatures",
     "added_keys",
     "attention_drops",
