@@ -1,9 +1,7 @@
 """PreparedData: settings, validation of rows and token cache, once for all datasets."""
 
-import json
 import math
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -19,7 +17,7 @@ from .records import PreferenceRecord, RecordError, SourceRow, hash_files, hash_
 from .settings import OnInvalid
 from .tokens import CacheWriter, RecordTokenizer, SplitReport, TextConfig, cache_damage, fingerprint, tokenise
 
-__all__ = ["SPLITS", "UNLABELLED", "PreparedData", "content_changes", "plain_content"]
+__all__ = ["SPLITS", "UNLABELLED", "PreparedData"]
 
 SPLITS = ("train", "validation", "test", "predict")
 UNLABELLED = "unlabelled"
@@ -27,41 +25,6 @@ UNLABELLED = "unlabelled"
 VALIDATION_SHARE = 0.05
 MERGED_TOKENS = 4096
 """Half of a loader's budget by default, so that no merged record is a batch alone."""
-NOT_TRAINED_ON = ("test", "predict")
-
-
-def plain_content(content: Mapping[str, object]) -> dict[str, object]:
-    """Content of data, as :meth:`PreparedData.content` has it, in the plain values that a checkpoint holds."""
-    plain: dict[str, object] = json.loads(json.dumps(content, default=str))
-    return plain
-
-
-def content_changes(before: object, now: object, name: str = "") -> list[str]:
-    """What differs between two contents, but for splits that no training reads.
-
-    Args:
-        before: As :func:`plain_content` gave it.
-        now: Likewise.
-        name: Of what is compared; for the recursion.
-
-    Returns:
-        Of every difference, what it is: files of a source by name, settings with both values.
-    """
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        keys = sorted({*before, *now} - {*NOT_TRAINED_ON})
-        parts = [content_changes(before.get(key), now.get(key), f"{name}.{key}".lstrip(".")) for key in keys]
-        return [change for part in parts for change in part]
-    if before == now:
-        return []
-    files_of = re.fullmatch(r"(?:mixture\.(.+\.))?sources\.(\w+)", name)
-    if files_of and isinstance(before, list) and isinstance(now, list):
-        same = [file for file, _ in before] == [file for file, _ in now]
-        files = ", ".join(sorted(file for file, _ in now))
-        source = (files_of[1] or "") + files_of[2]
-        return [
-            f"{source} has other bytes in {files}" if same else f"{source} is read from other files, {files}"
-        ]
-    return [f"{name.removeprefix('mixture.').removeprefix('settings.')} was {before!r}, is {now!r}"]
 
 
 class ReadsText(Protocol):

@@ -5,7 +5,7 @@ from .base import BaseModule
 from .bradley_terry import BradleyTerryRM
 from .customized import CustomizedRM
 from .dprm import DPRM
-from .ensemble_vote import EnsembleVoteRM, MetaRM
+from .ensemble_vote import ContrastiveRM, EnsembleVoteRM, MetaRM
 from .pal import PAL, FewShotCurve, UserAccuracy, few_shot_curve, user_accuracy
 from .reward import RewardModule
 
@@ -17,6 +17,7 @@ __all__ = [
     "BackboneOutput",
     "BaseModule",
     "BradleyTerryRM",
+    "ContrastiveRM",
     "CustomizedRM",
     "EnsembleVoteRM",
     "FewShotCurve",

@@ -57,14 +57,13 @@ from ..batches import (
     PartDraw,
     PreferenceCollator,
     PreferenceDataLoader,
-    UserView,
     check_known,
     with_unlabelled,
 )
 from ..checks import check_choices
 from ..crowd import VotePriors
 from ..prepared import MERGED_TOKENS, SPLITS, UNLABELLED
-from ..tokens import CacheReader, DataReader, TextConfig, report_split
+from ..tokens import CacheReader, ComparisonView, DataReader, TextConfig, report_split
 from .amounts import Amounts, Unit
 from .priors import JoinedPriors
 from .reader import JoinedReader, SharedUsers
@@ -321,7 +320,7 @@ class MixtureDataModule(PreferenceDataModule):
         Raises:
             ValueError: If a source has nothing to train on, or less than its amount.
         """
-        key = self.loader.users, self.loader.seed
+        key = self.loader.users, self.loader.seed, self.loader.treatments, self.loader.joins
         if self._drawn is None or self._drawn[0] != key:
             units = self._units()
             if empty := [source for source, each in units.items() if not each.sum()]:
@@ -338,7 +337,7 @@ class MixtureDataModule(PreferenceDataModule):
         """What each record that training shows counts, by source."""
         shown, table = self._shown(self._records("train"), self.loader), self.table("train")
         assert isinstance(table, JoinedTable)  # its reader gives no other
-        places = shown.places if isinstance(shown, UserView) else np.arange(len(table))
+        places = shown.places if isinstance(shown, ComparisonView) else np.arange(len(table))
         comparisons = shown.comparison_counts()
         counts = comparisons if self.amounts.unit == "comparisons" else np.ones_like(comparisons)
         return dict(
