@@ -24,7 +24,7 @@ from .columns import optional_columns
 from .content import plain_content
 from .crowd import VotePriors
 from .joins import SideTable, report_joins
-from .prepared import SPLITS
+from .prepared import SPLITS, UNLABELLED
 from .records import PreferenceRecord, RecordError, SourceRow
 from .settings import SharedSettings
 from .tokens import (
@@ -41,7 +41,7 @@ from .treated import TreatedData
 __all__ = ["SPLITS", "LoaderConfig", "PreferenceDataModule", "SplitRecords"]
 
 STAGES = {
-    "fit": ("train", "validation"),
+    "fit": ("train", UNLABELLED, "validation"),
     "validate": ("validation",),
     "test": ("test",),
     "predict": ("predict",),
@@ -112,9 +112,8 @@ class PreferenceDataModule(TreatedData):
             self._report(split)
             self._tables[split] = self._reader.table(split)
             opened.append(split)
-        report_joins(
-            self.name, joins, {split: self._tables[split] for split in opened}, self._reader.categories
-        )
+        joined = {split: self._tables[split] for split in opened if split != UNLABELLED}
+        report_joins(self.name, joins, joined, self._reader.categories)
         self._name_users()
         if stage == "fit" and "train" in self._tables:
             _ = self.decisions  # reports what is treated, or says what is in the way
@@ -271,6 +270,9 @@ class PreferenceDataModule(TreatedData):
             treatments=settings.treatments if treated else None,
         )
 
+    def _collator(self, split: str, settings: LoaderConfig) -> PreferenceCollator:
+        return self.collator(settings, requests=self._asks(split), treated=self._treats(split, settings))
+
     def rows(self, split: str, settings: LoaderConfig | None = None) -> LoaderRows:
         """What a loader reads, by its settings or others: tokens, or the places of stored features."""
         return self._rows_of(self._records(split), settings or self.loader)
@@ -295,7 +297,7 @@ class PreferenceDataModule(TreatedData):
         key = records.name, records.split, settings.users, settings.treatments, settings.joins
         if key not in self._views:
             shown: RecordTable | ComparisonView = records.table
-            if self._divides(settings.users) and records.split != "predict":
+            if self._divides(settings.users) and records.split not in ("predict", UNLABELLED):
                 shown = user_view(*records, settings.users, *self.divided_users())
             self._views[key] = self._treated(shown) if self._treats(records.split, settings) else shown
         return self._views[key]
@@ -348,9 +350,7 @@ class PreferenceDataModule(TreatedData):
         return batch_loader(
             f"{records.name} {records.split}",
             self._rows_of(records, settings),
-            self.collator(
-                settings, requests=self._asks(records.split), treated=self._treats(records.split, settings)
-            ),
+            self._collator(records.split, settings),
             settings,
             shuffle=shuffle,
             rank=rank,
@@ -368,21 +368,22 @@ class PreferenceDataModule(TreatedData):
         shuffle: bool = False,
         even: bool = False,
         draws: EpochDraws | None = None,
+        settings: LoaderConfig | None = None,
     ) -> PreferenceDataLoader:
         """Batches of a trainer's loop, which cannot do without a batch on every rank.
 
         Raises:
             ValueError: If there are fewer records than ranks.
         """
-        rank = self._rank()
-        number = len(self._rows_of(records, self.loader)) if draws is None else draws.fewest
+        rank, settings = self._rank(), settings or self.loader
+        number = len(self._rows_of(records, settings)) if draws is None else draws.fewest
         if rank[1] > max(1, number):
             raise ValueError(
                 f"{records.name} {records.split}: {number:,} record{'' if number == 1 else 's'} cannot be divided among "
                 f"{rank[1]} ranks, and each needs one: set trainer.devices to at most {max(1, number)}, or give the split "
                 "more records"
             )
-        return self._batches(records, self.loader, shuffle=shuffle, rank=rank, even=even, draws=draws)
+        return self._batches(records, settings, shuffle=shuffle, rank=rank, even=even, draws=draws)
 
     def _asks(self, split: str) -> bool:
         """Whether records of a split say whose reward is asked for; only those to predict can."""
@@ -397,11 +398,14 @@ class PreferenceDataModule(TreatedData):
         """Which of the training records an epoch has; None for all."""
         return None
 
-    def train_dataloader(self) -> DataLoader[PreferenceBatch]:
+    def train_dataloader(self) -> PreferenceDataLoader:
         """Batches of the training split, in seeded random order; equally many on every rank."""
-        overfit = getattr(self.trainer, "overfit_batches", 0)
-        shuffle = self.loader.shuffle and not overfit
-        return self._loader(self._records("train"), shuffle=shuffle, even=True, draws=self._draws())
+        return self._loader(self._records("train"), shuffle=self._shuffles, even=True, draws=self._draws())
+
+    @property
+    def _shuffles(self) -> bool:
+        """Whether training order is random."""
+        return self.loader.shuffle and not getattr(self.trainer, "overfit_batches", 0)
 
     def val_dataloader(self) -> DataLoader[PreferenceBatch] | list[DataLoader[PreferenceBatch]]:
         """Batches of the validation split, in fixed order."""
