@@ -7,6 +7,7 @@ from .prototype_map import PrototypeMap
 from .recovery_report import RecoveryReport
 from .reward_writer import RewardWriter
 from .run_logger import RunLogger
+from .strength_report import StrengthReport
 from .throughput import Throughput
 from .user_metrics import UserMetrics
 
@@ -18,6 +19,7 @@ __all__ = [
     "RecoveryReport",
     "RewardWriter",
     "RunLogger",
+    "StrengthReport",
     "Throughput",
     "UserMetrics",
 ]

@@ -6,7 +6,9 @@ from .estimate import Estimate, bootstrap, bootstrap_means, bootstrap_sums, perc
 from .paired import crossed_estimates
 from .preference import TIE, PreferenceMetrics, log_loss, outcomes, within_prompts
 from .prototypes import Example, Extremes, PrototypeTable, Sample, principal_plane
+from .strength import StrengthGroup, StrengthHistogram, StrengthRow, StrengthSummary, strength_summary
 from .trade_off import JudgedColumns, Measure, TradeOff, TradeOffNames, TradeOffStart, trade_off_summary
+from .uncertainty import ErrorPrediction, error_predictions
 from .users import UserAccuracy, UserSummary, user_margin_accuracy, user_summary
 
 __all__ = [
@@ -15,6 +17,7 @@ __all__ = [
     "TIE",
     "Bin",
     "CrowdTable",
+    "ErrorPrediction",
     "Estimate",
     "Example",
     "Extremes",
@@ -24,6 +27,10 @@ __all__ = [
     "PreferenceMetrics",
     "PrototypeTable",
     "Sample",
+    "StrengthGroup",
+    "StrengthHistogram",
+    "StrengthRow",
+    "StrengthSummary",
     "TradeOff",
     "TradeOffNames",
     "TradeOffStart",
@@ -36,12 +43,14 @@ __all__ = [
     "bootstrap_sums",
     "crossed_estimates",
     "crowd_table",
+    "error_predictions",
     "item_values",
     "log_loss",
     "outcomes",
     "pair_agreement",
     "percentile_interval",
     "principal_plane",
+    "strength_summary",
     "trade_off_summary",
     "user_margin_accuracy",
     "user_summary",

@@ -3,6 +3,7 @@
 from .crowd import draw_crowd_table
 from .prototypes import draw_prototype_table
 from .recovery import draw_recovery
+from .strength import draw_strengths
 from .style import PictureFormat, log_picture, save_picture, shortened
 from .trade_off import TradeOffCurve, trade_off_figure
 
@@ -12,6 +13,7 @@ __all__ = [
     "draw_crowd_table",
     "draw_prototype_table",
     "draw_recovery",
+    "draw_strengths",
     "log_picture",
     "save_picture",
     "shortened",
