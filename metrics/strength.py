@@ -155,7 +155,7 @@ class StrengthSummary:
         return plain | {"errors": {name: found.content() for name, found in self.errors.items()}}
 
 
-SCORES = {"std": "std", "std_to_strength": "std / |strength|", "weakness": "smallness of |strength|"}
+SCORES = {"std": "std", "std_to_strength": "std / |strength|", "weakness": "small |strength|"}
 """Scores of uncertainty, by name, as tables call them."""
 
 
