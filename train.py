@@ -27,17 +27,21 @@ VERBS = {
     "test": Verb("measure a model on the test split", "trainer:test"),
     "predict": Verb("score the responses of the predict split, into a file", "predict:predict"),
     "stages": Verb("run a chain of fits, each from the weights of the one before", "stages:stages"),
+    "members": Verb("train the members of an ensemble, a fit of its own for each", "members:members"),
+    "members join": Verb("put the members of an ensemble into one checkpoint", "members_join:join"),
     "interpolate": Verb("mix a general model's weights with a customised one's", "interpolate:interpolate"),
     "embed": Verb("write a frozen backbone's features of the data into a store", "embed:embed"),
+    "vote": Verb("let an ensemble's members vote on the labels of the data", "vote:vote"),
     "adapt": Verb("give unseen users weights in a checkpoint of PAL", "adapt:adapt"),
     "data inspect": Verb("say what form data have; show tokens, counts, lengths, drops", "inspect:inspect"),
+    "data treated": Verb("write a page of treated training labels, for a person to read", "treated:treated"),
     "data update": Verb("add votes to a file of persona votes", "update:update"),
     "domains join": Verb("put domains that were trained alone into one checkpoint", "domains:join"),
     "domains split": Verb("write a checkpoint for each domain of one", "domains:split"),
 }
 """Every verb, by name; functions are in ``pluralign.commands``."""
-TOPICS = ("data", "domains")
-"""First words of verbs that have two."""
+TOPICS = ("data", "domains", "members")
+"""First words of verbs that have two; one of them is a verb by itself, too."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -52,7 +56,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if args is None else args)
     first, *rest = words or ["--help"]
-    if first in TOPICS and rest and rest[0] not in ("-h", "--help"):
+    if first in TOPICS and rest and rest[0] not in ("-h", "--help") and not _alone(first, rest[0]):
         first, rest = f"{first} {rest[0]}", rest[1:]
     if first in VERBS:
         if args is None:
@@ -64,6 +68,11 @@ def main(args: Sequence[str] | None = None) -> None:
     else:
         print(f"pluralign: error: {first!r} is no verb; {advice(first, VERBS)}", file=sys.stderr)
         raise SystemExit(2)
+
+
+def _alone(topic: str, word: str) -> bool:
+    """Whether a topic that is a verb, too, is meant as one: what follows is an option."""
+    return topic in VERBS and word.startswith("-")
 
 
 def _run(verb: str, words: Sequence[str]) -> None:
@@ -83,7 +92,7 @@ def usage() -> str:
             "verbs:",
             *(f"  {name:{width}}  {verb.summary}" for name, verb in VERBS.items()),
             "",
-            "All but `stages`, `data update` and `domains ...` take the options of fit: one configuration serves them all.",
+            "All but `stages`, `members ...`, `data update` and `domains ...` take the options of fit: one configuration serves them all.",
             "`pluralign VERB --help` lists a verb's options; `--print_config` prints them as a configuration.",
             "",
             "with every verb:",

@@ -1,6 +1,5 @@
 """``pluralign adapt``: weights of unseen users in a checkpoint of PAL, and how many judgements that takes."""
 
-import argparse
 import dataclasses
 import json
 import os
@@ -27,11 +26,11 @@ from pluralign.models.pal import (
     user_accuracy,
 )
 
-from .cli import PluralignCLI, option
+from .checkpoints import checkpoint_last
+from .cli import ONE_DEVICE, PluralignCLI, option
 
 __all__ = ["adapt"]
 
-ONE_DEVICE = ("--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto")
 FEW_USERS = 10
 """Measured users below which means over them, and their bootstrap intervals, say little."""
 OF_TRAINING = ("optimizer_states", "lr_schedulers", "callbacks")
@@ -108,7 +107,7 @@ def adapt(words: Sequence[str]) -> None:
     on one device.
     """
     cli = PluralignCLI(
-        "adapt", [*_checkpoint_last(words), *ONE_DEVICE], description=adapt.__doc__, options=AdaptOptions
+        "adapt", [*checkpoint_last(words), *ONE_DEVICE], description=adapt.__doc__, options=AdaptOptions
     )
     model = cli.model
     if not isinstance(model, PAL):
@@ -124,17 +123,6 @@ def adapt(words: Sequence[str]) -> None:
     if output is not None and report is not None:
         _write(cli, model, checkpoint, measured, output, report)
         print(f"{measured.num_added:,} users added, {len(model.users):,} in all: {output}; report: {report}")
-
-
-def _checkpoint_last(words: Sequence[str]) -> list[str]:
-    """The words with the checkpoint that they name at their end, where no configuration names another.
-
-    The one in the configuration that a run saved is the one that it started from.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--ckpt_path", default="")
-    named, others = parser.parse_known_args(words)
-    return [*others, f"--ckpt_path={named.ckpt_path}"]
 
 
 def _unseen_users(cli: PluralignCLI[AdaptOptions]) -> list[str]:

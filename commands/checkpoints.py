@@ -1,5 +1,6 @@
 """Which checkpoint `--ckpt_path last` and `best` mean, where a run goes on, and what it keeps to be found again."""
 
+import argparse
 import json
 import os
 import time
@@ -25,6 +26,7 @@ __all__ = [
     "RunKeeper",
     "best_checkpoint",
     "check_writable",
+    "checkpoint_last",
     "follow_root_folder",
     "keep_whole",
     "leave_runs_alone",
@@ -105,6 +107,20 @@ def _mismatch(kept: Settings | None, wanted: Settings, *, fitting: bool) -> list
         return sorted(_differences(kept, wanted, NOT_OF_TRAINING))
     before, now = ({"data": each["data"]["class_path"], "model": each["model"]} for each in (kept, wanted))
     return sorted(_differences(before, now, OF_TRAINING))
+
+
+def checkpoint_last(words: Sequence[str]) -> list[str]:
+    """The words with the checkpoint that they name at their end, where no configuration names another.
+
+    The one in the configuration that a run saved is the one that it started from.
+
+    Args:
+        words: Words after a verb.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--ckpt_path", default="")
+    named, others = parser.parse_known_args(words)
+    return [*others, f"--ckpt_path={named.ckpt_path}"]
 
 
 # Where to look -------------------------------------------------------------------------------------------

@@ -32,7 +32,10 @@ from .program import EPILOG
 from .quiet import BITSANDBYTES, show_messages
 from .sources import check_sources
 
-__all__ = ["NoOptions", "PluralignCLI", "option"]
+__all__ = ["ONE_DEVICE", "NoOptions", "PluralignCLI", "option"]
+
+ONE_DEVICE = ("--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto")
+"""Words that let a verb run on one device, whatever its configuration trains on."""
 
 GIVEN_BY_TRAINER: set[str | int] = {
     "model",

@@ -8,7 +8,7 @@ from typing import Any, Generic, Literal, NamedTuple
 from jsonargparse import ArgumentParser, Namespace, get_loader
 
 from pluralign.datamodules import PreferenceDataModule
-from pluralign.datamodules.prepared import NOT_TRAINED_ON, content_changes, plain_content
+from pluralign.datamodules.content import NOT_TRAINED_ON, content_changes, plain_content, without
 from pluralign.datamodules.records import hash_files
 from pluralign.models import RewardModule
 from pluralign.models.backbone import BackboneConfig
@@ -167,10 +167,10 @@ class SettledStage:
             "verb": self.stage.verb,
             "seed_everything": settings["seed_everything"],
             "model": {"class_path": settings["model"]["class_path"], **model},
-            "data": _without(settings["data"], PLACES),
+            "data": without(settings["data"], PLACES),
             "trainer": {name: trainer.get(name) for name in (*TRAINING, *LENGTH)},
             "callbacks": [each for each in _listed(trainer["callbacks"]) if _learns(each["class_path"])],
-            "content": _without(plain_content(data.content()), NOT_TRAINED_ON),
+            "content": without(plain_content(data.content()), NOT_TRAINED_ON),
             "text": {
                 key: value for key, value in self.readable.text_format.items() if key not in NOT_OF_FORMAT
             },
@@ -340,10 +340,3 @@ def _listed(callbacks: Any) -> list[dict[str, Any]]:  # noqa: ANN401  a list, on
 def _learns(class_path: str) -> bool:
     """Whether a callback may change what is learned."""
     return not class_path.startswith("pluralign.callbacks") and class_path.rpartition(".")[2] not in WATCHING
-
-
-def _without(value: Any, names: Sequence[str]) -> Any:  # noqa: ANN401  plain values, nested
-    """Plain values without those of some names, at every depth."""
-    if isinstance(value, Mapping):
-        return {key: _without(each, names) for key, each in value.items() if key not in names}
-    return [_without(each, names) for each in value] if isinstance(value, list) else value

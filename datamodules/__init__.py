@@ -9,6 +9,7 @@ from .datasets import *
 from .mixture import MixtureDataModule
 from .records import Comparison, Message, PreferenceRecord, RecordError, Response
 from .tokens import TextConfig
+from .treatments import TreatmentConfig, TreatmentRule
 
 __all__ = [
     "Comparison",
@@ -24,5 +25,7 @@ __all__ = [
     "Response",
     "RewardOutput",
     "TextConfig",
+    "TreatmentConfig",
+    "TreatmentRule",
 ]
 __all__ += datasets.__all__

@@ -16,24 +16,32 @@ from .batches import (
     PreferenceCollator,
     PreferenceDataLoader,
     RequestView,
-    UserView,
     batch_loader,
     changed,
     user_view,
 )
 from .columns import optional_columns
+from .content import plain_content
 from .crowd import VotePriors
-from .joins import SideTable, load_joins, report_joins
-from .named import NamedData
-from .prepared import SPLITS, plain_content
+from .joins import SideTable, report_joins
+from .prepared import SPLITS, UNLABELLED
 from .records import PreferenceRecord, RecordError, SourceRow
 from .settings import SharedSettings
-from .tokens import CacheReader, DataReader, RecordTable, SplitReport, decoded_responses, report_split
+from .tokens import (
+    CacheReader,
+    ComparisonView,
+    DataReader,
+    RecordTable,
+    SplitReport,
+    decoded_responses,
+    report_split,
+)
+from .treated import TreatedData
 
 __all__ = ["SPLITS", "LoaderConfig", "PreferenceDataModule", "SplitRecords"]
 
 STAGES = {
-    "fit": ("train", "validation"),
+    "fit": ("train", UNLABELLED, "validation"),
     "validate": ("validation",),
     "test": ("test",),
     "predict": ("predict",),
@@ -51,12 +59,13 @@ class SplitRecords(NamedTuple):
     """The records."""
 
 
-class PreferenceDataModule(NamedData):
+class PreferenceDataModule(TreatedData):
     """Base of every data module. A dataset implements :meth:`load` and :meth:`to_example`.
 
     ``setup`` memory-maps the splits of its stage from the token cache that ``prepare_data`` wrote.
 
-    Users, domains and other names are :class:`NamedData`'s, the settings :class:`PreparedData`'s.
+    Open splits and treatments are :class:`TreatedData`'s, users, domains and other names :class:`NamedData`'s, the settings
+    :class:`PreparedData`'s.
 
     Attributes:
         reports: What became of the rows, by split; filled by ``setup``.
@@ -72,11 +81,9 @@ class PreferenceDataModule(NamedData):
         self.reports: dict[str, SplitReport] = {}
         self._added_features: Path | None = None
         self._store: FeatureStore | None = None
-        self._joins: tuple[tuple[str, ...], tuple[SideTable, ...]] = (), ()
         self._loaded: dict[tuple[object, ...], LoaderRows] = {}
-        self._views: dict[tuple[object, ...], RecordTable | UserView] = {}
+        self._views: dict[tuple[object, ...], RecordTable | ComparisonView] = {}
         self._priors: VotePriors | None = None
-        self._tables: dict[str, RecordTable] = {}
 
     # Lightning -----------------------------------------------------------------------------------------
 
@@ -105,10 +112,11 @@ class PreferenceDataModule(NamedData):
             self._report(split)
             self._tables[split] = self._reader.table(split)
             opened.append(split)
-        report_joins(
-            self.name, joins, {split: self._tables[split] for split in opened}, self._reader.categories
-        )
+        joined = {split: self._tables[split] for split in opened if split != UNLABELLED}
+        report_joins(self.name, joins, joined, self._reader.categories)
         self._name_users()
+        if stage == "fit" and "train" in self._tables:
+            _ = self.decisions  # reports what is treated, or says what is in the way
 
     def _open_cache(self) -> tuple[DataReader, VotePriors]:
         reader = CacheReader(self.cache_folder())
@@ -116,19 +124,6 @@ class PreferenceDataModule(NamedData):
 
     def _report(self, split: str) -> None:
         report_split(self.name, split, self.reports[split])
-
-    def table(self, split: str) -> RecordTable:
-        """The tokenised records of a split.
-
-        Raises:
-            ValueError: If the dataset has no such split.
-            RuntimeError: If ``setup`` has not opened it.
-        """
-        if split not in self.splits:
-            raise ValueError(f"{type(self).__name__} has no {split} split; it has {', '.join(self.splits)}")
-        if split not in self._tables:
-            raise RuntimeError(f"the {split} split is not open: call setup() for its stage first")
-        return self._tables[split]
 
     def texts(self, split: str, responses: Sequence[tuple[str, int]]) -> list[tuple[str, str]]:
         """Prompt and text of responses, as the network reads them; empty for a response that the split does not have.
@@ -213,13 +208,6 @@ class PreferenceDataModule(NamedData):
         return self.joins
 
     @property
-    def joins(self) -> tuple[SideTable, ...]:
-        """The side tables that ``loader.joins`` names, read when first asked for."""
-        if self._joins[0] != self.loader.joins:
-            self._joins = self.loader.joins, load_joins(self.loader.joins)
-        return self._joins[1]
-
-    @property
     def extents(self) -> dict[str, TextExtent]:
         """How far the tokens of every split go, of those that are not open, too; empty before ``setup``."""
         reports = {} if self._reader is None else self._reader.reports
@@ -254,12 +242,15 @@ class PreferenceDataModule(NamedData):
         module = getattr(self.trainer, "lightning_module", None)
         return getattr(module, "layout", None) or "shared"
 
-    def collator(self, settings: LoaderConfig | None = None, *, requests: bool = False) -> PreferenceCollator:
+    def collator(
+        self, settings: LoaderConfig | None = None, *, requests: bool = False, treated: bool = False
+    ) -> PreferenceCollator:
         """Function that turns rows into a batch, by the loader's settings or others; picklable.
 
         Args:
             settings: The loader's if None.
             requests: Whether batches say whose reward is asked for.
+            treated: Whether labels are treated; rows of the training split then say how.
         """
         settings = settings or self.loader
         if self._reader is None or self._priors is None:
@@ -276,7 +267,11 @@ class PreferenceDataModule(NamedData):
             priors=self._priors.of_all(settings.crowd),
             joins=self.joins,
             requests=requests,
+            treatments=settings.treatments if treated else None,
         )
+
+    def _collator(self, split: str, settings: LoaderConfig) -> PreferenceCollator:
+        return self.collator(settings, requests=self._asks(split), treated=self._treats(split, settings))
 
     def rows(self, split: str, settings: LoaderConfig | None = None) -> LoaderRows:
         """What a loader reads, by its settings or others: tokens, or the places of stored features."""
@@ -286,24 +281,25 @@ class PreferenceDataModule(NamedData):
         return SplitRecords(self.name, split, self.table(split))
 
     def _rows_of(self, records: SplitRecords, settings: LoaderConfig) -> LoaderRows:
-        key = records.name, records.split, settings.users, settings.items, settings.features
+        read = settings.users, settings.items, settings.features, settings.treatments, settings.joins
+        key = records.name, records.split, *read
         if key not in self._loaded:
             table = self._shown(records, settings)
             store = None if settings.features is None else self.features
-            rows: RecordTable | UserView | FeatureTable = table
+            rows: RecordTable | ComparisonView | FeatureTable = table
             if store is not None:
                 rows = FeatureTable(table, store, records.split, items=settings.items)
             self._loaded[key] = RequestView(rows, table) if self._asks(records.split) else rows
         return self._loaded[key]
 
-    def _shown(self, records: SplitRecords, settings: LoaderConfig) -> RecordTable | UserView:
-        """Records with the judgements of the users whom the settings show."""
-        key = records.name, records.split, settings.users
+    def _shown(self, records: SplitRecords, settings: LoaderConfig) -> RecordTable | ComparisonView:
+        """Records with the judgements of the users whom the settings show, less those that a treatment drops."""
+        key = records.name, records.split, settings.users, settings.treatments, settings.joins
         if key not in self._views:
-            divides = self._divides(settings.users) and records.split != "predict"
-            self._views[key] = (
-                user_view(*records, settings.users, *self.divided_users()) if divides else records.table
-            )
+            shown: RecordTable | ComparisonView = records.table
+            if self._divides(settings.users) and records.split not in ("predict", UNLABELLED):
+                shown = user_view(*records, settings.users, *self.divided_users())
+            self._views[key] = self._treated(shown) if self._treats(records.split, settings) else shown
         return self._views[key]
 
     def batches(
@@ -319,6 +315,8 @@ class PreferenceDataModule(NamedData):
         rank: tuple[int, int] | None = None,
     ) -> PreferenceDataLoader:
         """Batches of a split, as often as one iterates; what is None is as the loader's settings have it.
+
+        Labels are as the data have them: what trains alone sees treated ones (``loader.treatments``).
 
         Args:
             split: A split that ``setup`` opened.
@@ -352,7 +350,7 @@ class PreferenceDataModule(NamedData):
         return batch_loader(
             f"{records.name} {records.split}",
             self._rows_of(records, settings),
-            self.collator(settings, requests=self._asks(records.split)),
+            self._collator(records.split, settings),
             settings,
             shuffle=shuffle,
             rank=rank,
@@ -370,21 +368,22 @@ class PreferenceDataModule(NamedData):
         shuffle: bool = False,
         even: bool = False,
         draws: EpochDraws | None = None,
+        settings: LoaderConfig | None = None,
     ) -> PreferenceDataLoader:
         """Batches of a trainer's loop, which cannot do without a batch on every rank.
 
         Raises:
             ValueError: If there are fewer records than ranks.
         """
-        rank = self._rank()
-        number = len(self._rows_of(records, self.loader)) if draws is None else draws.fewest
+        rank, settings = self._rank(), settings or self.loader
+        number = len(self._rows_of(records, settings)) if draws is None else draws.fewest
         if rank[1] > max(1, number):
             raise ValueError(
                 f"{records.name} {records.split}: {number:,} record{'' if number == 1 else 's'} cannot be divided among "
                 f"{rank[1]} ranks, and each needs one: set trainer.devices to at most {max(1, number)}, or give the split "
                 "more records"
             )
-        return self._batches(records, self.loader, shuffle=shuffle, rank=rank, even=even, draws=draws)
+        return self._batches(records, settings, shuffle=shuffle, rank=rank, even=even, draws=draws)
 
     def _asks(self, split: str) -> bool:
         """Whether records of a split say whose reward is asked for; only those to predict can."""
@@ -399,11 +398,14 @@ class PreferenceDataModule(NamedData):
         """Which of the training records an epoch has; None for all."""
         return None
 
-    def train_dataloader(self) -> DataLoader[PreferenceBatch]:
+    def train_dataloader(self) -> PreferenceDataLoader:
         """Batches of the training split, in seeded random order; equally many on every rank."""
-        overfit = getattr(self.trainer, "overfit_batches", 0)
-        shuffle = self.loader.shuffle and not overfit
-        return self._loader(self._records("train"), shuffle=shuffle, even=True, draws=self._draws())
+        return self._loader(self._records("train"), shuffle=self._shuffles, even=True, draws=self._draws())
+
+    @property
+    def _shuffles(self) -> bool:
+        """Whether training order is random."""
+        return self.loader.shuffle and not getattr(self.trainer, "overfit_batches", 0)
 
     def val_dataloader(self) -> DataLoader[PreferenceBatch] | list[DataLoader[PreferenceBatch]]:
         """Batches of the validation split, in fixed order."""

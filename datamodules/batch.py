@@ -133,6 +133,9 @@ class PreferenceBatch(TypedDict, total=False):
     """(R, H) float: pooled features in place of tokens, for a frozen backbone."""
     prompts: "PreferenceBatch"
     """The prompts as rows of their own, each with one response that is its last token: N rows, N responses."""
+    unlabelled: "PreferenceBatch"
+    """Of training batches of a mixture with ``unlabelled`` sources: a batch of its own, of groups of two different responses at
+    least without judgements, which are not counted in N. It has the keys of its rows and responses, and no comparisons."""
     prompt_features: Tensor
     """(N, H) float: of the prompt alone; of an empty one, of a token 0."""
 

@@ -157,6 +157,10 @@ COLUMNS: tuple[Column, ...] = (
 )  # fmt: skip
 
 
+NESTED = {"unlabelled": "a MixtureDataModule with unlabelled sources, in training"}
+"""Batches within a batch that some data have, and which: their own columns are those above."""
+
+
 def column(name: str) -> Column:
     """The column of a batch key.
 
@@ -185,11 +189,11 @@ def optional_columns(item: Item | None = None, kind: Kind | None = None) -> tupl
 def provided_by(name: str) -> str:
     """Which data have a key, as a phrase."""
     phrases = [entry.provided_by for entry in COLUMNS if entry.name == name]
-    return "".join(phrases) or "no data module so far"
+    return "".join(phrases) or NESTED.get(name, "no data module so far")
 
 
 def take_comparisons(batch: PreferenceBatch, keep: Tensor) -> PreferenceBatch:
-    """The batch with some of its comparisons; responses and records stay.
+    """The batch with some of its comparisons; responses, records and batches within it stay.
 
     Args:
         batch: With comparisons.
@@ -207,6 +211,8 @@ def take_comparisons(batch: PreferenceBatch, keep: Tensor) -> PreferenceBatch:
 
 def take_responses(batch: PreferenceBatch, keep: Tensor) -> PreferenceBatch:
     """The batch with some of its responses; comparisons of which a side is gone go as well, and so do requests.
+
+    Batches within it stay: their responses are others.
 
     Rows of tokens stay as they are: nothing reads what belongs to no response.
 

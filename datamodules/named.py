@@ -8,7 +8,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from .batches import UserProtocol, joined
-from .prepared import PreparedData, content_changes
+from .content import content_changes
+from .prepared import PreparedData
 from .settings import SharedSettings
 from .tokens import DataReader
 

@@ -1,9 +1,7 @@
 """PreparedData: settings, validation of rows and token cache, once for all datasets."""
 
-import json
 import math
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -19,47 +17,14 @@ from .records import PreferenceRecord, RecordError, SourceRow, hash_files, hash_
 from .settings import OnInvalid
 from .tokens import CacheWriter, RecordTokenizer, SplitReport, TextConfig, cache_damage, fingerprint, tokenise
 
-__all__ = ["SPLITS", "PreparedData", "content_changes", "plain_content"]
+__all__ = ["SPLITS", "UNLABELLED", "PreparedData"]
 
 SPLITS = ("train", "validation", "test", "predict")
+UNLABELLED = "unlabelled"
+"""Training records of the sources of a mixture that need no judgement, where they are read like a split."""
 VALIDATION_SHARE = 0.05
 MERGED_TOKENS = 4096
 """Half of a loader's budget by default, so that no merged record is a batch alone."""
-NOT_TRAINED_ON = ("test", "predict")
-
-
-def plain_content(content: Mapping[str, object]) -> dict[str, object]:
-    """Content of data, as :meth:`PreparedData.content` has it, in the plain values that a checkpoint holds."""
-    plain: dict[str, object] = json.loads(json.dumps(content, default=str))
-    return plain
-
-
-def content_changes(before: object, now: object, name: str = "") -> list[str]:
-    """What differs between two contents, but for splits that no training reads.
-
-    Args:
-        before: As :func:`plain_content` gave it.
-        now: Likewise.
-        name: Of what is compared; for the recursion.
-
-    Returns:
-        Of every difference, what it is: files of a source by name, settings with both values.
-    """
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        keys = sorted({*before, *now} - {*NOT_TRAINED_ON})
-        parts = [content_changes(before.get(key), now.get(key), f"{name}.{key}".lstrip(".")) for key in keys]
-        return [change for part in parts for change in part]
-    if before == now:
-        return []
-    files_of = re.fullmatch(r"(?:mixture\.(.+\.))?sources\.(\w+)", name)
-    if files_of and isinstance(before, list) and isinstance(now, list):
-        same = [file for file, _ in before] == [file for file, _ in now]
-        files = ", ".join(sorted(file for file, _ in now))
-        source = (files_of[1] or "") + files_of[2]
-        return [
-            f"{source} has other bytes in {files}" if same else f"{source} is read from other files, {files}"
-        ]
-    return [f"{name.removeprefix('mixture.').removeprefix('settings.')} was {before!r}, is {now!r}"]
 
 
 class ReadsText(Protocol):
@@ -82,6 +47,10 @@ class PreparedData(L.LightningDataModule, ABC):
         sources: Parts that :meth:`load` can read. A source named like a split becomes that split. Without a
             source ``validation``, a share of ``train`` is held out by a hash of the prompt. Empty until the
             constructor of a dataset whose parts depend on its settings fills it.
+        needs_judgement: Whether a training record without a judgement is left out. Where it is False, as a mixture sets it on its
+            unlabelled sources, there is a training split alone, of the groups of responses: whatever judgements rows have are
+            counted and left out, rows of equal prompts are always merged, and records of fewer than two different responses,
+            in which nothing can be told apart, are counted and dropped.
         network: Module whose positions bound texts where ``text.max_length`` does not; None for the trainer's.
         has_own_features: Whether it brings stored features of its own, and its texts are names that no network reads.
         where_to_get: What to do where ``data_dir`` is missing, of a dataset that is not on the Hugging Face hub.
@@ -89,6 +58,7 @@ class PreparedData(L.LightningDataModule, ABC):
 
     name: str  # pyright: ignore[reportIncompatibleVariableOverride]  Lightning leaves it unset
     sources: tuple[str, ...] = ()
+    needs_judgement: bool = True
     has_own_features: ClassVar[bool] = False
     where_to_get: ClassVar[str]
 
@@ -204,6 +174,8 @@ class PreparedData(L.LightningDataModule, ABC):
     @property
     def splits(self) -> tuple[str, ...]:
         """Splits that this dataset has."""
+        if not self.needs_judgement:
+            return ("train",) if "train" in self.sources else ()
         return tuple(
             split
             for split in SPLITS
@@ -227,13 +199,20 @@ class PreparedData(L.LightningDataModule, ABC):
 
     def content(self) -> dict[str, object]:
         """What decides the records, whatever the tokens: bytes of the files of each source, and settings."""
+        held_out = self.needs_judgement and "validation" not in self.sources
         return {
-            "sources": {source: hash_files(self.files(source)) for source in self.sources},
+            "sources": {source: hash_files(self.files(source)) for source in self._read_sources()},
             "settings": self.settings(),
             "on_invalid": self.on_invalid,
             "merged_tokens": self.merged_tokens,
-            "validation_share": None if "validation" in self.sources else self.validation_share,
+            "validation_share": self.validation_share if held_out else None,
+            # Where records need one nothing is said of it, so that older caches keep their names.
+            **({} if self.needs_judgement else {"needs_judgement": False}),
         }
+
+    def _read_sources(self) -> tuple[str, ...]:
+        """Sources that become records: of data that need no judgement those of the training split."""
+        return self.sources if self.needs_judgement else self.splits
 
     def cache_problem(self) -> str | None:
         """What is wrong with the cache, every byte of it compared, once; None if it is there and whole."""
@@ -268,8 +247,9 @@ class PreparedData(L.LightningDataModule, ABC):
                 source=self.name,
                 on_invalid=self.on_invalid,
                 merged_tokens=self.merged_tokens,
+                judged=self.needs_judgement,
             ) as writer:
-                for source in self.sources:
+                for source in self._read_sources():
                     tokenise(self, source, writer)
                 if not self._hold_one_out(writer.reports):
                     writer.finish(self.tokenizer.fingerprint())
@@ -277,7 +257,7 @@ class PreparedData(L.LightningDataModule, ABC):
 
     def route(self, record: PreferenceRecord, source: str) -> str:
         """Split of a record: its source's, or validation for a hashed share of the training prompts."""
-        if source != "train" or "validation" in self.sources:
+        if source != "train" or "validation" in self.sources or not self.needs_judgement:
             return source
         key, held_out = record.split_key, math.ceil(self.validation_share * 10_000)
         if key == self._held_out:

@@ -1,5 +1,25 @@
-"""What runs a module over data, with or without a trainer: embedding."""
+"""What runs a module over data, with or without a trainer: embedding, voting."""
 
 from .embedding import Embedder, embed_features, embed_missing
+from .voting import (
+    Ballots,
+    MemberCorrelation,
+    SplitVotes,
+    cast_votes,
+    check_votes,
+    gather_votes,
+    member_ballots,
+)
 
-__all__ = ["Embedder", "embed_features", "embed_missing"]
+__all__ = [
+    "Ballots",
+    "Embedder",
+    "MemberCorrelation",
+    "SplitVotes",
+    "cast_votes",
+    "check_votes",
+    "embed_features",
+    "embed_missing",
+    "gather_votes",
+    "member_ballots",
+]

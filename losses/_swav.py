@@ -1,5 +1,7 @@
 """SwAV: views predict each other's assignment to prototypes that are used about equally."""
 
+import math
+
 import torch
 from torch import Tensor, distributed, nn
 
@@ -7,6 +9,7 @@ from ._common import (
     Reduction,
     as_compute,
     check_distribution,
+    check_mask,
     check_number,
     check_same_shape,
     check_values,
@@ -125,6 +128,20 @@ def check_views(first: Tensor, second: Tensor) -> None:
     check_values("second", second)
 
 
+def check_row_mask(mask: Tensor, number: int) -> None:
+    """Raise ``ValueError`` unless there is one value for each row, ``TypeError`` unless they are boolean."""
+    check_mask(mask)
+    if mask.shape != (number,):
+        raise ValueError(f"mask must be of shape ({number},); got {tuple(mask.shape)}")
+
+
+def masked_weight(weight: Tensor | None, mask: Tensor | None, loss: Tensor) -> Tensor | None:
+    """Weights of the rows of a loss, 0 where a row takes no part; None for equal ones."""
+    if mask is None:
+        return weight
+    return mask.to(loss.dtype) if weight is None else torch.where(mask, weight, 0.0)
+
+
 def _cosine(rows: Tensor, prototypes: Tensor) -> Tensor:
     with torch.autocast(rows.device.type, enabled=False):
         return unit_vector(rows) @ unit_vector(prototypes).T
@@ -149,8 +166,8 @@ def _gather_rows(rows: Tensor) -> tuple[Tensor, int]:
 class SwAVLoss(nn.Module):
     """:func:`swav_loss` with trainable prototypes, and assignments balanced over more than one batch.
 
-    Rows to balance over come from all processes and from a queue of earlier rows. A queue that is still
-    filling takes part with what it holds. It is updated in training mode only.
+    Rows to balance over come from all processes and from a queue of earlier rows. The queue is updated in training mode
+    only. As long as it holds too few rows to balance the prototypes over, the loss is 0, and so is its gradient.
     """
 
     queue: Tensor
@@ -171,7 +188,7 @@ class SwAVLoss(nn.Module):
 
         Args:
             num_features: H, width of the features.
-            num_prototypes: K. Balancing needs at least about K / 2 rows, queue and processes included.
+            num_prototypes: K. Balancing needs at least K / 2 rows, queue and processes included.
             queue_size: Earlier rows kept per view.
             temperature: Divides the cosines, > 0.
             epsilon: Softness of the assignments, > 0.
@@ -193,43 +210,75 @@ class SwAVLoss(nn.Module):
         self.register_buffer("queue", torch.zeros(2, queue_size, num_features))
         self.register_buffer("queue_filled", torch.zeros(queue_size, dtype=torch.bool))
 
-    def forward(self, first: Tensor, second: Tensor, *, weight: Tensor | None = None) -> Tensor:
-        """Loss of the rows; arguments as in :func:`swav_loss`.
+    def forward(
+        self, first: Tensor, second: Tensor, *, weight: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Loss of the rows; arguments as in :func:`swav_loss`. All processes call it together.
 
         Args:
             first: One view, (N, H).
             second: The other view of the same rows, (N, H).
             weight: Weights >= 0 of the rows, (N,).
+            mask: Rows that take part, (N,) bool; the others have loss 0 and enter neither balance nor queue.
 
         Returns:
             Loss, scalar or (N,).
+
+        Raises:
+            ValueError: If batch, processes and queue together have fewer rows than K / 2, in training mode.
         """
         check_views(first, second)
-        assignments = []
+        if mask is not None:
+            check_row_mask(mask, len(first))
         with torch.no_grad():
-            (prototypes,) = as_compute(self.prototypes)
-            gathered = []
-            for view, earlier in zip((first, second), self.queue, strict=True):
-                rows, start = _gather_rows(unit_vector(as_compute(view)[0]))
-                gathered.append(rows)
-                scores = _cosine(torch.cat([rows, earlier.to(rows.dtype)]), prototypes.to(rows.dtype))
-                mask = torch.cat([self.queue_filled.new_ones(len(rows)), self.queue_filled])
-                balanced = sinkhorn_assignment(
-                    scores, epsilon=self.epsilon, num_iterations=self.num_iterations, mask=mask
-                )
-                assignments.append(balanced[start : start + len(view)])
+            views, part, start = self._gathered(first, second, mask)
+            filled = torch.cat([part, self.queue_filled])
+            candidates = [
+                torch.cat([view, earlier.to(view.dtype)])
+                for view, earlier in zip(views, self.queue, strict=True)
+            ]
+            assignments = [self._assigned(rows, filled)[start : start + len(first)] for rows in candidates]
+            enough = 2 * filled.sum() >= len(self.prototypes)
             if self.training and self.queue.shape[1]:
-                size = self.queue.shape[1]
-                new = torch.stack(gathered).to(self.queue.dtype)
-                filled = torch.cat([self.queue_filled.new_ones(new.shape[1]), self.queue_filled])
-                self.queue.copy_(torch.cat([new, self.queue], dim=1)[:, :size])
-                self.queue_filled.copy_(filled[:size])
-        return swav_loss(
+                self._keep(candidates, filled)
+        loss = swav_loss(
             first,
             second,
             self.prototypes,
             *assignments,
             temperature=self.temperature,
-            weight=weight,
+            weight=masked_weight(weight, mask, as_compute(first)[0]),
             reduction=self.reduction,
         )
+        return loss * enough.to(loss.dtype)
+
+    def _gathered(
+        self, first: Tensor, second: Tensor, mask: Tensor | None
+    ) -> tuple[tuple[Tensor, Tensor], Tensor, int]:
+        """Unit rows of both views of all processes, which of them take part, and where this one's begin."""
+        one, two = (unit_vector(view) for view in as_compute(first, second))
+        part = one.new_ones(len(one), 1) if mask is None else mask[:, None].to(one.dtype)
+        rows, start = _gather_rows(torch.cat([one, two, part], dim=1))
+        number, size, needed = len(rows), self.queue.shape[1], len(self.prototypes) / 2
+        if self.training and 0 < number and number + size < needed:
+            raise ValueError(
+                f"{len(self.prototypes)} prototypes need at least {needed:g} rows to be balanced over, and a batch has "
+                f"{number} over all processes, with a queue of {size}: set queue_size to {math.ceil(needed)} or more, "
+                "num_prototypes lower, or larger batches"
+            )
+        width = one.shape[1]
+        return (rows[:, :width], rows[:, width:-1]), rows[:, -1] > 0, start
+
+    def _assigned(self, rows: Tensor, filled: Tensor) -> Tensor:
+        """Assignment of rows to prototypes, balanced over those that take part."""
+        prototypes = self.prototypes.detach().to(rows.dtype)
+        return sinkhorn_assignment(
+            _cosine(rows, prototypes), epsilon=self.epsilon, num_iterations=self.num_iterations, mask=filled
+        )
+
+    def _keep(self, candidates: list[Tensor], filled: Tensor) -> None:
+        """Fill the queue with the newest rows that take part."""
+        # A stable sort brings them to the front in their order, without reading how many there are.
+        newest = torch.argsort(~filled, stable=True)[: len(self.queue_filled)]
+        self.queue.copy_(torch.stack([rows[newest] for rows in candidates]))
+        self.queue_filled.copy_(filled[newest])

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ._common import Reduction, as_compute, check_number, check_same_shape, reduce_loss, unit_vector
-from ._swav import SwAVLoss, check_views, sinkhorn_assignment, swav_loss
+from ._swav import SwAVLoss, check_row_mask, check_views, masked_weight, sinkhorn_assignment, swav_loss
 from .pairwise import bradley_terry_loss
 
 __all__ = [
@@ -77,17 +77,21 @@ def simcse_loss(
     *,
     temperature: float = 0.05,
     weight: Tensor | None = None,
+    mask: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Each row should find its own second view among all second views.
 
     .. math:: L_i = -\log \frac{\exp(\cos(h_i, h'_i) / \tau)}{\sum_j \exp(\cos(h_i, h'_j) / \tau)}
 
+    What stands in several rows is its own negative, which no network could tell apart: give each thing one row.
+
     Args:
         first: One view, (N, H); a zero row has cosine 0 with everything.
         second: The other view of the same rows, (N, H).
         temperature: tau > 0.
         weight: Weights >= 0 of the rows, (N,).
+        mask: Rows that take part, (N,) bool; the others are no negatives and have loss 0.
         reduction: ``"mean"`` (weighted), ``"sum"`` or ``"none"``.
 
     Returns:
@@ -96,12 +100,13 @@ def simcse_loss(
     Raises:
         ValueError: If shapes differ or are not (N, H), a value is not finite, ``temperature`` <= 0, or
             ``reduction`` is unknown.
+        TypeError: If ``mask`` is not boolean.
 
     Source:
         Wang et al., *Secrets of RLHF in Large Language Models Part II: Reward Modeling*, 2024, equation 9,
         https://arxiv.org/abs/2401.06080; Gao et al., *SimCSE: Simple Contrastive Learning of Sentence
-        Embeddings*, EMNLP 2021, equation 1, https://arxiv.org/abs/2104.08821. Departures: none; that there
-        are 2 P rows and the temperature (SimCSE's own) are inference.
+        Embeddings*, EMNLP 2021, equation 1, https://arxiv.org/abs/2104.08821. Departures: mask; that there are
+        2 P rows and the temperature (SimCSE's own) are inference.
 
     .. versionadded:: 0.1
     """
@@ -109,8 +114,13 @@ def simcse_loss(
     check_number("temperature", temperature, 0.0, open_low=True)
     one, two = as_compute(first, second)
     with torch.autocast(one.device.type, enabled=False):
-        cosine = unit_vector(one) @ unit_vector(two).T
-    return reduce_loss(-(cosine / temperature).log_softmax(-1).diagonal(), reduction, weight)
+        logits = unit_vector(one) @ unit_vector(two).T / temperature
+    if mask is not None:
+        check_row_mask(mask, len(one))
+        themselves = torch.eye(len(one), dtype=torch.bool, device=one.device)
+        logits = logits.masked_fill(~(mask | themselves), -torch.inf)  # no row of the softmax is empty
+    loss = -logits.log_softmax(-1).diagonal()
+    return reduce_loss(loss, reduction, masked_weight(weight, mask, loss))
 
 
 class SimCSELoss(nn.Module):
@@ -127,10 +137,22 @@ class SimCSELoss(nn.Module):
         self.temperature = temperature
         self.reduction: Reduction = reduction
 
-    def forward(self, first: Tensor, second: Tensor, *, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        first: Tensor,
+        second: Tensor,
+        *,
+        weight: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Loss of the rows; arguments as in :func:`simcse_loss`."""
         return simcse_loss(
-            first, second, temperature=self.temperature, weight=weight, reduction=self.reduction
+            first,
+            second,
+            temperature=self.temperature,
+            weight=weight,
+            mask=mask,
+            reduction=self.reduction,
         )
 
 

@@ -5,7 +5,7 @@ from .base import BaseModule
 from .bradley_terry import BradleyTerryRM
 from .customized import CustomizedRM
 from .dprm import DPRM
-from .ensemble_vote import EnsembleVoteRM
+from .ensemble_vote import ContrastiveRM, EnsembleVoteRM, MetaRM
 from .pal import PAL, FewShotCurve, UserAccuracy, few_shot_curve, user_accuracy
 from .reward import RewardModule
 
@@ -17,10 +17,12 @@ __all__ = [
     "BackboneOutput",
     "BaseModule",
     "BradleyTerryRM",
+    "ContrastiveRM",
     "CustomizedRM",
     "EnsembleVoteRM",
     "FewShotCurve",
     "LoRAConfig",
+    "MetaRM",
     "RewardHead",
     "RewardModule",
     "StoredFeatures",

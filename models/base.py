@@ -18,7 +18,7 @@ from ._data_source import AdaptedData
 from ._extents import batch_extents, check_extents
 from ._initial_weights import check_file
 from ._saving import SavedModule
-from .backbone import Backbone, BackboneConfig, StoredFeatures, configured_positions
+from .backbone import Backbone, BackboneConfig, Several, StoredFeatures, configured_positions
 
 __all__ = ["BaseModule", "ModuleSettings", "data_of", "default_optimizer"]
 
@@ -116,7 +116,7 @@ class BaseModule(SavedModule):
         self.save_hyperparameters({"backbone": asdict(self.backbone_config)})
         self.init_from, self.init_may_differ = init_from, tuple(init_may_differ)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
-        self.backbone: Backbone | StoredFeatures | None = None
+        self.backbone: Backbone | Several | StoredFeatures | None = None
         self.text_format: TextFormat | None = None
         self._max_positions: tuple[int | None, ...] = ()  # once they were looked up
 
@@ -155,7 +155,7 @@ class BaseModule(SavedModule):
         data.features.check_backbone(self.backbone_config.description())
         return data.features.hidden_size
 
-    def built_backbone(self) -> Backbone | StoredFeatures:
+    def built_backbone(self) -> Backbone | Several | StoredFeatures:
         """The backbone, once it is there.
 
         Raises:

@@ -75,18 +75,31 @@ class BradleyTerryRM(RewardModule):
         assert self.head is not None  # built together with the backbone
         return compared(RewardOutput(reward=self.head(states).squeeze(-1)), batch)
 
-    def compute_loss(self, output: RewardOutput, batch: PreferenceBatch) -> Tensor:
+    def compute_loss(self, output: RewardOutput, batch: PreferenceBatch) -> Tensor | dict[str, Tensor]:
         """Bradley-Terry loss of the batch's comparisons, plus centring if asked for."""
+        return self.ranking_loss(output["chosen"], output["rejected"], batch)
+
+    def ranking_loss(self, chosen: Tensor, rejected: Tensor, batch: PreferenceBatch) -> Tensor:
+        """Bradley-Terry loss of a batch's comparisons under given rewards, plus centring if asked for.
+
+        Args:
+            chosen: Rewards of the first responses, (P,), or of several views of them, (V, P).
+            rejected: Rewards of the second ones, of the same shape.
+            batch: Whose comparisons they are.
+
+        Returns:
+            A scalar: the mean over the comparisons, weighted by ``weight``, of each view alike.
+        """
+        weight = batch.get("weight")
         loss = bradley_terry_loss(
-            output["chosen"],
-            output["rejected"],
+            chosen,
+            rejected,
             preference=batch.get("preference"),
             margin=batch.get("margin"),
             label_smoothing=self.label_smoothing,
-            weight=batch.get("weight"),
+            weight=weight,
         )
         if self.reward_centering:
             # The same mean over the same weights, so that both terms have one denominator.
-            centring = reward_centering_loss(output["chosen"], output["rejected"], weight=batch.get("weight"))
-            loss = loss + self.reward_centering * centring
+            loss = loss + self.reward_centering * reward_centering_loss(chosen, rejected, weight=weight)
         return loss

@@ -48,11 +48,13 @@ class RewardModule(BaseModule, ABC):
 
     Attributes:
         requires: Batch keys that the method needs besides responses; checked on the first batch.
+        reads_unlabelled: Whether it trains on groups without judgements, too, where batches have ``unlabelled``.
         reads_requests: Keys of requests that its rewards depend on, such as ``request_user_id``.
     """
 
     requires: frozenset[str] = frozenset({"comparisons"})
     reads_requests: frozenset[str] = frozenset()
+    reads_unlabelled: bool = False
 
     def __init__(
         self, backbone: BackboneConfig | Mapping[str, Any], **settings: Unpack[ModuleSettings]
@@ -127,6 +129,10 @@ class RewardModule(BaseModule, ABC):
             wanted = "; ".join(f"{key!r} (provided by {provided_by(key)})" for key in missing)
             raise ValueError(
                 f"{type(self).__name__} needs batch keys that this data lacks: {wanted}; it has {sorted(batch)}"
+            )
+        if "unlabelled" in batch and not self.reads_unlabelled:
+            rank_zero_warn(
+                f"{type(self).__name__} does not read the unlabelled groups beside its batches: leave data.unlabelled out"
             )
         self.check_network(batch)
 

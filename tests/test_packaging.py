@@ -176,6 +176,7 @@ def data(*wings):
         BATCH,
         CHECKS,
         COLUMNS,
+        "pluralign.datamodules.content",
         "pluralign.datamodules.joins",
     )
     return Contract(own=own, top=DATA_TOP, inside=DATA_INSIDE)
@@ -196,11 +197,17 @@ CONTRACTS = {
     "datamodules/records": data("records"),
     "datamodules/tokens": data("records", "tokens"),
     "datamodules/crowd": data("records", "tokens", "crowd"),
-    "datamodules/batches": data("records", "tokens", "crowd", "batches"),
+    "datamodules/batches": data("records", "tokens", "crowd", "treatments", "batches"),
+    "datamodules/content.py": Contract(own=(), top=()),
     "datamodules/joins.py": data("records"),
+    "datamodules/treatments": data("records", "tokens", "treatments"),
+    "datamodules/votes": data("records", "votes"),
     "datamodules/prepared.py": data("records", "tokens", "batches", "settings"),
     "datamodules/named.py": data("records", "tokens", "batches", "settings", "prepared"),
-    "datamodules/base.py": data("records", "tokens", "crowd", "batches", "settings", "prepared", "named"),
+    "datamodules/treated.py": data(
+        "records", "tokens", "batches", "settings", "named", "treatments", "votes"
+    ),
+    "datamodules/base.py": data("records", "tokens", "crowd", "batches", "settings", "prepared", "treated"),
     "models": Contract(
         own=(
             "pluralign.models",
@@ -589,7 +596,8 @@ def test_a_wheel_from_a_clean_clone_holds_the_package_and_nothing_else(tmp_path)
     expected |= {
         path.relative_to(clone).as_posix() for room in ROOMS for path in (clone / room).rglob("*.py")
     }
-    expected |= {path.relative_to(clone).as_posix() for path in (clone / "configs").glob("*.yaml")}
+    for folder, ending in (("configs", "yaml"), ("commands", "css"), ("commands", "js")):
+        expected |= {path.relative_to(clone).as_posix() for path in (clone / folder).glob(f"*.{ending}")}
     assert shipped == {f"pluralign/{name}" for name in expected}
     assert {"entry_points.txt", "licenses/LICENSE"} <= metadata
 

@@ -18,7 +18,7 @@ STRATEGIES = [
         path,
         strategy,
         id=f"{path.stem}-{strategy}",
-        marks=[] if strategy in ("adapters", "interpolation") else pytest.mark.slow,
+        marks=[] if strategy in ("adapters", "interpolation", "rounds_4") else pytest.mark.slow,
     )
     for path in CHAINS
     for strategy in (None, *yaml.safe_load(path.read_text(encoding="utf-8"))["strategies"])
@@ -65,6 +65,10 @@ def test_every_strategy_of_a_chain_can_be_planned(path, strategy, tmp_path, monk
     row = {"query": "What is fog?", "responses": {name: f"{name}: a low cloud." for name in names}}
     for source in ("train", "test"):
         Path(f"DSP/data/domain_specific_preference.{source}.json").write_text(json.dumps([row]))
+    Path("rounds").mkdir()
+    for number in range(1, 5):
+        groups = {"prompt": "What is fog?", "responses": [f"Air {number}.", "Water."]}
+        Path(f"rounds/{number}.jsonl").write_text(json.dumps(groups) + "\n")
     words = [] if strategy is None else ["--strategy", strategy]
     main(["stages", "--config", str(path), "--dry_run", *words, f"--model.init_args.backbone={TINY}"])
     printed = capsys.readouterr().out
@@ -73,6 +77,7 @@ def test_every_strategy_of_a_chain_can_be_planned(path, strategy, tmp_path, monk
     for stage in stages["stages"]:
         left_out = stage["name"] in changed and changed[stage["name"]] is None
         assert (f"│ {stage['name']} " in printed) is not left_out
+    assert all(f"│ {name} " in printed for name, change in changed.items() if change is not None)
     assert not Path(stages["folder"]).exists()
 
 

@@ -232,7 +232,7 @@ def test_every_verb_is_a_function_that_lists_its_options(name, capsys):
     assert stop.value.code in (0, None)
     printed = capsys.readouterr().out
     assert printed.startswith(f"usage: pluralign {name} ")
-    if name not in ("stages", "data update") and not name.startswith("domains "):
+    if name not in ("stages", "data update") and name.split()[0] not in ("domains", "members"):
         for shared in (
             "--config",
             "--seed_everything",
@@ -254,7 +254,7 @@ def test_every_verb_is_a_function_that_lists_its_options(name, capsys):
         (["data", "show"], "'data show' is no verb; did you mean 'data inspect' or 'data update'?"),
         (
             ["--config", "x.yaml"],
-            "'--config' is no verb; there are fit, validate, test, predict, stages, interpolate, embed, ",
+            "'--config' is no verb; there are fit, validate, test, predict, stages, members, members join, interpolate, ",
         ),
     ],
 )
@@ -298,3 +298,29 @@ def test_quickstart_recovers_the_truth(capsys):
     column = metrics[0].split(",").index("val/accuracy")
     accuracies = [float(line.split(",")[column]) for line in metrics[1:] if line.split(",")[column]]
     assert accuracies[-1] > 0.88
+
+
+def test_a_run_with_unlabelled_groups_goes_on_with_the_same_batches_side_by_side(monkeypatch):
+    """Six batches an epoch and three of groups a round: interrupted after the eighth, in the third round."""
+    from pluralign.models import MetaRM
+
+    (conf,) = (conf for conf in CONFS if conf.stem == "meta_rm_synthetic")
+    every = '{"class_path": "ModelCheckpoint", "init_args": {"every_n_train_steps": 4, "save_top_k": -1}}'
+    words = ["--trainer.max_epochs=2", f"--trainer.callbacks+={every}"]
+    seen, step = [], MetaRM.training_step
+
+    def noted(self, batch, batch_idx):
+        seen.append((batch["id"], batch["unlabelled"]["id"]))
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(MetaRM, "training_step", noted)
+    fit(conf, *words)
+    middle, end = (next(Path("runs").rglob(f"*step={number}.ckpt")) for number in (8, 12))
+    whole, first = torch.load(end, weights_only=True)["state_dict"], list(seen)
+    seen.clear()
+    resumed = fit(conf, *words, "--ckpt_path", str(middle))
+    assert len(first) == 12 and seen == first[8:]
+    assert len({name for _, names in first[:3] for name in names}) == 10, "a round has every group"
+    assert resumed.name.endswith("step=12.ckpt") and resumed != end
+    for name, value in torch.load(resumed, weights_only=True)["state_dict"].items():
+        assert torch.equal(value, whole[name]), name

@@ -1,5 +1,6 @@
 """Tokens become a batch: settings, whose judgements, stored features, order, collator."""
 
+from .beside import with_unlabelled
 from .collate import PreferenceCollator
 from .config import LoaderConfig, changed
 from .draws import EpochDraws, PartDraw
@@ -31,4 +32,5 @@ __all__ = [
     "prompt_key",
     "response_keys",
     "user_view",
+    "with_unlabelled",
 ]

@@ -12,6 +12,7 @@ from ..columns import Column, Item, optional_columns
 from ..crowd import CrowdConfig, ItemPriors, crowd_batch_target
 from ..joins import SideTable
 from ..tokens import TokenRow, prompt_alone, without_prompt
+from ..treatments import TreatmentConfig, treated_batch
 from .features import FeatureStore
 from .requests import scored_rows
 
@@ -64,6 +65,7 @@ class PreferenceCollator:
         priors: Mapping[str, ItemPriors] | None = None,
         joins: Iterable[SideTable] = (),
         requests: bool = False,
+        treatments: TreatmentConfig | None = None,
     ) -> None:
         """Fix what every batch will hold, so that all batches have the same keys.
 
@@ -81,6 +83,7 @@ class PreferenceCollator:
             joins: Side tables, whose values go before those of the data.
             requests: Whether batches say whose reward of each response is asked for; equal responses of records that
                 stand together are then scored once.
+            treatments: What is done to the comparisons of rows that say which rule covers each.
 
         Raises:
             ValueError: If the layout is unknown.
@@ -94,7 +97,7 @@ class PreferenceCollator:
             column: {name: i for i, name in enumerate(values)} for column, values in (names or {}).items()
         }
         self.store, self.crowd, self.priors = store, crowd, dict(priors or {})
-        self.items, self.prompts, self.requests = items, prompts, requests
+        self.items, self.prompts, self.requests, self.treatments = items, prompts, requests, treatments
 
     def __call__(self, rows: Sequence[TokenRow]) -> PreferenceBatch:
         """Build one batch.
@@ -138,6 +141,8 @@ class PreferenceCollator:
                 batch["comparison_prompt"] = torch.from_numpy(np.repeat(np.arange(len(rows)), numbers))
             batch["preference"] = torch.from_numpy(np.concatenate([row.preference for row in rows]))
             self._add_columns(batch, rows, "comparison")
+            if self.treatments is not None:
+                batch = treated_batch(batch, rows, self.treatments)
             if "domain_id" in batch:
                 batch["domains_present"] = batch["domain_id"].unique().tolist()
         return batch

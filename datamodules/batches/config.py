@@ -5,6 +5,7 @@ from typing import Literal
 
 from ..checks import check_choices, check_range
 from ..crowd import CrowdConfig
+from ..treatments import TreatmentConfig
 from .users import UserProtocol
 
 __all__ = ["LoaderConfig", "changed"]
@@ -33,6 +34,8 @@ class LoaderConfig:
         prompts: Whether batches of tokens hold every prompt as a row of its own, too.
         joins: Side tables (:mod:`pluralign.datamodules.joins`): Parquet files of strengths, margins, weights or priors
             by record key, which go before those of the data.
+        treatments: What is done to the labels of the training split by the strength of each: flipped, smoothed, dropped,
+            given a margin (docs/concepts/treatments.md); None for nothing.
     """
 
     max_tokens: int | None = 8192
@@ -48,6 +51,7 @@ class LoaderConfig:
     items: Literal["conversation", "response"] = "conversation"
     prompts: bool = False
     joins: tuple[str, ...] = ()
+    treatments: TreatmentConfig | None = None
 
     def __post_init__(self) -> None:
         """Check ranges.
@@ -75,7 +79,7 @@ def changed(
     layout: Literal["shared", "separate"] | None = None,
     max_tokens: int | None = None,
 ) -> LoaderConfig:
-    """Settings with what is not None changed; arguments as ``PreferenceDataModule.batches`` has them.
+    """Settings with what is not None changed, and without treatments; arguments as ``PreferenceDataModule.batches`` has them.
 
     Raises:
         ValueError: If features are asked for and the settings name no store, or a value is out of range.
@@ -89,4 +93,5 @@ def changed(
         prompts=loader.prompts if prompts is None else prompts,
         layout=loader.layout if layout is None else layout,
         max_tokens=loader.max_tokens if max_tokens is None else max_tokens,
+        treatments=None,
     )

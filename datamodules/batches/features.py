@@ -29,8 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..checks import check_choices, check_range
-from ..tokens import RecordTable, TokenRow, prompt_alone, without_prompt
-from .users import UserView
+from ..tokens import ComparisonView, RecordTable, TokenRow, prompt_alone, without_prompt
 
 __all__ = ["FeatureDtype", "FeatureStore", "FeatureTable", "FeatureWriter", "prompt_key", "response_keys"]
 
@@ -233,7 +232,7 @@ class FeatureTable(torch.utils.data.Dataset[list[TokenRow]]):
 
     def __init__(
         self,
-        table: RecordTable | UserView,
+        table: RecordTable | ComparisonView,
         store: FeatureStore,
         split: str,
         *,

@@ -4,18 +4,17 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from ..tokens import RecordTable
+from ..tokens import ComparisonView, RecordTable
 from .collate import PreferenceCollator
 from .config import LoaderConfig
 from .draws import EpochDraws
 from .features import FeatureTable
 from .requests import RequestView
 from .sampler import FixedOrderBatchSampler, PreferenceDataLoader, TokenBudgetBatchSampler
-from .users import UserView
 
 __all__ = ["LoaderRows", "batch_loader"]
 
-LoaderRows = RecordTable | UserView | FeatureTable | RequestView
+LoaderRows = RecordTable | ComparisonView | FeatureTable | RequestView
 """What a loader reads: records of a split, whole, of some users, or the different ones; with tokens or places of features."""
 
 

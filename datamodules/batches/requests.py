@@ -10,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..columns import optional_columns
-from ..tokens import RecordTable, TokenRow, take_row_responses
+from ..tokens import ComparisonView, RecordTable, TokenRow, take_row_responses
 from .features import FeatureTable
-from .users import UserView
 
 __all__ = ["RequestView", "ScoredRows", "scored_rows"]
 
@@ -35,7 +34,9 @@ class RequestView(torch.utils.data.Dataset[list[TokenRow]]):
         sizes: As those of :class:`RecordTable`, of the different contents.
     """
 
-    def __init__(self, rows: RecordTable | UserView | FeatureTable, table: RecordTable | UserView) -> None:
+    def __init__(
+        self, rows: RecordTable | ComparisonView | FeatureTable, table: RecordTable | ComparisonView
+    ) -> None:
         """Find what is equal, by a hash of 64 bits of the tokens; some tens of bytes a record stay in memory.
 
         Args:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 from ..batch import PreferenceBatch
 from .draws import EpochDraws
 
-__all__ = ["FixedOrderBatchSampler", "PreferenceDataLoader", "TokenBudgetBatchSampler"]
+__all__ = ["BatchCycle", "FixedOrderBatchSampler", "PreferenceDataLoader", "TokenBudgetBatchSampler"]
 
 Batches = list[NDArray[np.int64]]
 ATTEMPTS = 4
@@ -28,6 +28,10 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
 
     It is a :class:`~torch.utils.data.DistributedSampler` so that Lightning leaves it in place and calls
     ``set_epoch``; give it to a loader as ``sampler`` with ``batch_size=None``.
+
+    Attributes:
+        beside: Batches of other records, of which every batch has one behind its own: places that begin where those of the own
+            records end. None for none.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
             raise ValueError(f"layout must be shared or separate, got {layout!r}")
         self.even = shuffle if even is None else even
         self.draws = draws
+        self.beside: BatchCycle | None = None
         fewest = len(sizes) if draws is None else draws.fewest
         if self.even and fewest < num_replicas:
             raise ValueError(f"{fewest} records cannot be divided among {num_replicas} ranks")
@@ -203,8 +208,13 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
         """This rank's batches of the current epoch, from where a restored state left off."""
         mine = self.plan(self.epoch)[self.rank :: self.num_replicas]
         start, self._start = self._start, 0
-        for batch in mine[start:]:
-            yield batch.tolist()
+        # Which of the others a batch has follows from epoch and place alone, so that nothing else has to be resumed.
+        before = self.epoch * len(mine) if self.shuffle else 0
+        for number, batch in enumerate(mine[start:], before + start):
+            others: list[int] = []
+            if self.beside is not None:
+                others = (self.beside[number] + len(self.lengths)).tolist()
+            yield [*batch.tolist(), *others]
 
     def __len__(self) -> int:
         """Batches of an epoch on this rank."""
@@ -228,6 +238,7 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
             "ranks": self.num_replicas,
             "batches": self._count,
             "records": len(self.lengths),
+            **({} if self.beside is None else self.beside.order()),
         }
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
@@ -237,7 +248,9 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
             ValueError: If the batches are not those of the saved state, so that no position in it means anything.
         """
         changed = {
-            name: (state_dict[name], now) for name, now in self._order().items() if state_dict[name] != now
+            name: (state_dict.get(name), now)
+            for name, now in self._order().items()
+            if state_dict.get(name) != now
         }
         if changed:
             detail = ", ".join(f"{name} was {before}, is {now}" for name, (before, now) in changed.items())
@@ -255,6 +268,35 @@ class FixedOrderBatchSampler(TokenBudgetBatchSampler, SequentialSampler):  # typ
     It is a :class:`~torch.utils.data.SequentialSampler` by name only: Lightning replaces every other one under
     ``overfit_batches``, and what it puts there yields single records.
     """
+
+
+class BatchCycle:
+    """This rank's batches of a sampler, epoch after epoch without an end; the n-th follows from n and the seed alone."""
+
+    def __init__(self, sampler: TokenBudgetBatchSampler) -> None:
+        """Begin nowhere.
+
+        Args:
+            sampler: Even over the ranks; its own epoch does not matter.
+        """
+        self.sampler, self._length = sampler, len(sampler)
+        self._planned: tuple[int, Batches] = -1, []
+
+    def __len__(self) -> int:
+        """Batches until the first comes again, in another order if that is random."""
+        return self._length
+
+    def __getitem__(self, number: int) -> NDArray[np.int64]:
+        """Records of the n-th batch, n >= 0."""
+        epoch, place = divmod(number, self._length)
+        if self._planned[0] != epoch:
+            sampler = self.sampler
+            self._planned = epoch, sampler.plan(epoch)[sampler.rank :: sampler.num_replicas]
+        return self._planned[1][place]
+
+    def order(self) -> dict[str, int]:
+        """What the order follows from, besides what a sampler beside it has as well."""
+        return {"unlabelled_batches": self._length, "unlabelled_records": len(self.sampler.lengths)}
 
 
 class PreferenceDataLoader(DataLoader[PreferenceBatch]):

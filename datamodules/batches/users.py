@@ -1,19 +1,16 @@
 """Whose judgements a run sees: seen users train and validate, unseen ones wait until they are adapted to."""
 
-import copy
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
-import torch
 from lightning.pytorch.utilities import rank_zero_info
-from numpy.typing import NDArray
 
 from ..checks import check_choices, check_range
 from ..records import hash_share
-from ..tokens import RecordTable, TokenRow, lengths, take_row_comparisons
+from ..tokens import ComparisonView, RecordTable, lengths
 
 __all__ = ["UserProtocol", "UserView", "check_known", "joined", "user_view"]
 
@@ -113,15 +110,8 @@ def check_known(users: Collection[str], judged: Collection[str]) -> None:
         )
 
 
-class UserView(torch.utils.data.Dataset[list[TokenRow]]):
-    """Records of a split with the judgements of some users; records of which none is left are not read.
-
-    Attributes:
-        sizes: As those of :class:`RecordTable`, of the records that are read.
-        places: Which of the split's records those are, ascending, (n,).
-        num_kept: Judgements that stay.
-        num_judgements: Judgements of the split.
-    """
+class UserView(ComparisonView):
+    """Records of a split with the judgements of some users; records of which none is left are not read."""
 
     def __init__(self, table: RecordTable, users: Collection[str], *, anonymous: bool) -> None:
         """Find the judgements.
@@ -131,56 +121,15 @@ class UserView(torch.utils.data.Dataset[list[TokenRow]]):
             users: Whose judgements stay.
             anonymous: Whether judgements without a user stay, and records without any comparison.
         """
-        self.table = table
         counts = lengths(table.column("comparison_index"))
         column = table.column("user")
         names = [name for chunk in column.chunks for name in chunk.flatten().to_pylist()]
         # Records that name no user at all have an empty list.
-        self._mask = np.full(int(counts.sum()), anonymous)
-        self._mask[np.repeat(lengths(column) > 0, counts)] = [
+        mask = np.full(int(counts.sum()), anonymous)
+        mask[np.repeat(lengths(column) > 0, counts)] = [
             anonymous if name is None else name in users for name in names
         ]
-        self._ends = np.cumsum(counts)
-        self._starts = self._ends - counts
-        before = np.concatenate([[0], np.cumsum(self._mask)])
-        kept = before[self._ends] - before[self._starts]
-        self.num_kept, self.num_judgements = int(before[-1]), len(self._mask)
-        self._whole = kept == counts
-        self.places = np.flatnonzero((kept > 0) | ((counts == 0) & anonymous))
-        self._kept: NDArray[np.int64] = kept[self.places]
-        self.sizes: NDArray[np.int32] = np.asarray(table.sizes)[self.places]
-
-    def __len__(self) -> int:
-        """Number of records."""
-        return len(self.places)
-
-    def comparison_counts(self) -> NDArray[np.int64]:
-        """Judgements of every record that stay, (n,)."""
-        return self._kept
-
-    def without_tokens(self) -> Self:
-        """The same records, whose tokens are not read."""
-        other = copy.copy(self)
-        other.table = self.table.without_tokens()
-        return other
-
-    def rows(self) -> Iterator[TokenRow]:
-        """Every record in order."""
-        kept = np.zeros(len(self.table), dtype=bool)
-        kept[self.places] = True
-        for place, (row, keep) in enumerate(zip(self.table.rows(), kept.tolist(), strict=True)):
-            if keep:
-                yield self._filtered(row, place)
-
-    def __getitem__(self, rows: list[int]) -> list[TokenRow]:
-        """Read several records at once."""
-        places = self.places[rows].tolist()
-        return [self._filtered(row, place) for row, place in zip(self.table[places], places, strict=True)]
-
-    def _filtered(self, row: TokenRow, place: int) -> TokenRow:
-        if self._whole[place]:
-            return row
-        return take_row_comparisons(row, self._mask[self._starts[place] : self._ends[place]])
+        super().__init__(table, mask, keeps_unjudged=anonymous)
 
 
 def joined(first: Sequence[str], others: Sequence[str]) -> list[str]:

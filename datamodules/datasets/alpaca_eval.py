@@ -17,7 +17,8 @@ A row is one record with one comparison: the judge is the user, the part of the 
 response's system is its ``generator``. Several
 judges saw the same pair, which is merged with all its judgements when tokenised. A row whose judgement could not be
 parsed (``preference`` null or NaN) is an error ``no judgement``, and models gave blank answers: ``on_invalid="skip"``, the
-default here, counts both. Where a model answered as the baseline did, the pair is dropped and counted when tokenised.
+default here, counts both. As groups without judgements (``unlabelled`` of a mixture) an instruction's answers are one group, the
+baseline's once and every model's of ``models``, and rows without a judgement count as well. Where a model answered as the baseline did, the pair is dropped and counted when tokenised.
 """
 
 import math
@@ -27,6 +28,7 @@ from typing import Unpack
 
 from ..base import PreferenceDataModule
 from ..records import (
+    Comparison,
     Judgement,
     PreferenceRecord,
     RecordError,
@@ -133,17 +135,15 @@ class AlpacaEvalDataModule(PreferenceDataModule):
 
     def to_example(self, row: SourceRow) -> PreferenceRecord:
         """An instruction, the baseline's answer and the model's, and which the judge prefers."""
-        judge = user_field("annotator", row.get("annotator"))
-        part = row.get("dataset", optional=True)
-        comparison = compared(
-            0, 1, _judgement(row), user=judge, domain=None if part is None else text_field("dataset", part)
-        )
         answers = (
             Response(row.text(f"output_{i}").strip(), system=system_field(name, row.get(name, optional=True)))
             for i, name in ((1, "generator_1"), (2, "generator_2"))
         )
         return PreferenceRecord(
-            id=row.text("id"), prompt=_prompt(row), responses=tuple(answers), comparisons=(comparison,)
+            id=row.text("id"),
+            prompt=_prompt(row),
+            responses=tuple(answers),
+            comparisons=(_comparison(row),) if self.needs_judgement else (),
         )
 
 
@@ -154,6 +154,14 @@ def _place(path: Path) -> str:
 
 def _prompt(row: SourceRow) -> str:
     return row.text("instruction").strip()
+
+
+def _comparison(row: SourceRow) -> Comparison:
+    """What the judge says of the baseline's answer and the model's."""
+    judge = user_field("annotator", row.get("annotator"))
+    part = row.get("dataset", optional=True)
+    domain = None if part is None else text_field("dataset", part)
+    return compared(0, 1, _judgement(row), user=judge, domain=domain)
 
 
 def _judgement(row: SourceRow) -> Judgement:

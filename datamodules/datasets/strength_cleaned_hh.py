@@ -7,8 +7,8 @@
   authors' reader (https://github.com/OpenLMLab/MOSS-RLHF at 4865d826fc67); the rows could not be read when this was
   written, nor whether the hub calls ``valid.json`` its ``validation`` split, as its rules say.
 * Columns read: ``chosen``, ``rejected``; ``mean preference difference``, and with ``strength="standardised"``
-  ``std preference difference``; with labels of the models ``chosen_score_list``, ``rejected_score_list``, with those of GPT-4
-  ``GPT4 label``.
+  ``std preference difference``; with labels of the models ``chosen_score_list``, ``rejected_score_list`` (or the same with spaces:
+  accounts of the release differ), with those of GPT-4 ``GPT4 label``.
 * Split rule: the released ``valid`` (10%) is the test split here, being all that is held out; validation is carved out of
   ``train`` by a hash of the first turn. Both splits of HH-RLHF were mixed and divided anew, by pairs, so that nothing here
   can be tested on HH-RLHF's own test split, and the report of the test split counts prompts that are in training, too.
@@ -169,10 +169,11 @@ def _comparison(row: SourceRow, strength: float) -> Comparison:
 
 def _votes(row: SourceRow) -> list[Judgement]:
     """What each of the reward models says by its two scores."""
-    chosen = list_field(SCORES[0], row.get(SCORES[0]))
-    rejected = list_field(SCORES[1], row.get(SCORES[1]), len(chosen))
+    names = [spaced if (spaced := name.replace("_", " ")) in row.fields else name for name in SCORES]
+    chosen = list_field(names[0], row.get(names[0]))
+    rejected = list_field(names[1], row.get(names[1]), len(chosen))
     gaps = (
-        number_field(f"{SCORES[0]}[{i}]", first) - number_field(f"{SCORES[1]}[{i}]", second)
+        number_field(f"{names[0]}[{i}]", first) - number_field(f"{names[1]}[{i}]", second)
         for i, (first, second) in enumerate(zip(chosen, rejected, strict=True))
     )
-    return [signed_judgement(SCORES[0], gap, "first") for gap in gaps]
+    return [signed_judgement(names[0], gap, "first") for gap in gaps]

@@ -18,6 +18,16 @@ What an epoch takes
     before any is taken again. A source of weight or count 0 is validated and tested on, never trained on: here it has no
     training split.
 
+Sources without judgements
+    The training records of the sources that ``unlabelled`` names are never mixed among the others: every training batch has a
+    batch of them beside it, ``batch["unlabelled"]``, of at most ``unlabelled_prompts`` records within the loader's bounds. They are
+    groups of responses to one prompt, such as a policy's: rows of equal prompts are merged, whatever that saves, groups of fewer
+    than two different responses are dropped, and judgements that rows happen to have are left out; both are counted. The n-th
+    training batch of a run has the n-th of an endless walk through them, shuffled anew whenever it has come through, which
+    follows from ``loader.seed`` alone: a run that goes on in the middle of an epoch sees the same batches side by side. Where the
+    training batches are the same every epoch (``loader.shuffle: false``) those beside them are as well. A source without
+    judgements is neither validated nor tested on. ``data.batches("unlabelled")`` reads the groups by themselves.
+
 What is of one and what is of all
     Text format, loader, ``merged_tokens`` and ``cache_dir`` are the mixture's and hold for every source; ``on_invalid``,
     ``validation_share`` and all else are each source's. Each keeps its own token cache, the one that it has alone. One feature
@@ -29,9 +39,8 @@ What is of one and what is of all
     ``same``. A source whose records name one ``source`` of their own has the mixture's name instead; several are refused.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass, replace
-from inspect import signature
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Never
 
@@ -42,20 +51,27 @@ from torch.utils.data import DataLoader
 
 from ..base import PreferenceDataModule, SplitRecords
 from ..batch import GivenRecord, PreferenceBatch
-from ..batches import EpochDraws, LoaderConfig, PartDraw, UserView, check_known
+from ..batches import (
+    EpochDraws,
+    LoaderConfig,
+    PartDraw,
+    PreferenceCollator,
+    PreferenceDataLoader,
+    check_known,
+    with_unlabelled,
+)
 from ..checks import check_choices
 from ..crowd import VotePriors
-from ..prepared import MERGED_TOKENS, SPLITS, PreparedData
-from ..tokens import CacheReader, DataReader, TextConfig, report_split
+from ..prepared import MERGED_TOKENS, SPLITS, UNLABELLED
+from ..tokens import CacheReader, ComparisonView, DataReader, TextConfig, report_split
 from .amounts import Amounts, Unit
 from .priors import JoinedPriors
 from .reader import JoinedReader, SharedUsers
+from .sources import adopt, check_joins, check_name
 from .tables import JoinedTable, NamedTable
+from .unlabelled import check_unlabelled, unlabelled_settings
 
 __all__ = ["MixtureDataModule"]
-
-OF_ALL = ("text", "loader", "merged_tokens", "cache_dir")
-"""Settings that are the mixture's and hold for every source."""
 
 
 class MixtureDataModule(PreferenceDataModule):
@@ -72,6 +88,8 @@ class MixtureDataModule(PreferenceDataModule):
         counts: dict[str, int] | None = None,
         unit: Unit = "comparisons",
         shared_users: SharedUsers = "refuse",
+        unlabelled: Sequence[str] = (),
+        unlabelled_prompts: int | None = None,
         text: TextConfig = TextConfig(),
         loader: LoaderConfig = LoaderConfig(),
         merged_tokens: int = MERGED_TOKENS,
@@ -87,14 +105,17 @@ class MixtureDataModule(PreferenceDataModule):
             unit: What amounts count: ``comparisons`` or ``records``.
             shared_users: A name of a user that occurs in two sources is an error (``refuse``), one person (``same``), or
                 one of each (``apart``: all users' names then begin with their source's).
+            unlabelled: Sources whose training records are groups of responses without judgements, which every training batch
+                has a batch of beside it; they have no amounts.
+            unlabelled_prompts: Most groups of such a batch, >= 1, within ``loader.max_tokens``; None for ``loader.batch_size``.
             text: Tokenizer, format and truncation, of all sources.
             loader: Batch bounds, order and workers, of all sources.
             merged_tokens: As every data set has it, for all sources.
             cache_dir: Folder of token caches; None for ``$PLURALIGN_CACHE`` or ``~/.cache/pluralign``.
 
         Raises:
-            TypeError: If a source is no data module of this package, or a mixture itself.
-            ValueError: If there are no sources, one has a setting that is the mixture's or cannot be part of one, or amounts
+            TypeError: If a source is no data module of this package, or a mixture itself; if ``unlabelled`` is no list.
+            ValueError: If there are no sources, ``unlabelled`` names all, unknown ones or ones with an amount, one has a setting that is the mixture's or cannot be part of one, or amounts
                 do not fit; says what to change.
 
         .. versionadded:: 0.1
@@ -108,43 +129,33 @@ class MixtureDataModule(PreferenceDataModule):
         if not self.parts:
             raise ValueError("sources is empty: name at least one data module")
         for source, part in self.parts.items():
-            _check_name(source)
-            self._adopt(source, part)
-        self.amounts.check_names(list(self.parts))
+            check_name(source)
+            if isinstance(part, MixtureDataModule):
+                raise TypeError(f"sources.{source} is a mixture itself: name its sources here instead")
+            adopt(self, source, part)
+        self.unlabelled_prompts = unlabelled_prompts
+        self.unlabelled = check_unlabelled(unlabelled, self.parts, self.amounts, unlabelled_prompts)
+        for source in self.unlabelled:
+            self.parts[source].needs_judgement = False
+        self.amounts.check_names([source for source in self.parts if source not in self.unlabelled])
         self.sources = tuple(split for split in SPLITS if self.sources_of(split))
-
-    def _adopt(self, source: str, part: PreferenceDataModule) -> None:
-        """Give a source the settings that hold for all.
-
-        Raises:
-            TypeError: If it is no data module of this package, or a mixture itself.
-            ValueError: If it has vectors of its own, or sets one of them otherwise.
-        """
-        if not isinstance(part, PreferenceDataModule):
-            raise TypeError(f"sources.{source} must be a PreferenceDataModule, got a {type(part).__name__}")
-        if isinstance(part, MixtureDataModule):
-            raise TypeError(f"sources.{source} is a mixture itself: name its sources here instead")
-        if part.has_own_features:
-            raise ValueError(
-                f"sources.{source}: {type(part).__name__} brings stored vectors of its own and no text that a network "
-                "reads, so that it cannot be mixed with others: train on it alone"
-            )
-        for setting in OF_ALL:
-            mine, own = getattr(self, setting), getattr(part, setting)
-            if own not in (mine, signature(PreparedData.__init__).parameters[setting].default):
-                raise ValueError(
-                    f"sources.{source} sets {setting} for itself, which is one for all sources of a mixture: leave it out "
-                    f"there and set data.{setting} beside sources (one says {_difference(own, mine)})"
-                )
-            setattr(part, setting, mine)
 
     def sources_of(self, split: str) -> list[str]:
         """Sources that have a split, in order; of training, those that are trained on."""
+        if split == UNLABELLED:
+            return [source for source in self.parts if source in self.unlabelled]
         return [
             source
             for source, part in self.parts.items()
-            if split in part.splits and (split != "train" or self.amounts.trains_on(source))
+            if source not in self.unlabelled
+            and split in part.splits
+            and (split != "train" or self.amounts.trains_on(source))
         ]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits of the sources with judgements, and ``unlabelled`` where there are sources without."""
+        return (*super().splits, *([UNLABELLED] if self.unlabelled else []))
 
     # Files and cache -----------------------------------------------------------------------------------
 
@@ -171,6 +182,7 @@ class MixtureDataModule(PreferenceDataModule):
             "order": list(self.parts),
             "amounts": vars(self.amounts),
             "shared_users": self.shared_users,
+            **({"unlabelled": list(self.unlabelled)} if self.unlabelled else {}),
         }
 
     def cache_folders(self) -> dict[str, Path]:
@@ -213,14 +225,20 @@ class MixtureDataModule(PreferenceDataModule):
         if stage == "fit":
             self._check_training_splits()
         super().setup(stage)
-        for split in self._tables if stage else ():
-            self._check_joins(split)
+        for split in self._tables.keys() - {UNLABELLED} if stage else ():
+            check_joins(self.joins, self._part_tables(split))
         if stage == "fit":
             self._say_amounts()
 
     def _check_training_splits(self) -> None:
         for source, part in self.parts.items():
-            if self.amounts.trains_on(source) and "train" not in part.splits:
+            if source in self.unlabelled:
+                if not part.splits:
+                    raise ValueError(
+                        f"sources.{source} has no training split, and nothing else is read of an unlabelled source; it has "
+                        f"{', '.join(part.sources)}: name its rows as train"
+                    )
+            elif self.amounts.trains_on(source) and "train" not in part.splits:
                 raise ValueError(
                     f"sources.{source} has no training split; it has {', '.join(part.splits)}: give it a weight or count of "
                     "0, to validate and test on it, or leave it out"
@@ -230,7 +248,12 @@ class MixtureDataModule(PreferenceDataModule):
         readers: dict[str, DataReader] = {}
         for source, folder in self.cache_folders().items():
             self.parts[source]._reader = readers[source] = CacheReader(folder)
-        reader = JoinedReader(readers, self.sources_of("train"), shared_users=self.shared_users)
+        reader = JoinedReader(
+            readers,
+            self.sources_of("train"),
+            shared_users=self.shared_users,
+            unlabelled=self.unlabelled,
+        )
         return reader, JoinedPriors(self.name, reader)
 
     @property
@@ -245,25 +268,30 @@ class MixtureDataModule(PreferenceDataModule):
         for source, report in self._joined.reports_of(split):
             report_split(f"{self.name} {source}", split, report)
 
-    def _check_joins(self, split: str) -> None:
-        """Refuse a side table of which an entry is of records of two sources: their keys do not tell them apart."""
-        parts = self._part_tables(split)
-        for table in self.joins:
-            owner = np.full(len(table), -1)
-            for number, part in enumerate(parts.values()):
-                mine = np.isin(table.record_key, part.named_items(table.item)[0])
-                if (twice := mine & (owner >= 0)).any():
-                    sources = list(parts)
-                    raise ValueError(
-                        f"{table.path}: record_key {table.record_key[twice][0]} is of records of both "
-                        f"{sources[owner[twice][0]]} and {sources[number]}, whose names, splits and ids are equal: give one "
-                        "of them other ids, or leave the side table out of loader.joins"
-                    )
-                owner[mine] = number
-
     def loader_names(self, split: str) -> tuple[str, ...]:
         """Names of the loaders that a split comes in: of validation and test the sources that have it, else none."""
         return tuple(self.sources_of(split)) if split in ("validation", "test") else ()
+
+    def train_dataloader(self) -> PreferenceDataLoader:
+        """Batches of the training split, each with one of records without judgements where there are such sources."""
+        loader = super().train_dataloader()
+        if not self.unlabelled:
+            return loader
+        settings = unlabelled_settings(self.loader, self.unlabelled_prompts)
+        groups = self._loader(self._records(UNLABELLED), shuffle=self._shuffles, even=True, settings=settings)
+        return with_unlabelled(loader, groups)
+
+    def _collator(self, split: str, settings: LoaderConfig) -> PreferenceCollator:
+        if split != UNLABELLED:
+            return super()._collator(split, settings)
+        return PreferenceCollator(
+            layout=self.layout(settings),
+            present=self._joined.present_unlabelled,
+            names=self.names,
+            store=None if settings.features is None else self.features,
+            items=settings.items,
+            prompts=settings.prompts,
+        )
 
     def val_dataloader(self) -> list[DataLoader[PreferenceBatch]]:
         """Batches of each source's validation split, in fixed order."""
@@ -292,7 +320,7 @@ class MixtureDataModule(PreferenceDataModule):
         Raises:
             ValueError: If a source has nothing to train on, or less than its amount.
         """
-        key = self.loader.users, self.loader.seed
+        key = self.loader.users, self.loader.seed, self.loader.treatments, self.loader.joins
         if self._drawn is None or self._drawn[0] != key:
             units = self._units()
             if empty := [source for source, each in units.items() if not each.sum()]:
@@ -309,7 +337,7 @@ class MixtureDataModule(PreferenceDataModule):
         """What each record that training shows counts, by source."""
         shown, table = self._shown(self._records("train"), self.loader), self.table("train")
         assert isinstance(table, JoinedTable)  # its reader gives no other
-        places = shown.places if isinstance(shown, UserView) else np.arange(len(table))
+        places = shown.places if isinstance(shown, ComparisonView) else np.arange(len(table))
         comparisons = shown.comparison_counts()
         counts = comparisons if self.amounts.unit == "comparisons" else np.ones_like(comparisons)
         return dict(
@@ -327,6 +355,11 @@ class MixtureDataModule(PreferenceDataModule):
             else ", the same every epoch (loader.shuffle=false)"
         )
         rank_zero_info(f"{self.name}: an epoch takes {', '.join(parts)}{same}")
+        if self.unlabelled:
+            rank_zero_info(
+                f"{self.name}: a batch of the {len(self.table(UNLABELLED)):,} groups of {', '.join(self.unlabelled)}, without "
+                "judgements, stands beside every training batch"
+            )
 
     # People and texts ----------------------------------------------------------------------------------
 
@@ -391,7 +424,7 @@ class MixtureDataModule(PreferenceDataModule):
     def given(self, split: str) -> Iterator[GivenRecord]:
         """Records of a split as the sources give them, source after source."""
         for source in self.sources_of(split):
-            for record in self.parts[source].given(split):
+            for record in self.parts[source].given("train" if split == UNLABELLED else split):
                 yield self._named_record(source, record)
 
     def _named_record(self, source: str, record: GivenRecord) -> GivenRecord:
@@ -403,27 +436,3 @@ class MixtureDataModule(PreferenceDataModule):
             responses=[response._replace(user=name(response.user)) for response in record.responses],
             judges=[(name(user), domain) for user, domain in record.judges],
         )
-
-
-def _check_name(source: str) -> None:
-    """Refuse a name that ids, metrics or files could not hold.
-
-    Raises:
-        ValueError: Saying what is allowed.
-    """
-    if not source or "/" in source or source != source.strip() or source in SPLITS:
-        raise ValueError(
-            f"a source cannot be called {source!r}: ids and metrics are named by it, so give it a name without / and spaces "
-            f"at its ends, and none of {', '.join(SPLITS)}"
-        )
-
-
-def _difference(own: object, mine: object) -> str:
-    """Values of two settings, of their fields that differ."""
-    if not is_dataclass(own) or not is_dataclass(mine):
-        return f"{own!r}, the other {mine!r}"
-    names = [each.name for each in fields(own) if getattr(own, each.name) != getattr(mine, each.name)]
-    first, second = (
-        ", ".join(f"{name}={getattr(settings, name)!r}" for name in names) for settings in (own, mine)
-    )
-    return f"{first}, the other {second}"

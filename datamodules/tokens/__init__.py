@@ -8,15 +8,24 @@ from .integrity import cache_damage
 from .preparation import report_split, tokenise
 from .reader import DataReader
 from .report import SplitReport
-from .rows import TokenRow, prompt_alone, take_row_comparisons, take_row_responses, without_prompt
+from .rows import (
+    TokenRow,
+    TreatedComparisons,
+    prompt_alone,
+    take_row_comparisons,
+    take_row_responses,
+    without_prompt,
+)
 from .table import CHUNK, RecordTable, lengths
 from .text import RecordTokenizer, byte_tokenizer
+from .views import ComparisonView
 
 __all__ = [
     "BYTE",
     "CHUNK",
     "CacheReader",
     "CacheWriter",
+    "ComparisonView",
     "DataReader",
     "RecordTable",
     "RecordTokenizer",
@@ -24,6 +33,7 @@ __all__ = [
     "TextConfig",
     "TokenRow",
     "TokenTable",
+    "TreatedComparisons",
     "byte_tokenizer",
     "cache_damage",
     "decoded_responses",

@@ -64,6 +64,7 @@ class CacheWriter:
         source: str,
         on_invalid: str,
         merged_tokens: int = 0,
+        judged: bool = True,
     ) -> None:
         """Open the streams under a temporary name.
 
@@ -73,11 +74,13 @@ class CacheWriter:
             source: What records are of that do not say it themselves: the data module's name.
             on_invalid: ``error`` or ``skip``.
             merged_tokens: Bound on the tokens of a record of several rows; 0 merges none.
+            judged: Whether records are read for their judgements; of groups without any, those of equal responses are dropped.
 
         Raises:
             OSError: If nothing can be written there; so for all that writes.
         """
-        self.folder, self.on_invalid, self.merged_tokens = folder, on_invalid, merged_tokens
+        self.folder, self.on_invalid = folder, on_invalid
+        self.merged_tokens, self.judged = merged_tokens, judged
         self.reports = {split: SplitReport() for split in splits}
         owner = f"{folder.name}.{socket.gethostname()}.{os.getpid()}."
         with _writing(folder):
@@ -153,7 +156,9 @@ class CacheWriter:
             )
             # Whoever has rows scored finds them again by their own ids.
             tokens = self.merged_tokens if split != "predict" else 0
-            writer.merge(self.reports[split], tokens, equal_once=not rated)
+            writer.merge(self.reports[split], tokens, equal_once=not rated, whole_groups=not self.judged)
+            if not self.judged:
+                writer.drop_equal(self.reports[split])
         train = self._splits.get("train")
         for split, writer in self._splits.items():
             if train is not None and writer is not train:

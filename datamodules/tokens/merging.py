@@ -9,7 +9,8 @@ merged is tokens: each response keeps exactly those that its row alone would hav
 import json
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
 
-__all__ = ["DIGEST", "MOST_JUDGEMENTS", "SLICE", "merge_rows", "merge_split", "prompt_digest"]
+__all__ = ["DIGEST", "LEAST_SAVING", "MOST_JUDGEMENTS", "SLICE", "merge_rows", "merge_split", "prompt_digest"]
 
 DIGEST = 16
 """Bytes that a prompt is told by: among a billion, two are taken for one with a chance of 1 in 10^20."""
@@ -232,6 +233,7 @@ def merge_split(
     *,
     max_tokens: int,
     equal_once: bool,
+    least_saving: float | None = LEAST_SAVING,
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]] | None:
     """Write a split's stream anew with rows of equal prompts merged, unless there are none.
 
@@ -242,6 +244,7 @@ def merge_split(
         report: Of the split; what was saved is written into it.
         max_tokens: Bound on the tokens of a merged record; 0 merges none.
         equal_once: Whether equal responses of several rows become one, where one system wrote them.
+        least_saving: Share of their tokens that rows must save to be merged; None merges them whatever it saves.
 
     Returns:
         Of every new record the row that names it, and its sizes as :class:`TokenTable` has them; None if nothing changed.
@@ -256,8 +259,9 @@ def merge_split(
     target = path.with_suffix(".merged")
     names, sizes = array("q"), array("i")
     groups = (kept[group] for group in _in_order(order, starts))
+    merge = partial(_merged_group, max_tokens=max_tokens, equal_once=equal_once, least_saving=least_saving)
     with pa.ipc.new_stream(str(target), schema()) as stream:
-        for chunk in _merged_chunks(path, groups, max_tokens, equal_once):
+        for chunk in _merged_chunks(path, groups, merge):
             names.extend(chunk.numbers)
             sizes.frombytes(chunk.sizes.tobytes())
             report.records += len(chunk.sizes)
@@ -304,7 +308,7 @@ class _Chunk(NamedTuple):
 
 
 def _merged_chunks(
-    path: Path, groups: Iterator[NDArray[np.int64]], max_tokens: int, equal_once: bool
+    path: Path, groups: Iterator[NDArray[np.int64]], merge: Callable[[list[Placed]], list[Placed]]
 ) -> Iterator[_Chunk]:
     """New records; groups are read together as far as they are small."""
     dataset = TokenTable.read(path).with_format("arrow")
@@ -315,15 +319,17 @@ def _merged_chunks(
             waiting.append(group[start : start + SLICE])
             held += len(waiting[-1])
             if held >= CHUNK:
-                yield _merged_chunk(dataset, waiting, max_tokens, equal_once)
+                yield _merged_chunk(dataset, waiting, merge)
                 waiting.clear()
                 held = 0
     if waiting:
-        yield _merged_chunk(dataset, waiting, max_tokens, equal_once)
+        yield _merged_chunk(dataset, waiting, merge)
 
 
 def _merged_chunk(
-    dataset: "datasets.Dataset", groups: Sequence[NDArray[np.int64]], max_tokens: int, equal_once: bool
+    dataset: "datasets.Dataset",
+    groups: Sequence[NDArray[np.int64]],
+    merge: Callable[[list[Placed]], list[Placed]],
 ) -> _Chunk:
     """Records of some prompts; a row that stays alone is copied as it is."""
     import pyarrow as pa
@@ -341,7 +347,7 @@ def _merged_chunk(
         if len(group) == 1:
             order.append(end - 1)
             continue
-        for record in _merged_group([next(rows) for _ in group], max_tokens, equal_once):
+        for record in merge([next(rows) for _ in group]):
             order.append(record[1] if record[0].origins is None else len(numbers) + len(merged))
             merged += [record] if record[0].origins is not None else []
     if merged:
@@ -374,7 +380,9 @@ def _sizes(column: "pa.ChunkedArray") -> NDArray[np.int32]:
     return np.stack([counts - 1, prefix, total - prefix, longest], axis=1).astype(np.int32)
 
 
-def _merged_group(rows: list[Placed], max_tokens: int, equal_once: bool) -> list[Placed]:
+def _merged_group(
+    rows: list[Placed], *, max_tokens: int, equal_once: bool, least_saving: float | None
+) -> list[Placed]:
     """Records of the rows of one prompt, merged where that saves enough."""
     out: list[Placed] = []
     for numbers in merge_rows([row[0] for row in rows], max_tokens=max_tokens, equal_once=equal_once):
@@ -382,7 +390,7 @@ def _merged_group(rows: list[Placed], max_tokens: int, equal_once: bool) -> list
         if len(some) > 1:
             record = merged_record([row[0] for row in some], equal_once=equal_once)
             apart = sum(len(row[0].tokens) for row in some)
-            if len(record.tokens) <= (1 - LEAST_SAVING) * apart:
+            if least_saving is None or len(record.tokens) <= (1 - least_saving) * apart:
                 some = [(record, *some[0][1:])]
         out += some
     return out

@@ -1,7 +1,9 @@
 """Rows become records, records become tokens, tokens become the cache."""
 
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from typing import Protocol
 
@@ -20,6 +22,8 @@ __all__ = ["RecordSource", "report_split", "tokenise"]
 CHUNK = 256
 """Records tokenised at a time: enough to keep a fast tokenizer's threads busy, little enough for memory."""
 
+UNUSED_JUDGEMENT = "judgement of records that are read without"
+
 Routed = tuple[str, PreferenceRecord, SourceRow]
 
 
@@ -27,6 +31,7 @@ class RecordSource(Protocol):
     """What is needed of a data module."""
 
     text: TextConfig
+    needs_judgement: bool
 
     @property
     def tokenizer(self) -> RecordTokenizer:
@@ -110,7 +115,8 @@ def _routed(data: RecordSource, source: str, row: SourceRow) -> Routed | RecordE
         record = _record(data, row)
     except RecordError as error:
         return error
-    return data.route(record, source), record, row
+    split = data.route(record, source)
+    return split, record if data.needs_judgement else _unjudged(record), row
 
 
 def _record(data: RecordSource, row: SourceRow) -> PreferenceRecord:
@@ -142,7 +148,7 @@ def _write(
                 writer.skip(split, result.at(row.file, row.line))
             else:
                 report.dropped[f"record: {result.reason}"] += 1
-        elif split != "predict" and not _judged(record, result):
+        elif split != "predict" and data.needs_judgement and not _judged(record, result):
             report.dropped.update(result.dropped)
             report.dropped["record without a judgement"] += 1
         else:
@@ -150,6 +156,19 @@ def _write(
             kept[split].append((record, result, row.file, row.line))
     for split, rows in kept.items():
         writer.write(split, rows)
+
+
+def _unjudged(record: PreferenceRecord) -> PreferenceRecord:
+    """The record as a group of responses, without what was said of them; how much that was is counted."""
+    bare = [replace(response, score=None, votes=None, prior=None) for response in record.responses]
+    changed = sum(one != other for one, other in zip(bare, record.responses, strict=True))
+    number = len(record.comparisons) + changed
+    if not number:
+        return record
+    left_out = Counter(record.left_out) + Counter({UNUSED_JUDGEMENT: number})
+    record = replace(record, responses=tuple(bare), left_out=left_out)
+    # A row's user and domain are its comparisons' where it has some.
+    return replace(record, comparisons=(), user=None, domain=None) if record.comparisons else record
 
 
 def _lacks_prompt(record: PreferenceRecord) -> bool:

@@ -12,6 +12,7 @@ __all__ = [
     "Columns",
     "Origins",
     "TokenRow",
+    "TreatedComparisons",
     "prompt_alone",
     "take_row_comparisons",
     "take_row_responses",
@@ -41,6 +42,18 @@ class Origins(NamedTuple):
     comparison_place: NDArray[np.int32]
 
 
+class TreatedComparisons(NamedTuple):
+    """Which treatment the comparisons of a record get when a batch is made of it.
+
+    Attributes:
+        rule: Number of the rule, -1 for none, int16, (p,).
+        strength: Of the label as the data have it, NaN where it is not known, float32, (p,).
+    """
+
+    rule: NDArray[np.int16]
+    strength: NDArray[np.float32]
+
+
 class TokenRow(NamedTuple):
     """One record as the cache holds it; the arrays are views of what was read.
 
@@ -59,6 +72,7 @@ class TokenRow(NamedTuple):
         places: Rows of a feature store that hold the responses, int64, (k,); None without a store.
         prompt_place: Row of the feature store that holds the prompt; -1 for none.
         origins: Where its items come from if it was merged from several rows of the data; None if it is one.
+        treated: Which treatment its comparisons get; None where labels stay as they are.
     """
 
     id: str
@@ -75,6 +89,7 @@ class TokenRow(NamedTuple):
     places: NDArray[np.int64] | None = None
     prompt_place: int = -1
     origins: Origins | None = None
+    treated: TreatedComparisons | None = None
 
     def response_names(self) -> list[tuple[str | None, ...]]:
         """What tells each response from an equal one: its values in every column of names, such as who wrote it."""
@@ -124,6 +139,7 @@ def take_row_comparisons(row: TokenRow, keep: NDArray[np.bool_]) -> TokenRow:
             comparison_origin=row.origins.comparison_origin[keep],
             comparison_place=row.origins.comparison_place[keep],
         ),
+        treated=row.treated and TreatedComparisons(row.treated.rule[keep], row.treated.strength[keep]),
     )
 
 

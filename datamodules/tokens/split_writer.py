@@ -3,7 +3,7 @@
 from array import array
 from collections.abc import Sequence
 from hashlib import blake2b
-from itertools import chain
+from itertools import chain, pairwise
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from ..columns import Column, Item, optional_columns
 from ..records import Comparison, PreferenceRecord, Response, record_key
-from .cache import ORIGINS
-from .merging import DIGEST, merge_split, prompt_digest
+from .cache import ORIGINS, TokenTable
+from .merging import DIGEST, LEAST_SAVING, merge_split, prompt_digest
 from .report import SplitReport
+from .rows import TokenRow
 from .schema import schema
 from .text import TokenizedRecord
 
@@ -26,6 +27,7 @@ __all__ = ["SplitWriter", "WrittenRow"]
 
 WrittenRow = tuple[PreferenceRecord, TokenizedRecord, str, int]
 """A record with its tokens, and file and line that it is from."""
+EQUAL_RESPONSES = "record of fewer than 2 different responses"
 Items = Sequence[PreferenceRecord] | Sequence[Response] | Sequence[Comparison]
 
 
@@ -88,6 +90,14 @@ def _judgements(record: PreferenceRecord, comparisons: Sequence[int]) -> list[in
         judged.update(f"{(round(share, 9), len(first), *others)!r}{first}{second}".encode())
         found.append(int.from_bytes(judged.digest(), "little"))
     return found
+
+
+def _tells_apart(row: TokenRow) -> bool:
+    """Whether a record has two responses of different tokens."""
+    ends = np.cumsum(row.lengths).tolist()
+    first = row.tokens[ends[0] : ends[1]]
+    others = (row.tokens[start:stop] for start, stop in pairwise(ends[1:]))
+    return any(not np.array_equal(first, other) for other in others)
 
 
 def _list_array(parts: Sequence[NDArray[np.int32]]) -> "pa.ListArray[Any]":
@@ -227,8 +237,17 @@ class SplitWriter:
         np.save(self.kept_path, rows)
         self._take(rows)
 
-    def merge(self, report: SplitReport, max_tokens: int, *, equal_once: bool) -> None:
-        """Merge rows of equal prompts; if there are any, the new stream holds nothing but what counts."""
+    def merge(
+        self, report: SplitReport, max_tokens: int, *, equal_once: bool, whole_groups: bool = False
+    ) -> None:
+        """Merge rows of equal prompts; if there are any, the new stream holds nothing but what counts.
+
+        Args:
+            report: Of the split; what was saved is written into it.
+            max_tokens: Bound on the tokens of a merged record; 0 merges none.
+            equal_once: Whether equal responses of several rows become one, where one system wrote them.
+            whole_groups: Whether rows are merged even where that saves no tokens.
+        """
         digests = np.frombuffer(self.digests, dtype=np.uint64).reshape(-1, DIGEST // 8)
         sizes = np.load(self.folder / f"{self.split}.sizes.npy")
         kept = np.arange(len(self.ids))
@@ -238,12 +257,36 @@ class SplitWriter:
         report.tokens = report.tokens_apart = int(sizes[:, 1:3].sum(dtype=np.int64))
         report.longest = int((sizes[:, 1] + sizes[:, 3]).max(initial=0))
         del sizes
-        merged = merge_split(self.path, kept, digests, report, max_tokens=max_tokens, equal_once=equal_once)
+        merged = merge_split(
+            self.path,
+            kept,
+            digests,
+            report,
+            max_tokens=max_tokens,
+            equal_once=equal_once,
+            least_saving=None if whole_groups else LEAST_SAVING,
+        )
         if merged is not None:
             numbers, sizes = merged
             self.kept_path.unlink(missing_ok=True)
             self._save(sizes)
             self._take(np.searchsorted(kept, numbers))
+
+    def drop_equal(self, report: SplitReport) -> None:
+        """Drop records of fewer than two different responses, in which nothing can be told apart, and count them."""
+        table = TokenTable(self.folder, self.split)
+        told = np.fromiter((_tells_apart(row) for row in table.rows()), bool, len(table))
+        if told.all():
+            return
+        kept = np.load(self.kept_path) if self.kept_path.is_file() else np.arange(len(told))
+        dropped, sizes = np.asarray(table.sizes)[~told], np.asarray(table.sizes)[told]
+        np.save(self.kept_path, kept[told])
+        self._take(np.flatnonzero(told))
+        report.dropped[EQUAL_RESPONSES] += len(dropped)
+        report.records -= len(dropped)
+        report.responses -= int(dropped[:, 0].sum())
+        report.tokens -= int(dropped[:, 1:3].sum())
+        report.longest = int((sizes[:, 1] + sizes[:, 3]).max(initial=0))
 
     def _take(self, rows: NDArray[np.int64]) -> None:
         self.groups = array("Q", np.asarray(self.groups, np.uint64)[rows].tobytes())

@@ -54,6 +54,13 @@ class RecordTable(torch.utils.data.Dataset[list[TokenRow]], ABC):
         """Comparisons of every record, (n,)."""
         return lengths(self.column("comparison_index"))
 
+    def comparison_values(self, name: str) -> NDArray[np.float32]:
+        """A column of one number a comparison, (comparisons,), record after record; NaN where a record lacks it."""
+        counts, column = self.comparison_counts(), self.column(name)
+        values = np.full(int(counts.sum()), np.nan, dtype=np.float32)
+        values[np.repeat(lengths(column) > 0, counts)] = flat(column)
+        return values
+
     def named_items(self, item: Item) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Key of the row of the data that holds each record, response or comparison, and its place there; (items,) each.
 

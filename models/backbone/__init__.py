@@ -1,9 +1,13 @@
 """Networks that read batches: loading, rows, packing, heads."""
 
+from .dropout import attention_drops, dropout_rates, with_attention_dropout
 from .head import RewardHead
-from .loading import BackboneConfig, configured_positions
+from .kinds import views_differ
+from .loading import BackboneConfig, configured_positions, network_config
 from .lora import LoRAConfig, added_keys, renamed
 from .network import Backbone, BackboneOutput
+from .rows import repeat
+from .several import Several
 from .stored_features import StoredFeatures
 
 __all__ = [
@@ -12,8 +16,15 @@ __all__ = [
     "BackboneOutput",
     "LoRAConfig",
     "RewardHead",
+    "Several",
     "StoredFeatures",
     "added_keys",
+    "attention_drops",
     "configured_positions",
+    "dropout_rates",
+    "network_config",
     "renamed",
+    "repeat",
+    "views_differ",
+    "with_attention_dropout",
 ]

@@ -3,13 +3,17 @@
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from pluralign.datamodules.batch import PreferenceBatch
+
+from .dropout import attention_drops
+from .rows import repeat
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["FULL_ATTENTION", "is_causal", "small_batch", "use_flex", "why_not_shared"]
+__all__ = ["FULL_ATTENTION", "is_causal", "small_batch", "use_flex", "views_differ", "why_not_shared"]
 
 FULL_ATTENTION = frozenset(
     ("gemma", "gpt2", "gpt_neox", "llama", "mistral", "olmo2", "opt", "phi3", "qwen2", "qwen3", "smollm3")
@@ -29,13 +33,23 @@ def small_batch(device: torch.device, vocab_size: int | None) -> PreferenceBatch
     )
 
 
-def use_flex(model: "PreTrainedModel", attention: str) -> bool:
-    """Whether rows run through FlexAttention; its backward pass exists on CUDA only."""
+def use_flex(model: "PreTrainedModel", attention: str, *, trained: bool) -> bool:
+    """Whether rows run through FlexAttention; its backward pass exists on CUDA only.
+
+    Args:
+        model: The network.
+        attention: As in :class:`BackboneConfig`. ``auto`` does without it where attention has dropout, which it refuses.
+        trained: Whether the network runs in training mode.
+
+    Raises:
+        ValueError: If it is asked for and the network does not support it.
+    """
     on_cuda = next(model.parameters()).device.type == "cuda"
     supported = bool(getattr(model, "_supports_flex_attn", False))
     if attention == "flex_attention" and not supported:
         raise ValueError(f"backbone.attention='flex_attention': {type(model).__name__} does not support it")
-    if attention == "flex_attention" or (attention == "auto" and on_cuda and supported):
+    chosen = on_cuda and supported and not (trained and attention_drops(model.config))
+    if attention == "flex_attention" or (attention == "auto" and chosen):
         model.set_attn_implementation("flex_attention")
         return True
     return False
@@ -72,3 +86,21 @@ def why_not_shared(config: "PretrainedConfig", causal: bool) -> str:
     if not kinds and config.model_type not in FULL_ATTENTION:
         return f"the layers of {config.model_type} are not known to be full attention"
     return ""
+
+
+@torch.no_grad()
+def views_differ(backbone: nn.Module, vocab_size: int | None, *, copies: int = 64) -> bool:
+    """Whether dropout makes two views of one input differ, in the mode that the backbone is in; found by trying.
+
+    The state of the random numbers stays as it is.
+
+    Args:
+        backbone: Called with a token batch, gives a state per response.
+        vocab_size: Of its tokens; None if it is not known.
+        copies: Of a small input that are compared: a low rate may spare all of a few.
+    """
+    device = next(backbone.parameters()).device
+    batch = small_batch(device, vocab_size)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        states = backbone(repeat(batch, copies)).unflatten(0, (copies, -1))
+    return bool((states != states[0]).any())

@@ -23,6 +23,7 @@ __all__ = [
     "adapt_model",
     "configured_positions",
     "load_model",
+    "network_config",
     "num_positions",
 ]
 
@@ -174,7 +175,7 @@ def load_model(config: BackboneConfig, *, language_head: bool = False) -> "PreTr
     # Both have the same class methods; that of all of them is not typed.
     network_class = cast(type[AutoModel], AutoModelForCausalLM if language_head else AutoModel)
     dtype: torch.dtype = getattr(torch, config.dtype)
-    network = _network_config(config)
+    network = network_config(config)
     # FlexAttention is set later, when the device is known; otherwise transformers takes the best it has.
     attention = config.attention if config.attention in ("sdpa", "eager") else None
     if language_head and not _has_causal_form(network, config):
@@ -229,7 +230,12 @@ def _origin(config: BackboneConfig) -> dict[str, Any]:
     return {"revision": config.revision or "main", "trust_remote_code": config.trust_remote_code}
 
 
-def _network_config(config: BackboneConfig) -> "PretrainedConfig":
+def network_config(config: BackboneConfig) -> "PretrainedConfig":
+    """The configuration of a network, with the fields that are set here; reads no weights.
+
+    Raises:
+        ValueError: If it cannot be loaded.
+    """
     from transformers import AutoConfig
 
     if config.name is None:
@@ -262,7 +268,7 @@ def configured_positions(config: BackboneConfig) -> int | None:
     from transformers import AutoModel
 
     try:
-        network = _network_config(config)
+        network = network_config(config)
         if getattr(network, "max_position_embeddings", None) is None:
             return None
         with torch.device("meta"):

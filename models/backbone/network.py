@@ -85,7 +85,7 @@ class Backbone(nn.Module):
         self.vocab_size: int | None = getattr(model.config, "vocab_size", None)
         self.max_positions = num_positions(model)
         self.frequencies = FrequencyChanges.of(model.config)
-        self.flex = use_flex(model, config.attention)
+        self.flex = use_flex(model, config.attention, trained=not config.frozen)
         self.causal = is_causal(model)
         self.packed = False
         self.layout = self._settle_layout(model)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pluralign.datamodules.batch import PreferenceBatch
+from pluralign.datamodules.columns import COLUMNS
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -17,9 +18,18 @@ __all__ = [
     "length_chunks",
     "pad_to_multiple",
     "pool",
+    "repeat",
     "separate_rows",
     "take_rows",
 ]
+
+REPEATED = frozenset(column.name for column in COLUMNS if column.item in ("record", "response")) | {
+    "input_ids",
+    "position_ids",
+    "segment_ids",
+    "prompt_features",
+}
+"""Entries of a batch that hold something for each row, record or response."""
 
 
 def attention_bias(segment_ids: Tensor, dtype: torch.dtype) -> Tensor:
@@ -143,6 +153,35 @@ def take_rows(batch: PreferenceBatch, rows: Sequence[int]) -> PreferenceBatch:
     part["response_row"] = torch.arange(len(rows), device=index.device)
     part["response_end"] = batch["response_end"][index]
     return cast(PreferenceBatch, {**part, "row_lengths": lengths})
+
+
+def repeat(batch: PreferenceBatch, times: int) -> PreferenceBatch:
+    """The batch with every row several times: one pass gives each response as often, under dropout masks of their own.
+
+    Copies follow each other whole: response r of copy c is response c R + r, of row c N + n and prompt likewise.
+    Judgements and requests are not repeated; they point at the first copy's responses.
+
+    Args:
+        batch: Token batch, in either layout.
+        times: Number of copies, >= 1.
+
+    Returns:
+        The batch with ``times`` as many rows, records and responses; every other entry is kept.
+    """
+    steps = {"response_row": len(batch["input_ids"]), "response_prompt": len(batch.get("id", ()))}
+    entries = cast(Mapping[str, object], batch)
+    copies: dict[str, object] = dict(entries)
+    for name, value in entries.items():
+        if name in REPEATED and isinstance(value, Tensor):
+            copies[name] = value.repeat(times, *[1] * (value.ndim - 1))
+            if step := steps.get(name):
+                offset = step * torch.arange(times, device=value.device)
+                copies[name] = (value + offset[:, None]).flatten()
+        elif isinstance(value, list) and name in ("id", "row_lengths"):
+            copies[name] = value * times
+    if "prompts" in batch:
+        copies["prompts"] = repeat(batch["prompts"], times)
+    return cast(PreferenceBatch, copies)
 
 
 def pool(hidden: Tensor, batch: PreferenceBatch, pooling: str) -> Tensor:

@@ -6,18 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._joining import Checkpoint, check_alike, without_run
 from .adapters import adapter_name, adapter_of
 
 __all__ = ["joined_domains", "split_domains"]
-
-Checkpoint = Mapping[str, Any]
-
-NOT_OF_SCORES = ("name", "revision", "tokenizer", "attention", "gradient_checkpointing", "length_chunks")
-"""Settings of a backbone that change no weight and no score; which base it is, is compared by its content."""
-OF_RUNS = ("optimizer_states", "lr_schedulers", "loops", "callbacks", "current_model_state")
-"""What checkpoints hold of a run that goes on, which a joined one is not of."""
-OF_ONE_RUN = ("run", "recipe", "start")
-"""The same of what is kept for the module."""
 
 
 def joined_domains(contents: Mapping[str, Checkpoint]) -> dict[str, Any]:
@@ -45,7 +37,7 @@ def joined_domains(contents: Mapping[str, Checkpoint]) -> dict[str, Any]:
             domains[name] = path
     state = dict(_general(contents[first]["state_dict"]))
     for path in others:
-        _check_alike(first, contents[first], settings[first], path, contents[path], settings[path])
+        check_alike(first, contents[first], path, contents[path], ("per_domain", "adapter"))
         _check_general(first, state, path, _general(contents[path]["state_dict"]))
     start = 0
     for path, content in contents.items():
@@ -110,39 +102,6 @@ def _moved(state: Mapping[str, Tensor], places: Mapping[int, int]) -> dict[str, 
     return moved
 
 
-def _check_alike(
-    first: str,
-    content: Checkpoint,
-    settings: Mapping[str, Any],
-    path: str,
-    other: Checkpoint,
-    theirs: Mapping[str, Any],
-) -> None:
-    """Refuse another kind, another shape of adapters, another base or text format."""
-
-    def differ(what: str, here: object, there: object) -> ValueError:
-        return ValueError(f"{first} and {path} cannot be joined: {what} differs ({here!r}, {there!r})")
-
-    for name in ("per_domain", "adapter"):
-        if settings.get(name) != theirs.get(name):
-            raise differ(name, settings.get(name), theirs.get(name))
-    bases = [each.get("pluralign", {}).get("base") for each in (content, other)]
-    told = [None if base is None else (base["digest"] or (base["name"], base["revision"])) for base in bases]
-    if told[0] != told[1]:
-        raise differ("the base that they were trained on", *bases)
-    backbones = [each.get("backbone", {}) for each in (settings, theirs)]
-    for name in sorted(backbones[0].keys() | backbones[1].keys()):
-        here, there = (each.get(name) for each in backbones)
-        if here != there and name not in NOT_OF_SCORES:
-            raise differ(f"backbone.{name}", here, there)
-    formats = [each.get("pluralign", {}).get("text_format") or {} for each in (content, other)]
-    for name in sorted(
-        formats[0].keys() & formats[1].keys() - {"tokenizer", "revision", "trust_remote_code"}
-    ):
-        if formats[0][name] != formats[1][name]:
-            raise differ(f"the text format's {name}", formats[0][name], formats[1][name])
-
-
 def _check_general(first: str, state: Mapping[str, Tensor], path: str, other: Mapping[str, Tensor]) -> None:
     """Refuse another general model."""
     missing = sorted(state.keys() ^ other.keys())
@@ -164,7 +123,4 @@ def _equal(first: object, second: object) -> bool:
 
 def _checkpoint(content: Checkpoint, state: dict[str, Tensor], domains: Sequence[str]) -> dict[str, Any]:
     """A checkpoint like another, without its run, of other weights and domains."""
-    kept = {name: value for name, value in content.items() if name not in OF_RUNS}
-    about = {name: value for name, value in content.get("pluralign", {}).items() if name not in OF_ONE_RUN}
-    settings = {**content["hyper_parameters"], "domains": list(domains)}
-    return {**kept, "state_dict": state, "hyper_parameters": settings, "pluralign": about}
+    return without_run(content, state, {**content["hyper_parameters"], "domains": list(domains)})

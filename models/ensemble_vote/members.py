@@ -36,7 +36,7 @@ def hash_uniform(key: Tensor, seed: int, number: int, stream: int) -> Tensor:
         stream: What they are drawn for.
 
     Returns:
-        (N, number) float32: multiples of 2^-24 and a half of it.
+        (N, number) float32: multiples of 2^-23 and a half of it, which float32 holds.
 
     Source:
         Steele et al., *Fast Splittable Pseudorandom Number Generators*, OOPSLA 2014: the mixing function of splitmix64.
@@ -44,14 +44,15 @@ def hash_uniform(key: Tensor, seed: int, number: int, stream: int) -> Tensor:
     """
     step, first, second = MIX
     # Integers of torch overflow as those of C do, modulo 2^64.
-    start = torch.arange(seed, seed + number, device=key.device) * step + stream * second
+    start = torch.arange(seed, seed + number, device=key.device) * step
+    start = start + torch.full_like(start, stream) * second
     bits = key.unsqueeze(1) ^ start
     for _ in range(2):  # keys of neighbouring seeds differ in few bits, which one round leaves a trace of
         bits = bits + step
         bits = (bits ^ _shifted(bits, 30)) * first
         bits = (bits ^ _shifted(bits, 27)) * second
         bits = bits ^ _shifted(bits, 31)
-    return (_shifted(bits, 40).to(torch.float32) + 0.5) * 2.0**-24
+    return (_shifted(bits, 41).to(torch.float32) + 0.5) * 2.0**-23
 
 
 def _poisson(uniform: Tensor) -> Tensor:

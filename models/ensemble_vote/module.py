@@ -13,10 +13,11 @@ from pluralign.datamodules.checks import check_choices, check_range
 from pluralign.losses import bradley_terry_loss, reward_centering_loss
 
 from .._loader_sums import Summed
-from ..backbone import Backbone, BackboneConfig, LoRAConfig, RewardHead, StoredFeatures
+from ..backbone import Backbone, BackboneConfig, LoRAConfig, RewardHead, Several, StoredFeatures, renamed
 from ..base import ModuleSettings
 from ..reward import RewardModule
 from .alike import PairSums, check_different
+from .joined import network_name
 from .members import Resample, draws, generator_of, left_out, num_left_out
 
 __all__ = ["EnsembleVoteRM"]
@@ -40,7 +41,7 @@ class EnsembleVoteRM(RewardModule):
     Members come in three kinds. ``head``: M heads on one shared pass; ten cost as much as one. ``lora``: M adapters and
     heads over one frozen base, by default on its last two layers, so that the layers below run once for all; adapters on
     all layers (``lora.last_layers: null``) cost M passes, and save memory alone. ``full``: whole networks, one a run
-    (``pluralign members`` drives them). Heads that see the same data become the same, so members see data of their own:
+    (``pluralign members`` drives them, ``pluralign members join`` makes them one model). Heads that see the same data become the same, so members see data of their own:
     a bootstrap of the prompts, or all prompts but a fold, on which they can vote without having learned it by heart.
 
     Source:
@@ -75,9 +76,10 @@ class EnsembleVoteRM(RewardModule):
             backbone: Which network, in which state; with ``members="lora"`` the base of all, frozen.
             num_members: M, >= 2.
             members: What each of them has of its own: a ``head`` over the shared pass, a ``lora`` adapter and a head over
-                the shared base, or a ``full`` network, of which this run is one.
+                the shared base, or a ``full`` network.
             lora: Shape of the members' adapters; a mapping of its fields also does. None for rank 8 on the last two layers.
-            member: Which member this run is, in [0, M); with ``members="full"`` alone.
+            member: Which member this run is, in [0, M), with ``members="full"``; ``pluralign members`` sets it. None for all
+                of them in one model, of M times the memory and M passes.
             resample: What each member trains on: all comparisons (``none``, as in the paper), a ``bootstrap`` of the
                 prompts, or all prompts but those that it leaves out (``folds``), on which it may vote unprejudiced.
             num_folds: K >= 2; each prompt is left out by M // K members, at least 3.
@@ -135,10 +137,10 @@ class EnsembleVoteRM(RewardModule):
                 f"lora is the shape of the members' adapters, and members={self.members!r} has none: set members=lora, or "
                 "leave lora out (backbone.lora adapts the network that all share)"
             )
-        if (self.member is None) == (self.members == "full"):
+        if self.member is not None and self.members != "full":
             raise ValueError(
-                f"members='full' and member go together, for a run trains one of them; got members={self.members!r} and "
-                f"member={self.member}. `pluralign members` runs all of them"
+                f"members='full' and member go together, for only a whole network is trained in a run of its own; got "
+                f"members={self.members!r} and member={self.member}"
             )
         if self.member is not None:
             check_range("member", self.member, at_least=0, below=self.num_members)
@@ -147,6 +149,12 @@ class EnsembleVoteRM(RewardModule):
                 f"num_members={self.num_members} with num_folds={self.num_folds} leaves each prompt out of "
                 f"{num_left_out(self.num_members, self.num_folds)} members, and a vote needs at least {LEAST_VOTES}: raise "
                 f"num_members to {LEAST_VOTES * self.num_folds}, or lower num_folds"
+            )
+        if self.members == "head" and self.resample == "folds" and not self.backbone_config.frozen:
+            rank_zero_info(
+                "members='head' with resample='folds' and a network that is trained: what a head leaves out, the network that all "
+                "share has learned from the others. Votes of what has not seen a prompt need backbone.frozen=true, "
+                "members=lora or members=full"
             )
         if self.members == "head" and self.resample == "none" and not self.dropout.p:
             rank_zero_info(
@@ -165,8 +173,12 @@ class EnsembleVoteRM(RewardModule):
         """Build backbone and members, unless they are built."""
         if self.backbone is not None:
             return
-        self.backbone = self.make_backbone()
-        size, columns = self.backbone.hidden_size, self.columns
+        columns = self.columns
+        if self.members == "full" and self.member is None:
+            self.backbone = Several([self.make_backbone() for _ in columns])
+        else:
+            self.backbone = self.make_backbone()
+        size = self.backbone.hidden_size
         self.head = RewardHead(size, len(columns))
         with torch.no_grad():  # of a member's own seed, however many there are
             for row, column in zip(self.head.weight, columns, strict=True):
@@ -202,8 +214,23 @@ class EnsembleVoteRM(RewardModule):
             content: The other run's checkpoint.
         """
         state, new = super().initial_state(content)
+        if isinstance(self.backbone, Several):
+            state = self._of_each(state)
         own = {name for name in self.state_dict() if ".member_" in name}
         return state, new | (set() if own & set(state) else own)
+
+    def _of_each(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of one network as those of each member's; of several as they are."""
+        found: dict[str, Tensor] = {}
+        for column in self.columns:
+            single = {
+                network_name(name, column): value
+                for name, value in state.items()
+                if name not in self.state_dict()
+            }
+            names = renamed(single, self.state_dict(), network_name("backbone.model.", column))
+            found |= {names.get(name, name): value for name, value in single.items()}
+        return {**found, **{name: value for name, value in state.items() if name in self.state_dict()}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """As every module; and refuse members that have seen other data than the settings say.
@@ -249,6 +276,8 @@ class EnsembleVoteRM(RewardModule):
         assert head is not None  # built together with the backbone
         if isinstance(backbone, Backbone) and self.members == "lora":
             states = backbone.pooled_with(batch, [_adapter(column) for column in self.columns])  # (M, R, H)
+        elif isinstance(backbone, Several):
+            states = backbone(batch)
         else:
             pooled: Tensor = backbone(batch)
             if not (self.training and self.dropout.p):
@@ -266,7 +295,7 @@ class EnsembleVoteRM(RewardModule):
         mean = rewards.mean(dim=1)
         if self.combine == "mean":
             return mean
-        return mean - self.deviations * rewards.std(dim=1, correction=0)
+        return mean - self.deviations * _deviation(rewards)
 
     def member_differences(self, output: RewardOutput, batch: PreferenceBatch) -> Tensor:
         """How much more each member rewards the first response of each comparison than the second, (P, M)."""
@@ -340,7 +369,7 @@ class EnsembleVoteRM(RewardModule):
         differences = self.member_differences(output, batch)
         if self._alike is not None:
             self._alike.update(differences)
-        spread = differences.double().std(dim=1, correction=0)
+        spread = _deviation(differences.double())
         return {"member_std": (spread.sum(), spread.new_tensor(float(len(spread))))}
 
     def begin_evaluation(self) -> None:
@@ -367,6 +396,11 @@ class EnsembleVoteRM(RewardModule):
         self.log(f"{stage}/member_correlation", correlation, sync_dist=True)
         if not self.trainer.sanity_checking:
             check_different(float(correlation), self.largest_correlation)
+
+
+def _deviation(values: Tensor) -> Tensor:
+    """Standard deviation over the members, the population's, of (items, M); of no items, too, which torch's own warns of."""
+    return (values - values.mean(dim=1, keepdim=True)).square().mean(dim=1).sqrt()
 
 
 def _adapter(member: int) -> str:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from pluralign.datamodules.batch import PreferenceBatch
 from pluralign.losses import ideal_point_reward
 
-from ..backbone import Backbone, StoredFeatures
 from .adapt import fit_mixture_logits, fit_mixture_weights
 from .judgements import JudgementLoss
 from .peers import weigh_with_peers
@@ -412,11 +411,11 @@ class UserReward(nn.Module):
 
     weights: Tensor
 
-    def __init__(self, backbone: Backbone | StoredFeatures, network: PALNetwork, weights: Tensor) -> None:
+    def __init__(self, backbone: nn.Module, network: PALNetwork, weights: Tensor) -> None:
         """Put the parts together.
 
         Args:
-            backbone: Gives states.
+            backbone: Gives states of responses, (R, H), from a batch.
             network: Gives rewards.
             weights: Over the prototypes, (K,).
         """

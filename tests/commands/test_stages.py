@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+import pluralign.commands.stage_run
 import pluralign.commands.stages
 from pluralign.commands.chain import Stage
 from pluralign.commands.stage_folder import StageFolder, weights_digest
@@ -151,7 +152,7 @@ def process(monkeypatch):
     """In place of real processes."""
     process = Process()
     monkeypatch.setattr(pluralign.commands.stages, "settle", settled_once)
-    monkeypatch.setattr(pluralign.commands.stages, "run_process", process)
+    monkeypatch.setattr(pluralign.commands.stage_run, "run_process", process)
     return process
 
 
@@ -629,8 +630,8 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path):
 def test_every_rank_reads_a_configuration_of_its_own(process, monkeypatch):
     """One that another rank has yet to write may be of an interrupted run with other loggers or devices."""
     rewrite("chain.yaml", lambda content: content["stages"].pop())
-    monkeypatch.setattr(pluralign.commands.stages, "_rank", lambda: 1)
-    monkeypatch.setattr(pluralign.commands.stages, "_wait", lambda plan, settled: None)
+    monkeypatch.setattr(pluralign.commands.stage_run, "_rank", lambda: 1)
+    monkeypatch.setattr(pluralign.commands.stage_run.StageRunner, "_wait", lambda runner, settled: None)
     run()
     (words,) = process.runs
     assert Path(words[2]).name == "rank-1.stage.yaml"

@@ -58,6 +58,23 @@ def test_simcse_against_loops_and_gradcheck():
     assert torch.autograd.gradcheck(lambda a, b: simcse_loss(a, b, temperature=0.3), (first, second))
 
 
+@pytest.mark.parametrize("weighted", [True, False])
+def test_simcse_without_some_rows_is_that_of_the_rest(weighted):
+    first, second = draw(6, 3).requires_grad_(), draw(6, 3, seed=1)
+    weight = draw(6, seed=2).abs() if weighted else None
+    mask = torch.tensor([True, False, True, True, False, True])
+    rest = weight[mask] if weighted else None
+    value = simcse_loss(first, second, temperature=0.3, weight=weight, mask=mask)
+    torch.testing.assert_close(value, simcse_loss(first[mask], second[mask], temperature=0.3, weight=rest))
+    value.backward()
+    assert first.grad.isfinite().all() and not first.grad[~mask].any()
+    assert simcse_loss(first, second, mask=torch.zeros(6, dtype=torch.bool)).item() == 0
+    with pytest.raises(ValueError, match=r"mask must be of shape \(6,\)"):
+        simcse_loss(first, second, mask=mask[:4])
+    with pytest.raises(TypeError, match="boolean"):
+        simcse_loss(first, second, mask=mask.float())
+
+
 def test_views_hold_each_member_and_difference():
     chosen, rejected = draw(3, 2), draw(3, 2, seed=1)
     assert torch.equal(pair_views(chosen, rejected), torch.cat([chosen, rejected]))
@@ -148,6 +165,40 @@ class TestSwAVModule:
         expected = swav_loss(first, second, centres, *q, temperature=0.4, weight=weight)
         torch.testing.assert_close(module(first, second, weight=weight), expected)
 
+    def test_rows_that_take_no_part_change_nothing_and_are_not_kept(self):
+        torch.manual_seed(0)
+        module = SwAVLoss(4, 3, queue_size=5, epsilon=0.3)
+        mask = torch.tensor([True, False, True, True, False])
+        values, queues = [], []
+        for part in (slice(None), mask):
+            module.queue_filled.zero_()
+            for seed in (0, 2):
+                first, second, weight = (
+                    draw(5, 4, seed=seed),
+                    draw(5, 4, seed=seed + 1),
+                    draw(5, seed=9).abs(),
+                )
+                taken = mask if isinstance(part, slice) else None
+                values.append(module(first[part], second[part], weight=weight[part], mask=taken))
+            queues.append(module.queue.clone())
+            assert module.queue_filled.all()
+        torch.testing.assert_close(values[:2], values[2:])
+        torch.testing.assert_close(*queues)
+
+    def test_too_few_rows_are_refused_and_a_filling_queue_is_waited_for(self):
+        rows = draw(2, 4)
+        with pytest.raises(
+            ValueError, match=r"11 prototypes need at least 5\.5 rows.*set queue_size to 6 or more"
+        ):
+            SwAVLoss(4, 11, queue_size=3)(rows, rows)
+        SwAVLoss(4, 11, queue_size=3).eval()(rows, rows)
+        module = SwAVLoss(4, 11, queue_size=4)
+        values = [module(rows, rows).item() for _ in range(3)]
+        assert values[:2] == [0, 0] and values[2] > 0
+        nothing = SwAVLoss(4, 11)(rows[:0], rows[:0])
+        nothing.backward()
+        assert nothing.item() == 0
+
     def test_bfloat16_module_trains(self):
         module = SwAVLoss(4, 3, queue_size=6).bfloat16()
         for _ in range(2):
@@ -175,7 +226,8 @@ def _one_process(rank: int, folder: str) -> None:
     module = SwAVLoss(4, 3, queue_size=4)
     first, second = torch.randn(2, 7, 4)
     mine = slice(0, 3) if rank == 0 else slice(3, 7)
-    loss = module(first[mine], second[mine], weight=None)
+    mask = torch.arange(7) != 5
+    loss = module(first[mine], second[mine], mask=mask[mine])
     torch.save({"loss": loss.detach(), "queue": module.queue}, pathlib.Path(folder) / f"{rank}.pt")
     distributed.destroy_process_group()
 
@@ -190,8 +242,8 @@ def test_two_processes_balance_over_all_rows(tmp_path, monkeypatch):
     torch.manual_seed(0)
     module = SwAVLoss(4, 3, queue_size=4)
     first, second = torch.randn(2, 7, 4)
-    whole = module(first, second)
-    torch.testing.assert_close((3 * parts[0]["loss"] + 4 * parts[1]["loss"]) / 7, whole.detach())
+    whole = module(first, second, mask=torch.arange(7) != 5)
+    torch.testing.assert_close((3 * parts[0]["loss"] + 3 * parts[1]["loss"]) / 6, whole.detach())
     for part in parts:
         torch.testing.assert_close(part["queue"], module.queue)
 

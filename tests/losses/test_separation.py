@@ -81,6 +81,38 @@ def test_against_loops_with_padding(scores):
     assert value == pytest.approx(by_loops(scores), rel=1e-12)
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.floats(-20, 20), min_size=1, max_size=5), min_size=1, max_size=4))
+def test_a_flat_list_is_the_mean_over_prompts_of_two_responses_or_more(prompts):
+    flat = torch.tensor([score for scores in prompts for score in scores], dtype=D)
+    group = torch.tensor([i for i, scores in enumerate(prompts) for _ in scores])
+    values = [by_loops(scores) for scores in prompts]
+    several = sum(len(scores) > 1 for scores in prompts)
+    assert separation_objective(flat, group=group).item() == pytest.approx(sum(values) / max(several, 1))
+    assert separation_objective(flat, group=group, reduction="sum").item() == pytest.approx(sum(values))
+    shares = separation_objective(flat, group=group, reduction="none")
+    added = torch.zeros(len(prompts), dtype=D).index_add(0, group, shares)
+    torch.testing.assert_close(added, torch.tensor(values, dtype=D))
+
+
+def test_a_flat_list_has_the_gradients_of_padded_rows():
+    padded = torch.tensor([[0.2, 0.5, 1.1], [0.4, -0.3, 0.0], [0.7, 0.7, 0.0]], dtype=D, requires_grad=True)
+    mask = torch.tensor([[True, True, True], [True, True, False], [True, True, False]])
+    weight, group = torch.tensor([1.0, 2.0, 0.5], dtype=D), torch.tensor([0, 0, 0, 1, 1, 2, 2])
+    for options in ({}, {"smoothing": 0.1}, {"break_ties": True}):
+        rows = separation_objective(padded, mask=mask, weight=weight, **options)
+        flat = separation_objective(padded[mask], group=group, weight=weight[group], **options)
+        torch.testing.assert_close(rows, flat)
+        torch.testing.assert_close(*(torch.autograd.grad(value, padded)[0] for value in (rows, flat)))
+
+
+def test_a_flat_list_without_a_pair_has_no_gradient_and_a_path():
+    alone = torch.tensor([0.3, 1.0], requires_grad=True)
+    value = separation_objective(alone, group=torch.tensor([0, 1]))
+    value.backward()
+    assert float(value.detach()) == 0 and alone.grad.tolist() == [0, 0]
+
+
 def test_smoothing_rounds_the_corner_but_ties_still_lack_a_gradient():
     tied = torch.zeros(1, 3, dtype=D, requires_grad=True)
     (grad,) = torch.autograd.grad(separation_objective(tied, smoothing=0.1), tied)

@@ -261,7 +261,12 @@ class LocalDataModule(OwnFilesDataModule):
         seen: dict[str, None] = {}
         unread = self.unread[source] = UnreadColumns()
         contents = ContentNames()
-        guard = JudgementGuard(self.place(source), self.field_names, self.reader, judged=source != "predict")
+        guard = JudgementGuard(
+            self.place(source),
+            self.field_names,
+            self.reader,
+            judged=source != "predict" and self.needs_judgement,
+        )
         rows = RowsAhead(self.source_rows(source))
         for row in rows:
             if isinstance(row, RecordError):

@@ -195,3 +195,32 @@ def test_real_files_in_the_cache():
         "record without a judgement": 15,
     }
     assert len(data.users) == 3
+
+
+def test_systems_are_groups_where_no_judgement_is_needed(tmp_path):
+    """Three systems and two judges over 30 instructions: one group each, the baseline's answer once, and who wrote what."""
+    from pluralign.datamodules import LoaderConfig, MixtureDataModule, SyntheticDataModule
+
+    questions = [f"Name fruit {i}." for i in range(30)]
+    for model, judge in (("small", "strict"), ("small", "kind"), ("large", "strict"), ("other", "strict")):
+        rows = [row(None if judge == "kind" else 1.25, text, model, judge) for text in questions]
+        module(tmp_path, rows, model=model, judge=judge)
+    rows = [row(1.5, text, "echo", output_2="Apple.") for text in questions]
+    answers = module(tmp_path, rows, model="echo", models=("small", "large", "echo"))
+    data = MixtureDataModule(
+        sources={"judged": SyntheticDataModule(num_train=8, num_validation=4), "policy": answers},
+        unlabelled=["policy"],
+        loader=LoaderConfig(batch_size=8),
+    )
+    data.setup("fit")
+    report, groups = data.reports["unlabelled"], data.table("unlabelled")
+    assert not report.invalid and not report.dropped, "a judgement that was not parsed is none that is missed"
+    assert 10 < len(groups) < 30 and set(groups.sizes[:, 0].tolist()) == {4}
+    (batch, *_) = data.batches("unlabelled")
+    systems = [data.names["system"][i] for i in batch["system_id"].tolist()]
+    assert all(systems[i : i + 4].count("baseline") == 1 for i in range(0, len(systems), 4))
+    assert set(systems) == {"baseline", "small", "large", "echo"} and not set(data.users) & {"strict", "kind"}
+    texts = data.texts(
+        "unlabelled", [(batch["id"][0], place) for place in batch["response_index"][:4].tolist()]
+    )
+    assert sorted(text for _, text in texts) == ["Apple.", "Apple.", "large: Pear.", "small: Pear."]

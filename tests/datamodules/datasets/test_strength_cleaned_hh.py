@@ -77,6 +77,15 @@ def test_the_models_vote(tmp_path):
     assert (doubted.preference, doubted.strength) == (0.75, 0.5)
 
 
+def test_scores_under_names_with_spaces_are_the_same(tmp_path):
+    spaced = {name.replace("_", " "): value for name, value in row().items()}
+    assert "chosen score list" in spaced and "chosen_score_list" not in spaced
+    first, second = (r.comparisons[0] for r in examples(module(tmp_path, [row(), spaced], labels="models")))
+    assert first == second and second.votes == (7, 1, 2)
+    with pytest.raises(RecordError, match="wrong length: field 'rejected score list'"):
+        examples(module(tmp_path, [{**spaced, "rejected score list": [1.0]}], labels="models"))
+
+
 @pytest.mark.parametrize(("label", "expected"), [(1, (0, 1, 0.5)), (0, (1, 0, -0.5))])
 def test_labels_of_gpt4_are_for_the_test_split(tmp_path, label, expected):
     data = module(tmp_path, [row()], [row(**{"GPT4 label": label})], test_labels="gpt4")

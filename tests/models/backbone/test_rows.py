@@ -1,7 +1,15 @@
 import pytest
 import torch
 
-from pluralign.models.backbone.rows import attention_bias, block_mask, pad_to_multiple, pool, separate_rows
+from pluralign.models import Backbone
+from pluralign.models.backbone.rows import (
+    attention_bias,
+    block_mask,
+    pad_to_multiple,
+    pool,
+    repeat,
+    separate_rows,
+)
 
 
 def allowed_by_loops(segments):
@@ -91,3 +99,36 @@ def test_mean_pooling_in_bfloat16_sums_in_float32():
 def test_unknown_pooling_is_named(batch):
     with pytest.raises(ValueError, match="last, mean or cls, got 'max'"):
         pool(torch.zeros(3, 40, 2), batch(), "max")
+
+
+@pytest.mark.parametrize("layout", ["shared", "separate"])
+def test_repeated_rows_are_whole_copies_that_judgements_do_not_follow(batch, layout):
+    data = batch((2, 3, 1), layout=layout)
+    data["prompts"] = batch((1, 1, 1))
+    data["prompt_features"] = torch.rand(3, 4)
+    rows, responses = len(data["input_ids"]), len(data["response_row"])
+    twice = repeat(data, 2)
+    for name in ("input_ids", "segment_ids", "position_ids", "prompt_features", "record_key"):
+        assert torch.equal(twice[name], torch.cat([data[name], data[name]])), name
+    for name in ("response_end", "response_index", "response_length"):
+        assert torch.equal(twice[name], torch.cat([data[name], data[name]])), name
+    assert torch.equal(twice["response_row"], torch.cat([data["response_row"], data["response_row"] + rows]))
+    assert torch.equal(
+        twice["response_prompt"], torch.cat([data["response_prompt"], data["response_prompt"] + 3])
+    )
+    assert twice["id"] == data["id"] * 2 and twice["row_lengths"] == data["row_lengths"] * 2
+    assert len(twice["response_row"]) == 2 * responses
+    assert len(twice["prompts"]["input_ids"]) == 6
+    for name in ("comparisons", "comparison_index", "preference"):
+        assert twice[name] is data[name], name
+    assert len(data["input_ids"]) == rows, "the batch itself stays as it is"
+
+
+@pytest.mark.parametrize("layout", ["shared", "separate"])
+@pytest.mark.parametrize("attention", ["auto", "sdpa"])
+@pytest.mark.parametrize("wanted", ["shared", "separate"])
+def test_a_network_gives_every_copy_the_same_states(batch, llama, layout, attention, wanted):
+    backbone = Backbone(llama(layout=wanted, attention=attention)).eval()
+    data = batch((2, 3, 1), layout=layout) if layout == wanted else batch((2, 3, 1))
+    once, thrice = backbone(data), backbone(repeat(data, 3)).unflatten(0, (3, -1))
+    torch.testing.assert_close(thrice, once.expand(3, *once.shape), atol=1e-5, rtol=1e-4)

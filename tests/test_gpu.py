@@ -1,0 +1,209 @@
+"""What a GPU alone can show: equal numbers, steps that never wait for the device, whole runs in bfloat16."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from pluralign.datamodules.batches.collate import PreferenceCollator
+from pluralign.datamodules.tokens.rows import TokenRow
+from pluralign.losses import (
+    beta_wasserstein,
+    bradley_terry_loss,
+    davidson_loss,
+    imitation_loss,
+    separation_objective,
+    simcse_loss,
+    sinkhorn_assignment,
+    sinkhorn_divergence,
+    swav_loss,
+)
+from pluralign.models import BackboneConfig, BradleyTerryRM, EnsembleVoteRM, LoRAConfig
+from pluralign.models.ensemble_vote.members import draws, left_out
+from pluralign.train import main
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+
+CONFS = sorted((Path(__file__).parent / "conf").glob("*.yaml"))
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 64,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+}
+MODULES = {
+    "bradley_terry": (BradleyTerryRM, {}),
+    "heads": (EnsembleVoteRM, {"num_members": 10}),
+    "folds": (EnsembleVoteRM, {"num_members": 10, "resample": "folds"}),
+    "adapters": (EnsembleVoteRM, {"members": "lora", "lora": LoRAConfig(rank=4, last_layers=2)}),
+}
+
+
+def on_device(batch, device="cuda"):
+    return {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()
+    }
+
+
+@pytest.fixture
+def rows():
+    """Records of two to five responses, of tokens that mean nothing."""
+    generator = torch.Generator().manual_seed(0)
+
+    def record(i):
+        count = 2 + i % 4
+        lengths = torch.randint(3, 30, (1 + count,), generator=generator)
+        return TokenRow(
+            id=f"record-{i}",
+            tokens=torch.randint(64, (int(lengths.sum()),), generator=generator).int().numpy(),
+            lengths=lengths.int().numpy(),
+            response_index=torch.arange(count).int().numpy(),
+            comparisons=torch.tensor([(0, j) for j in range(1, count)]).int().numpy(),
+            comparison_index=torch.arange(count - 1).int().numpy(),
+            preference=torch.ones(count - 1).numpy(),
+            columns={},
+            record_key=i,
+            split_key=(i * 7919) ** 3 - 2**40,
+        )
+
+    return [record(i) for i in range(8)]
+
+
+def built(name, attention, **settings):
+    kind, own = MODULES[name]
+    torch.manual_seed(0)
+    module = kind(BackboneConfig(config=LLAMA, attention=attention, **settings), **own)
+    module.configure_model()
+    for key, parameter in module.named_parameters():
+        if "lora_B" in key:
+            torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(1))
+    return module
+
+
+@pytest.mark.parametrize("attention", ["auto", "sdpa"])
+@pytest.mark.parametrize("name", MODULES)
+def test_rewards_and_gradients_are_those_of_the_processor(name, attention, rows):
+    batch = PreferenceCollator()(rows)
+    here, there = built(name, "sdpa"), built(name, attention).cuda()
+    expected, found = here(batch), there(on_device(batch))
+    torch.testing.assert_close(found["reward"].cpu(), expected["reward"], rtol=1e-3, atol=1e-4)
+    here.compute_loss(expected, batch).backward()
+    there.compute_loss(found, on_device(batch)).backward()
+    theirs = dict(there.named_parameters())
+    for key, parameter in here.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(
+                theirs[key].grad.cpu(), parameter.grad, rtol=1e-2, atol=1e-4, msg=lambda m, k=key: f"{k}: {m}"
+            )
+
+
+@pytest.mark.parametrize("layout", ["shared", "separate"])
+@pytest.mark.parametrize("attention", ["auto", "sdpa"])
+@pytest.mark.parametrize("name", MODULES)
+def test_a_step_never_waits_for_the_device(name, attention, layout, rows):
+    batch = on_device(PreferenceCollator(layout=layout)(rows))
+    module = built(name, attention, layout=layout).cuda()
+    optimizer = torch.optim.AdamW(module.parameter_groups(), lr=1e-3)
+
+    def step():
+        optimizer.zero_grad()
+        module.compute_loss(module(batch), batch).backward()
+        optimizer.step()
+
+    for _ in range(3):  # kernels are compiled, constants made, first batches looked at
+        step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_members_see_the_same_on_every_device():
+    keys = torch.randint(-(2**63), 2**63 - 1, (5000,), generator=torch.Generator().manual_seed(0))
+    for resample in ("bootstrap", "folds"):
+        here = draws(keys, 10, resample, num_folds=3, seed=3)
+        assert torch.equal(here, draws(keys.cuda(), 10, resample, num_folds=3, seed=3).cpu())
+    assert torch.equal(left_out(keys, 10, 3, 3), left_out(keys.cuda(), 10, 3, 3).cpu())
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+def test_adapters_are_runs_of_their_own(recompute, rows):
+    batch = on_device(PreferenceCollator()(rows))
+    module = built("adapters", "auto", gradient_checkpointing=recompute).cuda()
+    module.compute_loss(module(batch), batch).backward()
+    together = {name: each.grad.clone() for name, each in module.named_parameters() if each.grad is not None}
+    module.zero_grad()
+    weight = module.member_weights(batch)
+    for member in range(10):
+        states = module.backbone.pooled_with(batch, [f"member_{member}"])[0]
+        chosen, rejected = (states.float() @ module.head.weight[member])[batch["comparisons"]].unbind(1)
+        loss = bradley_terry_loss(chosen, rejected, reduction="none")
+        (loss * weight[:, member]).mean().backward()
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(together[name], parameter.grad, rtol=1e-2, atol=1e-4)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+LOSSES = {
+    "bradley_terry": lambda move: bradley_terry_loss(
+        move(normal(64)), move(normal(64, seed=1)), label_smoothing=0.1
+    ),
+    "davidson": lambda move: davidson_loss(
+        move(normal(64)), move(normal(64, seed=1)), move(normal(64, seed=2)) > 0
+    ),
+    "separation": lambda move: separation_objective(move(normal(16, 5))),
+    "simcse": lambda move: simcse_loss(move(normal(32, 64)), move(normal(32, 64, seed=1))),
+    "swav": lambda move: swav_loss(
+        move(normal(32, 64)),
+        move(normal(32, 64, seed=1)),
+        move(normal(8, 64, seed=2)),
+        sinkhorn_assignment(move(normal(32, 8, seed=3)).tanh()),
+        sinkhorn_assignment(move(normal(32, 8, seed=4)).tanh()),
+    ),
+    "beta_wasserstein": lambda move: beta_wasserstein(
+        *(move(normal(32, seed=seed)).exp() + 0.5 for seed in range(4))
+    ).sum(),
+    "sinkhorn": lambda move: sinkhorn_divergence(
+        move(normal(16, 5)).softmax(-1), move(normal(16, 5, seed=1)).softmax(-1)
+    ),
+    "imitation": lambda move: imitation_loss(
+        move(normal(2, 12, 32)),
+        move(normal(50, 32, seed=1)),
+        move(torch.arange(24).view(2, 12)),
+        move(torch.tensor([0] * 4 + [1] * 8).expand(2, 12)),
+        move(torch.tensor([0, 1])),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_are_those_of_the_processor(name):
+    here, there = LOSSES[name](lambda value: value), LOSSES[name](lambda value: value.cuda())
+    torch.testing.assert_close(there.cpu(), here, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("conf", [pytest.param(conf, id=conf.stem) for conf in CONFS])
+def test_a_run_on_the_device(conf, precision, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+    words = ["--config", str(conf), *quiet, "--trainer.accelerator=gpu", f"--trainer.precision={precision}"]
+    assert "trainer" in yaml.safe_load(conf.read_text())
+    main(["fit", *words, "--trainer.max_epochs=2"])
+    checkpoint = max(Path().rglob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    main(["test", *words, "--ckpt_path", str(checkpoint)])
+    main(["predict", *words, "--ckpt_path", str(checkpoint), "--output", "rewards.jsonl"])
+    assert Path("rewards.jsonl").read_text()
