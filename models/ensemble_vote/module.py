@@ -120,7 +120,8 @@ class EnsembleVoteRM(RewardModule):
             self.save_hyperparameters({"lora": asdict(self.lora)})  # plain values
             self.keeps_network = True
             self.unprunable = "the base stays as it is beneath the members' adapters"
-        self.resample, self.num_folds, self.seed = resample, num_folds, seed
+        self.resample: Resample = resample
+        self.num_folds, self.seed = num_folds, seed
         self.dropout = nn.Dropout(dropout)
         self.combine, self.deviations = combine, deviations
         self.label_smoothing, self.reward_centering = label_smoothing, reward_centering
