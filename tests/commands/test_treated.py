@@ -235,7 +235,7 @@ def test_dots_beyond_the_axis_stand_at_its_end():
     assert axis(float("nan"), float("nan"), [], reach=1.0) == ""
 
 
-def test_a_run_is_treated_by_the_votes_of_an_ensemble(tmp_path, monkeypatch, capsys):
+def test_a_run_is_treated_by_the_votes_of_an_ensemble(tmp_path, monkeypatch, caplog):
     """Fit an ensemble, vote, look at what is treated, and fit on treated labels: one configuration, a few options."""
     monkeypatch.chdir(tmp_path)
     conf = {
@@ -265,9 +265,11 @@ def test_a_run_is_treated_by_the_votes_of_an_ensemble(tmp_path, monkeypatch, cap
     Path("final.yaml").write_text(yaml.safe_dump(conf))
     main(["data", "treated", "--config", "final.yaml", "--output", "page.html"])
     assert Page(Path("page.html").read_text(encoding="utf-8")).cards
-    capsys.readouterr()
-    main(["fit", "--config", "final.yaml"])
-    said = capsys.readouterr().err
-    found = re.search(r"(\d+) comparisons are treated by quantile of the strength in votes; (\d+) tied", said)
+    with caplog.at_level("INFO"):
+        caplog.clear()
+        main(["fit", "--config", "final.yaml"])
+    found = re.search(
+        r"(\d+) comparisons are treated by quantile of the strength in votes; (\d+) tied", caplog.text
+    )
     number = math.ceil((int(found[1]) - int(found[2])) / 5)
-    assert f"rules[0] below 0.2, flip + margin 1 x strength: {number} comparisons" in said
+    assert f"rules[0] below 0.2, flip + margin 1 x strength: {number} comparisons" in caplog.text
