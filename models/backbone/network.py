@@ -26,7 +26,16 @@ from .language_head import split_language_head
 from .loading import BackboneConfig, adapt_model, load_model, num_positions
 from .lora import LoRAConfig
 from .packing import PACKED, packed_rows, register
-from .rows import attention_bias, block_mask, length_chunks, pad_to_multiple, places, pool, separate_rows, take_rows
+from .rows import (
+    attention_bias,
+    block_mask,
+    length_chunks,
+    pad_to_multiple,
+    places,
+    pool,
+    separate_rows,
+    take_rows,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
