@@ -183,7 +183,8 @@ class EnsembleVoteRM(RewardModule):
         self.head = RewardHead(size, len(columns))
         with torch.no_grad():  # of a member's own seed, however many there are
             for row, column in zip(self.head.weight, columns, strict=True):
-                row.normal_(std=(size + 1) ** -0.5, generator=generator_of(self.seed, column))
+                drawn = torch.empty(size, device="cpu")  # as the generator, wherever modules are being built
+                row.copy_(drawn.normal_(std=(size + 1) ** -0.5, generator=generator_of(self.seed, column)))
         if self.members == "lora":
             assert (
                 isinstance(self.backbone, Backbone) and self.lora is not None
