@@ -89,7 +89,8 @@ def built(name, attention, device="cpu", **settings):
         module.load_state_dict(state)
     for key, parameter in module.named_parameters():
         if "lora_B" in key:
-            torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(1))
+            drawn = torch.empty(parameter.shape).normal_(std=0.05, generator=torch.Generator().manual_seed(1))
+            parameter.data.copy_(drawn)
     return module
 
 

@@ -170,6 +170,11 @@ class EnsembleVoteRM(RewardModule):
         """Members that this run trains, one column of rewards each."""
         return [*range(self.num_members)] if self.member is None else [self.member]
 
+    @property
+    def _own(self) -> slice:
+        """The columns of this run's members among those of all; no list, which would have to be copied to the device."""
+        return slice(self.columns[0], self.columns[-1] + 1)
+
     def configure_model(self) -> None:
         """Build backbone and members, unless they are built."""
         if self.backbone is not None:
@@ -315,7 +320,7 @@ class EnsembleVoteRM(RewardModule):
         if self.resample != "folds":
             return torch.ones(count, len(self.columns), dtype=torch.bool, device=batch["comparisons"].device)
         out = left_out(self._of_comparisons(batch), self.num_members, self.num_folds, self.seed)
-        return ~out[:, self.columns]
+        return ~out[:, self._own]
 
     # Loss ----------------------------------------------------------------------------------------------
 
@@ -333,7 +338,7 @@ class EnsembleVoteRM(RewardModule):
                 num_folds=self.num_folds,
                 seed=self.seed,
             )
-            weight = drawn[:, self.columns]
+            weight = drawn[:, self._own]
         return weight * batch["weight"].unsqueeze(1) if "weight" in batch else weight
 
     def compute_loss(self, output: RewardOutput, batch: PreferenceBatch) -> Tensor:
