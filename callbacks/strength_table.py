@@ -53,7 +53,7 @@ def decile_table(summary: StrengthSummary) -> Table:
             estimate: Estimate | None = getattr(group, name)
             interval = f" ({_interval(estimate)})" if estimate and name == "label_agreement" else ""
             cells.append("-" if estimate is None else f"{estimate.value:.3f}{interval}")
-        table.add_row(f"{number}", f"{group.low:.2f} to {group.high:.2f}", *cells)
+        table.add_row(f"{number}", f"{group.low:.3g} to {group.high:.3g}", *cells)
     return table
 
 

@@ -419,15 +419,6 @@ class PreferenceDataModule(TreatedData):
         """Batches of the rows to score, in fixed order."""
         return self._loader(self._records("predict"))
 
-    def text_format(self) -> dict[str, str | int | bool | None]:
-        """The settled text format; stored with every checkpoint, so that later scoring uses the same."""
-        description = self.tokenizer.fingerprint()
-        return (
-            description
-            if self.loader.items == "conversation"
-            else {**description, "items": self.loader.items}
-        )
-
 
 def _given(record: PreferenceRecord, row: SourceRow) -> GivenRecord:
     prompt = record.prompt

@@ -166,6 +166,15 @@ class PreparedData(L.LightningDataModule, ABC):
             self._tokenizer = RecordTokenizer(replace(self.text, max_length=limit))
         return self._tokenizer
 
+    def text_format(self) -> dict[str, str | int | bool | None]:
+        """The settled text format; stored with every checkpoint, so that later scoring uses the same."""
+        description = self.tokenizer.fingerprint()
+        return (
+            description
+            if self.loader.items == "conversation"
+            else {**description, "items": self.loader.items}
+        )
+
     def max_positions(self) -> int | None:
         """Positions of the network that will read the text; None if it has no bound, or nobody knows it yet."""
         module = self.network or getattr(self.trainer, "lightning_module", None)

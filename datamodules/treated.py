@@ -128,11 +128,14 @@ class TreatedData(NamedData):
     def judgements_of_users(self) -> dict[str, int]:
         """Judgements in the training split of each user whom its loader shows; empty where data have no such split.
 
+        Those that a treatment drops do not count where the training split is open.
+
         Raises:
             RuntimeError: If ``setup`` has not run.
         """
         counts = super().judgements_of_users()
-        if not counts or (decisions := self.decisions) is None or decisions.kept.all():
+        decisions = self.decisions if "train" in self._tables else None
+        if not counts or decisions is None or decisions.kept.all():
             return counts
         column = self.table("train").column("user")
         named = np.repeat(lengths(column) > 0, self.table("train").comparison_counts())

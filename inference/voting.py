@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -132,12 +132,12 @@ def cast_votes(
     pending = [shard for shard in folder.pending(split) if shards is None or shard in set(shards)]
     if not pending:
         return
-    layout = "separate" if model.layout == "separate" else "shared"
+    layout: Literal["shared", "separate"] = "separate" if model.layout == "separate" else "shared"
     settings = changed(data.loader, users="all", layout=layout)
     rows, spans = data.rows(split, settings), [folder.span(split, shard) for shard in pending]
     batches = _ShardBatches(np.asarray(rows.sizes), spans, settings)
     loader: Iterable[PreferenceBatch] = DataLoader(
-        rows,  # type: ignore[arg-type]  # rows; the collator makes batches of them
+        rows,
         batch_size=None,
         sampler=batches,
         collate_fn=data.collator(settings),

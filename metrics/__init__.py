@@ -2,11 +2,12 @@
 
 from .agreement import PairAgreement, VoteAgreement, best_accuracy, pair_agreement, vote_agreement
 from .crowd import NUM_BINS, SMALLEST_PROBABILITY, Bin, CrowdTable, crowd_table, item_values
+from .distribution import StrengthHistogram
 from .estimate import Estimate, bootstrap, bootstrap_means, bootstrap_sums, percentile_interval
 from .paired import crossed_estimates
 from .preference import TIE, PreferenceMetrics, log_loss, outcomes, within_prompts
 from .prototypes import Example, Extremes, PrototypeTable, Sample, principal_plane
-from .strength import StrengthGroup, StrengthHistogram, StrengthRow, StrengthSummary, strength_summary
+from .strength import StrengthGroup, StrengthRow, StrengthSummary, strength_summary
 from .trade_off import JudgedColumns, Measure, TradeOff, TradeOffNames, TradeOffStart, trade_off_summary
 from .uncertainty import ErrorPrediction, error_predictions
 from .users import UserAccuracy, UserSummary, user_margin_accuracy, user_summary

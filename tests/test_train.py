@@ -250,8 +250,11 @@ def test_every_verb_is_a_function_that_lists_its_options(name, capsys):
         (["fti"], "'fti' is no verb; did you mean 'fit'?"),
         (["Test", "--help"], "'Test' is no verb; did you mean 'test'?"),
         (["inspect"], "'inspect' is no verb; did you mean 'data inspect'?"),
-        (["data"], "'data' is no verb; did you mean 'data inspect' or 'data update'?"),
-        (["data", "show"], "'data show' is no verb; did you mean 'data inspect' or 'data update'?"),
+        (["data"], "'data' is no verb; did you mean 'data inspect' or 'data treated' or 'data update'?"),
+        (
+            ["data", "show"],
+            "'data show' is no verb; did you mean 'data inspect' or 'data treated' or 'data update'?",
+        ),
         (
             ["--config", "x.yaml"],
             "'--config' is no verb; there are fit, validate, test, predict, stages, members, members join, interpolate, ",

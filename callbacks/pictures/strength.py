@@ -119,7 +119,9 @@ def _draw_agreement(axes: "Axes", summary: StrengthSummary, judge: str) -> None:
         _with_interval(axes, estimates, color, marker, name, shift=shift * (2 * number - 1))
         lows += [one.low for one in estimates if one is not None]
     axes.axhline(0.5, color=GREY, ls="--", lw=1)
-    axes.set_ylim(max(-0.02, min(lows) - 0.06), 1.04)
+    low = min(lows) - 0.04
+    axes.set_ylim(low - 0.09 * len(lines) * (1.04 - low), 1.04)  # with room for the legend
+    axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 1 + 1e-9])
     axes.set_ylabel("share")
     _name_groups(axes, groups)
     axes.legend(loc="lower right", fontsize="small", frameon=False)
@@ -169,7 +171,7 @@ def _draw_risk(axes: "Axes", summary: StrengthSummary) -> None:
     )  # fmt: skip
     top = 1.6 * highest or 1.0  # with room for the legend
     axes.set_ylim(-0.02 * top, top)
-    axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= min(1.0, top)])
+    axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= min(1.0, top) + 1e-9])
     axes.set_xlim(-0.01, 1.01)
     axes.legend(loc="upper left", fontsize="x-small", frameon=False)
 

@@ -45,7 +45,7 @@ class TreatmentRule:
     @property
     def treatment(self) -> str:
         """What it does, in words."""
-        parts = [self.label] if self.label != "keep" else []
+        parts: list[str] = [self.label] if self.label != "keep" else []
         if self.smoothing:
             parts.append(f"smooth {self.smoothing:g}")
         if self.margin is not None:

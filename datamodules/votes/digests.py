@@ -116,7 +116,7 @@ def members_digest(checkpoints: Sequence[Mapping[str, Any]]) -> str:
                 kind = f"{name} {value.dtype} {tuple(value.shape)}"
                 digest.update(kind.encode())
                 plain = value.detach().cpu().contiguous().reshape(-1)
-                digest.update(memoryview(plain.view(torch.uint8).numpy()))
+                digest.update(plain.view(torch.uint8).numpy().data)
             else:
                 digest.update(f"{name} {value!r}".encode())
     return digest.hexdigest()[:16]

@@ -122,7 +122,9 @@ class VoteFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         for left in self.path.glob(f".*{PARTIAL}"):
             left.unlink()
-        self._splits = splits | {split: {"shards": self.names(split)} for split in self.records}
+        self._splits: dict[str, dict[str, Any]] = splits | {
+            split: {"shards": self.names(split)} for split in self.records
+        }
         self._write_index(complete=False)
 
     def _before(self, overwrite: bool) -> dict[str, Any] | None:
@@ -305,7 +307,8 @@ def read_shard(path: Path, metadata: Mapping[str, str]) -> ReadShard:
             f"{path} is missing: run the `pluralign vote` of its folder again, which makes what is missing"
         )
     try:
-        table: Any = parquet.read_table(str(path), page_checksum_verification=True, partitioning=None)
+        with parquet.ParquetFile(str(path), page_checksum_verification=True) as file:
+            table: Any = file.read()
         told = _told(table.schema)
         shard = _arrays(table)
     except (ArrowException, OSError, KeyError, ValueError) as error:

@@ -26,7 +26,16 @@ from .language_head import split_language_head
 from .loading import BackboneConfig, adapt_model, load_model, num_positions
 from .lora import LoRAConfig
 from .packing import PACKED, packed_rows, register
-from .rows import attention_bias, block_mask, length_chunks, pad_to_multiple, pool, separate_rows, take_rows
+from .rows import (
+    attention_bias,
+    block_mask,
+    length_chunks,
+    pad_to_multiple,
+    places,
+    pool,
+    separate_rows,
+    take_rows,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -197,6 +206,18 @@ class Backbone(nn.Module):
             return True
         return False
 
+    def _settle_attention(self, device: torch.device) -> None:
+        """Take another attention where the network was built on another kind of device than it runs on.
+
+        Packed rows would wait for a GPU in every step, and FlexAttention has no backward pass on the CPU.
+        """
+        leaves_flex = self.flex and device.type == "cpu" and self.config.attention == "auto"
+        if leaves_flex or (self.packed and device.type != "cpu"):
+            network: PreTrainedModel = getattr(self.model, "get_base_model", lambda: self.model)()  # type: ignore[assignment]  # within PEFT's wrapper
+            network.set_attn_implementation("sdpa")
+            trained = not self.config.frozen
+            self.packed, self.flex = False, use_flex(network, self.config.attention, trained=trained)
+
     @torch.no_grad()
     def _compare_layouts(self, model: "PreTrainedModel", *, packed: bool = False) -> tuple[float, float]:
         """Largest difference between the layouts on a tiny input, relative to the states' size."""
@@ -359,6 +380,8 @@ class Backbone(nn.Module):
 
     def _passes(self, batch: PreferenceBatch) -> tuple[PreferenceBatch, list[list[int]]]:
         """The batch in the network's rows, and the groups of rows that are run apart; one group is all of them."""
+        if "input_ids" in batch:
+            self._settle_attention(batch["input_ids"].device)
         if (divided := self.frequencies.sides(batch)) is None:
             rows = self.arrange(batch)
             return rows, self._chunks(rows)
@@ -410,7 +433,7 @@ def _joined(
 
 def _row_order(chunks: list[list[int]], device: torch.device) -> Tensor:
     """Where every row stands among the rows of the chunks, (N,) int64."""
-    return torch.argsort(torch.tensor([row for rows in chunks for row in rows], device=device))
+    return torch.argsort(places([row for rows in chunks for row in rows], device))
 
 
 def _hidden_size(config: "PretrainedConfig") -> int:

@@ -17,6 +17,7 @@ __all__ = [
     "block_mask",
     "length_chunks",
     "pad_to_multiple",
+    "places",
     "pool",
     "repeat",
     "separate_rows",
@@ -138,6 +139,11 @@ def length_chunks(lengths: Sequence[int], *, overhead: int = 256) -> list[list[i
     return chunks
 
 
+def places(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """Numbers that the host knows, as indices on a device, int64; the host does not wait until they are there."""
+    return torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
+
+
 def take_rows(batch: PreferenceBatch, rows: Sequence[int]) -> PreferenceBatch:
     """Some rows of a batch in the separate layout, no wider than the longest of them.
 
@@ -146,7 +152,7 @@ def take_rows(batch: PreferenceBatch, rows: Sequence[int]) -> PreferenceBatch:
         rows: Row numbers.
     """
     lengths = [batch["row_lengths"][row] for row in rows]
-    index = torch.tensor(rows, device=batch["input_ids"].device)
+    index = places(rows, batch["input_ids"].device)
     part: dict[str, object] = {
         name: batch[name][index, : max(lengths)] for name in ("input_ids", "position_ids", "segment_ids")
     }

@@ -18,7 +18,7 @@ MIX = (-7046029254386353131, -4658895280553007687, -7723592293110705685)
 
 def generator_of(seed: int, member: int) -> torch.Generator:
     """Random numbers of a member's first weights, which are the same however many members there are."""
-    return torch.Generator().manual_seed(seed + member)
+    return torch.Generator("cpu").manual_seed(seed + member)
 
 
 def _shifted(bits: Tensor, by: int) -> Tensor:
@@ -55,13 +55,14 @@ def hash_uniform(key: Tensor, seed: int, number: int, stream: int) -> Tensor:
     return (_shifted(bits, 41).to(torch.float32) + 0.5) * 2.0**-23
 
 
+POISSON = (0.36787944, 0.73575888, 0.91969860, 0.98101184, 0.99634015, 0.99940582, 0.99991676, 0.99998975)
+"""Probabilities that a Poisson variable of mean 1 is at most 0, 1, 2, ..."""
+
+
 def _poisson(uniform: Tensor) -> Tensor:
     """Numbers that are Poisson distributed with mean 1, from uniform ones: as often as a bootstrap draws an item."""
-    bounds = torch.tensor(
-        [0.36787944, 0.73575888, 0.91969860, 0.98101184, 0.99634015, 0.99940582, 0.99991676, 0.99998975],
-        device=uniform.device,
-    )
-    return torch.bucketize(uniform, bounds, right=True).to(torch.float32)
+    # One comparison each: a table of the bounds would have to be copied to the device, for which the host would wait.
+    return torch.stack([uniform >= bound for bound in POISSON]).sum(0).to(torch.float32)
 
 
 def num_left_out(num_members: int, num_folds: int) -> int:

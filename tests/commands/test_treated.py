@@ -3,8 +3,10 @@
 import base64
 import hashlib
 import json
+import math
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -231,3 +233,43 @@ def test_dots_beyond_the_axis_stand_at_its_end():
         'class="for" cx="73.0%"' in drawn and 'aria-label="3 votes, mean 0.5, standard deviation 1"' in drawn
     )
     assert axis(float("nan"), float("nan"), [], reach=1.0) == ""
+
+
+def test_a_run_is_treated_by_the_votes_of_an_ensemble(tmp_path, monkeypatch, caplog):
+    """Fit an ensemble, vote, look at what is treated, and fit on treated labels: one configuration, a few options."""
+    monkeypatch.chdir(tmp_path)
+    conf = {
+        "model": {
+            "class_path": "EnsembleVoteRM",
+            "init_args": {"backbone": {"config": NETWORK}, "num_members": 3, "members": "head"},
+        },
+        "data": {
+            "class_path": "SyntheticDataModule",
+            "init_args": {"num_train": 20, "num_validation": 4, "loader": {"batch_size": 4}},
+        },
+        "trainer": {
+            "accelerator": "cpu",
+            "max_steps": 1,
+            "limit_val_batches": 0,
+            "log_every_n_steps": 1,
+        },
+    }
+    Path("ensemble.yaml").write_text(yaml.safe_dump(conf))
+    main(["fit", "--config", "ensemble.yaml"])
+    (checkpoint,) = Path("runs").rglob("*.ckpt")
+    main(["vote", "--config", "ensemble.yaml", "--ckpt_path", str(checkpoint), "--output", "votes"])
+    rules = [{"high": 0.2, "label": "flip", "margin": 1}, {"low": 0.2, "high": 0.5, "label": "drop"}]
+    conf["model"] = {"class_path": "BradleyTerryRM", "init_args": {"backbone": {"config": NETWORK}}}
+    conf["data"]["init_args"]["loader"]["treatments"] = {"votes": "votes", "rules": rules}
+    conf["trainer"] |= {"max_steps": -1, "max_epochs": 1, "limit_val_batches": 1}
+    Path("final.yaml").write_text(yaml.safe_dump(conf))
+    main(["data", "treated", "--config", "final.yaml", "--output", "page.html"])
+    assert Page(Path("page.html").read_text(encoding="utf-8")).cards
+    with caplog.at_level("INFO"):
+        caplog.clear()
+        main(["fit", "--config", "final.yaml"])
+    found = re.search(
+        r"(\d+) comparisons are treated by quantile of the strength in votes; (\d+) tied", caplog.text
+    )
+    number = math.ceil((int(found[1]) - int(found[2])) / 5)
+    assert f"rules[0] below 0.2, flip + margin 1 x strength: {number} comparisons" in caplog.text

@@ -16,6 +16,7 @@ import yaml
 
 from pluralign.datamodules.joins import SideTable
 from pluralign.datamodules.votes import VoteTable
+from pluralign.models import BackboneConfig, BradleyTerryRM, EnsembleVoteRM
 from pluralign.train import main
 
 TINY = {"model_type": "llama", "vocab_size": 259, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
@@ -114,8 +115,6 @@ def test_a_second_run_scores_nothing(ensemble, monkeypatch):
     before = VoteTable.load("votes")
     files = {path: path.stat().st_mtime_ns for path in Path("votes").glob("*.parquet")}
     scored = []
-    from pluralign.models import EnsembleVoteRM
-
     real = EnsembleVoteRM.forward
     monkeypatch.setattr(EnsembleVoteRM, "forward", lambda self, batch: scored.append(1) or real(self, batch))
     main(["vote", *words])
@@ -229,10 +228,33 @@ def test_checkpoints_vote_one_after_the_other(singles):
     np.testing.assert_allclose(VoteTable.load("turned").differences, table.differences[:, ::-1], atol=1e-6)
 
 
+def test_full_members_of_folds_vote_on_what_they_have_not_seen():
+    files = []
+    for member in range(6):
+        torch.manual_seed(member)
+        settings = {
+            "num_members": 6,
+            "members": "full",
+            "member": member,
+            "resample": "folds",
+            "num_folds": 2,
+        }
+        model = EnsembleVoteRM(BackboneConfig(config=TINY), **settings)
+        model.configure_model()
+        files.append(f"m{member}.ckpt")
+        torch.save({"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}, files[-1])
+    words = conf(members="full", member=0, num_members=6, resample="folds", num_folds=2)
+    main(["vote", *words, "--members", ",".join(files), "--output", "votes"])
+    table = VoteTable.load("votes")
+    train = table.splits["train"]
+    assert set(table.num_votes[:train]) == {3} and set(table.num_votes[train:]) == {6}
+    assert (np.isnan(table.differences[:train]).mean(0) > 0.2).all(), "each leaves some out"
+    with pytest.raises(ValueError, match=r"have the votes of [0-2] members.*need 3"):
+        main(["vote", *words, "--members", ",".join(files[:4]), "--output", "few"])
+
+
 @pytest.mark.slow
 def test_one_after_the_other_goes_on_where_it_was(singles, monkeypatch):
-    from pluralign.models import BradleyTerryRM
-
     files = ",".join(singles)
     words = ["vote", *conf(method="BradleyTerryRM"), "--members", files, "--shard_records", "10"]
     main([*words, "--output", "whole"])

@@ -10,7 +10,7 @@ from scipy import stats
 from torchmetrics.functional.classification import binary_auroc
 
 from pluralign.metrics import error_predictions, strength_summary
-from pluralign.metrics.strength import mean_correlation, quantile_shares
+from pluralign.metrics.distribution import mean_correlation, quantile_shares
 
 
 def votes(number=60, members=4, seed=0, missing=0.0):

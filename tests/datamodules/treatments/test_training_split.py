@@ -277,6 +277,9 @@ def test_users_and_their_numbers_of_judgements(build, pair):
     shown = [name for batch in data.train_dataloader() for name in batch["id"]]
     assert sorted(shown) == ["r3", "r4", "r5", "r6", "r7"]
     assert sorted(name for batch in data.batches("train", users="unseen") for name in batch["id"]) == ["r8"]
+    other = build(records, [{"high": 0.3, "label": "drop"}], loader=loader, by="value")
+    other.setup("validate")
+    assert other.judgements_of_users() == {"bob": 4, "ann": 4}
 
 
 def test_a_mixture_takes_its_amounts_of_what_is_left(tmp_path, build, cast, pair):

@@ -32,7 +32,7 @@ JOBS = {
     "views_of_buckets": ({}, {"options": {"gradient_as_bucket_view": True}, "accumulate_grad_batches": 2}),
     "unused": ({}, {"options": {"find_unused_parameters": True}}),
     "sharded": ({}, {"sharded": True}),
-    "sharded_kept": ({}, {"sharded": True, "kept": True}),
+    "sharded_kept": ({}, {"sharded": True, "kept": True, "val_check_interval": 1}),
     "sharded_normalized": ({"normalized": True}, {"sharded": True, "accumulate_grad_batches": 2}),
     "sharded_recomputed": ({"backbone": {"gradient_checkpointing": True}}, {"sharded": True, "gradient_clip_val": 0.01}),
 }  # fmt: skip
@@ -61,10 +61,13 @@ class Recorder(L.Callback):
     """What each step was made of: gradients, weights after it, and what was logged."""
 
     def __init__(self):
-        self.steps, self.rises = [], []
+        self.steps, self.rises, self.validated = [], [], []
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         self.steps.append({name: whole(weight.grad) for name, weight in pl_module.named_parameters()})
+
+    def on_validation_end(self, trainer, pl_module):
+        self.validated.append(float(trainer.callback_metrics["val/loss"]))
 
     def on_train_batch_end(self, trainer, pl_module, *others):
         self.weights = {name: whole(weight) for name, weight in pl_module.named_parameters()}
@@ -104,8 +107,10 @@ def run(settings, how, batches, ranks=1):
         **quiet,
         **how,
     )
-    trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))
-    return {"steps": seen.steps, "weights": seen.weights, "rises": seen.rises}
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)
+    # A pass without gradients leaves whole weights where they are kept.
+    trainer.fit(module, loader, loader if "val_check_interval" in how else None)
+    return {name: getattr(seen, name) for name in ("steps", "weights", "rises", "validated")}
 
 
 def collated(labelled, grouped):
@@ -153,5 +158,6 @@ def test_two_ranks_are_one(rows, tmp_path, monkeypatch):
             pairs = zip(found["steps"], expected["steps"], strict=True)
             assert max(distance(*pair) for pair in pairs) < 1e-5, name
             assert distance(found["weights"], expected["weights"]) < 1e-6, name
+            assert found["validated"] == pytest.approx(expected["validated"], rel=1e-5), name
             assert found["rises"] == pytest.approx(expected["rises"], rel=1e-3), name
             assert min(found["rises"]) > 0
