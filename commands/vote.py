@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from pluralign.datamodules.treatments import check_names
 from pluralign.datamodules.votes import (
     SHARD_RECORDS,
     VoteFolder,
@@ -136,6 +137,7 @@ def vote(words: Sequence[str]) -> None:
             cli.fail(
                 f"the {split} split of {data.name} has no comparisons to vote on: set --splits, or take other data"
             )
+        check_names(f"{data.name} {split}", data.table(split))
     voters = _voters(cli)
     records = {split: len(data.rows(split)) for split in options.chosen}
     folder = VoteFolder(

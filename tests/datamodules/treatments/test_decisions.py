@@ -50,7 +50,10 @@ def test_neighbouring_quantiles_leave_nothing_out(build, pair, number, share):
 
 def test_equal_strengths_have_one_treatment(build, pair):
     strengths = [0.0] * 6 + [1.0] * 6
-    decisions = decided(build, [pair(i, strength) for i, strength in enumerate(strengths)], FLIP)
+    with pytest.warns(
+        UserWarning, match=r"rules\[0\] .*flip\) covers 6 of 12 strengths, where its quantiles are 10.0%"
+    ):
+        decisions = decided(build, [pair(i, strength) for i, strength in enumerate(strengths)], FLIP)
     assert decisions.rule.tolist() == [0] * 6 + [-1] * 6, "the report says that they are more than a tenth"
     assert decisions.report.rules[0].share == 0.5
 
