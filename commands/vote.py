@@ -66,6 +66,8 @@ class VoteOptions:
         if self.shard_records < 1:
             raise ValueError(f"--shard_records must be at least 1, got {self.shard_records}")
         if len(self.files) == 1:
+            if not self.files[0].exists():
+                raise ValueError(f"--members names {self.members}, and neither a folder nor a file is there")
             raise ValueError(
                 f"--members names one checkpoint, {self.members}: one model has nobody to disagree with; give at least two"
             )

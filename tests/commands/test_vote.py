@@ -179,7 +179,8 @@ def test_identical_members_are_refused(ensemble):
     [
         ([], "give --ckpt_path, the checkpoint of an ensemble, or --members"),
         (["--ckpt_path", "a.ckpt", "--members", "b"], "give --ckpt_path"),
-        (["--members", "a.ckpt"], "one model has nobody to disagree with; give at least two"),
+        (["--members", "conf.yaml"], "one model has nobody to disagree with; give at least two"),
+        (["--members", "nowhere"], "--members names nowhere, and neither a folder nor a file is there"),
         (["--members", "a.ckpt,b.ckpt", "--splits", "train,test"], "--splits must be of train, validation"),
         (["--members", "a.ckpt,b.ckpt", "--shard_records", "0"], "--shard_records must be at least 1"),
         (["--members", "a.ckpt,b.ckpt"], "name the folder of the votes: --output"),

@@ -97,6 +97,14 @@ def test_a_missing_strength_is_an_error_unless_it_is_kept(build, pair):
     assert decisions.report.missing == 4 and np.isnan(decisions.strength).sum() == 4
 
 
+def test_a_tie_needs_no_strength(build, pair):
+    decisions = decided(
+        build, [pair(0, -1.0), pair(1, preference=0.5), pair(2, 1.0)], [{"high": 0.5, "label": "flip"}]
+    )
+    assert decisions.rule.tolist() == [0, -1, -1]
+    assert (decisions.report.ties, decisions.report.missing) == (1, 0)
+
+
 def test_data_without_strengths_say_where_to_get_some(build, pair):
     message = r"local train: loader\.treatments needs strengths, and the data have none: set loader\.treatments\.votes"
     with pytest.raises(ValueError, match=message):
