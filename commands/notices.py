@@ -9,6 +9,7 @@ from typing import NamedTuple
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from pluralign.models import EnsembleVoteRM
 from pluralign.models.base import data_of
 
 __all__ = ["Notices"]
@@ -60,7 +61,9 @@ class Notices(L.Callback):
         elif self._config is not None and self._config.is_file():
             data = data_of(trainer)
             splits = () if data is None else data.splits
+            votes = isinstance(pl_module, EnsembleVoteRM) and len(pl_module.columns) > 1
             verbs = [
+                *(["vote"] if votes else []),  # what an ensemble is for
                 "test" if "test" in splits else "validate",
                 *(["predict"] if "predict" in splits else []),
             ]

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -266,7 +267,8 @@ def _finish(cli: PluralignCLI[VoteOptions], folder: VoteFolder) -> None:
         raise ValueError(
             f"the members' differences are correlated by {correlation:.6f} on the average, more than {largest}: they are one "
             f"model, and its votes say nothing of its doubts, so that {folder.path} stays incomplete. Train members of other "
-            "seeds, on data of their own (resample: bootstrap or folds), or with dropout"
+            "seeds, on data of their own (resample: bootstrap or folds), with dropout, or with more weights of their own "
+            "(members: lora or full)"
         )
     folder.finish(correlation=None if math.isnan(correlation) else correlation)
     shutil.rmtree(folder.path / ONE_BY_ONE, ignore_errors=True)
@@ -274,6 +276,10 @@ def _finish(cli: PluralignCLI[VoteOptions], folder: VoteFolder) -> None:
         VoteTable.load(folder.path, cli.options.chosen).side_table().save(cli.options.side_table)
         print(f"strengths: {cli.options.side_table} (loader.joins)")
     print(f"votes: {folder.path} (data.loader.treatments.votes)")
+    if "train" in folder.records:
+        treatments = f"{{votes: {folder.path}, rules: [{{high: 0.1, label: flip}}]}}"
+        print(f"for example: pluralign fit --config FINAL.yaml --data.loader.treatments {shlex.quote(treatments)}")
+        print("`pluralign data treated` with these options writes a page that shows what they change")
 
 
 def _print_table(name: str, folder: VoteFolder, found: Mapping[str, SplitVotes]) -> None:

@@ -60,6 +60,7 @@ def check_different(correlation: float, largest: float) -> None:
     if correlation > largest:
         raise RuntimeError(
             f"the members' differences are correlated by {correlation:.6f} on the average, more than largest_correlation="
-            f"{largest}: they are one model, and its votes say nothing of its doubts. Give members data of their own "
-            "(resample=bootstrap or folds), dropout, or seeds of their own; largest_correlation=1 lets them pass"
+            f"{largest}: they are one model, and its votes say nothing of its doubts. Give members more of their own: data "
+            "(resample=bootstrap or folds), dropout, or weights (members=lora or full, whose last layers or all differ; heads "
+            "over one network that they train together become alike); largest_correlation=1 lets them pass"
         )

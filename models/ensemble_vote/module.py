@@ -41,8 +41,9 @@ class EnsembleVoteRM(RewardModule):
     Members come in three kinds. ``head``: M heads on one shared pass; ten cost as much as one. ``lora``: M adapters and
     heads over one frozen base, by default on its last two layers, so that the layers below run once for all; adapters on
     all layers (``lora.last_layers: null``) cost M passes, and save memory alone. ``full``: whole networks, one a run
-    (``pluralign members`` drives them, ``pluralign members join`` makes them one model). Heads that see the same data become the same, so members see data of their own:
-    a bootstrap of the prompts, or all prompts but a fold, on which they can vote without having learned it by heart.
+    (``pluralign members`` drives them, ``pluralign members join`` makes them one model). Heads that see the same data
+    become the same, so members see data of their own: a bootstrap of the prompts, or all prompts but a fold, on which they
+    can vote without having learned it by heart. The loss is the sum of the members' losses, M times that of one model.
 
     Source:
         B. Wang et al., *Secrets of RLHF in Large Language Models Part II: Reward Modeling*, 2024, section 2.2 (strength:
