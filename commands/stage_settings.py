@@ -16,6 +16,7 @@ from pluralign.models.backbone import BackboneConfig
 from .chain import Stage, merged
 from .checkpoints import LOGGERS, TRAINING, loggers_of, plain_settings
 from .cli import NoOptions, OptionsT, PluralignCLI
+from .failures import short_failure
 from .interpolate import InterpolateOptions
 
 __all__ = ["Inputs", "Readable", "SettledStage", "changes", "settle", "unlike"]
@@ -239,7 +240,7 @@ def settle(stage: Stage, words: Sequence[str]) -> SettledStage:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"stage {stage.name}: {error}") from error
     except ValueError as error:
-        raise ValueError(f"stage {stage.name}: {error}") from error
+        raise ValueError(f"stage {stage.name}: {short_failure(error) or error}") from error
 
 
 def _over_files(stage: Stage) -> dict[str, Any]:

@@ -278,7 +278,9 @@ def _finish(cli: PluralignCLI[VoteOptions], folder: VoteFolder) -> None:
     print(f"votes: {folder.path} (data.loader.treatments.votes)")
     if "train" in folder.records:
         treatments = f"{{votes: {folder.path}, rules: [{{high: 0.1, label: flip}}]}}"
-        print(f"for example: pluralign fit --config FINAL.yaml --data.loader.treatments {shlex.quote(treatments)}")
+        print(
+            f"for example: pluralign fit --config FINAL.yaml --data.loader.treatments {shlex.quote(treatments)}"
+        )
         print("`pluralign data treated` with these options writes a page that shows what they change")
 
 

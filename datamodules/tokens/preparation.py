@@ -205,4 +205,6 @@ def report_split(name: str, split: str, report: SplitReport) -> None:
         )
     if not report.records:
         first = f"; the first: {report.first_errors[0]}" if report.first_errors else ""
+        if report.dropped["record without a judgement"] and not report.first_errors:
+            first = ". Responses that nobody judged are for a predict split, or a source that a mixture's `unlabelled` names"
         raise ValueError(f"{name}: nothing is left of the {split} split: {report}{first}")

@@ -357,6 +357,11 @@ def test_an_ensemble_of_whole_networks_is_trained_joined_and_predicts():
 def test_a_method_with_all_members_in_a_run_is_refused(process):
     with pytest.raises(ValueError, match=r"model\.members='head' trains all members in one run"):
         run("--model=EnsembleVoteRM", "--model.backbone.config=" + json.dumps(TINY))
+    with pytest.raises(
+        ValueError, match=r"^stage members: num_members must be at least 2, for [^\n]*BradleyTerryRM$"
+    ):
+        alone = ["--model.members=full", "--model.num_members=1"]
+        run("--model=EnsembleVoteRM", "--model.backbone.config=" + json.dumps(TINY), *alone)
     with pytest.raises(ValueError, match=r"model\.member=1 is set: leave it out"):
         full = ["--model.members=full", "--model.member=1"]
         run("--model=EnsembleVoteRM", "--model.backbone.config=" + json.dumps(TINY), *full)

@@ -81,6 +81,7 @@ def equal(left, right):
 
 def test_the_ensemble_of_a_run_votes(capsys, caplog):
     checkpoint = fit(*conf(resample="folds", num_members=9))
+    assert "next: pluralign vote --config runs/" in capsys.readouterr().out
     run = checkpoint.parent.parent
     words = ["--config", str(run / "config.yaml"), "--ckpt_path", "last", "--side_table", "strengths.parquet"]
     main(["vote", *words, "--shard_records", "10"])
@@ -98,6 +99,7 @@ def test_the_ensemble_of_a_run_votes(capsys, caplog):
         "strength below 0",
         "median",
         f"votes: {run / 'votes'}",
+        f"--data.loader.treatments '{{votes: {run / 'votes'}, rules: [{{high: 0.1, label: flip}}]}}'",
     ):
         assert text in printed
     side = SideTable.load("strengths.parquet")

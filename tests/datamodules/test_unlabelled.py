@@ -258,7 +258,10 @@ def test_users_are_divided_among_the_judged_alone(mixed):
 
 def test_records_need_a_judgement_elsewhere(tmp_path):
     data = LocalDataModule(train=written(tmp_path / "policy.jsonl", groups(4)), text=TEXT)
-    with pytest.raises(ValueError, match=r"nothing is left of the train split.*record without a judgement"):
+    message = (
+        r"nothing is left of the train split.*record without a judgement\. .*a mixture's `unlabelled` names"
+    )
+    with pytest.raises(ValueError, match=message):
         data.setup("fit")
     data = LocalDataModule(train=data.paths["train"], text=TEXT)
     data.needs_judgement = False
