@@ -188,8 +188,12 @@ def optional_columns(item: Item | None = None, kind: Kind | None = None) -> tupl
 
 def provided_by(name: str) -> str:
     """Which data have a key, as a phrase."""
-    phrases = [entry.provided_by for entry in COLUMNS if entry.name == name]
-    return "".join(phrases) or NESTED.get(name, "no data module so far")
+    for entry in COLUMNS:
+        if entry.name == name and entry.provided_by:
+            return entry.provided_by
+        if entry.name == name and entry.missing is None and entry.item in ("record", "response"):
+            return "every data module"
+    return NESTED.get(name, "no data module so far")
 
 
 def take_comparisons(batch: PreferenceBatch, keep: Tensor) -> PreferenceBatch:

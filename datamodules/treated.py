@@ -1,11 +1,14 @@
 """TreatedData: the open splits, side tables beside them, and how the training split's labels are treated; for all datasets."""
 
 from collections import Counter
-from typing import Unpack
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 import numpy as np
+from lightning.pytorch.trainer.states import TrainerFn
 
 from .batches import LoaderConfig
+from .content import content_changes
 from .joins import SideTable, load_joins
 from .named import NamedData
 from .settings import SharedSettings
@@ -79,6 +82,36 @@ class TreatedData(NamedData):
             decided = decide(f"{self.name} train", self.table("train"), config, self._strengths(config))
             self._decided = key, decided
         return self._decided[1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Names and what the data were; and, of an open training split, how its labels are treated."""
+        state = super().state_dict()
+        if "train" in self._tables:
+            state["treatments"] = {} if self.decisions is None else self.decisions.content()
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take users and domains from a checkpoint.
+
+        Raises:
+            ValueError: If a run is to go on with other data, or labels treated otherwise, than it was trained with.
+        """
+        super().load_state_dict(state_dict)
+        before, now = state_dict.get("treatments"), self.state_dict().get("treatments")
+        fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if not fitting or before is None or now is None:  # an earlier version kept none
+            return
+        changes = content_changes(before, now, "loader.treatments")
+        if changes and not (before and now):
+            changes = [
+                f"loader.treatments was {'given' if before else 'null'}, is {'given' if now else 'null'}"
+            ]
+        if changes:
+            raise ValueError(
+                f"{self.name}: a run cannot go on with labels that are treated otherwise than it was trained with: "
+                f"{'; '.join(changes)}. Give it the treatments and votes it had; to start a new run from its weights, name the "
+                "checkpoint as model.init_from and leave ckpt_path out"
+            )
 
     def _strengths(self, config: TreatmentConfig) -> Strengths:
         title, table = f"{self.name} train", self.table("train")

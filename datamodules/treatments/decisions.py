@@ -1,7 +1,9 @@
 """Which rule covers which comparison of the training split, and how many each covers."""
 
+import hashlib
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -112,6 +114,13 @@ class Decisions:
     def kept(self) -> NDArray[np.bool_]:
         """Which comparisons are not dropped, (n,)."""
         return ~_dropped(self.config)[self.rule]
+
+    def content(self) -> dict[str, object]:
+        """What is done to which comparison, in the plain values that a checkpoint holds: the rules, and a digest of the rest."""
+        settings = {name: value for name, value in asdict(self.config).items() if name != "votes"}
+        digest = hashlib.sha256(self.rule.tobytes() + self.strength.tobytes()).hexdigest()[:16]
+        plain: dict[str, object] = json.loads(json.dumps(settings))
+        return {**plain, "strengths": digest}
 
 
 def decide(title: str, table: RecordTable, config: TreatmentConfig, strengths: Strengths) -> Decisions:

@@ -48,6 +48,7 @@ def test_the_table_is_sound():
     assert column("user_id").stored == "user" and column("comparison_votes").stored == "comparison_votes"
     assert column("prior").votes == "votes" and not column("prior").in_batch
     assert provided_by("score").startswith("rated data") and provided_by("nothing") == "no data module so far"
+    assert provided_by("split_key") == "every data module"
     assert provided_by("preference") == "no data module so far"
     with pytest.raises(KeyError):
         column("nothing")

@@ -3,10 +3,12 @@
 import json
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 
 from pluralign.datamodules import FeatureStore, LoaderConfig, LocalDataModule, MixtureDataModule
 from pluralign.datamodules.batches import FeatureWriter, UserProtocol, response_keys
@@ -340,6 +342,41 @@ def test_a_mixture_takes_its_amounts_of_what_is_left(tmp_path, build, cast, pair
     shuffled = [labels(data.train_dataloader()) for _ in range(2)]
     flipped = [value for each in (found, *shuffled) for value in each.values() if value[0] == 1]
     assert {value[2] for value in flipped} <= {-0.7}
+
+
+def test_a_run_goes_on_with_the_treatments_that_it_had(build, cast, pair, tmp_path):
+    records = [pair(i) for i in range(8)]
+    plain = build(records)
+    plain.setup("fit")
+    for name, sign in {"votes": 1, "turned": -1}.items():
+        cast(plain, tmp_path / name, [[sign * (i - 3.5)] * 3 for i in range(8)])
+    (tmp_path / "moved").mkdir()
+    for file in (tmp_path / "votes").iterdir():
+        (tmp_path / "moved" / file.name).write_bytes(file.read_bytes())
+
+    def goes_on(rules, folder, state):
+        data = build(records, rules, **({} if rules is None else {"votes": str(tmp_path / folder)}))
+        data.trainer = SimpleNamespace(state=SimpleNamespace(fn=TrainerFn.FITTING))
+        data.setup("fit")
+        data.load_state_dict(state)
+        return data.state_dict()
+
+    state = goes_on(FLIP, "votes", plain.state_dict() | {"treatments": None})
+    assert goes_on(FLIP, "moved", state) == state
+    with pytest.raises(
+        ValueError, match=r"treated otherwise .*loader\.treatments\.rules was .*0\.25.*, is .*0\.5"
+    ):
+        goes_on([{"high": 0.5, "label": "flip"}], "votes", state)
+    with pytest.raises(
+        ValueError,
+        match=r"loader\.treatments\.strengths was '\w+', is '\w+'\. Give it the treatments and votes",
+    ):
+        goes_on(FLIP, "turned", state)
+    with pytest.raises(ValueError, match=r"loader\.treatments was given, is null"):
+        goes_on(None, "", state)
+    with pytest.raises(ValueError, match=r"loader\.treatments was null, is given"):
+        goes_on(FLIP, "votes", plain.state_dict())
+    assert goes_on(None, "", plain.state_dict())["treatments"] == {}
 
 
 def test_prepared_for_other_stages_nothing_is_treated(build, eight, tmp_path):
