@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from pluralign.datamodules.treatments import check_names
 from pluralign.datamodules.votes import (
     SHARD_RECORDS,
     VoteFolder,
@@ -66,6 +67,8 @@ class VoteOptions:
         if self.shard_records < 1:
             raise ValueError(f"--shard_records must be at least 1, got {self.shard_records}")
         if len(self.files) == 1:
+            if not self.files[0].exists():
+                raise ValueError(f"--members names {self.members}, and neither a folder nor a file is there")
             raise ValueError(
                 f"--members names one checkpoint, {self.members}: one model has nobody to disagree with; give at least two"
             )
@@ -137,6 +140,7 @@ def vote(words: Sequence[str]) -> None:
             cli.fail(
                 f"the {split} split of {data.name} has no comparisons to vote on: set --splits, or take other data"
             )
+        check_names(f"{data.name} {split}", data.table(split))
     voters = _voters(cli)
     records = {split: len(data.rows(split)) for split in options.chosen}
     folder = VoteFolder(

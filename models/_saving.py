@@ -143,7 +143,9 @@ class SavedModule(HostModule):
         self.configure_model()  # a spawned run hands its weights to a module that was never built here
         if self._base_of_checkpoint is not None:
             check_base(self._base_of_checkpoint, self.base_identity(), "the checkpoint")
-        self._check_names(state_dict, self.saved_keys(), f"the checkpoint does not fit {type(self).__name__}")
+        self._check_names(
+            state_dict, self.saved_keys(), f"the checkpoint does not fit {type(self).__name__}", shapes=True
+        )
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     def _check_names(

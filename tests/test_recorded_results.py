@@ -1,5 +1,6 @@
 """Tables in docs that come from a benchmark have the numbers that are recorded in benchmarks/results."""
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -237,3 +238,42 @@ def test_what_is_said_of_customising_is_recorded():
     )
     assert f"{results['features']['comparisons']['customized']:,} customised test pairs" in prose
     assert f"({results['network']['comparisons']['customized']:,} of excerpts" in prose
+
+
+# Votes on labels -----------------------------------------------------------------------------------------
+
+
+def of_votes():
+    """What writes the tables of voting, from its file: benchmarks are no package."""
+    path = ROOT / "benchmarks" / "ensemble_vote_rm_markdown.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_of_votes():
+    page = (ROOT / "docs" / "methods" / "ensemble_vote.md").read_text(encoding="utf-8")
+    assert page == of_votes().page_with(page, recorded("ensemble_vote_rm"))
+
+
+def test_votes_are_recorded_in_full():
+    found = recorded("ensemble_vote_rm")
+    assert found["full"] and found["skipped"] == {}
+    assert set(found["seeds"].values()) == {5}
+
+
+def test_a_meta_rate_of_zero_was_plain_training_to_the_bit():
+    goals = recorded("ensemble_vote_rm")["shift"]["goals"]
+    assert goals["a rate of 0 is plain training to the bit"]
+
+
+def test_weak_labels_taught_the_wrong_and_the_right_once_flipped():
+    learned = recorded("ensemble_vote_rm")["synthetic"]["learned"]
+    assert learned["bottom 10 % alone"]["accuracy"]["high"] < 0.5
+    assert learned["bottom 10 % flipped alone"]["accuracy"]["low"] > 0.5
+
+
+def test_votes_found_the_planted_flips():
+    voters = recorded("ensemble_vote_rm")["synthetic"]["voters"]
+    assert voters["head, bootstrap"]["recall"]["value"] >= 0.8

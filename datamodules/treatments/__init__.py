@@ -2,7 +2,14 @@
 
 from .config import TreatmentConfig, TreatmentRule
 from .decisions import NO_RULE, CoverReport, Decisions, TreatmentReport, decide
-from .strengths import Strengths, VotedStrengths, given_strengths, joined_values, voted_strengths
+from .strengths import (
+    Strengths,
+    VotedStrengths,
+    check_names,
+    given_strengths,
+    joined_values,
+    voted_strengths,
+)
 from .treated_labels import treated_batch, treated_comparisons
 from .view import TreatedView
 
@@ -16,6 +23,7 @@ __all__ = [
     "TreatmentReport",
     "TreatmentRule",
     "VotedStrengths",
+    "check_names",
     "decide",
     "given_strengths",
     "joined_values",

@@ -4,12 +4,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 
 from ..tokens import RecordTable
 from .config import TreatmentConfig
-from .strengths import Strengths
+from .strengths import Strengths, named_comparisons
 
 __all__ = ["NO_RULE", "CoverReport", "Decisions", "TreatmentReport", "decide"]
 
@@ -17,6 +17,9 @@ NO_RULE = -1
 """In place of a rule's number, where none covers a comparison."""
 NAMED = 3
 """Comparisons that a message names."""
+
+MORE = 0.05
+"""Share of the strengths by which a rule may cover more than its quantiles do, for some are equal, unsaid."""
 
 Floats = NDArray[np.float32]
 
@@ -154,6 +157,7 @@ def decide(title: str, table: RecordTable, config: TreatmentConfig, strengths: S
     )
     for line in report.lines():
         rank_zero_info(f"{title}: {line}")
+    _warn_of_equal_strengths(title, config, report)
     if not (left > 0).any():
         raise ValueError(
             f"{title}: no comparison is left to train on: the rules of loader.treatments drop all of {len(share):,}; let them "
@@ -194,18 +198,28 @@ def _cover(
     )
 
 
+def _warn_of_equal_strengths(title: str, config: TreatmentConfig, report: TreatmentReport) -> None:
+    """Say which rules cover far more than their quantiles do, since strengths are equal: all of them, at worst."""
+    treated = sum(cover.comparisons for cover in (*report.rules, report.uncovered))
+    for number, (rule, cover) in enumerate(zip(config.rules, report.rules, strict=True)):
+        if config.by != "quantile" or cover.treatment == "keep":
+            continue
+        low, high = rule.bounds()
+        share = min(high, 1.0) - max(low, 0.0)
+        if cover.comparisons > (share + MORE) * treated + 1:
+            rank_zero_warn(
+                f"{title}: loader.treatments.rules[{number}] ({cover.interval}, {cover.treatment}) covers {cover.comparisons:,} of "
+                f"{treated:,} strengths, where its quantiles are {share:.1%}: so many are equal, and equal ones have one "
+                "treatment; set its ends by value, or take strengths that differ"
+            )
+
+
 def _missing(title: str, table: RecordTable, lacking: NDArray[np.int64], source: str) -> str:
     """The message for comparisons that have no strength."""
-    ends = np.cumsum(counts := table.comparison_counts())
-    named = []
-    for place in lacking[:NAMED].tolist():
-        number = int(np.searchsorted(ends, place, side="right"))
-        names, _, places = table.without_tokens()[[number]][0].items_of("comparison")
-        item = place - int(ends[number] - counts[number])
-        named.append(f"{int(places[item])} of record {names[item]!r}")
+    named = named_comparisons(table, lacking[:NAMED].tolist())
     more = ", ..." if len(lacking) > NAMED else ""
     return (
-        f"{title}: {len(lacking):,} of {int(ends[-1]):,} comparisons have no strength in {source} (comparison "
+        f"{title}: {len(lacking):,} of {int(table.comparison_counts().sum()):,} comparisons have no strength in {source} (comparison "
         f"{', '.join(named)}{more}): give them one (run `pluralign vote` again, which adds what is missing), or set "
         "loader.treatments.missing to keep, which leaves them as they are"
     )

@@ -11,7 +11,15 @@ from numpy.typing import ArrayLike, NDArray
 from ..joins import SideTable
 from ..tokens import RecordTable
 
-__all__ = ["Strengths", "VotedStrengths", "given_strengths", "joined_values", "voted_strengths"]
+__all__ = [
+    "Strengths",
+    "VotedStrengths",
+    "check_names",
+    "given_strengths",
+    "joined_values",
+    "named_comparisons",
+    "voted_strengths",
+]
 
 Floats = NDArray[np.float32]
 
@@ -47,6 +55,48 @@ class Strengths:
     mean: Floats
     std: Floats | None
     source: str
+
+
+def named_comparisons(table: RecordTable, places: Sequence[int]) -> list[str]:
+    """What messages call comparisons: place and id of their rows of the data.
+
+    Args:
+        table: The split's records.
+        places: Which comparisons of the split, from 0.
+    """
+    ends = np.cumsum(counts := table.comparison_counts())
+    named = []
+    for place in places:
+        number = int(np.searchsorted(ends, place, side="right"))
+        names, _, places_there = table.without_tokens()[[number]][0].items_of("comparison")
+        item = place - int(ends[number] - counts[number])
+        named.append(f"{int(places_there[item])} of record {names[item]!r}")
+    return named
+
+
+def check_names(title: str, table: RecordTable) -> None:
+    """Refuse comparisons of one name: votes on one would count for the other, whatever that is.
+
+    Sources of a mixture that are one kind of data name their records alike where these have the same ids.
+
+    Args:
+        title: Data and split, for messages.
+        table: The split's records.
+
+    Raises:
+        ValueError: If two comparisons have one name; says which, and what to change.
+    """
+    keys, index = table.named_items("comparison")
+    order = np.lexsort((index, keys))  # stable: of one name, in the order of the split
+    keys, index = keys[order], index[order]
+    again = np.flatnonzero((keys[1:] == keys[:-1]) & (index[1:] == index[:-1]))
+    if len(again):
+        one, other = named_comparisons(table, sorted(order[again[0] : again[0] + 2].tolist()))
+        raise ValueError(
+            f"{title}: {len(again):,} comparisons have the name of another (comparison {one} that of {other}), for their rows have "
+            "one id and one kind of data, so that votes on one would count for the other: give the rows of one source other "
+            "ids, or, in files of your own, a source"
+        )
 
 
 def joined_values(table: RecordTable, column: str, joins: Iterable[SideTable]) -> Floats:
@@ -95,8 +145,9 @@ def voted_strengths(title: str, table: RecordTable, votes: VotedStrengths, folde
         folder: Where they are from.
 
     Raises:
-        ValueError: If no vote is on any of the comparisons.
+        ValueError: If no vote is on any of the comparisons, or two of them have one name.
     """
+    check_names(title, table)
     entries = votes.find(*table.named_items("comparison"))
     has = entries >= 0
     mean, std = (np.full(len(entries), np.nan, dtype=np.float32) for _ in range(2))

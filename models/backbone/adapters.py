@@ -131,7 +131,9 @@ class AdapterSet:
         for part in self.wrapped:
             for holder, zero in (("lora_A", False), ("lora_B", True)):
                 weight = getattr(part, holder)[name].weight
-                drawn = torch.zeros(weight.shape)
+                drawn = torch.zeros(
+                    weight.shape, device="cpu"
+                )  # as the generator, wherever modules are being built
                 if not zero:
                     nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
                 weight.copy_(drawn)

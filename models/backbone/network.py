@@ -213,9 +213,10 @@ class Backbone(nn.Module):
         """
         leaves_flex = self.flex and device.type == "cpu" and self.config.attention == "auto"
         if leaves_flex or (self.packed and device.type != "cpu"):
-            network: PreTrainedModel = getattr(self.model, "get_base_model", lambda: self.model)()
+            network: PreTrainedModel = getattr(self.model, "get_base_model", lambda: self.model)()  # type: ignore[assignment]  # within PEFT's wrapper
             network.set_attn_implementation("sdpa")
-            self.packed, self.flex = False, use_flex(network, self.config.attention)
+            trained = not self.config.frozen
+            self.packed, self.flex = False, use_flex(network, self.config.attention, trained=trained)
 
     @torch.no_grad()
     def _compare_layouts(self, model: "PreTrainedModel", *, packed: bool = False) -> tuple[float, float]:

@@ -35,7 +35,7 @@ class PairSums:
         self._sums += values.T @ values
 
     def correlation(self) -> Tensor:
-        """Mean correlation of two members' differences, a float32 scalar in [-1, 1]; NaN where a member has none to vary."""
+        """Mean correlation of two members' differences that both vary, a float32 scalar in [-1, 1]; NaN where no two do."""
         sums = self._sums.clone()
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(sums)
@@ -44,7 +44,7 @@ class PairSums:
         deviation = covariance.diagonal().clamp_min(0).sqrt()
         correlations = covariance / (deviation[:, None] * deviation)
         above = torch.ones_like(correlations, dtype=torch.bool).triu(1)
-        return correlations[above].mean().clamp(-1, 1).float()
+        return correlations[above].nanmean().clamp(-1, 1).float()
 
 
 def check_different(correlation: float, largest: float) -> None:

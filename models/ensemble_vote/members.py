@@ -18,7 +18,7 @@ MIX = (-7046029254386353131, -4658895280553007687, -7723592293110705685)
 
 def generator_of(seed: int, member: int) -> torch.Generator:
     """Random numbers of a member's first weights, which are the same however many members there are."""
-    return torch.Generator().manual_seed(seed + member)
+    return torch.Generator("cpu").manual_seed(seed + member)
 
 
 def _shifted(bits: Tensor, by: int) -> Tensor:

@@ -171,6 +171,11 @@ class EnsembleVoteRM(RewardModule):
         """Members that this run trains, one column of rewards each."""
         return [*range(self.num_members)] if self.member is None else [self.member]
 
+    @property
+    def _own(self) -> slice:
+        """The columns of this run's members among those of all; no list, which would have to be copied to the device."""
+        return slice(self.columns[0], self.columns[-1] + 1)
+
     def configure_model(self) -> None:
         """Build backbone and members, unless they are built."""
         if self.backbone is not None:
@@ -184,7 +189,8 @@ class EnsembleVoteRM(RewardModule):
         self.head = RewardHead(size, len(columns))
         with torch.no_grad():  # of a member's own seed, however many there are
             for row, column in zip(self.head.weight, columns, strict=True):
-                row.normal_(std=(size + 1) ** -0.5, generator=generator_of(self.seed, column))
+                drawn = torch.empty(size, device="cpu")  # as the generator, wherever modules are being built
+                row.copy_(drawn.normal_(std=(size + 1) ** -0.5, generator=generator_of(self.seed, column)))
         if self.members == "lora":
             assert (
                 isinstance(self.backbone, Backbone) and self.lora is not None
@@ -315,7 +321,7 @@ class EnsembleVoteRM(RewardModule):
         if self.resample != "folds":
             return torch.ones(count, len(self.columns), dtype=torch.bool, device=batch["comparisons"].device)
         out = left_out(self._of_comparisons(batch), self.num_members, self.num_folds, self.seed)
-        return ~out[:, self.columns]
+        return ~out[:, self._own]
 
     # Loss ----------------------------------------------------------------------------------------------
 
@@ -333,7 +339,7 @@ class EnsembleVoteRM(RewardModule):
                 num_folds=self.num_folds,
                 seed=self.seed,
             )
-            weight = drawn[:, self.columns]
+            weight = drawn[:, self._own]
         return weight * batch["weight"].unsqueeze(1) if "weight" in batch else weight
 
     def compute_loss(self, output: RewardOutput, batch: PreferenceBatch) -> Tensor:

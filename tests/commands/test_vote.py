@@ -181,7 +181,8 @@ def test_identical_members_are_refused(ensemble):
     [
         ([], "give --ckpt_path, the checkpoint of an ensemble, or --members"),
         (["--ckpt_path", "a.ckpt", "--members", "b"], "give --ckpt_path"),
-        (["--members", "a.ckpt"], "one model has nobody to disagree with; give at least two"),
+        (["--members", "conf.yaml"], "one model has nobody to disagree with; give at least two"),
+        (["--members", "nowhere"], "--members names nowhere, and neither a folder nor a file is there"),
         (["--members", "a.ckpt,b.ckpt", "--splits", "train,test"], "--splits must be of train, validation"),
         (["--members", "a.ckpt,b.ckpt", "--shard_records", "0"], "--shard_records must be at least 1"),
         (["--members", "a.ckpt,b.ckpt"], "name the folder of the votes: --output"),
@@ -203,6 +204,13 @@ def test_one_model_is_refused(singles, capsys):
     assert "have the same weights and settings, and would vote twice" in capsys.readouterr().err
 
 
+def test_a_checkpoint_of_another_shape_is_refused_in_a_line(ensemble):
+    message = r"the checkpoint does not fit BradleyTerryRM: .*of another shape \['head\.weight'\]"
+    with pytest.raises(RuntimeError, match=message):
+        main(["vote", *conf(method="BradleyTerryRM"), "--ckpt_path", ensemble, "--output", "votes"])
+    assert not Path("votes").exists()
+
+
 def test_data_without_comparisons_are_refused(ensemble, capsys):
     with pytest.raises(SystemExit):
         main(["vote", *conf(data={"judgements": "ratings"}), "--ckpt_path", ensemble, "--output", "votes"])
@@ -210,6 +218,25 @@ def test_data_without_comparisons_are_refused(ensemble, capsys):
 
 
 # Members one after the other ----------------------------------------------------------------------------
+
+
+def test_comparisons_of_one_name_are_refused_before_anybody_votes(ensemble):
+    line = {"id": "0", "chosen": "yes", "rejected": "no"}
+    sources = {}
+    for name in ("ours", "theirs"):
+        for split in ("train", "validation"):
+            Path(f"{name}_{split}.jsonl").write_text(json.dumps({**line, "prompt": f"{name} {split}"}) + "\n")
+        files = {split: f"{name}_{split}.jsonl" for split in ("train", "validation")}
+        sources[name] = {"class_path": "LocalDataModule", "init_args": files}
+    words = conf()
+    recipe = yaml.safe_load(Path("conf.yaml").read_text())
+    recipe["data"] = {"class_path": "MixtureDataModule", "init_args": {"sources": sources}}
+    Path("conf.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(
+        ValueError, match=r"'ours/0' that of 0 of record 'theirs/0'.*give the rows of one source other ids"
+    ):
+        main(["vote", *words, "--ckpt_path", ensemble, "--output", "votes"])
+    assert not Path("votes").exists()
 
 
 def test_checkpoints_vote_one_after_the_other(singles):

@@ -50,7 +50,10 @@ def test_neighbouring_quantiles_leave_nothing_out(build, pair, number, share):
 
 def test_equal_strengths_have_one_treatment(build, pair):
     strengths = [0.0] * 6 + [1.0] * 6
-    decisions = decided(build, [pair(i, strength) for i, strength in enumerate(strengths)], FLIP)
+    with pytest.warns(
+        UserWarning, match=r"rules\[0\] .*flip\) covers 6 of 12 strengths, where its quantiles are 10.0%"
+    ):
+        decisions = decided(build, [pair(i, strength) for i, strength in enumerate(strengths)], FLIP)
     assert decisions.rule.tolist() == [0] * 6 + [-1] * 6, "the report says that they are more than a tenth"
     assert decisions.report.rules[0].share == 0.5
 
@@ -92,6 +95,14 @@ def test_a_missing_strength_is_an_error_unless_it_is_kept(build, pair):
         "quantiles are of the strengths there are"
     )
     assert decisions.report.missing == 4 and np.isnan(decisions.strength).sum() == 4
+
+
+def test_a_tie_needs_no_strength(build, pair):
+    decisions = decided(
+        build, [pair(0, -1.0), pair(1, preference=0.5), pair(2, 1.0)], [{"high": 0.5, "label": "flip"}]
+    )
+    assert decisions.rule.tolist() == [0, -1, -1]
+    assert (decisions.report.ties, decisions.report.missing) == (1, 0)
 
 
 def test_data_without_strengths_say_where_to_get_some(build, pair):

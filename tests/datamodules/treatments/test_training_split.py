@@ -214,7 +214,7 @@ def test_votes_on_merged_rows(build, cast, tmp_path):
 
 def test_votes_that_do_not_fit(build, cast, pair, tmp_path):
     records = [pair(i) for i in range(6)]
-    votes = [[0.1, 0.2, 0.3]] * 6
+    votes = [[0.1 * i, 0.2, 0.3] for i in range(6)]
     lacking = [None if i in (1, 4) else vote for i, vote in enumerate(votes)]
     with pytest.raises(
         ValueError, match=r"2 of 6 comparisons have no strength in .*short .*'r1', 0 of record 'r4'\)"
@@ -240,6 +240,32 @@ def test_votes_of_mixed_members_are_refused(build, cast, pair, tmp_path):
     (tmp_path / "other" / "train-00000.parquet").replace(tmp_path / "one" / "train-00000.parquet")
     with pytest.raises(ValueError, match="members"):
         build([pair(i) for i in range(6)], FLIP, votes=str(tmp_path / "one")).setup("fit")
+
+
+def test_votes_on_one_source_do_not_count_for_another_of_the_same_ids(build, cast, pair, tmp_path):
+    """Record keys are of kind of data and id: both sources call their records r0 to r5."""
+    parts = {}
+    for source in ("ours", "theirs"):
+        folder = tmp_path / source
+        folder.mkdir()
+        for split, prefix in {"train": source, "validation": f"held out {source}"}.items():
+            records = [{**pair(i), "prompt": f"{prefix} {i}"} for i in range(6)]
+            (folder / f"{split}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        parts[source] = {split: str(folder / f"{split}.jsonl") for split in ("train", "validation")}
+    alone = LocalDataModule(**parts["ours"])
+    alone.setup("fit")
+    cast(alone, tmp_path / "votes", [[0.1 * i] * 3 for i in range(6)])
+    treatments = build([], FLIP, votes=str(tmp_path / "votes"), missing="keep").loader.treatments
+    mixture = MixtureDataModule(
+        sources={name: LocalDataModule(**part) for name, part in parts.items()},
+        loader=LoaderConfig(batch_size=2, treatments=treatments),
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"mixture train: 6 comparisons have the name of another \(comparison 0 of record 'ours/r\d' that of 0 of record "
+        r"'theirs/r\d'\).*other ids",
+    ):
+        mixture.setup("fit")
 
 
 # Views ---------------------------------------------------------------------------------------------------

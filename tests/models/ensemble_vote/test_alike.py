@@ -35,3 +35,11 @@ def test_equal_members_are_refused_and_constant_ones_say_nothing():
     nothing.update(torch.zeros(20, 4))
     assert bool(nothing.correlation().isnan())
     check_different(float("nan"), 0.999)
+
+
+def test_a_member_that_never_varies_does_not_hide_that_the_others_are_one():
+    torch.manual_seed(0)
+    same = torch.cat([torch.randn(20, 1).expand(20, 3), torch.zeros(20, 1)], dim=1)
+    sums = PairSums(4, same.device)
+    sums.update(same)
+    assert float(sums.correlation()) == pytest.approx(1.0)

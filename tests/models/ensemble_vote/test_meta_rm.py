@@ -21,6 +21,9 @@ RATE = 0.5
 QUIET = [
     pytest.mark.filterwarnings("ignore:The '\\w+_dataloader' does not have many workers"),
     pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
+    pytest.mark.filterwarnings(
+        "ignore:BradleyTerryRM does not read the unlabelled groups"
+    ),  # it is compared with
 ]
 pytestmark = QUIET
 
