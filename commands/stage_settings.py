@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser, Namespace, get_loader
 from pluralign.datamodules import PreferenceDataModule
 from pluralign.datamodules.content import NOT_TRAINED_ON, content_changes, plain_content, without
 from pluralign.datamodules.records import hash_files
+from pluralign.datamodules.votes import read_index
 from pluralign.models import RewardModule
 from pluralign.models.backbone import BackboneConfig
 
@@ -179,6 +180,9 @@ class SettledStage:
             "init_from": None if start is None else hash_files([Path(start)])[0][1],
             "base": backbone.identity(),  # of a folder its content: the name may stay where the weights do not
         }
+        if loader.treatments is not None and loader.treatments.votes is not None:
+            votes = read_index(Path(loader.treatments.votes))
+            inputs["votes"] = {name: votes[name] for name in ("data", "members")}
         if self.stage.verb == "interpolate":
             inputs["options"] = {name: settings[name] for name in OWN_OPTIONS}
             inputs["trainer"] = {"limit_val_batches": trainer["limit_val_batches"]}

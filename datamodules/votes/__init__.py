@@ -1,7 +1,7 @@
 """Votes of an ensemble on comparisons: written shard by shard, read as a table, held to the data and members they are of."""
 
 from .digests import check_same_data, data_digest, described_data, members_digest
-from .folder import FEWEST_VOTES, SHARD_RECORDS, VoteFolder, VoteShard, VoteSource
+from .folder import FEWEST_VOTES, SHARD_RECORDS, VoteFolder, VoteShard, VoteSource, read_index
 from .strength import vote_strengths
 from .table import VoteTable
 
@@ -16,5 +16,6 @@ __all__ = [
     "data_digest",
     "described_data",
     "members_digest",
+    "read_index",
     "vote_strengths",
 ]

@@ -374,6 +374,27 @@ def test_a_file_of_priors_counts_by_its_bytes():
     assert found[0] != found[1]
 
 
+def test_votes_count_by_the_data_and_members_that_they_are_of():
+    words = ["--data.loader.treatments", "{votes: votes, rules: [{high: 0.1, label: flip}]}"]
+    with pytest.raises(FileNotFoundError, match="stage one: votes holds no votes"):
+        settle(Stage("one", (Path("fit.yaml"),)), words)
+    Path("votes").mkdir()
+    whole = {
+        "version": 1,
+        "data": "a",
+        "num_members": 3,
+        "resample": "none",
+        "complete": True,
+        "shard_records": 4,
+    }
+    found = []
+    for members, splits in (("b", {}), ("b", {"train": {}}), ("c", {})):
+        said = {**whole, "members": members, "splits": splits, "description": {}}
+        Path("votes/votes.json").write_text(json.dumps(said))
+        found.append(settle(Stage("one", (Path("fit.yaml"),)), words).inputs["votes"])
+    assert found == [{"data": "a", "members": members} for members in "bbc"]
+
+
 @pytest.mark.parametrize(
     ("stage", "counts"), [({}, False), ({"checkpoint": "best"}, True), ({"verb": "interpolate"}, True)]
 )
