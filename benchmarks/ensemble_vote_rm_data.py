@@ -163,6 +163,9 @@ def arguments(data_dir: Path) -> PairSet:
     return real_pairs(UKPConvArgDataModule(data_dir=str(data_dir / "ukpconvarg1"), split="pairs"))
 
 
+SPEAKERS = ("Human:", "Assistant:")
+
+
 def dialogues(data_dir: Path) -> PairSet:
     """Of HH-RLHF, helpful-base alone: what is harmless is another taste."""
     data = HHRLHFDataModule(
@@ -170,7 +173,15 @@ def dialogues(data_dir: Path) -> PairSet:
         subsets=("helpful-base",),
         validation_share=0.1,
     )
-    return real_pairs(data)
+    # A text that begins with a speaker would be read as a whole conversation of a row of ours.
+    return {
+        split: [
+            pair
+            for pair in those
+            if not pair.chosen.startswith(SPEAKERS) and not pair.rejected.startswith(SPEAKERS)
+        ]
+        for split, those in real_pairs(data).items()
+    }
 
 
 def excerpts(pairs: PairSet, words: int) -> PairSet:

@@ -41,6 +41,7 @@ import reprlib
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import sha1
 
 from ..columns import Column, optional_columns
@@ -119,6 +120,11 @@ class RecordError(ValueError):
         self.file, self.line = file, line
         place = "" if not file else f"{file}:{line}: " if line else f"{file}: "
         super().__init__(f"{place}{reason}: field {shown(field)} is {shown(value)}; allowed: {allowed}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """How it comes back from another process: by its parts, and not by its text alone."""
+        parts = (self.field, self.value, self.allowed)
+        return partial(RecordError, reason=self.reason, file=self.file, line=self.line), parts
 
     def at(self, file: str, line: int) -> "RecordError":
         """Return the same error with the place it came from."""

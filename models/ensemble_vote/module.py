@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any, Literal, Unpack
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from pluralign.datamodules.batch import Basis, PreferenceBatch, RewardOutput
@@ -153,7 +153,7 @@ class EnsembleVoteRM(RewardModule):
                 f"num_members to {LEAST_VOTES * self.num_folds}, or lower num_folds"
             )
         if self.members == "head" and self.resample == "folds" and not self.backbone_config.frozen:
-            rank_zero_info(
+            rank_zero_warn(
                 "members='head' with resample='folds' and a network that is trained: what a head leaves out, the network that all "
                 "share has learned from the others. Votes of what has not seen a prompt need backbone.frozen=true, "
                 "members=lora or members=full"

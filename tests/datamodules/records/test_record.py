@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 
 import pytest
 import torch
@@ -294,3 +295,12 @@ def test_an_empty_prompt_is_tokenised(tmp_path):
     with pytest.warns(UserWarning, match="none of its 1 records has a prompt"):
         data.setup("test")
     assert data.reports["test"].records == 1
+
+
+def test_an_error_comes_back_from_another_process_whole():
+    error = RecordError("comparisons[0].preference", 3, "a number in [0, 1]", reason="out of range").at("f", 4)
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error)
+    assert (again.field, again.value, again.reason, again.file, again.line) == (
+        "comparisons[0].preference", 3, "out of range", "f", 4
+    )  # fmt: skip
