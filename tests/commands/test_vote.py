@@ -80,7 +80,7 @@ def equal(left, right):
 
 
 def test_the_ensemble_of_a_run_votes(capsys, caplog):
-    checkpoint = fit(*conf(resample="folds", num_members=9))
+    checkpoint = fit(*conf(backbone={"config": TINY, "frozen": True}, resample="folds", num_members=9))
     assert "next: pluralign vote --config runs/" in capsys.readouterr().out
     run = checkpoint.parent.parent
     words = ["--config", str(run / "config.yaml"), "--ckpt_path", "last", "--side_table", "strengths.parquet"]

@@ -49,9 +49,9 @@ def data_of(tmp_path, *, number=30, merged_tokens=4096, **loader):
 
 @pytest.fixture
 def ensemble(tiny):
-    def build(**settings):
+    def build(*, frozen=False, **settings):
         own = {"num_members": 4, "members": "head", "resample": "none", "dropout": 0.5} | settings
-        model = EnsembleVoteRM(BackboneConfig(config=tiny(attention_dropout=0.4)), **own)
+        model = EnsembleVoteRM(BackboneConfig(config=tiny(attention_dropout=0.4), frozen=frozen), **own)
         model.configure_model()
         return model
 
@@ -144,7 +144,7 @@ def test_dropout_is_off(tmp_path, ensemble):
 
 
 def test_who_has_seen_a_prompt_does_not_vote_on_it(tmp_path, ensemble):
-    model, data = ensemble(num_members=9, resample="folds", num_folds=3), data_of(tmp_path)
+    model, data = ensemble(num_members=9, resample="folds", num_folds=3, frozen=True), data_of(tmp_path)
     table = votes(model, data, tmp_path / "votes")
     train = slice(0, table.splits["train"])
     assert (table.num_votes[train] == 3).all() and (table.num_votes[train.stop :] == 9).all()
@@ -158,7 +158,7 @@ def test_who_has_seen_a_prompt_does_not_vote_on_it(tmp_path, ensemble):
 
 
 def test_too_few_votes_are_refused(tmp_path, ensemble):
-    model, data = ensemble(num_members=9, resample="folds"), data_of(tmp_path)
+    model, data = ensemble(num_members=9, resample="folds", frozen=True), data_of(tmp_path)
     real, calls = model.seen, iter(range(100))
     model.seen = lambda batch: real(batch) | (next(calls) == 1)
     folder = voted(model, data, tmp_path / "votes")

@@ -298,7 +298,9 @@ def test_an_empty_prompt_is_tokenised(tmp_path):
 
 
 def test_an_error_comes_back_from_another_process_whole():
-    error = RecordError("comparisons[0].preference", 3, "a number in [0, 1]", reason="out of range").at("f", 4)
+    error = RecordError("comparisons[0].preference", 3, "a number in [0, 1]", reason="out of range").at(
+        "f", 4
+    )
     again = pickle.loads(pickle.dumps(error))
     assert str(again) == str(error)
     assert (again.field, again.value, again.reason, again.file, again.line) == (

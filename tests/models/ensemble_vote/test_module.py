@@ -173,13 +173,19 @@ def test_a_run_of_one_full_member_is_one_column(model, batch):
 
 def test_members_see_what_their_folds_leave_them(model, batch):
     data = batch((2,) * 40)
-    module = model(num_members=6, num_folds=2, resample="folds")
+    module = model(num_members=6, num_folds=2, resample="folds", frozen=True)
     key = data["split_key"][data["response_prompt"][data["comparisons"][:, 0]]]
     out = left_out(key, 6, 2, 0)
     assert torch.equal(module.seen(data), ~out)
     assert torch.equal(module.member_weights(data) > 0, ~out)
     assert bool(module.eval().member_weights(data).eq(1).all())
     assert bool(model().seen(data).all())
+
+
+def test_folds_of_heads_over_a_trained_network_are_warned_of(llama):
+    with pytest.warns(UserWarning, match=r"the network that all share has learned.*backbone.frozen=true"):
+        EnsembleVoteRM(llama(), resample="folds")
+    EnsembleVoteRM(llama(frozen=True), resample="folds")
 
 
 def test_dropout_has_a_mask_for_each_member(model, batch):
