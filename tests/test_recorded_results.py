@@ -274,6 +274,18 @@ def test_weak_labels_taught_the_wrong_and_the_right_once_flipped():
     assert learned["bottom 10 % flipped alone"]["accuracy"]["low"] > 0.5
 
 
+def test_what_members_cost_is_recorded():
+    found = recorded("ensemble_vote_cost")
+    assert found["agree"] and all(found["reached"].values())
+    page = (ROOT / "docs" / "methods" / "ensemble_vote.md").read_text(encoding="utf-8")
+    said = page.partition("* **Measured**")[2].partition("* **Every member")[0]
+    costs = found["costs"]
+    ratios = [cost["ratio"] for cost in costs.values()] + [
+        costs["adapters in the last 2"]["ratio_to_one_alike"]
+    ]
+    assert all(f"{ratio:.2f}" in said for ratio in ratios)
+
+
 def test_what_is_said_of_votes_is_recorded():
     found = recorded("ensemble_vote_rm")
     page = (ROOT / "docs" / "methods" / "ensemble_vote.md").read_text(encoding="utf-8")
