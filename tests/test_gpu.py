@@ -39,7 +39,7 @@ LLAMA = {
 MODULES = {
     "bradley_terry": (BradleyTerryRM, {}),
     "heads": (EnsembleVoteRM, {"num_members": 10}),
-    "folds": (EnsembleVoteRM, {"num_members": 10, "resample": "folds"}),
+    "folds": (EnsembleVoteRM, {"members": "lora", "lora": LoRAConfig(rank=4), "resample": "folds"}),
     "contrastive": (ContrastiveRM, {"coefficient": 0.5}),
     "adapters": (EnsembleVoteRM, {"members": "lora", "lora": LoRAConfig(rank=4, last_layers=2)}),
 }

@@ -283,6 +283,7 @@ def test_what_members_cost_is_recorded():
     ratios = [cost["ratio"] for cost in costs.values()] + [
         costs["adapters in the last 2"]["ratio_to_one_alike"]
     ]
+    ratios += [case["ratio"] for case in recorded("voting")["cases"]]
     assert all(f"{ratio:.2f}" in said for ratio in ratios)
 
 
