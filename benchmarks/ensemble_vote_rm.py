@@ -80,7 +80,7 @@ NETWORK = {
     "initializer_range": 0.2,  # or states would hardly depend on the words
 }
 HEADS, ADAPTERS, WHOLE = Rates(80, 1e-1), Rates(80, 2e-3), Rates(100, 1e-3)
-"""Of the synthetic crowd, as those of the other parts chosen on validation pairs."""
+"""Of the synthetic crowd, chosen as its design was; those of the other parts were set once."""
 
 
 # The synthetic crowd -------------------------------------------------------------------------------------

@@ -127,17 +127,20 @@ def test_a_step_never_waits_for_the_device(name, attention, place, rows):
         optimizer.zero_grad()
         found = module.compute_loss(module(batch), batch)
         terms = [found] if isinstance(found, torch.Tensor) else [*found.values()]
-        torch.stack(terms).sum().backward()
+        loss = torch.stack(terms).sum()
+        loss.backward()
         optimizer.step()
+        return loss
 
     for _ in range(3):  # kernels are compiled, constants made, first batches looked at
         step()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        step()
+        loss = step()  # which raises where the host waits
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert bool(loss.isfinite())
 
 
 def test_members_see_the_same_on_every_device():
