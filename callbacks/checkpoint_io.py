@@ -12,7 +12,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.fabric.utilities.types import _PATH
 
-from .files import written_whole
+from pluralign.datamodules.whole_files import written_whole
 
 __all__ = ["UNREADABLE", "AtomicCheckpointIO", "missing_checkpoint", "unreadable_checkpoint"]
 

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from torch import Tensor
 
-from .files import could_not_write, written_whole
+from pluralign.datamodules.whole_files import could_not_write, written_whole
 
 __all__ = ["RunLogger"]
 

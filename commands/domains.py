@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pluralign.callbacks import AtomicCheckpointIO
-from pluralign.callbacks.files import written_whole
+from pluralign.datamodules.whole_files import written_whole
 
 from .program import EPILOG
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import Tensor
 
 from pluralign.callbacks import AtomicCheckpointIO
-from pluralign.callbacks.files import written_whole
+from pluralign.datamodules.whole_files import written_whole
 
 from .cli import PluralignCLI, option
 

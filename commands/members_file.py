@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pluralign.callbacks.files import written_whole
+from pluralign.datamodules.whole_files import written_whole
 
 __all__ = ["MEMBERS_FILE", "Member", "read_members", "write_members"]
 

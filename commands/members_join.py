@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from pluralign.callbacks import AtomicCheckpointIO
-from pluralign.callbacks.files import written_whole
+from pluralign.datamodules.whole_files import written_whole
 
 from .members_file import read_members
 from .program import EPILOG

@@ -15,7 +15,7 @@ import torch
 
 from pluralign import __version__
 from pluralign.callbacks.checkpoint_io import UNREADABLE
-from pluralign.callbacks.files import written_whole
+from pluralign.datamodules.whole_files import written_whole
 
 from .checkpoints import best_checkpoint, newest_first
 from .stage_settings import Inputs

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pluralign.callbacks.files import written_whole
 from pluralign.datamodules import PreferenceDataModule
 from pluralign.datamodules.checks import check_range
+from pluralign.datamodules.whole_files import written_whole
 
 from .cli import PluralignCLI, option
 from .treated_page import treated_page

@@ -151,6 +151,7 @@ class Contract:
 
 BATCH, COLUMNS = "pluralign.datamodules.batch", "pluralign.datamodules.columns"
 CHECKS = "pluralign.datamodules.checks"
+WHOLE_FILES = "pluralign.datamodules.whole_files"
 HEAVY = (
     "lightning",
     "transformers",
@@ -176,6 +177,7 @@ def data(*wings):
         BATCH,
         CHECKS,
         COLUMNS,
+        WHOLE_FILES,
         "pluralign.datamodules.content",
         "pluralign.datamodules.joins",
     )
@@ -194,6 +196,7 @@ CONTRACTS = {
     "datamodules/batch.py": Contract(own=(), top=("torch",)),
     "datamodules/checks.py": Contract(own=(), top=()),
     "datamodules/columns.py": Contract(own=(BATCH,), top=("torch",)),
+    "datamodules/whole_files.py": Contract(own=(), top=()),
     "datamodules/records": data("records"),
     "datamodules/tokens": data("records", "tokens"),
     "datamodules/crowd": data("records", "tokens", "crowd"),
@@ -230,6 +233,7 @@ CONTRACTS = {
             BATCH,
             CHECKS,
             COLUMNS,
+            WHOLE_FILES,
         ),
         top=("torch", "lightning", "torchmetrics", "rich"),
         inside=("matplotlib",),

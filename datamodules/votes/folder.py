@@ -8,16 +8,15 @@ their ``mean`` and population ``std`` (float32), and ``num_votes`` (int32). Its 
 """
 
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..whole_files import written_whole
 from .digests import Description, description_digest
 from .strength import vote_strengths
 
@@ -43,7 +42,6 @@ SHARD_RECORDS = 4096
 """Records of a shard: what a killed run scores again at most."""
 FEWEST_VOTES = 3
 """Members that must vote on a comparison where those that have seen it do not."""
-PARTIAL = ".partial"
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,8 +118,6 @@ class VoteFolder:
             self.shard_records = before["shard_records"]
             splits = before["splits"]
         self.path.mkdir(parents=True, exist_ok=True)
-        for left in self.path.glob(f".*{PARTIAL}"):
-            left.unlink()
         self._splits: dict[str, dict[str, Any]] = splits | {
             split: {"shards": self.names(split)} for split in self.records
         }
@@ -206,7 +202,7 @@ class VoteFolder:
         if np.isinf(votes.differences).any():
             raise ValueError(f"{self.path}: a difference of shard {shard} of {split} is infinite")
         table = _table(votes).replace_schema_metadata(self._metadata(split, shard))
-        with _written_whole(self.path / self.names(split)[shard]) as stream:
+        with written_whole(self.path / self.names(split)[shard]) as stream:
             parquet.write_table(table, stream, write_page_checksum=True)
 
     def read(self, split: str, shard: int) -> VoteShard:
@@ -244,7 +240,7 @@ class VoteFolder:
             **said,
             "description": self.source.data,
         }
-        with _written_whole(self.path / INDEX) as stream:
+        with written_whole(self.path / INDEX) as stream:
             stream.write(f"{json.dumps(content, indent=1, ensure_ascii=False)}\n".encode())
 
 
@@ -370,23 +366,3 @@ def _arrays(table: "pa.Table") -> ReadShard:
         raise ValueError("a mean or std of voted comparisons is not finite")
     votes = VoteShard(plain["record_key"], plain["index"], differences)
     return ReadShard(votes, mean, plain["std"], num_votes)
-
-
-@contextmanager
-def _written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A stream whose bytes become the file once all are on the disk; until then the file stays as it was."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
-    try:
-        with partial.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    if hasattr(os, "O_DIRECTORY"):  # the new name, too, is to survive a power cut
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import shutil
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -141,7 +144,12 @@ def test_what_is_there_is_kept(tmp_path):
     with pytest.raises(ValueError, match="not complete"):
         VoteTable.load(tmp_path)
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.parquet")}
-    (tmp_path / ".train-00002.parquet.1.partial").write_bytes(b"half")
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    half = (
+        tmp_path / f".train-00002.parquet.{socket.gethostname()}.{gone.pid}.part"
+    )  # of a process that is no more
+    half.write_bytes(b"half")
     folder = VoteFolder(tmp_path, SOURCE, {"train": 10}, shard_records=9)
     assert folder.shard_records == 4 and folder.pending("train") == [2]
     with pytest.raises(ValueError, match="1 shards of train are missing"):
