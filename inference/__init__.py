@@ -3,7 +3,6 @@
 from .embedding import Embedder, embed_features, embed_missing
 from .voting import (
     Ballots,
-    MemberCorrelation,
     SplitVotes,
     cast_votes,
     check_votes,
@@ -14,7 +13,6 @@ from .voting import (
 __all__ = [
     "Ballots",
     "Embedder",
-    "MemberCorrelation",
     "SplitVotes",
     "cast_votes",
     "check_votes",

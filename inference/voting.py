@@ -16,11 +16,11 @@ from pluralign.datamodules import LoaderConfig, PreferenceBatch, PreferenceDataM
 from pluralign.datamodules.batches import TokenBudgetBatchSampler, changed
 from pluralign.datamodules.joins import batch_items
 from pluralign.datamodules.votes import FEWEST_VOTES, VoteFolder, VoteShard, vote_strengths
+from pluralign.metrics import MemberCorrelation
 from pluralign.models import EnsembleVoteRM, RewardModule
 
 __all__ = [
     "Ballots",
-    "MemberCorrelation",
     "SplitVotes",
     "cast_votes",
     "check_votes",
@@ -224,47 +224,6 @@ def gather_votes(folder: VoteFolder, members: Sequence[VoteFolder], split: str) 
         folder.write(split, shard, VoteShard(first.record_key, first.index, differences))
 
 
-class MemberCorrelation:
-    """Sums over comparisons from which the correlations of the members' differences follow; of those that both voted on."""
-
-    def __init__(self, num_members: int) -> None:
-        """Begin at zero.
-
-        Args:
-            num_members: M, >= 2.
-        """
-        shape = (num_members, num_members)
-        self._number, self._sum, self._squares, self._products = (np.zeros(shape) for _ in range(4))
-
-    def update(self, differences: NDArray[np.float32]) -> None:
-        """Count some comparisons.
-
-        Args:
-            differences: Of each member, (n, M); NaN where one does not vote.
-        """
-        voted = (~np.isnan(differences)).astype(np.float64)
-        values = np.where(voted > 0, differences, 0).astype(np.float64)
-        self._number += voted.T @ voted
-        self._sum += values.T @ voted
-        self._squares += (values**2).T @ voted
-        self._products += values.T @ values
-
-    def matrix(self) -> NDArray[np.float64]:
-        """Pearson correlation of each two members, (M, M); NaN where they have voted on nothing together, or one never varies."""
-        number, total = self._number, self._sum
-        spread = number * self._squares - total**2  # of the first member, over what both voted on
-        size = number * self._squares
-        spread = np.where(spread > 1e-12 * size, spread, np.nan)
-        matrix: NDArray[np.float64] = (number * self._products - total * total.T) / np.sqrt(spread * spread.T)
-        return matrix
-
-    def mean(self) -> float:
-        """Mean over the pairs of members that have one; NaN if none has."""
-        matrix = self.matrix()
-        pairs = matrix[np.triu_indices(len(matrix), 1)]
-        return float(np.nanmean(pairs)) if np.isfinite(pairs).any() else float("nan")
-
-
 @dataclass(frozen=True)
 class SplitVotes:
     """What the votes on a split come to.
@@ -317,7 +276,7 @@ def check_votes(folder: VoteFolder, split: str) -> SplitVotes:
         fewest = min(fewest, least)
         spread += float(std.sum(dtype=np.float64))
         strengths.append(mean)
-        correlation.update(votes.differences)
+        correlation.update(torch.from_numpy(votes.differences))
     values = np.concatenate(strengths)
     if not len(values):
         raise ValueError(f"{folder.path}: the {split} split has no comparisons to vote on")
@@ -329,5 +288,5 @@ def check_votes(folder: VoteFolder, split: str) -> SplitVotes:
         negative=float((values < 0).mean()),
         deciles=tuple(np.quantile(values, DECILES).tolist()),
         fewest_votes=fewest,
-        correlation=correlation.mean(),
+        correlation=float(correlation.compute()),
     )

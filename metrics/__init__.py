@@ -4,6 +4,7 @@ from .agreement import PairAgreement, VoteAgreement, best_accuracy, pair_agreeme
 from .crowd import NUM_BINS, SMALLEST_PROBABILITY, Bin, CrowdTable, crowd_table, item_values
 from .distribution import StrengthHistogram
 from .estimate import Estimate, bootstrap, bootstrap_means, bootstrap_sums, percentile_interval
+from .member_correlation import MemberCorrelation
 from .paired import crossed_estimates
 from .preference import TIE, PreferenceMetrics, log_loss, outcomes, within_prompts
 from .prototypes import Example, Extremes, PrototypeTable, Sample, principal_plane
@@ -24,6 +25,7 @@ __all__ = [
     "Extremes",
     "JudgedColumns",
     "Measure",
+    "MemberCorrelation",
     "PairAgreement",
     "PreferenceMetrics",
     "PrototypeTable",

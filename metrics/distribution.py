@@ -1,4 +1,4 @@
-"""How strengths are distributed: groups of equal size, a histogram of round bins, and how members go together."""
+"""How strengths are distributed: groups of equal size, and a histogram of round bins."""
 
 from math import ceil, floor, log10
 from typing import NamedTuple
@@ -6,13 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["StrengthHistogram", "mean_correlation", "quantile_shares", "strength_histogram"]
+__all__ = ["StrengthHistogram", "quantile_shares", "strength_histogram"]
 
 NUM_BINS, FEWEST_BINS = 40, 8
 """Bins that the middle of the strengths comes to, of many comparisons and of few; each side may take as many again."""
 MIDDLE = (0.01, 0.99)
-CONSTANT = 1e-13
-"""Share of the mean square below which a variance is rounding."""
 
 
 class StrengthHistogram(NamedTuple):
@@ -72,25 +70,3 @@ def _round_up(number: float) -> float:
     """The least of 1, 2 and 5 times a power of ten that is not below, for a number above 0."""
     power = 10.0 ** floor(log10(number))
     return next(times * power for times in (1, 2, 5, 10) if times * power >= number)
-
-
-def mean_correlation(differences: Tensor) -> float | None:
-    """Mean over pairs of members of the correlation of their differences, each over what both voted on.
-
-    Args:
-        differences: (N, M) float64; NaN where a member has no vote.
-
-    Returns:
-        In [-1, 1]; pairs of members of whom one does not vary are left out, None if that leaves none.
-    """
-    voted = (~differences.isnan()).double()
-    values = (differences - differences.nanmean(0)).nan_to_num()
-    number = voted.T @ voted
-    sums = values.T @ voted  # of the row's member, over what the column's voted on as well
-    variance = (values.square().T @ voted) / number - (sums / number).square()
-    covariance = values.T @ values / number - sums * sums.T / number.square()
-    raw = (differences.nan_to_num().square().T @ voted) / number
-    varies = (variance > CONSTANT * raw) & (variance > CONSTANT * raw).T
-    pairs = torch.ones_like(varies).triu(1) & varies
-    correlation = (covariance / (variance * variance.T).sqrt())[pairs]
-    return float(correlation.clamp(-1, 1).mean()) if len(correlation) else None

@@ -1,5 +1,6 @@
 """What an ensemble's votes say of labels: signed strengths, how they agree with people, and whether their spread is honest."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -7,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .distribution import StrengthHistogram, mean_correlation, quantile_shares, strength_histogram
+from .distribution import StrengthHistogram, quantile_shares, strength_histogram
 from .estimate import Estimate, bootstrap_sums, percentile_interval
+from .member_correlation import MemberCorrelation
 from .uncertainty import ErrorPrediction, error_predictions
 
 __all__ = ["StrengthGroup", "StrengthRow", "StrengthSummary", "strength_summary"]
@@ -234,7 +236,7 @@ def strength_summary(
         share_negative=negative,
         strength=strength,
         std=std,
-        correlation=mean_correlation(votes.differences),
+        correlation=_correlation(votes.differences),
         accuracy=accuracy,
         label_agreement=agreement,
         histogram=strength_histogram(votes.strength),
@@ -391,3 +393,11 @@ def _check(
     for name, number in (("num_groups", num_groups), ("num_std_groups", num_std_groups)):
         if number < 1:
             raise ValueError(f"{name} must be >= 1; got {number}")
+
+
+def _correlation(differences: Tensor) -> float | None:
+    """Mean correlation of two members' differences; None where none is defined."""
+    metric = MemberCorrelation(differences.shape[1])
+    metric.update(differences)
+    mean = float(metric.compute())
+    return None if math.isnan(mean) else mean

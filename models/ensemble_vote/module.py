@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from pluralign.datamodules.batch import Basis, PreferenceBatch, RewardOutput
 from pluralign.datamodules.checks import check_choices, check_range
 from pluralign.losses import bradley_terry_loss, reward_centering_loss
+from pluralign.metrics import MemberCorrelation
 
 from .._loader_sums import Summed
 from ..backbone import Backbone, BackboneConfig, LoRAConfig, RewardHead, Several, StoredFeatures, renamed
 from ..base import ModuleSettings
 from ..reward import RewardModule
-from .alike import PairSums, check_different
+from .alike import check_different
 from .joined import network_name
 from .members import Resample, draws, generator_of, left_out, num_left_out
 
@@ -131,7 +132,7 @@ class EnsembleVoteRM(RewardModule):
             self.requires = self.requires | {"split_key"}
         self._check_settings()
         self.head: RewardHead | None = None
-        self._alike: PairSums | None = None
+        self.member_correlation = MemberCorrelation(len(self.columns))
 
     def _check_settings(self) -> None:
         if self.lora is not None and self.members != "lora":
@@ -375,15 +376,14 @@ class EnsembleVoteRM(RewardModule):
         if "comparisons" not in batch or len(self.columns) == 1:
             return {}
         differences = self.member_differences(output, batch)
-        if self._alike is not None:
-            self._alike.update(differences)
+        self.member_correlation.update(differences)
         spread = _deviation(differences.double())
         return {"member_std": (spread.sum(), spread.new_tensor(float(len(spread))))}
 
     def begin_evaluation(self) -> None:
-        """Begin as every module does, with no differences seen; on every rank, for all of them add their sums up."""
+        """Begin as every module does, with no differences seen."""
         super().begin_evaluation()
-        self._alike = PairSums(len(self.columns), self.device) if len(self.columns) > 1 else None
+        self.member_correlation.reset()
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics, and refuse members that are one model."""
@@ -396,12 +396,12 @@ class EnsembleVoteRM(RewardModule):
         self._look_whether_alike("test")
 
     def _look_whether_alike(self, stage: str) -> None:
-        if self._alike is None:
+        if not self.member_correlation.update_called:  # batches have comparisons on all ranks, or on none
             return
-        correlation, self._alike = self._alike.correlation(), None
+        correlation = self.member_correlation.compute()
         if bool(correlation.isnan()):
             return
-        self.log(f"{stage}/member_correlation", correlation, sync_dist=True)
+        self.log(f"{stage}/member_correlation", correlation.float(), sync_dist=True)
         if not self.trainer.sanity_checking:
             check_different(float(correlation), self.largest_correlation)
 

@@ -9,7 +9,7 @@ import torch
 
 from pluralign.datamodules import LoaderConfig, LocalDataModule, MixtureDataModule, TextConfig
 from pluralign.datamodules.votes import VoteFolder, VoteSource, VoteTable, described_data
-from pluralign.inference import MemberCorrelation, cast_votes, check_votes, gather_votes, member_ballots
+from pluralign.inference import cast_votes, check_votes, gather_votes, member_ballots
 from pluralign.models import BackboneConfig, BradleyTerryRM, EnsembleVoteRM
 
 TEXT = TextConfig(max_length=48)
@@ -305,36 +305,6 @@ def test_the_reward_is_read_at_the_last_token(tmp_path, ensemble, tiny, words):
 
 
 # Correlation -------------------------------------------------------------------------------------------
-
-
-def test_correlation_is_that_of_all_comparisons_at_once():
-    draw = np.random.default_rng(0)
-    values = (draw.normal(size=(300, 4)) + draw.normal(size=(300, 1)) + 5).astype(np.float32)
-    sums = MemberCorrelation(4)
-    for part in np.array_split(values, 7):
-        sums.update(part)
-    expected = np.corrcoef(values.T)
-    np.testing.assert_allclose(sums.matrix(), expected, atol=1e-6)
-    assert sums.mean() == pytest.approx(expected[np.triu_indices(4, 1)].mean())
-
-
-def test_correlation_is_over_what_both_voted_on():
-    draw = np.random.default_rng(1)
-    values = draw.normal(size=(200, 3)).astype(np.float32) + draw.normal(size=(200, 1)).astype(np.float32)
-    values[draw.uniform(size=values.shape) < 0.3] = np.nan
-    values[:, 2] = np.where(np.arange(200) < 1, 1, np.nan)  # one vote says nothing
-    sums = MemberCorrelation(3)
-    sums.update(values)
-    both = ~np.isnan(values[:, :2]).any(1)
-    expected = np.corrcoef(values[both, 0], values[both, 1])[0, 1]
-    with np.errstate(all="raise"):
-        assert sums.mean() == pytest.approx(expected) and np.isnan(sums.matrix()[0, 2])
-
-
-def test_members_that_never_vary_have_no_correlation():
-    sums = MemberCorrelation(2)
-    sums.update(np.full((50, 2), 0.3, np.float32))
-    assert np.isnan(sums.mean())
 
 
 def test_what_votes_come_to(tmp_path, ensemble):

@@ -1,16 +1,15 @@
 """Strengths of an ensemble's votes, against numbers by hand and plain loops; what may not change them, and what must."""
 
 import json
-from itertools import combinations, product
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from torchmetrics.functional.classification import binary_auroc
 
 from pluralign.metrics import error_predictions, strength_summary
-from pluralign.metrics.distribution import mean_correlation, quantile_shares
+from pluralign.metrics.distribution import quantile_shares
 
 
 def votes(number=60, members=4, seed=0, missing=0.0):
@@ -222,27 +221,6 @@ def test_equal_strengths_have_a_histogram_too():
 
 
 # Correlation ---------------------------------------------------------------------------------------------
-
-
-def test_correlation_is_the_mean_over_pairs_of_members():
-    differences = votes(missing=0.25)
-    pairs = []
-    for a, b in combinations(range(4), 2):
-        both = differences[:, [a, b]]
-        both = both[~both.isnan().any(1)]
-        pairs.append(stats.pearsonr(both[:, 0].numpy(), both[:, 1].numpy()).statistic)
-    assert mean_correlation(differences) == pytest.approx(np.mean(pairs), abs=1e-12)
-    constant = torch.cat([votes(members=2), torch.full((60, 1), 0.1, dtype=torch.float64)], 1)
-    assert mean_correlation(constant) == pytest.approx(mean_correlation(constant[:, :2]))
-    assert mean_correlation(torch.full((7, 3), 0.1, dtype=torch.float64)) is None
-    same_members = votes(members=1).expand(-1, 3)
-    assert mean_correlation(same_members) == pytest.approx(1)
-
-
-def test_members_that_never_voted_together_have_no_correlation():
-    gone = torch.nan
-    apart = torch.tensor([[1.0, gone], [2.0, gone], [gone, 1.0], [gone, 3.0]]).double()
-    assert mean_correlation(apart) is None
 
 
 # Errors --------------------------------------------------------------------------------------------------
