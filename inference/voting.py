@@ -276,7 +276,7 @@ def check_votes(folder: VoteFolder, split: str) -> SplitVotes:
         fewest = min(fewest, least)
         spread += float(std.sum(dtype=np.float64))
         strengths.append(mean)
-        correlation.update(torch.from_numpy(votes.differences))
+        correlation.update(torch.tensor(votes.differences))  # a copy: what was read cannot be written to
     values = np.concatenate(strengths)
     if not len(values):
         raise ValueError(f"{folder.path}: the {split} split has no comparisons to vote on")
