@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 from customized_rm_data import DOMAINS, PAIRS_PER_QUERY, Judged, Sources, TestSet
+from quiet_runs import adamw, quiet_trainer
 from torch import Tensor
 
 from pluralign.commands.interpolate import between
@@ -306,7 +307,7 @@ class Part:
         if data is None:
             model.configure_model()
         else:  # the trainer's data say that the network is not needed
-            trainer = quiet_trainer(1)
+            trainer = quiet_trainer(1, validates=True)
             trainer.validate(model, data, verbose=False)
         return model
 
@@ -364,27 +365,6 @@ def begun(start: Curve, curve: Curve) -> Curve:
     )
 
 
-def adamw(rate: float) -> Callable[[Any], torch.optim.Optimizer]:
-    """AdamW without decay."""
-    return lambda parameters: torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
-
-
-def quiet_trainer(steps: int, *callbacks: L.Callback) -> L.Trainer:
-    """So many steps on the CPU, and nothing else."""
-    return L.Trainer(
-        max_steps=steps,
-        max_epochs=-1,
-        callbacks=list(callbacks),
-        accelerator="cpu",
-        gradient_clip_val=1.0,
-        logger=False,
-        limit_val_batches=None if steps == 1 else 0,
-        enable_progress_bar=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-    )
-
-
 # Stage 1 -------------------------------------------------------------------------------------------------
 
 
@@ -422,4 +402,4 @@ def train_base(
 
 def perplexity(model: CustomizedRM, data: PreferenceDataModule) -> float:
     """Of the preferred responses of the validation split, given their prompts."""
-    return quiet_trainer(1).validate(model, data, verbose=False)[0]["val/perplexity"]
+    return quiet_trainer(1, validates=True).validate(model, data, verbose=False)[0]["val/perplexity"]

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import lightning as L
 import numpy as np
 import torch
 from ensemble_vote_rm_data import Judged, Source
+from quiet_runs import adamw, quiet_trainer
 from torch import Tensor
 
 from pluralign.datamodules import PreferenceDataModule, TreatmentConfig, TreatmentRule
@@ -23,8 +24,6 @@ __all__ = [
     "Kind",
     "Rates",
     "Votes",
-    "adamw",
-    "quiet_trainer",
     "right",
     "trained",
     "voted",
@@ -101,27 +100,6 @@ class Votes(NamedTuple):
         """Strength of pairs, (n,) float64; NaN of those that were not read."""
         entries = self.table.find(np.asarray(keys, np.int64), np.zeros(len(keys), np.int64))
         return torch.from_numpy(np.where(entries >= 0, self.table.mean[entries], np.nan).astype(np.float64))
-
-
-def adamw(rate: float) -> Callable[[Any], torch.optim.Optimizer]:
-    """AdamW without decay."""
-    return lambda parameters: torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
-
-
-def quiet_trainer(steps: int, *callbacks: L.Callback) -> L.Trainer:
-    """So many steps on the CPU, and nothing else."""
-    return L.Trainer(
-        max_steps=steps,
-        max_epochs=-1,
-        callbacks=list(callbacks),
-        accelerator="cpu",
-        gradient_clip_val=1.0,
-        logger=False,
-        limit_val_batches=0,
-        enable_progress_bar=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-    )
 
 
 # Members -------------------------------------------------------------------------------------------------

@@ -17,8 +17,9 @@ import lightning as L
 import torch
 from ensemble_vote_rm_data import SPLITS, Pair, PairSet, Source, embed
 from ensemble_vote_rm_markdown import told
-from ensemble_vote_rm_runs import Rates, adamw, quiet_trainer, right
+from ensemble_vote_rm_runs import Rates, right
 from ensemble_vote_rm_table import differences
+from quiet_runs import adamw, quiet_trainer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
