@@ -140,3 +140,21 @@ def test_padding_states_are_zero(llama, batch):
     data = batch()
     hidden = Backbone(BackboneConfig(config=llama().config)).encode(data)
     assert bool((hidden[data["segment_ids"] < 0] == 0).all())
+
+
+@pytest.mark.parametrize("lora", [None, LoRAConfig(rank=2)], ids=["plain", "adapters"])
+def test_a_network_that_moves_takes_the_attention_of_its_device(lora, llama, batch):
+    backbone, data = Backbone(llama(lora=lora)), batch((2, 3, 2))
+    assert backbone.packed
+    network = backbone.model.get_base_model() if lora else backbone.model
+    packed = backbone(data)
+    backbone._settle_attention(torch.device("cpu"))
+    assert backbone.packed
+    backbone._settle_attention(torch.device("cuda"))  # where finding the places would wait in every step
+    assert not backbone.packed and network.config._attn_implementation == "sdpa"
+    torch.testing.assert_close(backbone(data), packed, rtol=1e-4, atol=1e-5)
+    backbone.flex = True  # as a network that was built on a GPU, and is trained on the CPU now
+    network.set_attn_implementation("flex_attention")
+    backbone(data).sum().backward()
+    assert not backbone.flex and network.config._attn_implementation == "sdpa"
+    torch.testing.assert_close(backbone(data), packed, rtol=1e-4, atol=1e-5)
