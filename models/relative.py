@@ -173,9 +173,13 @@ class RolloutModule(BaseModule, ABC):
     def reference_answers(self, batch: PromptBatch) -> Rollouts:
         """The answer to every item that rewards are relative to, written without sampling."""
 
-    def regulariser(self, rollouts: Rollouts) -> Tensor | None:
-        """A scalar that is added to the loss of a step, with its graph; nothing, unless overridden."""
-        return None
+    def scores(self, rollouts: Rollouts) -> tuple[Tensor, Tensor | None]:
+        """What :meth:`log_probs` gives, and a scalar that is added to the loss; none, unless overridden."""
+        return self.log_probs(rollouts), None
+
+    def measures(self, rollouts: Rollouts) -> dict[str, Tensor]:
+        """What else is logged of responses, a scalar by name, weighed by their number; nothing, unless overridden."""
+        return {}
 
     def check_learning(self) -> None:
         """Make sure, before a fit, that there is something to learn; raises ``ValueError`` if not."""
@@ -233,7 +237,7 @@ class RolloutModule(BaseModule, ABC):
             "reward_spread": spread,
             "eta": torch.as_tensor(eta),
             "step_size": eta * spread,
-            **_shown(rollouts),
+            **self._shown(rollouts),
         }
         self.step_values = {f"train/{name}": value.detach().float() for name, value in shown.items()}
         for name, value in self.step_values.items():
@@ -345,13 +349,13 @@ class RolloutModule(BaseModule, ABC):
 
     def relative_loss(self, rollouts: Rollouts, eta: float) -> Tensor:
         """REBEL's loss of rated responses, a mean over every two responses of an item, in squared nats."""
-        log_ratio = (self.log_probs(rollouts) - rollouts.log_prob).sum(1)
+        log_prob, added = self.scores(rollouts)
+        log_ratio = (log_prob - rollouts.log_prob).sum(1)
         first, second = _pairs(rollouts)
         reward = _rated(rollouts)
         loss = rebel_loss(
             log_ratio[first], log_ratio[second], reward[first], reward[second], eta=eta, scaling="log_ratio"
         )
-        added = self.regulariser(rollouts)
         return loss if added is None else loss + added
 
     def _update(self, part: Rollouts, eta: float) -> Tensor:
@@ -367,6 +371,13 @@ class RolloutModule(BaseModule, ABC):
         if scheduler is not None:
             scheduler.step()  # type: ignore[union-attr, call-arg]
         return loss.detach()
+
+    def _shown(self, rollouts: Rollouts) -> dict[str, Tensor]:
+        """Means over responses that are logged."""
+        values = {"reward": _rated(rollouts), "length": rollouts.lengths, "finished": rollouts.finished}
+        if rollouts.reference_log_prob is not None:
+            values["kl"] = _log_ratio(rollouts)
+        return {name: value.float().mean().cpu() for name, value in values.items()} | self.measures(rollouts)
 
     # Evaluation ----------------------------------------------------------------------------------------
 
@@ -392,7 +403,7 @@ class RolloutModule(BaseModule, ABC):
         self.rate(rollouts)
         assert self._means is not None  # an evaluation has begun
         number = torch.tensor(float(len(rollouts.texts)))
-        sums = {name: (value * number, number) for name, value in _shown(rollouts).items()}
+        sums = {name: (value * number, number) for name, value in self._shown(rollouts).items()}
         for name, scores in rollouts.rewards.items():
             counts = ~scores.isnan()
             sums[f"reward_{name}"] = torch.where(counts, scores, 0.0).sum(), counts.sum().float()
@@ -433,14 +444,6 @@ def _pairs(rollouts: Rollouts) -> tuple[Tensor, Tensor]:
     first, second = torch.combinations(torch.arange(number), 2).to(rollouts.item.device).unbind(1)
     start = torch.arange(rollouts.num_items, device=first.device)[:, None] * number
     return (start + first).flatten(), (start + second).flatten()
-
-
-def _shown(rollouts: Rollouts) -> dict[str, Tensor]:
-    """Means over responses that are logged."""
-    values = {"reward": _rated(rollouts), "length": rollouts.lengths, "finished": rollouts.finished}
-    if rollouts.reference_log_prob is not None:
-        values["kl"] = _log_ratio(rollouts)
-    return {name: value.float().mean().cpu() for name, value in values.items()}
 
 
 def items_of(batch: PromptBatch, index: list[int]) -> PromptBatch:
