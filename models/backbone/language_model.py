@@ -103,7 +103,7 @@ def _save_adapter(backbone: "Backbone", network: "PreTrainedModel", folder: Path
     """One adapter in PEFT's format, as if it had been put on the whole model."""
     from copy import deepcopy
 
-    from peft import PeftModel, get_peft_model_state_dict
+    from peft import LoraConfig, PeftModel, get_peft_model_state_dict
     from safetensors.torch import save_file
 
     wrapper = backbone.model
@@ -113,6 +113,7 @@ def _save_adapter(backbone: "Backbone", network: "PreTrainedModel", folder: Path
     state: dict[str, Tensor] = get_peft_model_state_dict(wrapper, adapter_name=name)
     start = "base_model.model."
     settings = deepcopy(wrapper.peft_config[name])
+    assert isinstance(settings, LoraConfig)  # as lora_settings made it
     settings.task_type, settings.inference_mode = "CAUSAL_LM", True
     settings.base_model_name_or_path, settings.revision = backbone.config.name, backbone.config.revision
     if isinstance(settings.target_modules, str):  # a pattern of whole names
