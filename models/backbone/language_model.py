@@ -6,7 +6,7 @@ library's own model around the same layers, one token at a time, and for that at
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +26,6 @@ DEFAULT_ADAPTER = "default"
 """What PEFT calls the adapter of ``backbone.lora``."""
 
 
-class _Configured(Protocol):
-    _attn_implementation: str
-
-
 class WithOwnAttention:
     """While a whole language model runs, attention is SDPA where the backbone takes another one for its rows.
 
@@ -42,8 +38,8 @@ class WithOwnAttention:
         Args:
             network: The whole model.
         """
-        self.config: _Configured = network.config
-        self.before: list[str] = []
+        self.config = network.config
+        self.before: list[str | None] = []
         network.register_forward_pre_hook(self.enter)
         network.register_forward_hook(self.leave, always_call=True)
 
