@@ -3,6 +3,7 @@
 from .dropout import attention_drops, dropout_rates, with_attention_dropout
 from .head import RewardHead
 from .kinds import views_differ
+from .language_model import save_language_model
 from .loading import BackboneConfig, configured_positions, network_config
 from .lora import LoRAConfig, added_keys, renamed
 from .network import Backbone, BackboneOutput
@@ -25,6 +26,7 @@ __all__ = [
     "network_config",
     "renamed",
     "repeat",
+    "save_language_model",
     "views_differ",
     "with_attention_dropout",
 ]
