@@ -55,8 +55,12 @@ def rate(
         if not asked:
             continue
         prompts: list[Prompt] = [batch["prompt"][places[i]] for i in asked]
-        columns = {key: [values[places[i]] for i in asked] for key, values in batch.get("columns", {}).items()}
-        columns["preference"] = [batch["preference"][places[i]] for i in asked] if "preference" in batch else [()] * len(asked)
+        columns = {
+            key: [values[places[i]] for i in asked] for key, values in batch.get("columns", {}).items()
+        }
+        columns["preference"] = (
+            [batch["preference"][places[i]] for i in asked] if "preference" in batch else [()] * len(asked)
+        )
         found = _numbers(name, reward(prompts, [texts[i] for i in asked], columns), len(asked))
         if not bool(found.isfinite().all()):
             bad = int((~found.isfinite()).nonzero()[0])
@@ -77,7 +81,9 @@ def _numbers(name: str, given: object, number: int) -> Tensor:
             f"reward {name!r} must give a number for each response, and gave a {type(given).__name__} ({error})"
         ) from error
     if found.shape != (number,):
-        raise ValueError(f"reward {name!r} must give {number} numbers, one for each response; got shape {tuple(found.shape)}")
+        raise ValueError(
+            f"reward {name!r} must give {number} numbers, one for each response; got shape {tuple(found.shape)}"
+        )
     return found
 
 

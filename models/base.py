@@ -115,7 +115,9 @@ class BaseModule(SavedModule):
         self.backbone_config = (
             backbone if isinstance(backbone, BackboneConfig) else BackboneConfig(**backbone)
         )
-        self.save_hyperparameters(ignore=[*NOT_SAVED, *self.not_saved])  # with the arguments of every subclass
+        self.save_hyperparameters(
+            ignore=[*NOT_SAVED, *self.not_saved]
+        )  # with the arguments of every subclass
         self.save_hyperparameters({"backbone": asdict(self.backbone_config)})
         self.init_from, self.init_may_differ = init_from, tuple(init_may_differ)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
