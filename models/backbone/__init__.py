@@ -1,6 +1,6 @@
 """Networks that read batches: loading, rows, packing, heads."""
 
-from .dropout import attention_drops, dropout_rates, with_attention_dropout
+from .dropout import attention_drops, dropout_rates, with_attention_dropout, without_dropout
 from .head import RewardHead
 from .kinds import views_differ
 from .language_model import save_language_model
@@ -29,4 +29,5 @@ __all__ = [
     "save_language_model",
     "views_differ",
     "with_attention_dropout",
+    "without_dropout",
 ]
