@@ -197,7 +197,7 @@ def test_a_fixed_domain_and_the_general_reward(run):
     assert (bushes - general).abs().min() > 1e-3
     named = ModuleReward(module)(prompts, responses, {"domain": ["bushes", *[None] * 5]})
     torch.testing.assert_close(named, torch.cat([bushes[:1], general[1:]]), atol=1e-6, rtol=0)
-    with pytest.raises(ValueError, match="domain 'roots' has no reward of its own.* general, trees, bushes"):
+    with pytest.raises(ValueError, match=r"domain 'roots' has no reward of its own.* general, trees, bushes"):
         ModuleReward(module, domain="roots")
     with pytest.raises(ValueError, match=r"item z\): domain 'roots' has no reward"):
         ModuleReward(module)(["a"], ["b"], {"domain": ["roots"], "id": ["z"]})
@@ -221,7 +221,7 @@ def test_settings_of_the_module_may_differ(run):
     path, expected = run(EnsembleVoteRM, num_members=3, members="head", resample="none", dropout=0.1)
     lower = CheckpointReward(path, settings={"combine": "min"})(*asked())
     assert (lower < expected).all()
-    with pytest.raises(ValueError, match="keeps no 'combin'; it has .*combine"):
+    with pytest.raises(ValueError, match=r"keeps no 'combin'; it has .*combine"):
         CheckpointReward(path, settings={"combin": "min"})
 
 
@@ -300,7 +300,7 @@ def test_another_tokenizer_is_refused(run, monkeypatch):
     content["pluralign"]["text_format"]["tokenizer_digest"] = "0" * 16
     torch.save(content, path)
     with pytest.raises(
-        ValueError, match="was trained on another text format than 'byte' gives now .*tokenizer_digest"
+        ValueError, match=r"was trained on another text format than 'byte' gives now .*tokenizer_digest"
     ):
         CheckpointReward(path)
     content["pluralign"]["text_format"]["tokenizer"] = "gone/away"
@@ -311,7 +311,7 @@ def test_another_tokenizer_is_refused(run, monkeypatch):
         CheckpointReward(path)
     content["pluralign"]["text_format"] = None
     torch.save(content, path)
-    with pytest.raises(ValueError, match="keeps no text format.*ModuleReward"):
+    with pytest.raises(ValueError, match=r"keeps no text format.*ModuleReward"):
         CheckpointReward(path)
     module = restored_module(path)
     with pytest.raises(ValueError, match="knows no text format: give text"):
@@ -321,7 +321,7 @@ def test_another_tokenizer_is_refused(run, monkeypatch):
 
 def test_text_other_than_the_modules_own_is_refused(run):
     path, _ = run(BradleyTerryRM)
-    with pytest.raises(ValueError, match="prompt_format: trained with .*now 'Q: {text} A:'"):
+    with pytest.raises(ValueError, match=r"prompt_format: trained with .*now 'Q: {text} A:'"):
         ModuleReward(restored_module(path), text=TextConfig(max_length=64, prompt_format="Q: {text} A:"))
 
 
@@ -369,7 +369,7 @@ class Elsewhere(BradleyTerryRM):
 def test_a_class_of_ones_own_has_to_be_named(run):
     path, expected = run(Elsewhere)
     name = f"{Elsewhere.__module__}.Elsewhere"
-    with pytest.raises(ValueError, match="which is not of this collection.*set class_path="):
+    with pytest.raises(ValueError, match=r"which is not of this collection.*set class_path="):
         CheckpointReward(path)
     with pytest.raises(ValueError, match=r"class_path='no.such.Thing' cannot be imported"):
         CheckpointReward(path, class_path="no.such.Thing")
@@ -389,7 +389,7 @@ def test_a_file_that_says_nothing_of_its_class(run, tmp_path):
         CheckpointReward(path)
     reward = CheckpointReward(path, class_path="pluralign.models.BradleyTerryRM", device="cpu")
     torch.testing.assert_close(reward(*asked()), expected, atol=1e-5, rtol=0)
-    with pytest.raises(FileNotFoundError, match="path names .*which is no file"):
+    with pytest.raises(FileNotFoundError, match=r"path names .*which is no file"):
         CheckpointReward(str(tmp_path / "none.ckpt"))
     (tmp_path / "text.ckpt").write_text("nothing of the kind")
     with pytest.raises(ValueError, match=r"path=.*is no checkpoint of plain values"):
