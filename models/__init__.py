@@ -7,6 +7,7 @@ from .customized import CustomizedRM
 from .dprm import DPRM
 from .ensemble_vote import ContrastiveRM, EnsembleVoteRM, MetaRM
 from .pal import PAL, FewShotCurve, UserAccuracy, few_shot_curve, user_accuracy
+from .restored import restored_module
 from .reward import RewardModule
 
 __all__ = [
@@ -28,5 +29,6 @@ __all__ = [
     "StoredFeatures",
     "UserAccuracy",
     "few_shot_curve",
+    "restored_module",
     "user_accuracy",
 ]
