@@ -1,6 +1,17 @@
-"""What runs a module over data, with or without a trainer: embedding, voting."""
+"""What runs a module over data, with or without a trainer: embedding, voting, comparing what was written."""
 
 from .embedding import Embedder, embed_features, embed_missing
+from .judging import (
+    OVERALL,
+    Judge,
+    JudgeOfCriteria,
+    RewardJudge,
+    WordShare,
+    criteria_of,
+    pair_verdicts,
+    words_of,
+)
+from .responses import JoinedResponses, PairedResponse, WrittenResponse, join_responses, read_responses
 from .voting import (
     Ballots,
     SplitVotes,
@@ -11,13 +22,26 @@ from .voting import (
 )
 
 __all__ = [
+    "OVERALL",
     "Ballots",
     "Embedder",
+    "JoinedResponses",
+    "Judge",
+    "JudgeOfCriteria",
+    "PairedResponse",
+    "RewardJudge",
     "SplitVotes",
+    "WordShare",
+    "WrittenResponse",
     "cast_votes",
     "check_votes",
+    "criteria_of",
     "embed_features",
     "embed_missing",
     "gather_votes",
+    "join_responses",
     "member_ballots",
+    "pair_verdicts",
+    "read_responses",
+    "words_of",
 ]
