@@ -1,9 +1,10 @@
 """Judges of ``pluralign compare``: from a YAML file that names rewards and judges, and from words."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser
 
 from pluralign.datamodules.prompt_batch import RewardFunction
 from pluralign.inference import Judge, RewardJudge, WordShare
@@ -34,8 +35,8 @@ def configured_judges(path: Path | None, words: Sequence[str]) -> dict[str, Judg
         FileNotFoundError: If there is no such file.
         ValueError: If it is no such file, two rewards have one name, or there is no judge.
     """
-    settings = Namespace(rewards={}, judges={}, tie_width=0.0) if path is None else _settings(path)
-    rewards: dict[str, RewardFunction] = dict(settings[REWARDS])
+    settings = _Settings() if path is None else _settings(path)
+    rewards: dict[str, RewardFunction] = dict(settings.rewards)
     for name, rule in word_rules(words).items():
         if name in rewards:
             raise ValueError(f"--words {name}=... and {path} both give a reward {name}: leave one out")
@@ -73,7 +74,16 @@ def word_rules(words: Sequence[str]) -> dict[str, WordShare]:
     return rules
 
 
-def _settings(path: Path) -> Namespace:
+@dataclass(frozen=True)
+class _Settings:
+    """What the file says."""
+
+    rewards: Mapping[str, RewardFunction] = field(default_factory=dict)
+    judges: Mapping[str, Judge] = field(default_factory=dict)
+    tie_width: float = 0.0
+
+
+def _settings(path: Path) -> _Settings:
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: there is no such file; --judges names a YAML file with rewards or judges"
@@ -83,7 +93,7 @@ def _settings(path: Path) -> Namespace:
     parser.add_argument("--judges", type=dict[str, Given], default={})
     parser.add_argument("--tie_width", type=float, default=0.0)
     try:
-        settings = parser.instantiate_classes(parser.parse_path(path))
+        settings = vars(parser.instantiate_classes(parser.parse_path(path)))
     except ArgumentError as error:
         raise ValueError(f"{path}: {short_message(str(error))}") from error
-    return settings
+    return _Settings(**settings)

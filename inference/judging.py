@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pluralign.datamodules.checks import check_range
 from pluralign.datamodules.prompt_batch import Prompt, RewardFunction
+from pluralign.datamodules.records import shown
 from pluralign.metrics import reward_verdicts
 
 from .responses import PairedResponse, WrittenResponse
@@ -221,12 +222,12 @@ def pair_verdicts(
         columns = _columns([pair.first for pair in asked])
         for order in (0, 1):
             given = judge(prompts, sides[order], sides[1 - order], criterion, columns)
-            shown = [f"item {pair.first.id}" for pair in asked]
-            values = _numbers(f"judge, asked for {criterion},", given, shown)
+            names = [f"item {pair.first.id}" for pair in asked]
+            values = _numbers(f"judge, asked for {criterion},", given, names)
             if bool((values.abs() > 1).any()):
                 worst = int(values.abs().argmax())
                 raise ValueError(
-                    f"judge, asked for {criterion}, gives {float(values[worst]):g} for {shown[worst]}; verdicts must be in [-1, 1]"
+                    f"judge, asked for {criterion}, gives {float(values[worst]):g} for {names[worst]}; verdicts must be in [-1, 1]"
                 )
             verdicts[order, items, place] = values if order == 0 else -values
     return verdicts
@@ -240,20 +241,20 @@ def _columns(items: Sequence[WrittenResponse]) -> dict[str, Sequence[object]]:
     return {**columns, "preference": [item.preference for item in items]}
 
 
-def _numbers(who: str, given: Tensor | Sequence[float], shown: Sequence[str]) -> Tensor:
+def _numbers(who: str, given: Tensor | Sequence[float], things: Sequence[str]) -> Tensor:
     """As many finite numbers as there are things, (M,) float64.
 
     Raises:
         ValueError: If they are not; names the first thing that has none.
     """
     values = torch.as_tensor(given).detach().cpu().double()
-    if values.shape != (len(shown),):
-        raise ValueError(f"{who} must give ({len(shown)},) numbers; got a shape of {tuple(values.shape)}")
+    if values.shape != (len(things),):
+        raise ValueError(f"{who} must give ({len(things)},) numbers; got a shape of {tuple(values.shape)}")
     bad = (~values.isfinite()).nonzero().flatten().tolist()
     if bad:
-        text = shown[bad[0]]
+        text = things[bad[0]]
         raise ValueError(
-            f"{who} gives {float(values[bad[0]])} for {text if len(text) < 100 else text[:97] + '...'!r}; it must give a finite "
+            f"{who} gives {float(values[bad[0]])} for {shown(text)}; it must give a finite "
             "number for every response, an empty one, too"
         )
     return values
