@@ -121,7 +121,9 @@ def _summary(found: ExpertWeights) -> str:
     number = f"{found.responses:,} responses, {found.overall.tokens:,} tokens"
     if math.isnan(found.effective):
         return number
-    return f"{number}. Effectively {found.effective:.2f} of {len(found.experts)} experts take part in a token."
+    return (
+        f"{number}. Effectively {found.effective:.2f} of {len(found.experts)} experts take part in a token."
+    )
 
 
 def _row(name: str, share: WeightShare) -> str:
@@ -163,9 +165,7 @@ def _token(piece: str, weights: Sequence[float], lead: int, experts: Sequence[st
     text = _text(piece).replace("\n", "<i>&#8629;</i>\n") if piece else "<i>&#8709;</i>"
     again = " again" if expert_color(lead) in map(expert_color, range(lead)) else ""
     data = " ".join(f"{weight:.4g}" for weight in weights)
-    return (
-        f'<b class="e{lead} w{_level(weights[lead])}{again}" title="{_text(told)}" data-weights="{data}">{text}</b>'
-    )
+    return f'<b class="e{lead} w{_level(weights[lead])}{again}" title="{_text(told)}" data-weights="{data}">{text}</b>'
 
 
 def _chart(one: TracedResponse, experts: Sequence[str]) -> str:

@@ -63,9 +63,7 @@ def draw_merge_trace(found: ExpertWeights, title: str) -> "Figure":
     heights = [HEAD + LINE * number + CHART + GAP for number in lines]
     height = TOP + legend + sum(heights) + 0.1
     figure = Figure(figsize=(WIDTH, height))
-    figure.text(
-        EDGE / WIDTH, 1 - 0.12 / height, plain(title), fontsize="medium", fontweight="bold", va="top"
-    )
+    figure.text(EDGE / WIDTH, 1 - 0.12 / height, plain(title), fontsize="medium", fontweight="bold", va="top")
     marks = [
         Patch(color=expert_color(i), label=plain(shortened(name, LEGEND_LETTERS)))
         for i, name in enumerate(found.experts)
@@ -150,14 +148,22 @@ def _draw_text(axes: "Axes", one: TracedResponse, text: Sequence[Placed], number
     if text and text[-1].line >= number:
         hidden = len({part.token for part in text if part.line >= number})
         axes.text(
-            LETTERS, number + 0.1, f"{hidden:,} more tokens", fontsize="x-small", color=GREY, ha="right", va="top"
+            LETTERS,
+            number + 0.1,
+            f"{hidden:,} more tokens",
+            fontsize="x-small",
+            color=GREY,
+            ha="right",
+            va="top",
         )
 
 
 def _draw_weights(axes: "Axes", one: TracedResponse) -> None:
     length = len(one.pieces)
     below = [0.0] * length
-    for i in reversed(range(len(one.weights[0]) if length else 0)):  # the first expert's stands above, as on the page
+    for i in reversed(
+        range(len(one.weights[0]) if length else 0)
+    ):  # the first expert's stands above, as on the page
         top = [base + row[i] for base, row in zip(below, one.weights, strict=True)]
         axes.stairs(top, range(length + 1), baseline=below, fill=True, color=expert_color(i), lw=0)
         below = top

@@ -59,10 +59,14 @@ class ExpertsConfig:
                 f"({', '.join(self.adapters)}) or experts.models ({', '.join(self.models)})"
             )
         if self.models and self.base is not None:
-            raise ValueError("experts.base is the network beneath adapters, and experts.models has none: leave it out")
+            raise ValueError(
+                "experts.base is the network beneath adapters, and experts.models has none: leave it out"
+            )
         for name in ("lora", "quantization") if self.base is not None else ():
             if name == "lora" and self.base is not None and self.base.lora is not None:
-                raise ValueError("experts.base is frozen, beneath experts.adapters: leave out experts.base.lora")
+                raise ValueError(
+                    "experts.base is frozen, beneath experts.adapters: leave out experts.base.lora"
+                )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -130,7 +134,11 @@ class ExpertPool(nn.Module, ABC):
         Raises:
             ValueError: If shapes do not fit, a row has no token or is not padded on the left, or there is no such expert.
         """
-        if input_ids.ndim != 2 or input_ids.shape != attention_mask.shape or expert.shape != input_ids.shape[:1]:
+        if (
+            input_ids.ndim != 2
+            or input_ids.shape != attention_mask.shape
+            or expert.shape != input_ids.shape[:1]
+        ):
             raise ValueError(
                 "input_ids and attention_mask must be (M, L) and expert (M,), got "
                 f"{tuple(input_ids.shape)}, {tuple(attention_mask.shape)} and {tuple(expert.shape)}"
@@ -139,7 +147,9 @@ class ExpertPool(nn.Module, ABC):
             raise ValueError("input_ids must hold at least one row, got none")
         real = attention_mask.bool()
         if not bool(real[:, -1].all()):
-            raise ValueError("prompts must be padded on the left and have at least one token: attention_mask ends in 0")
+            raise ValueError(
+                "prompts must be padded on the left and have at least one token: attention_mask ends in 0"
+            )
         numbers: list[int] = expert.tolist()
         lowest = BASE if self.has_base else 0
         if wrong := sorted({number for number in numbers if not lowest <= number < len(self.names)}):

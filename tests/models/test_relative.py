@@ -103,7 +103,12 @@ REWARDS = {"likes.threes": share_of("3"), "likes.fours": share_of("4")}
 @pytest.fixture
 def module():
     def build(**settings):
-        given = {"rewards": REWARDS, "max_new_tokens": 6, "optimizer": lambda p: torch.optim.Adam(p, lr=0.1), **settings}
+        given = {
+            "rewards": REWARDS,
+            "max_new_tokens": 6,
+            "optimizer": lambda p: torch.optim.Adam(p, lr=0.1),
+            **settings,
+        }
         return Table({"config": {"model_type": "llama"}}, **given)
 
     return build
@@ -139,7 +144,9 @@ def test_each_preference_gets_what_it_likes(module, fit):
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_the_step_does_not_depend_on_the_scale_of_the_reward(module, fit, scale):
-    rewards = {name: lambda *given, one=one: [scale * each for each in one(*given)] for name, one in REWARDS.items()}
+    rewards = {
+        name: lambda *given, one=one: [scale * each for each in one(*given)] for name, one in REWARDS.items()
+    }
     policy = module(rewards=rewards, reference="none", num_epochs=1)
     fit(policy, max_steps=1)
     plain = module(reference="none", num_epochs=1)
@@ -168,7 +175,9 @@ def test_a_ratio_is_one_before_the_first_step(module):
     first = torch.tensor([0, 0, 1, 3, 3, 4, 6, 6, 7])
     second = torch.tensor([1, 2, 2, 4, 5, 5, 7, 8, 8])
     gaps = rollouts.reward[first] - rollouts.reward[second]
-    assert policy.relative_loss(rollouts, 2.0).item() == pytest.approx(float((2 * gaps).square().mean()), rel=1e-5)
+    assert policy.relative_loss(rollouts, 2.0).item() == pytest.approx(
+        float((2 * gaps).square().mean()), rel=1e-5
+    )
 
 
 def test_rewards_are_relative_lessened_by_kl_and_replaced_where_a_response_does_not_end(module):
