@@ -8,7 +8,7 @@ from torch import Tensor
 from pluralign.datamodules.checks import check_choices
 
 from .adapter_files import Factors, LayerFactors, check_factors, read_adapter
-from .experts import ExpertPool, ExpertRun
+from .experts import ExpertPool, ExpertRun, ExpertsConfig
 from .peft_layers import PeftExperts
 from .stacked import FactorTable, StackedExperts
 
@@ -48,8 +48,9 @@ class AdapterExperts(ExpertPool):
             ValueError: If a folder holds no LoRA adapter, or one of another base.
         """
         super().__init__()
-        check_choices(AdapterExperts.__init__, decoding=decoding)
+        check_choices(ExpertsConfig, decoding=decoding)
         self.network, self.decoding = model.requires_grad_(False), decoding
+        object.__setattr__(self, "host", model)  # once among the submodules
         self.vocab_size = model.config.get_text_config().vocab_size
         self.names = ()
         self.table = FactorTable()

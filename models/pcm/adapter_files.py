@@ -99,7 +99,9 @@ def _read_config(folder: str, where: str) -> "LoraConfig":
 
     path = Path(folder)
     if not (path / CONFIG).is_file():
-        raise ValueError(f"{where} holds no adapter: there must be a folder with {CONFIG} and {WEIGHTS}, as PEFT writes it")
+        raise ValueError(
+            f"{where} holds no adapter: there must be a folder with {CONFIG} and {WEIGHTS}, as PEFT writes it"
+        )
     if not (path / WEIGHTS).is_file():
         kinds = ", ".join(sorted(file.name for file in path.glob("adapter_model*"))) or "none"
         raise ValueError(
@@ -117,7 +119,9 @@ def _read_config(folder: str, where: str) -> "LoraConfig":
                 "in experts.models"
             )
     if config.bias != "none":
-        raise ValueError(f"{where} was made with bias={config.bias!r}, and experts share the biases: train it with bias='none'")
+        raise ValueError(
+            f"{where} was made with bias={config.bias!r}, and experts share the biases: train it with bias='none'"
+        )
     if config.init_lora_weights not in PLAIN_STARTS:
         raise ValueError(
             f"{where} was made with init_lora_weights={config.init_lora_weights!r}, which changes the base's weights: save it with "
@@ -221,9 +225,15 @@ def check_factors(factors: LayerFactors, model: "PreTrainedModel", where: str, o
     layers = _layers(model)
     for name, (down, up) in factors.items():
         if name not in layers:
-            raise ValueError(f"{where} adapts {name}, and {_told(model)} ({model.config.model_type}) has no linear layer of that name")
+            raise ValueError(
+                f"{where} adapts {name}, and {_told(model)} ({model.config.model_type}) has no linear layer of that name"
+            )
         size_in, size_out = layer_sizes(layers[name])
-        if (down.ndim, up.ndim) != (2, 2) or len(down) != up.shape[1] or (down.shape[1], len(up)) != (size_in, size_out):
+        if (
+            (down.ndim, up.ndim) != (2, 2)
+            or len(down) != up.shape[1]
+            or (down.shape[1], len(up)) != (size_in, size_out)
+        ):
             raise ValueError(
                 f"{where} is of another base: its factors of {name} are {tuple(down.shape)} and {tuple(up.shape)}, made for "
                 f"{origin!r}, and the layer of {_told(model)} ({model.config.model_type}) has {size_in} inputs and {size_out} outputs"

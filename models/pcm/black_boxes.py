@@ -48,7 +48,9 @@ class BlackBoxExperts(ExpertPool):
                 [token for token, real in zip(row, there, strict=True) if real]
                 for row, there in zip(ids.tolist(), mask.tolist(), strict=True)
             ]
-            return _BlackBoxRows(self.names[number], self.experts[number], sequences, self.vocab_size, ids.device)
+            return _BlackBoxRows(
+                self.names[number], self.experts[number], sequences, self.vocab_size, ids.device
+            )
 
         return rows_by_expert(input_ids, attention_mask, expert, begin)
 
@@ -70,7 +72,9 @@ class _BlackBoxRows(ExpertRun):
         tokens, log_probs = self.expert([list(row) for row in self.sequences])
         self._check(tokens, log_probs)
         full = torch.full((len(self.sequences), self.vocab_size), -torch.inf)
-        self.log_probs = full.scatter_(1, tokens.to("cpu", torch.int64), log_probs.to("cpu", torch.float32)).to(self.device)
+        self.log_probs = full.scatter_(
+            1, tokens.to("cpu", torch.int64), log_probs.to("cpu", torch.float32)
+        ).to(self.device)
 
     def _check(self, tokens: Tensor, log_probs: Tensor) -> None:
         """Refuse what is no distribution.

@@ -128,7 +128,9 @@ class CachedRows(ExpertRun):
 class SeparateRows(ExpertRun):
     """M rows in several runs, one after the other."""
 
-    def __init__(self, runs: Sequence[ExpertRun], places: Sequence[Sequence[int]], device: torch.device) -> None:
+    def __init__(
+        self, runs: Sequence[ExpertRun], places: Sequence[Sequence[int]], device: torch.device
+    ) -> None:
         """Put them together.
 
         Args:

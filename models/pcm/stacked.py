@@ -101,7 +101,11 @@ class StackedLinear(nn.Module):
         selection = self.active.selection
         if selection is None or not selection.columns[self.place]:
             return result
-        down, up, mask = selection.down[self.place], selection.up[self.place], selection.masks[selection.columns[self.place]]
+        down, up, mask = (
+            selection.down[self.place],
+            selection.up[self.place],
+            selection.masks[selection.columns[self.place]],
+        )
         assert down is not None and up is not None  # as there are columns
         if inputs.ndim != 3 or len(inputs) != len(mask):
             raise ValueError(
@@ -130,7 +134,9 @@ class FactorTable(nn.Module):
         """
         for name, pair in factors.items():
             for kind, value in zip(("down", "up"), pair, strict=True):
-                self.register_buffer(_buffer(len(self.ranks), kind, name), value.detach().to(like), persistent=False)
+                self.register_buffer(
+                    _buffer(len(self.ranks), kind, name), value.detach().to(like), persistent=False
+                )
         self.ranks.append({name: len(down) for name, (down, _) in factors.items()})
 
     def of(self, number: int, name: str) -> Factors:
