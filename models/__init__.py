@@ -1,5 +1,6 @@
 """One LightningModule per method, over one shared core."""
 
+from .autoregressive_rm import AutoregressiveRM
 from .backbone import Backbone, BackboneConfig, BackboneOutput, LoRAConfig, RewardHead, StoredFeatures
 from .base import BaseModule
 from .bradley_terry import BradleyTerryRM
@@ -20,6 +21,7 @@ __all__ = [
     "PAL",
     "PCM",
     "AdapterExperts",
+    "AutoregressiveRM",
     "Backbone",
     "BackboneConfig",
     "BackboneOutput",
