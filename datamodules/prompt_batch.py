@@ -15,7 +15,9 @@ __all__ = ["Prompt", "PromptBatch", "PromptSource", "RewardFunction"]
 Prompt = str | list[dict[str, str]]
 """Text, or messages with ``role`` and ``content``, as the source gives them."""
 
-RewardFunction = Callable[[Sequence[Prompt], Sequence[str], Mapping[str, Sequence[object]]], Tensor | Sequence[float]]
+RewardFunction = Callable[
+    [Sequence[Prompt], Sequence[str], Mapping[str, Sequence[object]]], Tensor | Sequence[float]
+]
 """What rates responses: (prompts, responses, columns) to a number for each response, (S,), higher is better.
 
 Prompts and responses are S each, as text; columns hold S values each of what else is known of an item, such as ``user``,
