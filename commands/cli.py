@@ -15,7 +15,8 @@ import pluralign.datamodules
 import pluralign.models  # noqa: F401  naming a class without its module needs its module imported
 from pluralign.callbacks import Throughput
 from pluralign.datamodules import PreferenceDataModule
-from pluralign.models import RewardModule
+from pluralign.datamodules.text_data import TextData
+from pluralign.models import BaseModule, RewardModule
 
 from .checkpoints import (
     RunKeeper,
@@ -32,7 +33,7 @@ from .program import EPILOG
 from .quiet import BITSANDBYTES, show_messages
 from .sources import check_sources
 
-__all__ = ["ONE_DEVICE", "NoOptions", "PluralignCLI", "option"]
+__all__ = ["ONE_DEVICE", "NoOptions", "PluralignCLI", "TextCLI", "option"]
 
 ONE_DEVICE = ("--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto")
 """Words that let a verb run on one device, whatever its configuration trains on."""
@@ -77,17 +78,21 @@ def option(help: str, default: str | float | None) -> Any:  # noqa: ANN401  as d
     return field(default=default, metadata={"help": help})
 
 
-class PluralignCLI(LightningCLI, Generic[OptionsT]):
+class TextCLI(LightningCLI, Generic[OptionsT]):
     """LightningCLI for one verb: short class names, the backbone's tokenizer passed on to the data, own options.
 
     Attributes:
+        model_base: What the verb takes for a model.
+        data_base: What it takes for data.
         options: The verb's own options.
         config: Every option.
     """
 
+    model_base: ClassVar[type[BaseModule]] = BaseModule
+    data_base: ClassVar[type[TextData]] = TextData
     options: OptionsT
-    model: RewardModule
-    datamodule: PreferenceDataModule
+    model: BaseModule
+    datamodule: TextData
 
     def __init__(
         self,
@@ -112,8 +117,8 @@ class PluralignCLI(LightningCLI, Generic[OptionsT]):
         """
         self.verb, self.method, self.options_class, self.words = verb, method, options, tuple(words)
         super().__init__(
-            RewardModule,
-            PreferenceDataModule,
+            self.model_base,
+            self.data_base,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
@@ -235,6 +240,15 @@ class PluralignCLI(LightningCLI, Generic[OptionsT]):
     def fail(self, message: str) -> NoReturn:
         """Stop with status 2 and a message about the options."""
         self.parser.error(message)
+
+
+class PluralignCLI(TextCLI[OptionsT]):
+    """The same for a verb that needs judged responses, and a model that rewards them."""
+
+    model_base = RewardModule
+    data_base = PreferenceDataModule
+    model: RewardModule
+    datamodule: PreferenceDataModule
 
 
 def _saving(given: Namespace) -> Any:  # noqa: ANN401  stands for a class in LightningCLI

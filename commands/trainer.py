@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from .cli import NoOptions, PluralignCLI
+from .cli import NoOptions, TextCLI
 
 __all__ = ["fit", "test", "validate"]
 
@@ -24,4 +24,4 @@ def test(words: Sequence[str]) -> None:
 
 
 def _run(verb: Literal["fit", "validate", "test"], words: Sequence[str], description: str | None) -> None:
-    PluralignCLI(verb, words, description=description, options=NoOptions, method=verb).run_method()
+    TextCLI(verb, words, description=description, options=NoOptions, method=verb).run_method()

@@ -1,21 +1,19 @@
 """PreparedData: settings, validation of rows and token cache, once for all datasets."""
 
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
-import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
 from .batches import LoaderConfig
 from .checks import check_choices, check_range
 from .records import PreferenceRecord, RecordError, SourceRow, hash_files, hash_share, hash_split
 from .settings import OnInvalid
-from .tokens import CacheWriter, RecordTokenizer, SplitReport, TextConfig, cache_damage, fingerprint, tokenise
+from .text_data import TextData
+from .tokens import CacheWriter, SplitReport, TextConfig, cache_damage, fingerprint, tokenise
 
 __all__ = ["SPLITS", "UNLABELLED", "PreparedData"]
 
@@ -27,16 +25,7 @@ MERGED_TOKENS = 4096
 """Half of a loader's budget by default, so that no merged record is a batch alone."""
 
 
-class ReadsText(Protocol):
-    """A module whose network will read the text."""
-
-    @property
-    def max_positions(self) -> int | None:
-        """Positions that the network has; None if that is not known, or it has no bound."""
-        ...
-
-
-class PreparedData(L.LightningDataModule, ABC):
+class PreparedData(TextData, ABC):
     """Half of every data module: the settings, what a dataset implements, and the way of its rows into the cache.
 
     ``prepare_data`` reads, validates and tokenises every source once and writes the token cache. A second run with equal
@@ -51,12 +40,10 @@ class PreparedData(L.LightningDataModule, ABC):
             unlabelled sources, there is a training split alone, of the groups of responses: whatever judgements rows have are
             counted and left out, rows of equal prompts are always merged, and records of fewer than two different responses,
             in which nothing can be told apart, are counted and dropped.
-        network: Module whose positions bound texts where ``text.max_length`` does not; None for the trainer's.
         has_own_features: Whether it brings stored features of its own, and its texts are names that no network reads.
         where_to_get: What to do where ``data_dir`` is missing, of a dataset that is not on the Hugging Face hub.
     """
 
-    name: str  # pyright: ignore[reportIncompatibleVariableOverride]  Lightning leaves it unset
     sources: tuple[str, ...] = ()
     needs_judgement: bool = True
     has_own_features: ClassVar[bool] = False
@@ -97,7 +84,7 @@ class PreparedData(L.LightningDataModule, ABC):
         Raises:
             ValueError: If a setting is outside its range.
         """
-        super().__init__()
+        super().__init__(text=text, cache_dir=cache_dir)
         check_choices(PreparedData.__init__, on_invalid=on_invalid)
         check_range("validation_share", validation_share, above=0, below=1)
         check_range("merged_tokens", merged_tokens, at_least=0)
@@ -106,13 +93,10 @@ class PreparedData(L.LightningDataModule, ABC):
                 f"validation_share must not be given, got {validation_share}: {type(self).__name__} has a validation "
                 f"split of its own; leave it out, or where a recipe gives it, set it to {VALIDATION_SHARE}"
             )
-        self.text, self.loader, self.on_invalid = text, loader, on_invalid
-        self.validation_share, self.cache_dir = validation_share, cache_dir
-        self.merged_tokens = merged_tokens
-        self.network: ReadsText | None = None
+        self.loader, self.on_invalid = loader, on_invalid
+        self.validation_share, self.merged_tokens = validation_share, merged_tokens
         self._held_out: str | None = None
         self._ends: tuple[tuple[float, str], tuple[float, str]] | None = None
-        self._tokenizer: RecordTokenizer | None = None
         self._whole: Path | None = None  # the cache folder whose every byte was compared
 
     def need_folder(self, data_dir: str | None) -> str:
@@ -158,27 +142,14 @@ class PreparedData(L.LightningDataModule, ABC):
 
     # Cache ---------------------------------------------------------------------------------------------
 
-    @property
-    def tokenizer(self) -> RecordTokenizer:
-        """The tokenizer with its settled format; loaded on first use, when the model should be known."""
-        if self._tokenizer is None:
-            limit = self.text.max_length or self.max_positions()
-            self._tokenizer = RecordTokenizer(replace(self.text, max_length=limit))
-        return self._tokenizer
-
     def text_format(self) -> dict[str, str | int | bool | None]:
         """The settled text format; stored with every checkpoint, so that later scoring uses the same."""
-        description = self.tokenizer.fingerprint()
+        description = super().text_format()
         return (
             description
             if self.loader.items == "conversation"
             else {**description, "items": self.loader.items}
         )
-
-    def max_positions(self) -> int | None:
-        """Positions of the network that will read the text; None if it has no bound, or nobody knows it yet."""
-        module = self.network or getattr(self.trainer, "lightning_module", None)
-        return getattr(module, "max_positions", None)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -189,12 +160,6 @@ class PreparedData(L.LightningDataModule, ABC):
             split
             for split in SPLITS
             if split in self.sources or (split == "validation" and "train" in self.sources)
-        )
-
-    def cache_root(self) -> Path:
-        """Folder of all caches."""
-        return Path(
-            self.cache_dir or os.environ.get("PLURALIGN_CACHE") or Path.home() / ".cache" / "pluralign"
         )
 
     def cache_folder(self) -> Path:

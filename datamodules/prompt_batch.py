@@ -4,7 +4,7 @@ A batch has N items, D dimensions of style and L tokens. Responses are not in it
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypedDict, runtime_checkable
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor
 
@@ -15,10 +15,10 @@ __all__ = ["Prompt", "PromptBatch", "PromptSource", "RewardFunction"]
 Prompt = str | list[dict[str, str]]
 """Text, or messages with ``role`` and ``content``, as the source gives them."""
 
-RewardFunction = Callable[
-    [Sequence[Prompt], Sequence[str], Mapping[str, Sequence[object]]], Tensor | Sequence[float]
-]
-"""What rates responses: (prompts, responses, columns) to a number for each response, (S,), higher is better.
+# jsonargparse takes any callable class and any function for a callable that returns anything, and none of them for one that
+# returns a type: what comes back is looked at where it is used.
+RewardFunction = Callable[[Sequence[Prompt], Sequence[str], Mapping[str, Sequence[object]]], Any]
+"""What rates responses: (prompts, responses, columns) to a number for each response, (S,), higher is better: a tensor or numbers.
 
 Prompts and responses are S each, as text; columns hold S values each of what else is known of an item, such as ``user``,
 ``domain``, and ``preference``, the names of the dimensions asked for.

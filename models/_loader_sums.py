@@ -9,13 +9,13 @@ from torchmetrics import SumMetric
 from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
 from pluralign.metrics import PreferenceMetrics
 
-__all__ = ["LoaderSums", "Summed"]
+__all__ = ["LoaderSums", "Means", "Summed"]
 
 Summed = Mapping[str, tuple[Tensor, Tensor]]
 """By name, what a batch adds to a sum, and to what the sum is divided by in the end: scalars on the batch's device."""
 
 
-class _Means:
+class Means:
     """Means of named values over all batches and ranks."""
 
     def __init__(self, device: torch.device) -> None:
@@ -47,9 +47,9 @@ class LoaderSums:
             names: Of the loaders, each of which every rank has; of a single one nothing is told beside the whole.
             device: Of the batches.
         """
-        self._whole = _Means(device)
+        self._whole = Means(device)
         several = len(names) > 1
-        self._loaders = {name: (PreferenceMetrics().to(device), _Means(device)) for name in names if several}
+        self._loaders = {name: (PreferenceMetrics().to(device), Means(device)) for name in names if several}
         self._names = tuple(names)
 
     def update(self, loader: int, output: RewardOutput, batch: PreferenceBatch, values: Summed) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from multiprocessing.util import Finalize
-from typing import Any, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 import lightning as L
 import torch
@@ -67,10 +67,13 @@ class BaseModule(SavedModule):
     What the constructor of a subclass is given becomes its hyperparameters; only plain values may be among them.
 
     Attributes:
+        not_saved: Arguments of a method that are no plain values, and are not kept as hyperparameters.
         backbone: The network; None before ``configure_model``.
         text_format: Format of the text it was trained on; from the data module, kept in checkpoints.
         init_from: Checkpoint that weights start from; None once others were loaded.
     """
+
+    not_saved: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **keywords: object) -> None:
         """Let the command line read shared settings from the constructor below, where they have defaults and help.
@@ -112,7 +115,9 @@ class BaseModule(SavedModule):
         self.backbone_config = (
             backbone if isinstance(backbone, BackboneConfig) else BackboneConfig(**backbone)
         )
-        self.save_hyperparameters(ignore=NOT_SAVED)  # with the arguments of every subclass
+        self.save_hyperparameters(
+            ignore=[*NOT_SAVED, *self.not_saved]
+        )  # with the arguments of every subclass
         self.save_hyperparameters({"backbone": asdict(self.backbone_config)})
         self.init_from, self.init_may_differ = init_from, tuple(init_may_differ)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler

@@ -151,6 +151,7 @@ class Contract:
 
 BATCH, COLUMNS = "pluralign.datamodules.batch", "pluralign.datamodules.columns"
 CHECKS = "pluralign.datamodules.checks"
+PROMPT_BATCH = "pluralign.datamodules.prompt_batch"
 WHOLE_FILES = "pluralign.datamodules.whole_files"
 HEAVY = (
     "lightning",
@@ -196,6 +197,7 @@ CONTRACTS = {
     "datamodules/batch.py": Contract(own=(), top=("torch",)),
     "datamodules/checks.py": Contract(own=(), top=()),
     "datamodules/columns.py": Contract(own=(BATCH,), top=("torch",)),
+    "datamodules/prompt_batch.py": Contract(own=(BATCH,), top=("torch",)),
     "datamodules/whole_files.py": Contract(own=(), top=()),
     "datamodules/records": data("records"),
     "datamodules/tokens": data("records", "tokens"),
@@ -205,7 +207,8 @@ CONTRACTS = {
     "datamodules/joins.py": data("records"),
     "datamodules/treatments": data("records", "tokens", "treatments"),
     "datamodules/votes": data("records", "votes"),
-    "datamodules/prepared.py": data("records", "tokens", "batches", "settings"),
+    "datamodules/text_data.py": data("records", "tokens"),
+    "datamodules/prepared.py": data("records", "tokens", "batches", "settings", "text_data"),
     "datamodules/named.py": data("records", "tokens", "batches", "settings", "prepared"),
     "datamodules/treated.py": data(
         "records", "tokens", "batches", "settings", "named", "treatments", "votes"
@@ -219,10 +222,12 @@ CONTRACTS = {
             BATCH,
             CHECKS,
             COLUMNS,
+            PROMPT_BATCH,
+            WHOLE_FILES,
             "pluralign.__version__",
         ),
         top=("torch", "lightning", "torchmetrics"),
-        inside=("transformers", "peft", "bitsandbytes", "safetensors", "numpy"),
+        inside=("transformers", "peft", "bitsandbytes", "safetensors", "numpy", "pyarrow"),
     ),
     "callbacks": Contract(
         own=(
@@ -233,6 +238,7 @@ CONTRACTS = {
             BATCH,
             CHECKS,
             COLUMNS,
+            PROMPT_BATCH,
             WHOLE_FILES,
         ),
         top=("torch", "lightning", "torchmetrics", "rich"),

@@ -1,8 +1,9 @@
 """Networks that read batches: loading, rows, packing, heads."""
 
-from .dropout import attention_drops, dropout_rates, with_attention_dropout
+from .dropout import attention_drops, dropout_rates, with_attention_dropout, without_dropout
 from .head import RewardHead
 from .kinds import views_differ
+from .language_model import save_language_model
 from .loading import BackboneConfig, configured_positions, network_config
 from .lora import LoRAConfig, added_keys, renamed
 from .network import Backbone, BackboneOutput
@@ -25,6 +26,8 @@ __all__ = [
     "network_config",
     "renamed",
     "repeat",
+    "save_language_model",
     "views_differ",
     "with_attention_dropout",
+    "without_dropout",
 ]

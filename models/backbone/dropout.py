@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
     from .loading import BackboneConfig
 
-__all__ = ["attention_drops", "dropout_rates", "with_attention_dropout"]
+__all__ = ["attention_drops", "dropout_rates", "with_attention_dropout", "without_dropout"]
 
 ATTENTION = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob", "attn_dropout")
 """What architectures call the dropout of attention weights."""
@@ -55,3 +55,23 @@ def with_attention_dropout(config: "BackboneConfig", rate: float) -> tuple["Back
     if field is None:
         return config, None
     return replace(config, config={**config.config, field: rate}), field
+
+
+def without_dropout(config: "BackboneConfig") -> "BackboneConfig":
+    """The backbone without any dropout: for a policy, whose log-probabilities must be those that it wrote with.
+
+    Args:
+        config: Which network; its own configuration is read, its weights are not.
+
+    Raises:
+        ValueError: If its adapters have dropout.
+    """
+    from .loading import network_config
+
+    if config.lora is not None and config.lora.dropout > 0:
+        raise ValueError(
+            f"backbone.lora.dropout must be 0 in a policy, got {config.lora.dropout}: its steps compare log-probabilities with "
+            "those that responses were drawn by"
+        )
+    rates = {name: 0.0 for name, rate in dropout_rates(network_config(config)).items() if rate}
+    return replace(config, config={**config.config, **rates}) if rates else config

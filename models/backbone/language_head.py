@@ -8,7 +8,10 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["split_language_head"]
+__all__ = ["OTHERWISE", "split_language_head"]
+
+OTHERWISE = "choose another backbone, or a method that reads no tokens (CustomizedRM with imitation=0 and perplexity=false)"
+"""What to do where a network has no language-model head that is of use."""
 
 LARGE = 100.0
 """Size of the logits on which it is tried whether they are linear: above the caps that networks have (30 in Gemma 2)."""
@@ -29,19 +32,20 @@ def split_language_head(model: "PreTrainedModel") -> tuple["PreTrainedModel", nn
     body, head = cast("PreTrainedModel", model.base_model), model.get_output_embeddings()
     name = model.config.model_type
     if body is model or not isinstance(head, nn.Linear):
-        raise ValueError(f"imitation needs a language-model head that is a linear layer, and {name} has none")
+        raise ValueError(
+            f"a language-model head that is a linear layer is needed, and {name} has none: {OTHERWISE}"
+        )
     if any(parameter.is_meta for parameter in model.parameters()):
         return body, head
     difference, causal = _try(model, body, head)
     if not causal:
         raise ValueError(
-            f"imitation needs a causal network, and {name}, as it is configured, is bidirectional"
+            f"a language-model head is needed on a causal network, and {name}, as it is configured, is bidirectional: {OTHERWISE}"
         )
     if difference > (1e-4 if head.weight.dtype == torch.float32 else 5e-2):
         raise ValueError(
-            f"imitation needs logits that are a linear map of the last states, and those of {name} differ from it by "
-            f"{difference:.1e} on a test input (such as by a cap on logits or a scale): choose another backbone, or set "
-            "imitation=0 and perplexity=false"
+            f"a language-model head is needed whose logits are a linear map of the last states, and those of {name} differ "
+            f"from it by {difference:.1e} on a test input (such as by a cap on logits or a scale): {OTHERWISE}"
         )
     return body, head
 

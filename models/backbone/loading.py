@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 from pluralign.datamodules.checks import check_choices
 
+from .language_head import OTHERWISE
 from .lora import LoRAConfig, lora_settings
 
 __all__ = [
@@ -180,8 +181,8 @@ def load_model(config: BackboneConfig, *, language_head: bool = False) -> "PreTr
     attention = config.attention if config.attention in ("sdpa", "eager") else None
     if language_head and not _has_causal_form(network, config):
         raise ValueError(
-            f"imitation needs a causal network, and {network.model_type} has no language-model head: choose another "
-            "backbone, or set imitation=0 and perplexity=false"
+            f"a language-model head is needed on a causal network, and {network.model_type} has no language-model head: "
+            f"{OTHERWISE}"
         )
     if config.name is None:
         model: PreTrainedModel = network_class.from_config(

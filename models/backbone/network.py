@@ -23,6 +23,7 @@ from .adapters import AdapterSet
 from .frequencies import FrequencyChanges
 from .kinds import is_causal, small_batch, use_flex, why_not_shared
 from .language_head import split_language_head
+from .language_model import WithOwnAttention
 from .loading import BackboneConfig, adapt_model, load_model, num_positions
 from .lora import LoRAConfig
 from .packing import PACKED, packed_rows, register
@@ -31,14 +32,14 @@ from .rows import (
     block_mask,
     length_chunks,
     pad_to_multiple,
-    places,
     pool,
+    row_order,
     separate_rows,
     take_rows,
 )
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 __all__ = ["Backbone", "BackboneOutput"]
 
@@ -86,11 +87,14 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         model, head = load_model(config, language_head=language_head), None
+        self._whole: tuple[PreTrainedModel, ...] = ()  # no part of this one: its own parts are
         if language_head:
+            self._whole = (model,)
+            WithOwnAttention(model)
             model, head = split_language_head(model)
         if config.quantization == "4bit" and config.lora is not None and model.device.type == "cpu":
             raise ValueError(NO_4BIT_ADAPTERS)
-        self.hidden_size: int = _hidden_size(model.config)
+        self.hidden_size: int = model.config.get_text_config().hidden_size
         self.vocab_size: int | None = getattr(model.config, "vocab_size", None)
         self.max_positions = num_positions(model)
         self.frequencies = FrequencyChanges.of(model.config)
@@ -128,7 +132,20 @@ class Backbone(nn.Module):
 
     def train(self, mode: bool = True) -> "Backbone":
         """Set the mode; a frozen backbone stays in evaluation mode, so its states do not change."""
-        return super().train(mode and not self.frozen)
+        mode = mode and not self.frozen
+        for whole in self._whole:
+            whole.training = mode
+        return super().train(mode)
+
+    def language_model(self) -> "PreTrainedModel":
+        """The causal language model that ``model``, with its adapters, and ``language_head`` are parts of; to decode with.
+
+        Raises:
+            ValueError: If the backbone was built without a language-model head.
+        """
+        if not self._whole:
+            raise ValueError("a language model is there where the backbone is built with language_head=True")
+        return self._whole[0]
 
     def add_adapters(self, names: Sequence[str], shape: LoRAConfig) -> None:
         """Put adapters of one shape on the network, which is frozen with what it has; each is without effect at first.
@@ -308,7 +325,7 @@ class Backbone(nn.Module):
         if len(chunks) == 1:
             return self._states(rows)[0]
         pooled = torch.cat([self._states(self._take(rows, chunk))[0] for chunk in chunks])
-        return pooled[_row_order(chunks, pooled.device)]
+        return pooled[row_order(chunks, pooled.device)]
 
     def read(self, batch: PreferenceBatch) -> BackboneOutput:
         """States of responses and of all tokens, from one pass.
@@ -343,7 +360,7 @@ class Backbone(nn.Module):
         """
         rows, chunks = self._passes(_with_tokens(batch))
         each = self._states_with(rows, chunks, adapters)
-        order = _row_order(chunks, each[0][0][0].device) if len(chunks) > 1 else slice(None)
+        order = row_order(chunks, each[0][0][0].device) if len(chunks) > 1 else slice(None)
         return torch.stack([torch.cat([pooled for pooled, _ in parts])[order] for parts in each])
 
     def read_with(self, batch: PreferenceBatch, adapters: Sequence[str | None]) -> list[BackboneOutput]:
@@ -427,15 +444,5 @@ def _joined(
     """States of chunks as those of all rows, padded with zeros again."""
     width = rows["input_ids"].shape[1]
     tokens = [nn.functional.pad(states, (0, 0, 0, width - states.shape[1])) for _, states in parts]
-    order = _row_order(chunks, tokens[0].device)
+    order = row_order(chunks, tokens[0].device)
     return BackboneOutput(torch.cat([pooled for pooled, _ in parts])[order], torch.cat(tokens)[order], rows)
-
-
-def _row_order(chunks: list[list[int]], device: torch.device) -> Tensor:
-    """Where every row stands among the rows of the chunks, (N,) int64."""
-    return torch.argsort(places([row for rows in chunks for row in rows], device))
-
-
-def _hidden_size(config: "PretrainedConfig") -> int:
-    size: int = config.get_text_config().hidden_size
-    return size

@@ -144,6 +144,11 @@ def places(numbers: Sequence[int], device: torch.device) -> Tensor:
     return torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
 
 
+def row_order(chunks: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Where every row stands among the rows of the chunks, (N,) int64."""
+    return torch.argsort(places([row for rows in chunks for row in rows], device))
+
+
 def take_rows(batch: PreferenceBatch, rows: Sequence[int]) -> PreferenceBatch:
     """Some rows of a batch in the separate layout, no wider than the longest of them.
 

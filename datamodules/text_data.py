@@ -1,0 +1,68 @@
+"""TextData: the text settings of every data module, the tokenizer they settle on, and the network that reads the text."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import lightning as L
+
+from .batch import TextFormat
+from .tokens import RecordTokenizer, TextConfig
+
+__all__ = ["ReadsText", "TextData"]
+
+
+class ReadsText(Protocol):
+    """A module whose network will read the text."""
+
+    @property
+    def max_positions(self) -> int | None:
+        """Positions that the network has; None if that is not known, or it has no bound."""
+        ...
+
+
+class TextData(L.LightningDataModule):
+    """What every data module is at least: text under a settled format.
+
+    Attributes:
+        name: Short name of the dataset.
+        network: Module whose positions bound texts where ``text.max_length`` does not; None for the trainer's.
+    """
+
+    name: str  # pyright: ignore[reportIncompatibleVariableOverride]  Lightning leaves it unset
+
+    def __init__(self, *, text: TextConfig = TextConfig(), cache_dir: str | None = None) -> None:
+        """Keep the settings; reads nothing.
+
+        Args:
+            text: Tokenizer, format and truncation.
+            cache_dir: Folder of token caches; None for ``$PLURALIGN_CACHE`` or ``~/.cache/pluralign``.
+        """
+        super().__init__()
+        self.text, self.cache_dir = text, cache_dir
+        self.network: ReadsText | None = None
+        self._tokenizer: RecordTokenizer | None = None
+
+    @property
+    def tokenizer(self) -> RecordTokenizer:
+        """The tokenizer with its settled format; loaded on first use, when the model should be known."""
+        if self._tokenizer is None:
+            limit = self.text.max_length or self.max_positions()
+            self._tokenizer = RecordTokenizer(replace(self.text, max_length=limit))
+        return self._tokenizer
+
+    def text_format(self) -> TextFormat:
+        """The settled text format; stored with every checkpoint, so that later scoring uses the same."""
+        return self.tokenizer.fingerprint()
+
+    def max_positions(self) -> int | None:
+        """Positions of the network that will read the text; None if it has no bound, or nobody knows it yet."""
+        module = self.network or getattr(self.trainer, "lightning_module", None)
+        return getattr(module, "max_positions", None)
+
+    def cache_root(self) -> Path:
+        """Folder of all caches."""
+        return Path(
+            self.cache_dir or os.environ.get("PLURALIGN_CACHE") or Path.home() / ".cache" / "pluralign"
+        )

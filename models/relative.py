@@ -1,0 +1,222 @@
+"""RolloutModule: a policy writes responses, rewards rate them, and REBEL moves it: one engine for mixtures and plain policies."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Unpack
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from pluralign.datamodules.checks import check_range
+from pluralign.datamodules.prompt_batch import PromptBatch
+from pluralign.losses import rebel_loss
+
+from .backbone import BackboneConfig
+from .responding import RespondingModule, RespondingSettings, rated
+from .rollouts import Rollouts, RolloutStore
+
+__all__ = ["RolloutModule", "RolloutSettings"]
+
+SPREAD_MEMORY = 0.9
+"""Weight of the rounds before in the running spread of reward differences."""
+FOLDER = "rollouts"
+
+
+class RolloutSettings(RespondingSettings, total=False):
+    """What every module that learns from its own responses takes; :class:`RolloutModule` says what it means."""
+
+    num_epochs: int
+    batch_size: int
+    eta: float | None
+    step_size: float
+    max_grad_norm: float | None
+    rollout_dir: str | None
+
+
+class RolloutModule(RespondingModule, ABC):
+    r"""Base of modules that write responses and learn which of two their rewards prefer.
+
+    A training batch is a *round*: several responses to every item are drawn from the policy as it is, rated, and then
+    learned from in several optimiser steps, which need no further responses (REBEL, see :func:`rebel_loss`). A round is
+    written to a file before the first of its steps, so that a run that was killed does not write and rate it anew.
+
+    A subclass writes :meth:`respond`, :meth:`reference_answers`, :meth:`log_probs` and ``configure_model``.
+    """
+
+    num_rounds: Tensor
+    spread: Tensor
+
+    def __init__(
+        self,
+        backbone: BackboneConfig | Mapping[str, Any],
+        *,
+        num_epochs: int = 4,
+        batch_size: int = 16,
+        eta: float | None = None,
+        step_size: float = 0.75,
+        max_grad_norm: float | None = 1.0,
+        rollout_dir: str | None = None,
+        **settings: Unpack[RespondingSettings],
+    ) -> None:
+        """Keep the settings; builds no weights and reads no file.
+
+        Args:
+            backbone: Which network is trained, in which state; a mapping of its fields also does.
+            num_epochs: Passes over a round's responses, >= 1.
+            batch_size: Items in an optimiser step, with all of their responses, >= 1.
+            eta: Nats of log-ratio per unit of reward, > 0; None for ``step_size`` divided by the running spread of the
+                rewards' differences, so that it does not depend on the rewards' scale.
+            step_size: Nats of log-ratio that differ where rewards differ by their standard deviation, > 0.
+            max_grad_norm: Norm that gradients are clipped to, > 0; None for no clipping.
+            rollout_dir: Folder of the rounds' files; None for ``rollouts`` in the run's folder.
+            **settings: As :class:`RespondingModule` has them.
+
+        Raises:
+            ValueError: If a setting is outside its range.
+        """
+        super().__init__(backbone, **settings)
+        check_range("num_epochs", num_epochs, at_least=1)
+        check_range("batch_size", batch_size, at_least=1)
+        for name, value in {"eta": eta, "step_size": step_size, "max_grad_norm": max_grad_norm}.items():
+            check_range(name, value, above=0)
+        self.automatic_optimization = False  # a round has several steps
+        self.num_epochs, self.batch_size = num_epochs, batch_size
+        self.eta, self.step_size, self.max_grad_norm = eta, step_size, max_grad_norm
+        self.rollout_dir = rollout_dir
+        self.register_buffer("num_rounds", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("spread", torch.zeros(()))
+
+    # What a method writes ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def log_probs(self, rollouts: Rollouts) -> Tensor:
+        """Log-probability of every token under the policy as it is now, (S, T) float32, with its graph; 0 on padding."""
+
+    def scores(self, rollouts: Rollouts) -> tuple[Tensor, Tensor | None]:
+        """What :meth:`log_probs` gives, and a scalar that is added to the loss; none, unless overridden."""
+        return self.log_probs(rollouts), None
+
+    def check_learning(self) -> None:
+        """Make sure, before a fit, that there is something to learn; raises ``ValueError`` if not."""
+        if not self.rewards:
+            raise ValueError(f"{type(self).__name__} learns from rewards, and has none: set model.rewards")
+
+    def on_fit_start(self) -> None:
+        """Make sure that there is something to learn from, and open the folder of the rounds."""
+        super().on_fit_start()
+        self.check_learning()
+        _ = self.prompt_source
+        trainer = self.trainer
+        folder = Path(self.rollout_dir or Path(trainer.log_dir or trainer.default_root_dir) / FOLDER)
+        self._store = RolloutStore(folder, self.description())
+
+    # Rounds --------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """A round: responses, ratings, and the optimiser steps that learn from them."""
+        self.check_resumed()
+        rollouts = self.round(batch)
+        eta, spread = self._scale(rollouts)
+        losses = [self._update(part.to(self.device), eta) for part in self._parts(rollouts)]
+        self.num_rounds += 1
+        shown = {
+            "loss": torch.stack(losses).mean(),
+            "reward_spread": spread,
+            "eta": torch.as_tensor(eta),
+            "step_size": eta * spread,
+            **self._shown(rollouts),
+        }
+        self.step_values = {f"train/{name}": value.detach().float() for name, value in shown.items()}
+        for name, value in self.step_values.items():
+            self.log(
+                name, value, batch_size=len(batch["id"]), prog_bar=name in ("train/loss", "train/reward")
+            )
+
+    def round(self, batch: PromptBatch) -> Rollouts:
+        """Responses of the policy as it is, rated, on the CPU; read from the folder if an interrupted run has written them."""
+        number, rank, weights = int(self.num_rounds), self.global_rank, self.policy_digest()
+        if self._store is not None:
+            found = self._store.read(number, rank, batch, weights=weights)
+            if found is not None:
+                rank_zero_info(f"round {number}: the responses that an interrupted run has written are used")
+                return found
+        generator = torch.Generator(self.device).manual_seed(self.seed_of(number, rank))
+        rollouts = self.respond(batch, num_samples=self.num_samples, sample=True, generator=generator).to(
+            "cpu"
+        )
+        self.rate(rollouts)
+        if self._store is not None:
+            self._store.write(number, rank, rollouts, weights=weights)
+        return rollouts
+
+    @torch.no_grad()
+    def policy_digest(self) -> str:
+        """What tells the trained weights of now from others."""
+        digest = hashlib.sha256()
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                values = parameter.double()
+                digest.update(f"{name} {float(values.sum())!r} {float(values.square().sum())!r}".encode())
+        return digest.hexdigest()[:16]
+
+    def _round_number(self) -> int:
+        return int(self.num_rounds)
+
+    def _scale(self, rollouts: Rollouts) -> tuple[float, Tensor]:
+        """Eta of a round, and the spread of its rewards' differences over all ranks."""
+        first, second = _pairs(rollouts)
+        reward = rated(rollouts)
+        square = (reward[first] - reward[second]).square().mean().to(self.device)
+        if self.trainer.world_size > 1:
+            square = self.trainer.strategy.reduce(square, reduce_op="mean")  # type: ignore[assignment]
+        spread = square.sqrt()
+        memory = SPREAD_MEMORY if int(self.num_rounds) and float(self.spread) > 0 else 0.0
+        self.spread.copy_(memory * self.spread + (1 - memory) * spread)
+        running = float(self.spread)
+        if self.eta is not None:
+            return self.eta, spread
+        return (self.step_size / running if running > 0 else self.step_size), spread
+
+    def _parts(self, rollouts: Rollouts) -> Iterator[Rollouts]:
+        """What each optimiser step of a round learns from."""
+        number = len(rollouts.prompts["id"])
+        generator = torch.Generator().manual_seed(self.seed_of(int(self.num_rounds), -1))
+        for _ in range(self.num_epochs):
+            for items in torch.randperm(number, generator=generator).split(self.batch_size):
+                yield rollouts.part(items.sort().values.tolist())
+
+    def relative_loss(self, rollouts: Rollouts, eta: float) -> Tensor:
+        """REBEL's loss of rated responses, a mean over every two responses of an item, in squared nats."""
+        log_prob, added = self.scores(rollouts)
+        log_ratio = (log_prob - rollouts.log_prob).sum(1)
+        first, second = _pairs(rollouts)
+        reward = rated(rollouts)
+        loss = rebel_loss(
+            log_ratio[first], log_ratio[second], reward[first], reward[second], eta=eta, scaling="log_ratio"
+        )
+        return loss if added is None else loss + added
+
+    def _update(self, part: Rollouts, eta: float) -> Tensor:
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "step")  # there is one
+        loss = self.relative_loss(part, eta)
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        self.manual_backward(loss)
+        if self.max_grad_norm is not None:
+            self.clip_gradients(optimizer, self.max_grad_norm, "norm")  # type: ignore[arg-type]
+        optimizer.step()  # type: ignore[union-attr]
+        scheduler = self.lr_schedulers()
+        if scheduler is not None:
+            scheduler.step()  # type: ignore[union-attr, call-arg]
+        return loss.detach()
+
+
+def _pairs(rollouts: Rollouts) -> tuple[Tensor, Tensor]:
+    """Every two responses of an item, (P,) each; every item has equally many."""
+    number = len(rollouts) // rollouts.num_items
+    first, second = torch.combinations(torch.arange(number), 2).to(rollouts.item.device).unbind(1)
+    start = torch.arange(rollouts.num_items, device=first.device)[:, None] * number
+    return (start + first).flatten(), (start + second).flatten()
