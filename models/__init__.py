@@ -7,6 +7,7 @@ from .customized import CustomizedRM
 from .dprm import DPRM
 from .ensemble_vote import ContrastiveRM, EnsembleVoteRM, MetaRM
 from .pal import PAL, FewShotCurve, UserAccuracy, few_shot_curve, user_accuracy
+from .policy import PolicyTuner
 from .reward import RewardModule
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "FewShotCurve",
     "LoRAConfig",
     "MetaRM",
+    "PolicyTuner",
     "RewardHead",
     "RewardModule",
     "StoredFeatures",
