@@ -10,6 +10,7 @@ from .ensemble_vote import ContrastiveRM, EnsembleVoteRM, MetaRM
 from .generation import Generated, LanguageModelSource, TokenSource, generate
 from .pal import PAL, FewShotCurve, UserAccuracy, few_shot_curve, user_accuracy
 from .pcm import PCM, AdapterExperts, BlackBoxExperts, ExpertPool, ExpertsConfig, ModelExperts
+from .policy import PolicyTuner
 from .relative import RolloutModule
 from .responding import RespondingModule
 from .restored import restored_module
@@ -39,6 +40,7 @@ __all__ = [
     "LoRAConfig",
     "MetaRM",
     "ModelExperts",
+    "PolicyTuner",
     "RespondingModule",
     "RewardHead",
     "RewardModule",
