@@ -1,6 +1,7 @@
-"""What runs a module over data, with or without a trainer: embedding, voting, rewards of what a policy writes."""
+"""What runs a module over data, with or without a trainer: embedding, voting, what a policy writes, and its rewards."""
 
 from .embedding import Embedder, embed_features, embed_missing
+from .responding import ResponseFile, write_responses
 from .rewards import CheckpointReward, ModuleReward
 from .trl_reward import TRLReward
 from .voting import (
@@ -17,6 +18,7 @@ __all__ = [
     "CheckpointReward",
     "Embedder",
     "ModuleReward",
+    "ResponseFile",
     "SplitVotes",
     "TRLReward",
     "cast_votes",
@@ -25,4 +27,5 @@ __all__ = [
     "embed_missing",
     "gather_votes",
     "member_ballots",
+    "write_responses",
 ]
