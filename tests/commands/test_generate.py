@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ FRUITS = ["fig", "plum", "pear", "quince"]
 class Greengrocer(RespondingModule):
     """Names a fruit for every prompt: the one of its trained number, or one that is drawn."""
 
-    asked: list[list[str]] = []
+    asked: ClassVar[list[list[str]]] = []
 
     def __init__(self, backbone: BackboneConfig, *, first: int = 0, max_new_tokens: int = 8) -> None:
         super().__init__(backbone, max_new_tokens=max_new_tokens)
@@ -93,7 +94,7 @@ def words(*, number=5, first=0, predict=True, **data):
             "init_args": {**files, "axes": AXES, "loader": {"batch_size": 4}, **data},
         },
     }
-    Path("conf.yaml").write_text(yaml.safe_dump(content))
+    Path("conf.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     return ["generate", "--config", "conf.yaml", *QUIET]
 
 
