@@ -45,8 +45,8 @@ bands, or move the slider, and all weights of that token are shown.</p></details
 <ul class="legend" aria-label="Experts">
 $legend
 </ul>
-<div class="scroll" tabindex="0" role="region" aria-label="Mean weights"><table>
-<caption>Mean weight, and in brackets the share of tokens that the expert leads</caption>
+<p class="caption" id="means">Mean weight, and in brackets the share of tokens that the expert leads</p>
+<div class="scroll" tabindex="0" role="region" aria-labelledby="means"><table>
 <thead><tr><th scope="col">Items that ask for</th><th scope="col" class="figure">Tokens</th>$experts</tr></thead>
 <tbody>
 $rows
@@ -121,7 +121,9 @@ def _summary(found: ExpertWeights) -> str:
     number = f"{found.responses:,} responses, {found.overall.tokens:,} tokens"
     if math.isnan(found.effective):
         return number
-    return f"{number}. Effectively {found.effective:.2f} of {len(found.experts)} experts take part in a token."
+    return (
+        f"{number}. Effectively {found.effective:.2f} of {len(found.experts)} experts take part in a token."
+    )
 
 
 def _row(name: str, share: WeightShare) -> str:
@@ -163,9 +165,7 @@ def _token(piece: str, weights: Sequence[float], lead: int, experts: Sequence[st
     text = _text(piece).replace("\n", "<i>&#8629;</i>\n") if piece else "<i>&#8709;</i>"
     again = " again" if expert_color(lead) in map(expert_color, range(lead)) else ""
     data = " ".join(f"{weight:.4g}" for weight in weights)
-    return (
-        f'<b class="e{lead} w{_level(weights[lead])}{again}" title="{_text(told)}" data-weights="{data}">{text}</b>'
-    )
+    return f'<b class="e{lead} w{_level(weights[lead])}{again}" title="{_text(told)}" data-weights="{data}">{text}</b>'
 
 
 def _chart(one: TracedResponse, experts: Sequence[str]) -> str:

@@ -25,7 +25,8 @@ FONT = "DejaVu Sans Mono"
 """It comes with matplotlib."""
 WIDE = 0.602
 """Width of its letters, as a share of their size."""
-LEGEND_LETTERS = 28
+LEGEND_LETTERS, LEGEND_WIDTH = 28, 110
+"""Of a name in the legend, and of its lines with six for each patch and the space around."""
 MISSING = "\u25a1"
 
 
@@ -58,18 +59,19 @@ def draw_merge_trace(found: ExpertWeights, title: str) -> "Figure":
 
     texts = [list(_placed(one.pieces)) for one in found.traced]
     lines = [min(MOST_LINES, 1 + max((part.line for part in text), default=0)) for text in texts]
-    columns = min(len(found.experts), 5)
-    legend = 0.24 * -(-len(found.experts) // columns) + 0.2
-    heights = [HEAD + LINE * number + CHART + GAP for number in lines]
+    names = [shortened(name, LEGEND_LETTERS) for name in found.experts]
+    columns = max(1, min(len(names), int(LEGEND_WIDTH / (6 + max(map(len, names), default=0)))))
+    legend = 0.24 * -(-len(names) // columns) + 0.2
+    hidden = [
+        len({part.token for part in text if part.line >= number})
+        for text, number in zip(texts, lines, strict=True)
+    ]
+    writing = [LINE * (number + bool(more)) for number, more in zip(lines, hidden, strict=True)]
+    heights = [HEAD + size + CHART + GAP for size in writing]
     height = TOP + legend + sum(heights) + 0.1
     figure = Figure(figsize=(WIDTH, height))
-    figure.text(
-        EDGE / WIDTH, 1 - 0.12 / height, plain(title), fontsize="medium", fontweight="bold", va="top"
-    )
-    marks = [
-        Patch(color=expert_color(i), label=plain(shortened(name, LEGEND_LETTERS)))
-        for i, name in enumerate(found.experts)
-    ]
+    figure.text(EDGE / WIDTH, 1 - 0.12 / height, plain(title), fontsize="medium", fontweight="bold", va="top")
+    marks = [Patch(color=expert_color(i), label=plain(name)) for i, name in enumerate(names)]
     figure.legend(
         handles=marks,
         loc="upper left",
@@ -80,8 +82,12 @@ def draw_merge_trace(found: ExpertWeights, title: str) -> "Figure":
         frameon=False,
     )
     top = height - TOP - legend
-    for one, text, number, size in zip(found.traced, texts, lines, heights, strict=True):
-        _draw_text(_axes(figure, top - HEAD, LINE * number), one, text, number)
+    for i, one in enumerate(found.traced):
+        axes = _axes(figure, top - HEAD, writing[i])
+        _draw_text(axes, one, texts[i], lines[i], lines[i] + bool(hidden[i]))
+        if hidden[i]:
+            more = f"and {hidden[i]:,} more tokens"
+            axes.text(0, lines[i] + 0.5, more, fontsize="x-small", color=GREY, va="center_baseline")
         heading = ", ".join(one.preference) or "no preference"
         figure.text(
             EDGE / WIDTH, (top - 0.02) / height, plain(heading), fontsize="small", fontweight="bold", va="top"
@@ -90,8 +96,8 @@ def draw_merge_trace(found: ExpertWeights, title: str) -> "Figure":
         figure.text(
             EDGE / WIDTH, (top - 0.2) / height, plain(prompt), fontsize="x-small", color=GREY, va="top"
         )
-        _draw_weights(_axes(figure, top - HEAD - LINE * number - 0.08, CHART - 0.08), one)
-        top -= size
+        _draw_weights(_axes(figure, top - HEAD - writing[i] - 0.08, CHART - 0.08), one)
+        top -= heights[i]
     return figure
 
 
@@ -120,13 +126,13 @@ def _placed(pieces: Sequence[str]) -> Iterator[Placed]:
                 line, column = line + 1, 0
 
 
-def _draw_text(axes: "Axes", one: TracedResponse, text: Sequence[Placed], number: int) -> None:
+def _draw_text(axes: "Axes", one: TracedResponse, text: Sequence[Placed], number: int, lines: int) -> None:
     from matplotlib.colors import to_rgb
     from matplotlib.patches import Rectangle
 
     axes.set_axis_off()
     axes.set_xlim(0, LETTERS)
-    axes.set_ylim(number, 0)
+    axes.set_ylim(lines, 0)
     size = 72 * (WIDTH - 2 * EDGE) / LETTERS / WIDE
     leading = one.leading
     for part in text:
@@ -147,22 +153,20 @@ def _draw_text(axes: "Axes", one: TracedResponse, text: Sequence[Placed], number
             fontsize=size,
             va="center_baseline",
         )
-    if text and text[-1].line >= number:
-        hidden = len({part.token for part in text if part.line >= number})
-        axes.text(
-            LETTERS, number + 0.1, f"{hidden:,} more tokens", fontsize="x-small", color=GREY, ha="right", va="top"
-        )
 
 
 def _draw_weights(axes: "Axes", one: TracedResponse) -> None:
     length = len(one.pieces)
     below = [0.0] * length
-    for i in reversed(range(len(one.weights[0]) if length else 0)):  # the first expert's stands above, as on the page
+    for i in reversed(
+        range(len(one.weights[0]) if length else 0)
+    ):  # the first expert's stands above, as on the page
         top = [base + row[i] for base, row in zip(below, one.weights, strict=True)]
         axes.stairs(top, range(length + 1), baseline=below, fill=True, color=expert_color(i), lw=0)
         below = top
     axes.set_xlim(0, max(1, length))
     axes.set_ylim(0, 1)
+    axes.locator_params(axis="x", integer=True)
     axes.set_yticks([0, 1], ["0", "1"])
     axes.set_ylabel("weight", fontsize="x-small")
     bare_axes(axes)
