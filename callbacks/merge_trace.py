@@ -150,7 +150,7 @@ class MergeTrace(Report[ExpertWeights]):
         items = rollouts.item.tolist()
         seen: set[int] = set()
         for place, item in enumerate(items):
-            preference = preferences[item]
+            preference = tuple(preferences[item])
             full = len(self._shown) >= self.num_responses
             if item in seen or (full and (preference in known or len(known) >= self.num_responses)):
                 continue
@@ -249,7 +249,7 @@ def _traced(source: PromptSource, rollouts: TracedRollouts, place: int, item: in
     preferences = rollouts.prompts.get("preference")
     return TracedResponse(
         prompt=_prompt_text(rollouts.prompts["prompt"][item]),
-        preference=() if preferences is None else preferences[item],
+        preference=() if preferences is None else tuple(preferences[item]),
         pieces=tuple(source.pieces(rollouts.tokens[place, :length].tolist())),
         weights=tuple(map(tuple, weights)),
         finished=bool(rollouts.finished[place]),

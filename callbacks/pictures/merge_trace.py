@@ -59,7 +59,7 @@ def draw_merge_trace(found: ExpertWeights, title: str) -> "Figure":
 
     texts = [list(_placed(one.pieces)) for one in found.traced]
     lines = [min(MOST_LINES, 1 + max((part.line for part in text), default=0)) for text in texts]
-    names = [shortened(name, LEGEND_LETTERS) for name in found.experts]
+    names = [_shown(shortened(name, LEGEND_LETTERS)) for name in found.experts]
     columns = max(1, min(len(names), int(LEGEND_WIDTH / (6 + max(map(len, names), default=0)))))
     legend = 0.24 * -(-len(names) // columns) + 0.2
     hidden = [
@@ -70,7 +70,7 @@ def draw_merge_trace(found: ExpertWeights, title: str) -> "Figure":
     heights = [HEAD + size + CHART + GAP for size in writing]
     height = TOP + legend + sum(heights) + 0.1
     figure = Figure(figsize=(WIDTH, height))
-    figure.text(EDGE / WIDTH, 1 - 0.12 / height, plain(title), fontsize="medium", fontweight="bold", va="top")
+    figure.text(EDGE / WIDTH, 1 - 0.12 / height, plain(_shown(title)), fontsize="medium", fontweight="bold", va="top")
     marks = [Patch(color=expert_color(i), label=plain(name)) for i, name in enumerate(names)]
     figure.legend(
         handles=marks,
@@ -88,7 +88,7 @@ def draw_merge_trace(found: ExpertWeights, title: str) -> "Figure":
         if hidden[i]:
             more = f"and {hidden[i]:,} more tokens"
             axes.text(0, lines[i] + 0.5, more, fontsize="x-small", color=GREY, va="center_baseline")
-        heading = ", ".join(one.preference) or "no preference"
+        heading = _shown(", ".join(one.preference)) or "no preference"
         figure.text(
             EDGE / WIDTH, (top - 0.02) / height, plain(heading), fontsize="small", fontweight="bold", va="top"
         )
