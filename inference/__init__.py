@@ -1,4 +1,4 @@
-"""What runs a module over data, with or without a trainer: embedding, voting, comparing what was written."""
+"""What runs a module over data, with or without a trainer: embedding, voting, rewards of what a policy writes, and judging it."""
 
 from .embedding import Embedder, embed_features, embed_missing
 from .judging import (
@@ -12,6 +12,8 @@ from .judging import (
     words_of,
 )
 from .responses import JoinedResponses, PairedResponse, WrittenResponse, join_responses, read_responses
+from .rewards import CheckpointReward, ModuleReward
+from .trl_reward import TRLReward
 from .voting import (
     Ballots,
     SplitVotes,
@@ -24,13 +26,16 @@ from .voting import (
 __all__ = [
     "OVERALL",
     "Ballots",
+    "CheckpointReward",
     "Embedder",
     "JoinedResponses",
     "Judge",
     "JudgeOfCriteria",
+    "ModuleReward",
     "PairedResponse",
     "RewardJudge",
     "SplitVotes",
+    "TRLReward",
     "WordShare",
     "WrittenResponse",
     "cast_votes",
