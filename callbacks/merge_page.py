@@ -45,8 +45,8 @@ bands, or move the slider, and all weights of that token are shown.</p></details
 <ul class="legend" aria-label="Experts">
 $legend
 </ul>
-<div class="scroll" tabindex="0" role="region" aria-label="Mean weights"><table>
-<caption>Mean weight, and in brackets the share of tokens that the expert leads</caption>
+<p class="caption" id="means">Mean weight, and in brackets the share of tokens that the expert leads</p>
+<div class="scroll" tabindex="0" role="region" aria-labelledby="means"><table>
 <thead><tr><th scope="col">Items that ask for</th><th scope="col" class="figure">Tokens</th>$experts</tr></thead>
 <tbody>
 $rows

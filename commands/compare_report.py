@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, median
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class SourceSummary:
     """A source's responses by themselves.
 
     Attributes:
-        diversity: In tokens or words, as ``unit`` of the report says.
+        diversity: In tokens or words, as the report's ``unit`` and ``length_unit`` say.
         finished: Share that came to their end, in [0, 1]; NaN where the file does not say.
         missing: Responses that others have.
     """
@@ -74,18 +75,21 @@ class ComparisonReport:
 
     Attributes:
         sources: By name.
-        unit: ``tokens``, where every file has them, or ``words``.
+        unit: What distinct n-grams and overlap are of: ``tokens``, where every line has them, or ``words``.
+        length_unit: What lengths are in: ``tokens``, where every line says how many there are, or ``words``.
         judges: By name.
     """
 
     sources: Mapping[str, SourceSummary]
     unit: str
+    length_unit: str
     judges: Mapping[str, Comparison]
 
     def content(self) -> dict[str, object]:
         """Plain values; None for what is not known."""
         return {
             "unit": self.unit,
+            "length_unit": self.length_unit,
             "sources": {
                 name: {
                     **_plain(one.diversity._asdict()),
@@ -136,23 +140,39 @@ def comparison_report(
         ValueError: If a judge knows nothing of any item, or gives what is no verdict.
     """
     rows = {name: list(source.values()) for name, source in joined.sources.items()}
-    counted = all(row.tokens is not None for each in rows.values() for row in each)
-    summaries = {name: _summary(each, joined.missing[name], counted) for name, each in rows.items()}
+    every = [row for each in rows.values() for row in each]
+    in_tokens = all(row.tokens is not None for row in every)
+    counted = all(row.num_tokens is not None for row in every)
+    summaries = {
+        name: _summary(each, joined.missing[name], in_tokens=in_tokens, counted=counted)
+        for name, each in rows.items()
+    }
     compared = {
         name: _compared(name, judge, joined, num_resamples=num_resamples, seed=seed)
         for name, judge in judges.items()
     }
-    return ComparisonReport(summaries, "tokens" if counted else "words", compared)
+    units = ("tokens" if in_tokens else "words", "tokens" if counted else "words")
+    return ComparisonReport(summaries, *units, compared)
 
 
-def _summary(rows: Sequence[WrittenResponse], missing: int, counted: bool) -> SourceSummary:
+def _summary(
+    rows: Sequence[WrittenResponse], missing: int, *, in_tokens: bool, counted: bool
+) -> SourceSummary:
     texts: list[Sequence[object]] = [
-        (row.tokens or ()) if counted else words_of(row.response) for row in rows
+        (row.tokens or ()) if in_tokens else words_of(row.response) for row in rows
     ]
+    found = response_diversity(texts, [row.id for row in rows])
+    if counted:
+        lengths = [row.num_tokens or 0 for row in rows]
+        found = found._replace(
+            mean_length=fmean(lengths),
+            median_length=float(median(lengths)),
+            shortest=float(min(lengths)),
+            longest=float(max(lengths)),
+        )
     finished = [row.finished for row in rows]
-    known = None not in finished
-    share = sum(map(bool, finished)) / len(finished) if known else math.nan
-    return SourceSummary(response_diversity(texts, [row.id for row in rows]), share, missing)
+    share = math.nan if None in finished else sum(map(bool, finished)) / len(finished)
+    return SourceSummary(found, share, missing)
 
 
 def _compared(

@@ -43,7 +43,9 @@ def _sources(report: ComparisonReport) -> Table:
     reasons: dict[str, str] = {}
     for source in every:
         reasons |= source.diversity.reasons
-    lines = [f"lengths and distinct n-grams in {report.unit}; unique, overlap: of an item's samples"]
+    lines = [
+        f"lengths in {report.length_unit}, distinct n-grams in {report.unit}; unique, overlap: of an item's samples"
+    ]
     lines += [f"{name.replace('_', '-')}: {reason}" for name, reason in reasons.items()]
     if any(source.missing for source in every):
         missing = ", ".join(

@@ -25,7 +25,8 @@ FONT = "DejaVu Sans Mono"
 """It comes with matplotlib."""
 WIDE = 0.602
 """Width of its letters, as a share of their size."""
-LEGEND_LETTERS = 28
+LEGEND_LETTERS, LEGEND_WIDTH = 28, 110
+"""Of a name in the legend, and of its lines with six for each patch and the space around."""
 MISSING = "\u25a1"
 
 
@@ -58,16 +59,19 @@ def draw_merge_trace(found: ExpertWeights, title: str) -> "Figure":
 
     texts = [list(_placed(one.pieces)) for one in found.traced]
     lines = [min(MOST_LINES, 1 + max((part.line for part in text), default=0)) for text in texts]
-    columns = min(len(found.experts), 5)
-    legend = 0.24 * -(-len(found.experts) // columns) + 0.2
-    heights = [HEAD + LINE * number + CHART + GAP for number in lines]
+    names = [_shown(shortened(name, LEGEND_LETTERS)) for name in found.experts]
+    columns = max(1, min(len(names), int(LEGEND_WIDTH / (6 + max(map(len, names), default=0)))))
+    legend = 0.24 * -(-len(names) // columns) + 0.2
+    hidden = [
+        len({part.token for part in text if part.line >= number})
+        for text, number in zip(texts, lines, strict=True)
+    ]
+    writing = [LINE * (number + bool(more)) for number, more in zip(lines, hidden, strict=True)]
+    heights = [HEAD + size + CHART + GAP for size in writing]
     height = TOP + legend + sum(heights) + 0.1
     figure = Figure(figsize=(WIDTH, height))
-    figure.text(EDGE / WIDTH, 1 - 0.12 / height, plain(title), fontsize="medium", fontweight="bold", va="top")
-    marks = [
-        Patch(color=expert_color(i), label=plain(shortened(name, LEGEND_LETTERS)))
-        for i, name in enumerate(found.experts)
-    ]
+    figure.text(EDGE / WIDTH, 1 - 0.12 / height, plain(_shown(title)), fontsize="medium", fontweight="bold", va="top")
+    marks = [Patch(color=expert_color(i), label=plain(name)) for i, name in enumerate(names)]
     figure.legend(
         handles=marks,
         loc="upper left",
@@ -78,9 +82,13 @@ def draw_merge_trace(found: ExpertWeights, title: str) -> "Figure":
         frameon=False,
     )
     top = height - TOP - legend
-    for one, text, number, size in zip(found.traced, texts, lines, heights, strict=True):
-        _draw_text(_axes(figure, top - HEAD, LINE * number), one, text, number)
-        heading = ", ".join(one.preference) or "no preference"
+    for i, one in enumerate(found.traced):
+        axes = _axes(figure, top - HEAD, writing[i])
+        _draw_text(axes, one, texts[i], lines[i], lines[i] + bool(hidden[i]))
+        if hidden[i]:
+            more = f"and {hidden[i]:,} more tokens"
+            axes.text(0, lines[i] + 0.5, more, fontsize="x-small", color=GREY, va="center_baseline")
+        heading = _shown(", ".join(one.preference)) or "no preference"
         figure.text(
             EDGE / WIDTH, (top - 0.02) / height, plain(heading), fontsize="small", fontweight="bold", va="top"
         )
@@ -88,8 +96,8 @@ def draw_merge_trace(found: ExpertWeights, title: str) -> "Figure":
         figure.text(
             EDGE / WIDTH, (top - 0.2) / height, plain(prompt), fontsize="x-small", color=GREY, va="top"
         )
-        _draw_weights(_axes(figure, top - HEAD - LINE * number - 0.08, CHART - 0.08), one)
-        top -= size
+        _draw_weights(_axes(figure, top - HEAD - writing[i] - 0.08, CHART - 0.08), one)
+        top -= heights[i]
     return figure
 
 
@@ -118,13 +126,13 @@ def _placed(pieces: Sequence[str]) -> Iterator[Placed]:
                 line, column = line + 1, 0
 
 
-def _draw_text(axes: "Axes", one: TracedResponse, text: Sequence[Placed], number: int) -> None:
+def _draw_text(axes: "Axes", one: TracedResponse, text: Sequence[Placed], number: int, lines: int) -> None:
     from matplotlib.colors import to_rgb
     from matplotlib.patches import Rectangle
 
     axes.set_axis_off()
     axes.set_xlim(0, LETTERS)
-    axes.set_ylim(number, 0)
+    axes.set_ylim(lines, 0)
     size = 72 * (WIDTH - 2 * EDGE) / LETTERS / WIDE
     leading = one.leading
     for part in text:
@@ -145,17 +153,6 @@ def _draw_text(axes: "Axes", one: TracedResponse, text: Sequence[Placed], number
             fontsize=size,
             va="center_baseline",
         )
-    if text and text[-1].line >= number:
-        hidden = len({part.token for part in text if part.line >= number})
-        axes.text(
-            LETTERS,
-            number + 0.1,
-            f"{hidden:,} more tokens",
-            fontsize="x-small",
-            color=GREY,
-            ha="right",
-            va="top",
-        )
 
 
 def _draw_weights(axes: "Axes", one: TracedResponse) -> None:
@@ -169,6 +166,7 @@ def _draw_weights(axes: "Axes", one: TracedResponse) -> None:
         below = top
     axes.set_xlim(0, max(1, length))
     axes.set_ylim(0, 1)
+    axes.locator_params(axis="x", integer=True)
     axes.set_yticks([0, 1], ["0", "1"])
     axes.set_ylabel("weight", fontsize="x-small")
     bare_axes(axes)

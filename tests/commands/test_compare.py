@@ -120,6 +120,16 @@ def test_lengths_are_in_tokens_where_every_file_has_them(files, capsys):
     assert content["sources"]["one"]["overlap"] == 1
 
 
+def test_lengths_may_be_known_without_tokens(files):
+    for name in ("one", "two"):
+        content = "".join(json.dumps(line) + "\n" for line in lines(as_asked, num_tokens=11))
+        (files / f"{name}.jsonl").write_text(content)
+    main(["compare", "one.jsonl", "two.jsonl", *WORDS, "-o", "out.json"])
+    content = json.loads((files / "out.json").read_text())
+    assert (content["unit"], content["length_unit"]) == ("words", "tokens")
+    assert content["sources"]["one"]["mean_length"] == content["sources"]["one"]["longest"] == 11
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
