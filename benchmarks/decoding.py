@@ -70,13 +70,17 @@ class Ways:
             save_adapter(self.network(), path, number, options.rank)
         self.control = Backbone(backbone(CONTROL, options.dtype)).to(self.device).eval()
         width = int(options.hidden_size)
-        self.heads = {"control": ControlHead(CONTROL["hidden_size"], EXPERTS), "head": ControlHead(width, EXPERTS)}
+        self.heads = {
+            "control": ControlHead(CONTROL["hidden_size"], EXPERTS),
+            "head": ControlHead(width, EXPERTS),
+        }
         for head in self.heads.values():
             torch.nn.init.normal_(head.linear.weight, std=0.02, generator=torch.Generator().manual_seed(0))
             head.to(self.device)
         named = dict(zip(map(str, range(EXPERTS)), self.folders, strict=True))
         self.pools = {
-            decoding: AdapterExperts(self.network(), named, decoding=decoding) for decoding in options.decodings
+            decoding: AdapterExperts(self.network(), named, decoding=decoding)
+            for decoding in options.decodings
         }
         self.alone = PeftModel.from_pretrained(self.network(), self.folders[0]).eval()
         merged = PeftModel.from_pretrained(self.network(), self.folders[0]).merge_and_unload()
@@ -96,7 +100,11 @@ class Ways:
         """Of the base, an adapter and the control network."""
         adapter = sum(p.numel() for name, p in self.alone.named_parameters() if "lora_" in name)
         base = sum(p.numel() for p in self.merged.parameters())
-        return {"base": base, "adapter": adapter, "control": sum(p.numel() for p in self.control.parameters())}
+        return {
+            "base": base,
+            "adapter": adapter,
+            "control": sum(p.numel() for p in self.control.parameters()),
+        }
 
     def prompts(self, batch: int) -> LeftRows:
         """Random ones."""
@@ -111,7 +119,10 @@ class Ways:
         if way in ("transformers", "merged"):
             model = self.alone if way == "transformers" else self.merged
             whole = model.generate(
-                input_ids=rows.ids, attention_mask=rows.mask, generation_config=config, logits_processor=[clock]
+                input_ids=rows.ids,
+                attention_mask=rows.mask,
+                generation_config=config,
+                logits_processor=[clock],
             )
             return clock.seconds(), whole[:, PROMPT:]
         source, host = self.source(way, rows)
@@ -161,7 +172,12 @@ def measured(ways: Ways, names: Sequence[str], batch: int, rounds: int, tokens: 
     for turn in range(rounds):
         for name in names if turn % 2 == 0 else reversed(names):
             seconds[name].append(ways.run(name, rows, tokens)[0])
-    pairs = [("transformers", "ours"), ("transformers", "one-hot"), ("sequential", "mixed"), ("mixed", "stacked")]
+    pairs = [
+        ("transformers", "ours"),
+        ("transformers", "one-hot"),
+        ("sequential", "mixed"),
+        ("mixed", "stacked"),
+    ]
     differing = [f"{a} and {b}" for a, b in pairs if a in said and b in said and not said[a].equal(said[b])]
 
     def ratio(a: str, b: str) -> float:
@@ -178,7 +194,9 @@ def measured(ways: Ways, names: Sequence[str], batch: int, rounds: int, tokens: 
 
 def main() -> int:
     """Print the tables and the JSON object; 1 if tokens differ, 2 if goals are missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="prompts at a time")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=32, help="of a response")
@@ -189,7 +207,9 @@ def main() -> int:
     parser.add_argument("--intermediate_size", type=int, default=BASE["intermediate_size"])
     parser.add_argument("--layers", type=int, default=BASE["num_hidden_layers"])
     parser.add_argument("--heads", type=int, default=BASE["num_attention_heads"])
-    parser.add_argument("--decodings", nargs="+", default=list(DECODINGS), help="of the mixture; stacked is among them")
+    parser.add_argument(
+        "--decodings", nargs="+", default=list(DECODINGS), help="of the mixture; stacked is among them"
+    )
     parser.add_argument("--output", type=Path, help="file to write the JSON to")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -198,13 +218,18 @@ def main() -> int:
     names = ["transformers", "merged", "ours", *options.decodings, "head"]
     results = [measured(ways, names, batch, options.rounds, options.tokens) for batch in options.batches]
     for found in results:
-        table = Table("way", "ms a token", "over one expert", "over stacked", title=f"{found['batch']} prompt(s)")
+        table = Table(
+            "way", "ms a token", "over one expert", "over stacked", title=f"{found['batch']} prompt(s)"
+        )
         for name in names:
             columns = [found[key][name] for key in ("milliseconds", "over_one_expert", "over_stacked")]
             table.add_row(name, f"{columns[0]:.1f}", f"{columns[1]:.2f}", f"{columns[2]:.2f}")
         Console().print(table)
     first = results[0]
-    passes = first["over_one_expert"]["stacked"] <= SLOWER and first["over_stacked"].get("sequential", FASTER) >= FASTER
+    passes = (
+        first["over_one_expert"]["stacked"] <= SLOWER
+        and first["over_stacked"].get("sequential", FASTER) >= FASTER
+    )
     line = json.dumps(
         {
             "prompt": PROMPT,
