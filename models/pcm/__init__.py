@@ -1,19 +1,22 @@
-"""PCM: experts, frozen language models that are mixed token by token."""
+"""PCM: frozen experts, mixed token by token by a small control network."""
 
 from .adapter_experts import AdapterExperts
-from .black_boxes import BlackBoxExperts
+from .black_boxes import BlackBox, BlackBoxExperts
 from .experts import BASE, ExpertPool, ExpertRun, ExpertsConfig
 from .model_experts import ModelExperts
-from .pools import digests, load_pool
+from .module import PCM
+from .soup import factor_soup, product_soup
 
 __all__ = [
     "BASE",
+    "PCM",
     "AdapterExperts",
+    "BlackBox",
     "BlackBoxExperts",
     "ExpertPool",
     "ExpertRun",
     "ExpertsConfig",
     "ModelExperts",
-    "digests",
-    "load_pool",
+    "factor_soup",
+    "product_soup",
 ]

@@ -35,6 +35,10 @@ def load_pool(config: ExpertsConfig, base: "PreTrainedModel | None" = None) -> E
     pool: ExpertPool
     if config.adapters:
         if config.base is not None:
+            if config.base.name is None:
+                raise ValueError(
+                    "experts.base has no name, so that its weights could not be found again: set experts.base.name"
+                )
             base = load_model(replace(config.base, frozen=True), language_head=True)
         if base is None:
             raise ValueError("experts.adapters need a network beneath them: set experts.base")
@@ -53,7 +57,7 @@ def load_pool(config: ExpertsConfig, base: "PreTrainedModel | None" = None) -> E
 
 
 def digests(config: ExpertsConfig) -> dict[str, str]:
-    """What tells each expert's files from others', by its name: of folders a hash of their content, wherever they lie.
+    """What tells each expert's files from others', by its name, and those of their base; of folders a hash of their content.
 
     Args:
         config: Which experts.
@@ -62,9 +66,10 @@ def digests(config: ExpertsConfig) -> dict[str, str]:
         ValueError: If a folder holds none.
     """
     told = {name: adapter_digest(folder) for name, folder in config.adapters.items()}
-    for name, model in config.models.items():
-        identity = BackboneConfig(name=model).identity() or {}
-        told[name] = identity["digest"] or f"{identity['name']}@{identity['revision']}"
+    networks = {name: BackboneConfig(name=model) for name, model in config.models.items()}
+    for name, network in (networks | ({"experts.base": config.base} if config.base else {})).items():
+        identity = network.identity() or {}
+        told[name] = identity.get("digest") or f"{identity.get('name')}@{identity.get('revision')}"
     return told
 
 
