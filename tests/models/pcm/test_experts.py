@@ -124,7 +124,7 @@ def test_experts_without_a_row_are_not_run(adapters):
         ran = set()
         for part in pool.modules():
             for name, factor in getattr(part, "lora_A", {}).items():
-                factor.register_forward_hook(lambda *_, name=name: ran.add(name))
+                factor.register_forward_hook(lambda *_, name=name, ran=ran: ran.add(name))
         run = pool.begin(ids, mask, torch.tensor([3, 1, 3]))
         assert ran == {"expert_1", "expert_3"}
         ran.clear()
@@ -155,11 +155,11 @@ def test_experts_of_given_factors(adapters, decoding):
     run = pool.begin(ids[:1].repeat(3, 1), mask, torch.tensor([5, 0, 4]))
     torch.testing.assert_close(run.log_probs[0], run.log_probs[1], atol=1e-5, rtol=0)
     assert (run.log_probs[2] - run.log_probs[0]).abs().max() > 1e-2
-    with pytest.raises(ValueError, match="names of their own; got mean twice"):
+    with pytest.raises(ValueError, match=r"names of their own; got mean twice"):
         pool.add(["mean"], [mean])
-    with pytest.raises(ValueError, match="no linear layer of that name"):
+    with pytest.raises(ValueError, match=r"no linear layer of that name"):
         pool.add(["other"], [{"nowhere": mean[layer]}])
-    with pytest.raises(ValueError, match="there is no expert 'cold'; allowed: tone.warm"):
+    with pytest.raises(ValueError, match=r"there is no expert 'cold'; allowed: tone.warm"):
         pool.factors("cold")
 
 
@@ -178,7 +178,7 @@ def test_whole_models_have_caches_of_their_own():
         ValueError, match=r"expert must be in \[0, 3\) \(there is no base beneath whole models\); got -1"
     ):
         pool.begin(ids, mask, torch.full((6,), BASE))
-    with pytest.raises(ValueError, match="one vocabulary.*a: 48, d: 50"):
+    with pytest.raises(ValueError, match=r"one vocabulary.*a: 48, d: 50"):
         ModelExperts({"a": networks["a"], "d": network("llama", vocab_size=50)})
 
 
@@ -250,7 +250,7 @@ def test_a_layer_that_does_not_read_rows_is_refused(adapters):
     if layer.name == "lm_head":
         pytest.skip("the head is adapted by no expert here")
     with pytest.raises(
-        ValueError, match="which row is whose cannot be told; set experts.decoding=sequential"
+        ValueError, match=r"which row is whose cannot be told; set experts.decoding=sequential"
     ):
         pool.begin(ids, mask, torch.tensor([0, 1]))
 
