@@ -145,7 +145,8 @@ def _read_factors(folder: str, where: str) -> dict[str, tuple[Tensor, Tensor]]:
     if others:
         raise ValueError(
             f"{where} holds {', '.join(others[:3])}, which are no low-rank factors of linear layers; {len(others)} weights of "
-            f"{len(state)} are not: train it with target_modules that are linear layers alone"
+            f"{len(state)} are none: train it with target_modules that are linear layers alone; if these are the base's own, save it with "
+            "save_embedding_layers=False"
         )
     halves = sorted(name for name, pair in parts.items() if len(pair) < 2)
     if halves or not parts:

@@ -1,9 +1,9 @@
-"""Experts in one pass: in each adapted layer, one low-rank product for the rows of all experts.
+r"""Experts in one pass: in each adapted layer, one low-rank product for the rows of all experts.
 
 The factors of the experts that a run has rows for stand one below the other, down (R, in) and up (out, R) with R the sum of their
 ranks; a mask (M, R) leaves each row the part of its own expert, or nothing of it:
 
-.. math:: y_m = W x_m + U \\, (\\mu_m \\odot D x_m)
+.. math:: y_m = W x_m + U \, (\mu_m \odot D x_m)
 
 Two small products for all experts are cheaper than two for each, although a row's parts of the other experts are computed and
 dropped, and than factors of its own for each row, which would be read once for each row instead of once.
@@ -38,6 +38,8 @@ class Added(NamedTuple):
     """(out, R)."""
     mask: Tensor
     """(M, 1, R)."""
+    turned_mask: Tensor
+    """(R, M)."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,14 @@ class Selection:
         up: (out, R) of each layer.
         columns: Of each layer, whose each of the R columns is.
         expert: (M,) int64: whose each row is.
-        masks: (M, 1, R) of each kind of columns: 1 where row and column are one expert's.
+        masks: (M, 1, R) and, turned, (R, M) of each kind of columns: 1 where row and column are one expert's.
     """
 
     down: list[Tensor | None]
     up: list[Tensor | None]
     columns: list[tuple[int, ...]]
     expert: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    masks: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    masks: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def factors(self) -> list[Tensor]:
         """All that are there."""
@@ -65,14 +67,15 @@ class Selection:
     def of_layer(self, place: int) -> "Added | None":
         """What one layer adds; None for nothing."""
         down, up = self.down[place], self.up[place]
-        return None if down is None or up is None else Added(down, up, self.masks[self.columns[place]])
+        return None if down is None or up is None else Added(down, up, *self.masks[self.columns[place]])
 
     def of_rows(self, expert: Tensor) -> "Selection":
         """The same factors for rows of these experts, (M,) int64."""
         masks = {}
         for columns in set(self.columns) - {()}:
             whose = torch.tensor(columns, device=expert.device)
-            masks[columns] = (whose == expert[:, None]).to(self.factors()[0].dtype)[:, None]
+            mask = (whose == expert[:, None]).to(self.factors()[0].dtype)
+            masks[columns] = mask[:, None], mask.T.contiguous()
         return replace(self, expert=expert, masks=masks)
 
 
@@ -129,29 +132,27 @@ class StackedLinear(nn.Module):
         return torch.addmm(result.flatten(0, 1), hidden.flatten(0, 1), added.up.T).view_as(result)
 
     def _is_quick_turned(self, inputs: Tensor) -> bool:
-        """Whether W x with rows as columns is quicker than x W: on the CPU, a few rows with the usual layout of weights."""
+        """Whether W x with rows as columns is quicker than x W: on the CPU, one token of a few rows, weights as usual."""
         return (
-            inputs.device.type == "cpu"
+            inputs.ndim == 3
+            and inputs.shape[1] == 1 < len(inputs) <= FEW_ROWS
+            and inputs.device.type == "cpu"
             and inputs.dtype == torch.float32
             and type(self.base_layer) is nn.Linear
-            and 1 < inputs.numel() // inputs.shape[-1] <= FEW_ROWS
         )
 
     def _turned(self, inputs: Tensor, added: "Added | None") -> Tensor:
         """The same with rows as columns: weights are then read once and at the speed of memory."""
         layer = self.base_layer
         assert isinstance(layer, nn.Linear)  # the caller looked
-        columns = inputs.flatten(0, -2).T
+        columns = inputs[:, 0].T
         if layer.bias is None:
             result = torch.mm(layer.weight, columns)
         else:
             result = torch.addmm(layer.bias[:, None], layer.weight, columns)
         if added is not None:
-            hidden = (
-                torch.mm(added.down, columns) * added.mask.expand(-1, inputs.shape[1], -1).flatten(0, 1).T
-            )
-            result = torch.addmm(result, added.up, hidden)
-        return result.T.contiguous().view(*inputs.shape[:-1], -1)
+            result = result.addmm(added.up, torch.mm(added.down, columns) * added.turned_mask)
+        return result.T[:, None]
 
 
 class FactorTable(nn.Module):

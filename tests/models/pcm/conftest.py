@@ -47,7 +47,7 @@ def save_adapter(model, folder, seed, **settings):
         for name, parameter in wrapped.named_parameters():
             if "lora_" in name:
                 parameter.normal_(std=0.15, generator=generator)
-    wrapped.save_pretrained(folder)
+    wrapped.save_pretrained(folder, save_embedding_layers=False)
     wrapped.unload()
     return str(folder)
 
