@@ -7,6 +7,8 @@ from .batches import FeatureStore
 from .crowd import CrowdConfig
 from .datasets import *
 from .mixture import MixtureDataModule
+from .prompt_batch import PromptBatch
+from .prompts import PromptDataModule, PromptLoaderConfig
 from .records import Comparison, Message, PreferenceRecord, RecordError, Response
 from .tokens import TextConfig
 from .treatments import TreatmentConfig, TreatmentRule
@@ -21,6 +23,9 @@ __all__ = [
     "PreferenceBatch",
     "PreferenceDataModule",
     "PreferenceRecord",
+    "PromptBatch",
+    "PromptDataModule",
+    "PromptLoaderConfig",
     "RecordError",
     "Response",
     "RewardOutput",

@@ -31,7 +31,8 @@ class PromptBatch(TypedDict, total=False):
     id: list[str]
     """N names: of the prompt and the preference."""
     item_key: Tensor
-    """(N,) int64: hash of the name, by which rollouts and reference answers find an item again."""
+    """(N,) int64: hash of the name, the prompt and what is said of the preference, by which rollouts and reference answers find an
+    item again."""
     prompt: list[Prompt]
     """N prompts as the source gives them, without what is said of the preference."""
     preference: list[tuple[str, ...]]
@@ -61,10 +62,16 @@ class PromptSource(Protocol):
     name: str
     dimensions: tuple[str, ...]
     """D names, ``axis.pole``, such as ``tone.friendly``."""
-    pad_id: int
-    """What pads rows of tokens."""
-    end_id: int
-    """What ends a response."""
+
+    @property
+    def pad_id(self) -> int:
+        """What pads rows of tokens."""
+        ...
+
+    @property
+    def end_id(self) -> int:
+        """What ends a response."""
+        ...
 
     @property
     def axes(self) -> Mapping[str, Sequence[str]]:

@@ -208,6 +208,9 @@ CONTRACTS = {
     "datamodules/treatments": data("records", "tokens", "treatments"),
     "datamodules/votes": data("records", "votes"),
     "datamodules/text_data.py": data("records", "tokens"),
+    "datamodules/prompts": data(
+        "records", "tokens", "batches", "settings", "text_data", "prompt_batch", "prompts"
+    ),
     "datamodules/prepared.py": data("records", "tokens", "batches", "settings", "text_data"),
     "datamodules/named.py": data("records", "tokens", "batches", "settings", "prepared"),
     "datamodules/treated.py": data(

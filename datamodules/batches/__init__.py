@@ -7,7 +7,12 @@ from .draws import EpochDraws, PartDraw
 from .features import FeatureDtype, FeatureStore, FeatureTable, FeatureWriter, prompt_key, response_keys
 from .loaders import LoaderRows, batch_loader
 from .requests import RequestView
-from .sampler import PreferenceDataLoader, TokenBudgetBatchSampler
+from .sampler import (
+    FixedOrderBatchSampler,
+    PreferenceDataLoader,
+    ResumableDataLoader,
+    TokenBudgetBatchSampler,
+)
 from .users import UserProtocol, UserView, check_known, joined, user_view
 
 __all__ = [
@@ -16,12 +21,14 @@ __all__ = [
     "FeatureStore",
     "FeatureTable",
     "FeatureWriter",
+    "FixedOrderBatchSampler",
     "LoaderConfig",
     "LoaderRows",
     "PartDraw",
     "PreferenceCollator",
     "PreferenceDataLoader",
     "RequestView",
+    "ResumableDataLoader",
     "TokenBudgetBatchSampler",
     "UserProtocol",
     "UserView",

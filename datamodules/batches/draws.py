@@ -3,14 +3,34 @@
 import zlib
 from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["EpochDraws", "PartDraw"]
+__all__ = ["Draws", "EpochDraws", "PartDraw"]
 
 Integers = NDArray[np.int64]
+
+
+class Draws(Protocol):
+    """Which records each epoch has; :class:`EpochDraws` says what is what."""
+
+    fewest: int
+    """Records that any epoch has at least."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether every epoch has all records."""
+        ...
+
+    def records(self, epoch: int) -> Integers:
+        """Records of an epoch."""
+        ...
+
+    def growth(self, costs: NDArray[np.int64]) -> float:
+        """How many times what the first epoch's records cost those of another one may cost at most; >= 1."""
+        ...
 
 
 class PartDraw(NamedTuple):

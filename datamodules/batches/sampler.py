@@ -8,17 +8,24 @@ epoch has: what Lightning and learning rate schedules rely on.
 
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
 from ..batch import PreferenceBatch
-from .draws import EpochDraws
+from .draws import Draws
 
-__all__ = ["BatchCycle", "FixedOrderBatchSampler", "PreferenceDataLoader", "TokenBudgetBatchSampler"]
+__all__ = [
+    "BatchCycle",
+    "FixedOrderBatchSampler",
+    "PreferenceDataLoader",
+    "ResumableDataLoader",
+    "TokenBudgetBatchSampler",
+]
 
+Batch = TypeVar("Batch")
 Batches = list[NDArray[np.int64]]
 ATTEMPTS = 4
 
@@ -47,7 +54,7 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
         num_replicas: int = 1,
         rank: int = 0,
         even: bool | None = None,
-        draws: EpochDraws | None = None,
+        draws: Draws | None = None,
     ) -> None:
         """Plan the first epoch.
 
@@ -299,12 +306,12 @@ class BatchCycle:
         return {"unlabelled_batches": self._length, "unlabelled_records": len(self.sampler.lengths)}
 
 
-class PreferenceDataLoader(DataLoader[PreferenceBatch]):
+class ResumableDataLoader(DataLoader[Batch]):
     """Loader whose state is what its consumer has seen, not what its workers have fetched ahead."""
 
     sampler: TokenBudgetBatchSampler  # pyright: ignore[reportIncompatibleVariableOverride]  what it is given
 
-    def __iter__(self) -> Iterator[PreferenceBatch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Batches of the current epoch; each one counts when it is handed out."""
         sampler = self.sampler
         sampler._position = sampler._start
@@ -320,3 +327,7 @@ class PreferenceDataLoader(DataLoader[PreferenceBatch]):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the sampler."""
         self.sampler.load_state_dict(state_dict)
+
+
+class PreferenceDataLoader(ResumableDataLoader[PreferenceBatch]):
+    """Batches of records."""

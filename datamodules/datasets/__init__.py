@@ -25,6 +25,7 @@ from .oasst import OASSTDataModule
 from .pandalm import PandaLMDataModule
 from .persona import PersonaDataModule
 from .persona_votes import PersonaVotesDataModule, update_posteriors
+from .personalized_prompts import PersonalizedPromptsDataModule
 from .pick_a_pic import PickAPicDataModule
 from .prism import PRISMDataModule
 from .safe_rlhf import SafeRLHFDataModule
@@ -58,6 +59,7 @@ __all__ = [
     "PandaLMDataModule",
     "PersonaDataModule",
     "PersonaVotesDataModule",
+    "PersonalizedPromptsDataModule",
     "PickAPicDataModule",
     "SQuALITYDataModule",
     "SafeRLHFDataModule",

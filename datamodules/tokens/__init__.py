@@ -6,6 +6,7 @@ from .config import BYTE, TextConfig
 from .decoded import decoded_responses
 from .integrity import cache_damage
 from .preparation import report_split, tokenise
+from .prompt_tokens import TOO_LONG, PromptText, PromptTokenizer, PromptTokens
 from .reader import DataReader
 from .report import SplitReport
 from .rows import (
@@ -17,22 +18,27 @@ from .rows import (
     without_prompt,
 )
 from .table import CHUNK, RecordTable, lengths
-from .text import RecordTokenizer, byte_tokenizer
+from .text import RecordTokenizer, TokenizedRecord, byte_tokenizer
 from .views import ComparisonView
 
 __all__ = [
     "BYTE",
     "CHUNK",
+    "TOO_LONG",
     "CacheReader",
     "CacheWriter",
     "ComparisonView",
     "DataReader",
+    "PromptText",
+    "PromptTokenizer",
+    "PromptTokens",
     "RecordTable",
     "RecordTokenizer",
     "SplitReport",
     "TextConfig",
     "TokenRow",
     "TokenTable",
+    "TokenizedRecord",
     "TreatedComparisons",
     "byte_tokenizer",
     "cache_damage",

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import date
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ..records import Message, PreferenceRecord, RecordError, Response, answer, listed
@@ -87,7 +88,13 @@ def _bare(messages: Sequence[Message], keys: Collection[str]) -> tuple[Message, 
 
 
 class PlainRendering:
-    """Two strings, around every user turn and around every answer; system messages as they are."""
+    """Two strings, around every user turn and around every answer; system messages as they are.
+
+    Attributes:
+        opens_answers: Whether a prompt alone ends where an answer begins.
+    """
+
+    opens_answers = True
 
     def __init__(self, config: TextConfig) -> None:
         """Keep the strings.
@@ -218,6 +225,12 @@ class ChatRendering:
             f"{type(error).__name__}: {error}"
         )
         return RecordError(field, roles, allowed, reason=FAILED)
+
+    @cached_property
+    def opens_answers(self) -> bool:
+        """Whether a prompt alone ends with the beginning of an answer: a template may have no generation prompt."""
+        turns: list[Turn] = [{"role": "user", "content": "?"}]
+        return self._apply("", turns, generation=True) != self._apply("", turns)
 
     # What a template does not show -------------------------------------------------------------------------
 

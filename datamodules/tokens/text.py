@@ -153,7 +153,7 @@ class RecordTokenizer:
         """Text of the prompt alone, then of prompt and response for every response."""
         return self.rendering.render(record).texts
 
-    def _started(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
+    def started(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
         """Start tokens once: a chat template brings its own, and so may a text."""
         if self.chat or ids[: len(self.start_ids)].tolist() == self.start_ids:
             return ids
@@ -196,7 +196,7 @@ class RecordTokenizer:
     def _tokenised(
         self, record: PreferenceRecord, parts: Rendered, encoded: list[NDArray[np.int32]]
     ) -> TokenizedRecord | RecordError:
-        prompt, *full = map(self._started, encoded)
+        prompt, *full = map(self.started, encoded)
         try:
             tokens = self._assemble(record, prompt, [self._ended(ids) for ids in full])
         except RecordError as error:
@@ -213,7 +213,7 @@ class RecordTokenizer:
         dropped: Counter[str] = Counter()
         kept = self._fit(record, sequences, shared, dropped)
         cut = self._overflow([len(sequences[i]) for i in kept])
-        keep_left = self._num_start(sequences[0])
+        keep_left = self.num_start(sequences[0])
 
         comparisons = []
         position = {response: place for place, response in enumerate(kept)}
@@ -240,7 +240,7 @@ class RecordTokenizer:
             np.concatenate([head, *own]), lengths, kept, comparisons, cut, dropped, max(0, shared - cut)
         )
 
-    def _num_start(self, ids: NDArray[np.int32]) -> int:
+    def num_start(self, ids: NDArray[np.int32]) -> int:
         """Leading special tokens that a cut must spare."""
         if not self.chat:
             return len(self.start_ids)
@@ -257,7 +257,7 @@ class RecordTokenizer:
         limit = self.config.max_length
         if limit is None:
             return list(range(len(sequences)))
-        spare = shared - self._num_start(sequences[0]) if self.config.truncation == "prompt_left" else 0
+        spare = shared - self.num_start(sequences[0]) if self.config.truncation == "prompt_left" else 0
         kept = [i for i, ids in enumerate(sequences) if len(ids) - spare <= limit]
         longest = max(len(ids) for ids in sequences)
         if longest > limit and self.config.truncation == "error":
