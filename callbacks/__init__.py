@@ -3,8 +3,10 @@
 from .checkpoint_io import AtomicCheckpointIO
 from .crowd_calibration import CrowdCalibration
 from .general_preference import GeneralPreference
+from .language_model_writer import LanguageModelWriter
 from .prototype_map import PrototypeMap
 from .recovery_report import RecoveryReport
+from .reward_watch import RewardWatch
 from .reward_writer import RewardWriter
 from .run_logger import RunLogger
 from .strength_report import StrengthReport
@@ -15,8 +17,10 @@ __all__ = [
     "AtomicCheckpointIO",
     "CrowdCalibration",
     "GeneralPreference",
+    "LanguageModelWriter",
     "PrototypeMap",
     "RecoveryReport",
+    "RewardWatch",
     "RewardWriter",
     "RunLogger",
     "StrengthReport",
