@@ -8,6 +8,7 @@ from .dprm import DPRM
 from .ensemble_vote import ContrastiveRM, EnsembleVoteRM, MetaRM
 from .pal import PAL, FewShotCurve, UserAccuracy, few_shot_curve, user_accuracy
 from .policy import PolicyTuner
+from .restored import restored_module
 from .reward import RewardModule
 
 __all__ = [
@@ -30,5 +31,6 @@ __all__ = [
     "StoredFeatures",
     "UserAccuracy",
     "few_shot_curve",
+    "restored_module",
     "user_accuracy",
 ]
