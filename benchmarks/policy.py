@@ -228,7 +228,6 @@ def on_pal(
         policy = policy_of(
             start,
             {"own": ModuleReward(module, user=names[user], unscored=UNSCORED)},
-            missing_end_reward=UNSCORED,
         )
         tuned(policy, data, options.rounds, folder)
         texts = [text for rollouts in held_out(policy, data, world.seed) for text in rollouts.texts]

@@ -1,9 +1,10 @@
-"""What is worth watching or saving, for any reward module."""
+"""What is worth watching or saving, for any module."""
 
 from .checkpoint_io import AtomicCheckpointIO
 from .crowd_calibration import CrowdCalibration
 from .general_preference import GeneralPreference
 from .language_model_writer import LanguageModelWriter
+from .merge_trace import MergeTrace
 from .prototype_map import PrototypeMap
 from .recovery_report import RecoveryReport
 from .reward_watch import RewardWatch
@@ -18,6 +19,7 @@ __all__ = [
     "CrowdCalibration",
     "GeneralPreference",
     "LanguageModelWriter",
+    "MergeTrace",
     "PrototypeMap",
     "RecoveryReport",
     "RewardWatch",

@@ -5,6 +5,13 @@ from .crowd import NUM_BINS, SMALLEST_PROBABILITY, Bin, CrowdTable, crowd_table,
 from .distribution import StrengthHistogram
 from .diversity import Diversity, response_diversity
 from .estimate import Estimate, bootstrap, bootstrap_means, bootstrap_sums, percentile_interval
+from .expert_weights import (
+    ExpertWeights,
+    TracedResponse,
+    WeightShare,
+    expert_weights_table,
+    response_weights,
+)
 from .member_correlation import MemberCorrelation
 from .paired import crossed_estimates
 from .preference import TIE, PreferenceMetrics, log_loss, outcomes, within_prompts
@@ -34,6 +41,7 @@ __all__ = [
     "ErrorPrediction",
     "Estimate",
     "Example",
+    "ExpertWeights",
     "Extremes",
     "JudgedColumns",
     "Measure",
@@ -46,12 +54,14 @@ __all__ = [
     "StrengthHistogram",
     "StrengthRow",
     "StrengthSummary",
+    "TracedResponse",
     "TradeOff",
     "TradeOffNames",
     "TradeOffStart",
     "UserAccuracy",
     "UserSummary",
     "VoteAgreement",
+    "WeightShare",
     "WinRate",
     "WinRates",
     "average_win_rates",
@@ -62,6 +72,7 @@ __all__ = [
     "crossed_estimates",
     "crowd_table",
     "error_predictions",
+    "expert_weights_table",
     "item_outcomes",
     "item_values",
     "log_loss",
@@ -71,6 +82,7 @@ __all__ = [
     "percentile_interval",
     "principal_plane",
     "response_diversity",
+    "response_weights",
     "reward_verdicts",
     "sign_flip_test",
     "strength_summary",
