@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from pluralign.datamodules.prompts import PromptDataModule
 from pluralign.datamodules.votes import members_digest
-from pluralign.inference import ResponseFile, write_responses
+from pluralign.inference import ResponseFile, response_printer, write_responses
 from pluralign.models.base import BaseModule
 from pluralign.models.responding import RespondingModule
 
@@ -132,11 +132,7 @@ def _steps(cli: GenerateCLI, file: ResponseFile, split: str) -> Iterator[tuple[s
     """Answer a split; progress after every batch."""
     options, data = cli.options, cli.datamodule
     batches = data.batches(split, batch_size=1 if options.stream else None)
-    streamer = None
-    if options.stream:
-        from transformers import TextStreamer
-
-        streamer = TextStreamer(data.tokenizer.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = response_printer(data.tokenizer.tokenizer) if options.stream else None
     done, total = 0, len(data.table(split))
     for number in write_responses(
         cli.model,

@@ -1,7 +1,7 @@
 """What runs a module over data, with or without a trainer: embedding, voting, what a policy writes, and its rewards."""
 
 from .embedding import Embedder, embed_features, embed_missing
-from .responding import ResponseFile, write_responses
+from .responding import ResponseFile, response_printer, write_responses
 from .rewards import CheckpointReward, ModuleReward
 from .trl_reward import TRLReward
 from .voting import (
@@ -27,5 +27,6 @@ __all__ = [
     "embed_missing",
     "gather_votes",
     "member_ballots",
+    "response_printer",
     "write_responses",
 ]
