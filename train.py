@@ -26,6 +26,7 @@ VERBS = {
     "validate": Verb("measure a model on the validation split", "trainer:validate"),
     "test": Verb("measure a model on the test split", "trainer:test"),
     "predict": Verb("score the responses of the predict split, into a file", "predict:predict"),
+    "generate": Verb("write a policy's responses to prompts and preferences", "generate:generate"),
     "stages": Verb("run a chain of fits, each from the weights of the one before", "stages:stages"),
     "members": Verb("train the members of an ensemble, a fit of its own for each", "members:members"),
     "members join": Verb("put the members of an ensemble into one checkpoint", "members_join:join"),

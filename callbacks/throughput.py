@@ -1,21 +1,25 @@
-"""Throughput: pairs and real tokens per second, and the share of padding."""
+"""Throughput: pairs (or items) and real tokens per second, and the share of padding."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
 
-from pluralign.datamodules.batch import PreferenceBatch
 from pluralign.datamodules.checks import check_range
 
 __all__ = ["Throughput"]
+
+COUNTED = ("comparisons", "response_row", "id")
+"""What is counted of a batch: the first that it has."""
 
 
 class Throughput(L.Callback):
     """Log training speed to the progress bar and the logger, without waiting for the device.
 
     ``pairs/s`` counts comparisons (responses where there are none) of this rank, ``tokens/s`` tokens that are
-    not padding, ``padding`` is the share of the row cells that are. Each value covers the steps since the last one,
+    not padding, ``padding`` is the share of the row cells that are. Of batches of prompts ``items/s`` counts the items alone:
+    how many tokens there will be is not known before a policy has answered. Each value covers the steps since the last one,
     across epochs; the time between two batches, loading included, belongs to the later one, and that of validation
     to none.
     """
@@ -33,6 +37,7 @@ class Throughput(L.Callback):
         self.every_n_steps = every_n_steps
         self._started: float | None = None
         self._training = False
+        self._unit = "pairs"
         self._reset()
 
     def _reset(self) -> None:
@@ -75,20 +80,20 @@ class Throughput(L.Callback):
         trainer: L.Trainer,
         pl_module: L.LightningModule,
         outputs: Any,  # noqa: ANN401  Lightning's type
-        batch: PreferenceBatch,
+        batch: Mapping[str, Any],
         batch_idx: int,
     ) -> None:
         """Count the batch and log when it is time."""
-        counted = batch["comparisons"] if "comparisons" in batch else batch["response_row"]
         self._steps += 1
-        self._pairs += len(counted)
+        self._unit = "items" if "plain_ids" in batch else "pairs"
+        self._pairs += len(next(batch[key] for key in COUNTED if key in batch))
         if "row_lengths" in batch:  # a batch made by hand may leave it out
             self._tokens += sum(batch["row_lengths"])
             self._cells += batch["input_ids"].numel()
         if self._steps < self.every_n_steps:
             return
         self._pause()
-        values = {"pairs/s": self._pairs / self._seconds}
+        values = {f"{self._unit}/s": self._pairs / self._seconds}
         if self._cells:
             values |= {"tokens/s": self._tokens / self._seconds, "padding": 1 - self._tokens / self._cells}
         pl_module.log_dict(

@@ -6,8 +6,8 @@ A generated part stands between two marks::
     <!-- generated: NAME -->
     <!-- end -->
 
-NAME is a table (``methods``, ``data modules``, ``callbacks``, ``commands``, ``columns``, ``shared settings``,
-``settings of methods``) or one entry of a table: a class's name, or ``pluralign`` and a verb. Every entry has a page; one
+NAME is a table (``methods``, ``data modules``, ``callbacks``, ``commands``, ``columns``, ``shared settings``, ``settings of
+prompts``, ``settings of methods``) or one entry of a table: a class's name, or ``pluralign`` and a verb. Every entry has a page; one
 that is missing is made. What stands outside the marks is written by hand and stays.
 """
 
@@ -36,6 +36,7 @@ import pluralign.datamodules
 import pluralign.models
 from pluralign.datamodules.columns import COLUMNS
 from pluralign.datamodules.prepared import PreparedData
+from pluralign.datamodules.prompts import PromptDataModule
 from pluralign.models.base import BaseModule
 from pluralign.train import VERBS
 
@@ -256,14 +257,18 @@ def command_entry(name: str, summary: str) -> Entry:
 
 def entries() -> dict[str, list[Entry]]:
     """Everything that has a page, by the name of its table."""
-    base = inspect.signature(PreparedData.__init__).parameters
+    bases = {base: inspect.signature(base.__init__).parameters for base in (PreparedData, PromptDataModule)}
+
+    def shared(thing: type) -> Mapping[str, inspect.Parameter]:
+        return next((settings for base, settings in bases.items() if issubclass(thing, base)), {})
+
     return {
         "methods": [
             class_entry(thing, "methods", {})
             for thing in concrete(pluralign.models, L.LightningModule).values()
         ],
         "data modules": [
-            class_entry(thing, "data_sets", base, sys.modules[thing.__module__].__doc__ or "")
+            class_entry(thing, "data_sets", shared(thing), sys.modules[thing.__module__].__doc__ or "")
             for thing in concrete(pluralign.datamodules, L.LightningDataModule).values()
         ],
         "callbacks": [
@@ -310,6 +315,7 @@ def sections(of_tables: Mapping[str, list[Entry]]) -> dict[str, Callable[[Path],
         **{name: partial(linked, rows, name.removesuffix("s")) for name, rows in of_tables.items()},
         "columns": anywhere(columns()),
         "shared settings": anywhere(settings(PreparedData, {})),
+        "settings of prompts": anywhere(settings(PromptDataModule, {})),
         "settings of methods": anywhere(settings(BaseModule, {})),
         **{row.name: anywhere(row.text) for rows in of_tables.values() for row in rows},
     }

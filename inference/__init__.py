@@ -11,17 +11,11 @@ from .judging import (
     pair_verdicts,
     words_of,
 )
+from .responding import ResponseFile, write_responses
 from .responses import JoinedResponses, PairedResponse, WrittenResponse, join_responses, read_responses
 from .rewards import CheckpointReward, ModuleReward
 from .trl_reward import TRLReward
-from .voting import (
-    Ballots,
-    SplitVotes,
-    cast_votes,
-    check_votes,
-    gather_votes,
-    member_ballots,
-)
+from .voting import Ballots, SplitVotes, cast_votes, check_votes, gather_votes, member_ballots
 
 __all__ = [
     "OVERALL",
@@ -33,6 +27,7 @@ __all__ = [
     "JudgeOfCriteria",
     "ModuleReward",
     "PairedResponse",
+    "ResponseFile",
     "RewardJudge",
     "SplitVotes",
     "TRLReward",
@@ -49,4 +44,5 @@ __all__ = [
     "pair_verdicts",
     "read_responses",
     "words_of",
+    "write_responses",
 ]

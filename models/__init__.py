@@ -1,5 +1,6 @@
 """One LightningModule per method, over one shared core."""
 
+from .autoregressive_rm import AutoregressiveRM
 from .backbone import Backbone, BackboneConfig, BackboneOutput, LoRAConfig, RewardHead, StoredFeatures
 from .base import BaseModule
 from .bradley_terry import BradleyTerryRM
@@ -9,6 +10,7 @@ from .ensemble_vote import ContrastiveRM, EnsembleVoteRM, MetaRM
 from .generation import Generated, LanguageModelSource, TokenSource, generate
 from .pal import PAL, FewShotCurve, UserAccuracy, few_shot_curve, user_accuracy
 from .pcm import PCM, AdapterExperts, BlackBoxExperts, ExpertPool, ExpertsConfig, ModelExperts
+from .policy import PolicyTuner
 from .relative import RolloutModule
 from .responding import RespondingModule
 from .restored import restored_module
@@ -20,6 +22,7 @@ __all__ = [
     "PAL",
     "PCM",
     "AdapterExperts",
+    "AutoregressiveRM",
     "Backbone",
     "BackboneConfig",
     "BackboneOutput",
@@ -37,6 +40,7 @@ __all__ = [
     "LoRAConfig",
     "MetaRM",
     "ModelExperts",
+    "PolicyTuner",
     "RespondingModule",
     "RewardHead",
     "RewardModule",

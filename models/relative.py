@@ -111,7 +111,7 @@ class RolloutModule(RespondingModule, ABC):
         self.check_learning()
         _ = self.prompt_source
         if isinstance(self.lr_schedulers(), torch.optim.lr_scheduler.ReduceLROnPlateau):
-            raise ValueError(
+            raise TypeError(
                 f"{type(self).__name__} steps its scheduler after every optimiser step: take another than a plateau one"
             )
         trainer = self.trainer

@@ -50,6 +50,7 @@ class AdapterExperts(ExpertPool):
         super().__init__()
         check_choices(ExpertsConfig, decoding=decoding)
         self.network, self.decoding = model.requires_grad_(False), decoding
+        object.__setattr__(self, "host", model)  # once among the submodules
         self.vocab_size = model.config.get_text_config().vocab_size
         self.names = ()
         self.table = FactorTable()

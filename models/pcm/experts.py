@@ -7,7 +7,7 @@ is run by expert number ``expert[r]``; :data:`BASE` is the network beneath adapt
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from pluralign.datamodules.checks import check_choices
 
 from ..backbone import BackboneConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["BASE", "ExpertPool", "ExpertRun", "ExpertsConfig"]
 
@@ -62,11 +65,8 @@ class ExpertsConfig:
             raise ValueError(
                 "experts.base is the network beneath adapters, and experts.models has none: leave it out"
             )
-        for name in ("lora", "quantization") if self.base is not None else ():
-            if name == "lora" and self.base is not None and self.base.lora is not None:
-                raise ValueError(
-                    "experts.base is frozen, beneath experts.adapters: leave out experts.base.lora"
-                )
+        if self.base is not None and self.base.lora is not None:
+            raise ValueError("experts.base is frozen, beneath experts.adapters: leave out experts.base.lora")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -108,12 +108,20 @@ class ExpertPool(nn.Module, ABC):
     Attributes:
         names: Of the n experts, in the order of their numbers.
         vocab_size: V.
+        has_base: Whether rows may be run by :data:`BASE`.
+        host: A network of this vocabulary, which transformers' ``generate`` is called on; None where there is none.
+        digests: What tells each expert's files from others', by name; empty for experts that were not made from files.
     """
 
     names: tuple[str, ...]
     vocab_size: int
     has_base = False
-    """Whether rows may be run by :data:`BASE`."""
+    host: "PreTrainedModel | None" = None
+
+    def __init__(self) -> None:
+        """Begin without digests."""
+        super().__init__()
+        self.digests: dict[str, str] = {}
 
     def train(self, mode: bool = True) -> "ExpertPool":
         """Stay in evaluation mode: dropout of an expert would make its log-probabilities another's."""

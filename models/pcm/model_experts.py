@@ -39,6 +39,7 @@ class ModelExperts(ExpertPool):
         self.names = tuple(models)
         self.vocab_size = next(iter(sizes.values()))
         self.networks = nn.ModuleList([model.requires_grad_(False) for model in models.values()])
+        object.__setattr__(self, "host", self.networks[0])  # once among the submodules
         self.eval()
 
     def start(self, input_ids: Tensor, attention_mask: Tensor, expert: Sequence[int]) -> ExpertRun:

@@ -17,7 +17,7 @@ from ..rollouts import Rollouts
 from .baselines import Baseline, Merging, merging_of
 from .control import ControlHead
 from .experts import ExpertPool, ExpertsConfig
-from .pools import expert_digests, load_pool
+from .pools import digests, load_pool
 from .responses import MixtureModule
 
 __all__ = ["PCM"]
@@ -173,7 +173,7 @@ class PCM(MixtureModule):
     def digests(self) -> dict[str, str]:
         """What tells the experts' files from others, by name; nothing of a pool that was set by hand."""
         if self._digests is None:
-            self._digests = {} if self.experts_config is None else expert_digests(self.experts_config)
+            self._digests = {} if self.experts_config is None else digests(self.experts_config)
         return self._digests
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,17 +1,17 @@
 """Experts in one pass: in each adapted layer, one low-rank product for the rows of all experts.
 
-The factors of the experts that a run has rows for stand one below the other, down (R, in) and up (R, out) with R the sum of their
+The factors of the experts that a run has rows for stand one below the other, down (R, in) and up (out, R) with R the sum of their
 ranks; a mask (M, R) leaves each row the part of its own expert, or nothing of it:
 
-.. math:: y_m = W x_m + \\sum_r U_r \\, \\mu_{m r} \\, (D x_m)_r
+.. math:: y_m = W x_m + U \\, (\\mu_m \\odot D x_m)
 
-Two products for all experts are cheaper than two for each, although a row's parts of other experts are computed and dropped: R is
-small against the layer. Factors of their own for each row, as in a batched product, would be read once for each row.
+Two small products for all experts are cheaper than two for each, although a row's parts of the other experts are computed and
+dropped, and than factors of its own for each row, which would be read once for each row instead of once.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,19 @@ if TYPE_CHECKING:
 
 __all__ = ["StackedExperts", "StackedLinear"]
 
-ROWS_MULTIPLE = 4
-"""Rows of a step on the CPU, up to which a product costs what it costs for fewer."""
+FEW_ROWS = 4
+"""Rows up to which a product with weights costs on the CPU what it costs for fewer; batches are filled up to a multiple."""
+
+
+class Added(NamedTuple):
+    """What one layer adds to the rows of a run."""
+
+    down: Tensor
+    """(R, in)."""
+    up: Tensor
+    """(out, R)."""
+    mask: Tensor
+    """(M, 1, R)."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,7 @@ class Selection:
 
     Attributes:
         down: (R, in) of each layer; None where no expert of the run adapts it.
-        up: (R, out) of each layer.
+        up: (out, R) of each layer.
         columns: Of each layer, whose each of the R columns is.
         expert: (M,) int64: whose each row is.
         masks: (M, 1, R) of each kind of columns: 1 where row and column are one expert's.
@@ -50,6 +61,11 @@ class Selection:
     def factors(self) -> list[Tensor]:
         """All that are there."""
         return [part for part in (*self.down, *self.up) if part is not None]
+
+    def of_layer(self, place: int) -> "Added | None":
+        """What one layer adds; None for nothing."""
+        down, up = self.down[place], self.up[place]
+        return None if down is None or up is None else Added(down, up, self.masks[self.columns[place]])
 
     def of_rows(self, expert: Tensor) -> "Selection":
         """The same factors for rows of these experts, (M,) int64."""
@@ -97,24 +113,45 @@ class StackedLinear(nn.Module):
         Raises:
             ValueError: If inputs are not those of the run's rows.
         """
-        result: Tensor = self.base_layer(inputs)
         selection = self.active.selection
-        if selection is None or not selection.columns[self.place]:
-            return result
-        down, up, mask = (
-            selection.down[self.place],
-            selection.up[self.place],
-            selection.masks[selection.columns[self.place]],
-        )
-        assert down is not None and up is not None  # as there are columns
-        if inputs.ndim != 3 or len(inputs) != len(mask):
+        added = None if selection is None else selection.of_layer(self.place)
+        if added is not None and (inputs.ndim != 3 or len(inputs) != len(added.mask)):
             raise ValueError(
-                f"{self.name} reads {tuple(inputs.shape)} where {len(mask)} rows are run: which row is whose cannot be told; set "
-                "experts.decoding=sequential"
+                f"{self.name} reads {tuple(inputs.shape)} where {len(added.mask)} rows are run: which row is whose cannot be told; "
+                "set experts.decoding=sequential"
             )
-        hidden = nn.functional.linear(inputs, down) * mask
-        flat = torch.addmm(result.flatten(0, 1), hidden.flatten(0, 1), up)
-        return flat.view_as(result)
+        if self._is_quick_turned(inputs):
+            return self._turned(inputs, added)
+        result: Tensor = self.base_layer(inputs)
+        if added is None:
+            return result
+        hidden = nn.functional.linear(inputs, added.down) * added.mask
+        return torch.addmm(result.flatten(0, 1), hidden.flatten(0, 1), added.up.T).view_as(result)
+
+    def _is_quick_turned(self, inputs: Tensor) -> bool:
+        """Whether W x with rows as columns is quicker than x W: on the CPU, a few rows with the usual layout of weights."""
+        return (
+            inputs.device.type == "cpu"
+            and inputs.dtype == torch.float32
+            and type(self.base_layer) is nn.Linear
+            and 1 < inputs.numel() // inputs.shape[-1] <= FEW_ROWS
+        )
+
+    def _turned(self, inputs: Tensor, added: "Added | None") -> Tensor:
+        """The same with rows as columns: weights are then read once and at the speed of memory."""
+        layer = self.base_layer
+        assert isinstance(layer, nn.Linear)  # the caller looked
+        columns = inputs.flatten(0, -2).T
+        if layer.bias is None:
+            result = torch.mm(layer.weight, columns)
+        else:
+            result = torch.addmm(layer.bias[:, None], layer.weight, columns)
+        if added is not None:
+            hidden = (
+                torch.mm(added.down, columns) * added.mask.expand(-1, inputs.shape[1], -1).flatten(0, 1).T
+            )
+            result = torch.addmm(result, added.up, hidden)
+        return result.T.contiguous().view(*inputs.shape[:-1], -1)
 
 
 class FactorTable(nn.Module):
@@ -156,7 +193,7 @@ class FactorTable(nn.Module):
             chosen.columns.append(tuple(number for number in those for _ in range(self.ranks[number][name])))
             pairs = [self.of(number, name) for number in those]
             chosen.down.append(torch.cat([pair.down for pair in pairs]) if pairs else None)
-            chosen.up.append(torch.cat([pair.up.T for pair in pairs]) if pairs else None)
+            chosen.up.append(torch.cat([pair.up for pair in pairs], dim=1) if pairs else None)
         return chosen
 
 
@@ -177,6 +214,15 @@ class StackedExperts:
         self.network, self.table, self.active = model, table, Active()
         self.layers: dict[str, StackedLinear] = {}
         self._last: tuple[tuple[int, ...], Selection] | None = None
+        head = model.get_output_embeddings()
+        for name in [name for name, part in model.named_modules() if part is head]:
+            self._wrap(name)  # the largest product of a step, adapted or not
+
+    def _wrap(self, name: str) -> None:
+        layer = StackedLinear(self.network.get_submodule(name), name, len(self.layers), self.active)
+        parent, _, attribute = name.rpartition(".")
+        setattr(self.network.get_submodule(parent), attribute, layer.eval())
+        self.layers[name] = layer
 
     def add(self, factors: LayerFactors) -> None:
         """Add one adapter of given factors.
@@ -186,10 +232,7 @@ class StackedExperts:
         """
         for name in factors:
             if name not in self.layers:
-                layer = StackedLinear(self.network.get_submodule(name), name, len(self.layers), self.active)
-                parent, _, attribute = name.rpartition(".")
-                setattr(self.network.get_submodule(parent), attribute, layer.eval())
-                self.layers[name] = layer
+                self._wrap(name)
         self.table.add(factors, next(self.network.parameters()).new_empty((), dtype=self.network.dtype))
         self._last = None
 
@@ -213,7 +256,7 @@ class StackedExperts:
 
     def start(self, input_ids: Tensor, attention_mask: Tensor, expert: Sequence[int]) -> ExpertRun:
         """As pools have it."""
-        multiple = ROWS_MULTIPLE if input_ids.device.type == "cpu" else 1
+        multiple = FEW_ROWS if input_ids.device.type == "cpu" else 1
         network = _StackedRows(self, expert)
         return CachedRows(self.network, network, input_ids, attention_mask, multiple=multiple)
 

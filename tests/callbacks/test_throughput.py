@@ -136,6 +136,21 @@ def test_responses_count_where_nothing_is_compared(clock):
     assert module.logged == {"train/pairs/s": 1.5}, "and feature batches have no tokens"
 
 
+def test_items_count_where_batches_are_prompts(clock):
+    class Module:
+        logged = None
+
+        def log_dict(self, values, **settings):
+            self.logged = values
+
+    callback, module = Throughput(every_n_steps=1), Module()
+    callback.on_train_start(None, module)
+    clock.now += 2
+    prompts = {"id": ["a", "b", "c"], "plain_ids": [[1], [2], [3]]}
+    callback.on_train_batch_end(None, module, None, prompts, 0)
+    assert module.logged == {"train/items/s": 1.5}
+
+
 def test_a_second_run_begins_anew(trainer, module, data, clock):
     callback, watch = Throughput(every_n_steps=4), Watch(clock)
     for steps in (3, 4):

@@ -1,5 +1,11 @@
 """TRL's way to call a reward: keywords alone, messages or text, columns beside what else it gives."""
 
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -75,3 +81,24 @@ def test_what_trl_would_leave_out_is_refused(bad):
     short = TRLReward(lambda prompts, responses, columns: [1.0], name="mine")
     with pytest.raises(ValueError, match="mine gave 1 rewards for 2 completions"):
         short(prompts=["a", "b"], completions=["c", "d"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="needs the extra trl")
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_a_policy_of_trl_learns_what_each_user_likes(method):
+    script = Path(__file__).parents[2] / "benchmarks" / "trl_policy.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--method", method, "--steps", "40"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    before, after = result["before"], result["after"]
+    for user in ("ann", "bob"):
+        assert after[f"{user}_letter"] > before[f"{user}_letter"] + 0.2
+        assert after[f"{user}_own_reward"] > before[f"{user}_own_reward"] + 5
+        assert after[f"{user}_own_reward"] > after[f"{user}_other_reward"]

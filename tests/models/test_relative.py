@@ -1,5 +1,7 @@
 """The engine of rounds, on a policy small enough to be looked through: one table of logits for every place of a response."""
 
+from typing import ClassVar
+
 import lightning as L
 import pytest
 import torch
@@ -18,7 +20,7 @@ class Prompts(L.LightningDataModule):
 
     name = "prompts"
     dimensions = ("likes.threes", "likes.fours")
-    axes = {"likes": ("threes", "fours")}
+    axes: ClassVar = {"likes": ("threes", "fours")}
     pad_id, end_id = 0, END
 
     def text_format(self):
@@ -116,7 +118,7 @@ def module():
 
 @pytest.fixture
 def fit(tmp_path):
-    def run(module, data=None, **settings):
+    def run(module, data=None, path=None, **settings):
         trainer = L.Trainer(
             default_root_dir=tmp_path,
             accelerator="cpu",
@@ -126,7 +128,7 @@ def fit(tmp_path):
             enable_checkpointing=settings.pop("enable_checkpointing", False),
             **{"max_epochs": 1, "limit_val_batches": 0, **settings},
         )
-        trainer.fit(module, datamodule=data or Prompts(), ckpt_path=settings.get("ckpt_path"))
+        trainer.fit(module, datamodule=data or Prompts(), ckpt_path=path, weights_only=True)
         return trainer
 
     return run
@@ -221,11 +223,11 @@ def test_a_run_goes_on_as_if_it_had_not_been_interrupted(module, fit, tmp_path):
     whole = module()
     fit(whole, max_epochs=2)
     half = module()
-    trainer = fit(half, max_epochs=1, enable_checkpointing=True)
+    trainer = fit(half, max_epochs=1)
     path = tmp_path / "half.ckpt"
     trainer.save_checkpoint(path)
     resumed = module()
-    fit(resumed, max_epochs=2, ckpt_path=path)
+    fit(resumed, path=path, max_epochs=2)
     assert int(resumed.num_rounds) == int(whole.num_rounds) == 4
     assert torch.equal(resumed.logits, whole.logits)
 
@@ -237,11 +239,11 @@ def test_rewards_are_no_hyperparameters(module):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"num_samples": 1}, "num_samples must be >= 2"),
-        ({"eta": 0.0}, "eta must be > 0"),
-        ({"temperature": 0.0}, "temperature must be > 0"),
+        ({"num_samples": 1}, "num_samples must be finite and >= 2"),
+        ({"eta": 0.0}, "eta must be finite and > 0"),
+        ({"temperature": 0.0}, "temperature must be finite and > 0"),
         ({"reference": "best"}, "reference"),
-        ({"max_grad_norm": 0.0}, "max_grad_norm must be > 0"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm must be finite and > 0"),
     ],
 )
 def test_settings_off_range(module, settings, words):
@@ -250,10 +252,10 @@ def test_settings_off_range(module, settings, words):
 
 
 def test_a_fit_without_rewards_or_prompts_says_what_to_set(module, fit):
-    with pytest.raises(ValueError, match="set model.rewards"):
+    with pytest.raises(ValueError, match=r"set model\.rewards"):
         fit(module(rewards=None))
     loaders = L.LightningDataModule()
-    loaders.train_dataloader = Prompts().train_dataloader
+    loaders.train_dataloader = loaders.val_dataloader = Prompts().train_dataloader
     with pytest.raises(TypeError, match="use a data module of prompts"):
         fit(module(), loaders)
 

@@ -9,8 +9,12 @@ from pluralign.callbacks import MergeTrace
 from .conftest import DIMENSIONS
 
 
+def brevity(prompts, responses, columns):
+    return [-float(len(response)) for response in responses]
+
+
 def test_a_validation_shows_what_was_written(pcm, prompts, trainer, tmp_path):
-    module, data = pcm(), prompts()
+    module, data = pcm(rewards={"brevity": brevity}, reference="none"), prompts()
     runner = trainer(MergeTrace(str(tmp_path / "trace"), num_responses=2), max_epochs=-1)
     runner.validate(module, data, verbose=False)
     content = json.loads((tmp_path / "trace" / "val_step000000.json").read_text())
