@@ -21,6 +21,7 @@ from .ideal import (
     token_window_mean,
 )
 from .imitation import ImitationLoss, imitation_loss, response_nll, token_nll
+from .merging import forward_kl_mixture, geometric_mixture, linear_mixture
 from .pairwise import (
     BradleyTerryLoss,
     DavidsonLoss,
@@ -83,11 +84,14 @@ __all__ = [
     "categorical_wasserstein",
     "davidson_loss",
     "difference_views",
+    "forward_kl_mixture",
+    "geometric_mixture",
     "hinge_loss",
     "ideal_point_cross_entropy",
     "ideal_point_loss",
     "ideal_point_reward",
     "imitation_loss",
+    "linear_mixture",
     "mixture_log_prob",
     "norm_bound_loss",
     "pair_views",

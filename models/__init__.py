@@ -1,5 +1,6 @@
 """One LightningModule per method, over one shared core."""
 
+from .autoregressive_rm import AutoregressiveRM
 from .backbone import Backbone, BackboneConfig, BackboneOutput, LoRAConfig, RewardHead, StoredFeatures
 from .base import BaseModule
 from .bradley_terry import BradleyTerryRM
@@ -12,6 +13,7 @@ from .reward import RewardModule
 __all__ = [
     "DPRM",
     "PAL",
+    "AutoregressiveRM",
     "Backbone",
     "BackboneConfig",
     "BackboneOutput",
