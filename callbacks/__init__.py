@@ -1,8 +1,9 @@
-"""What is worth watching or saving, for any reward module."""
+"""What is worth watching or saving, for any module."""
 
 from .checkpoint_io import AtomicCheckpointIO
 from .crowd_calibration import CrowdCalibration
 from .general_preference import GeneralPreference
+from .merge_trace import MergeTrace
 from .prototype_map import PrototypeMap
 from .recovery_report import RecoveryReport
 from .reward_writer import RewardWriter
@@ -15,6 +16,7 @@ __all__ = [
     "AtomicCheckpointIO",
     "CrowdCalibration",
     "GeneralPreference",
+    "MergeTrace",
     "PrototypeMap",
     "RecoveryReport",
     "RewardWriter",

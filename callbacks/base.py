@@ -41,6 +41,7 @@ class Finding(Generic[Whole]):
         path: Where its files go, without their endings.
         entry: Its numbers by name, with ``step``, as they stand in the history.
         drawn: Endings of the pictures that there are of it.
+        written: Endings of the other files that there are of it.
     """
 
     whole: Whole
@@ -49,6 +50,7 @@ class Finding(Generic[Whole]):
     path: Path
     entry: dict[str, float]
     drawn: tuple[str, ...] = ()
+    written: tuple[str, ...] = ("json",)
 
     @property
     def title(self) -> str:
@@ -57,8 +59,8 @@ class Finding(Generic[Whole]):
 
     def print_files(self, console: Console, what: str) -> None:
         """Say where the file is, and the pictures if there are any."""
-        endings = [f".{ending}" for ending in ("json", *self.drawn)]
-        listed = " and ".join([", ".join(endings[:-1]), endings[-1]] if self.drawn else endings)
+        endings = [f".{ending}" for ending in (*self.written, *self.drawn)]
+        listed = " and ".join([", ".join(endings[:-1]), endings[-1]] if len(endings) > 1 else endings)
         console.print(f"{what}: {self.path}{listed}", soft_wrap=True, highlight=False, markup=False)
 
 
@@ -153,6 +155,13 @@ class Report(L.Callback, ABC, Generic[Whole]):
     def content(self, finding: Finding[Whole]) -> dict[str, object] | None:
         """Plain values for the JSON file; None for no file."""
         return None
+
+    def page(self, finding: Finding[Whole]) -> str | None:
+        """The HTML page; None for none."""
+        return None
+
+    def finished(self, finding: Finding[Whole]) -> None:
+        """What to do once all files of a finding are there."""
 
     def draws_now(self, trainer: L.Trainer, stage: str) -> bool:
         """Whether the picture is drawn at once; otherwise when the report is printed."""
@@ -266,6 +275,10 @@ class Report(L.Callback, ABC, Generic[Whole]):
         if content is not None:
             text = json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False)
             finding.path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+        page = self.page(finding)
+        if page is not None:
+            finding.path.with_suffix(".html").write_text(page, encoding="utf-8")
+            finding.written = (*finding.written, "html")
 
     def _draw(self, trainer: L.Trainer, finding: Finding[Whole]) -> None:
         """Draw it for the run's folder and for the loggers."""
@@ -275,6 +288,7 @@ class Report(L.Callback, ABC, Generic[Whole]):
         save_picture(figure, finding.path, self.formats)
         log_picture(trainer.loggers, f"{finding.stage}/{Path(self.folder).name}", figure, finding.step)
         finding.drawn = self.formats
+        self.finished(finding)
 
     def _report(self, trainer: L.Trainer, verb: str) -> None:
         finding = self._last

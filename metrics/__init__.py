@@ -3,7 +3,15 @@
 from .agreement import PairAgreement, VoteAgreement, best_accuracy, pair_agreement, vote_agreement
 from .crowd import NUM_BINS, SMALLEST_PROBABILITY, Bin, CrowdTable, crowd_table, item_values
 from .distribution import StrengthHistogram
+from .diversity import Diversity, response_diversity
 from .estimate import Estimate, bootstrap, bootstrap_means, bootstrap_sums, percentile_interval
+from .expert_weights import (
+    ExpertWeights,
+    TracedResponse,
+    WeightShare,
+    expert_weights_table,
+    response_weights,
+)
 from .member_correlation import MemberCorrelation
 from .paired import crossed_estimates
 from .preference import TIE, PreferenceMetrics, log_loss, outcomes, within_prompts
@@ -12,6 +20,16 @@ from .strength import StrengthGroup, StrengthRow, StrengthSummary, strength_summ
 from .trade_off import JudgedColumns, Measure, TradeOff, TradeOffNames, TradeOffStart, trade_off_summary
 from .uncertainty import ErrorPrediction, error_predictions
 from .users import UserAccuracy, UserSummary, user_margin_accuracy, user_summary
+from .win_rate import (
+    WinRate,
+    WinRates,
+    average_win_rates,
+    item_outcomes,
+    outcome_rate,
+    reward_verdicts,
+    sign_flip_test,
+    win_rates,
+)
 
 __all__ = [
     "NUM_BINS",
@@ -19,9 +37,11 @@ __all__ = [
     "TIE",
     "Bin",
     "CrowdTable",
+    "Diversity",
     "ErrorPrediction",
     "Estimate",
     "Example",
+    "ExpertWeights",
     "Extremes",
     "JudgedColumns",
     "Measure",
@@ -34,12 +54,17 @@ __all__ = [
     "StrengthHistogram",
     "StrengthRow",
     "StrengthSummary",
+    "TracedResponse",
     "TradeOff",
     "TradeOffNames",
     "TradeOffStart",
     "UserAccuracy",
     "UserSummary",
     "VoteAgreement",
+    "WeightShare",
+    "WinRate",
+    "WinRates",
+    "average_win_rates",
     "best_accuracy",
     "bootstrap",
     "bootstrap_means",
@@ -47,16 +72,24 @@ __all__ = [
     "crossed_estimates",
     "crowd_table",
     "error_predictions",
+    "expert_weights_table",
+    "item_outcomes",
     "item_values",
     "log_loss",
+    "outcome_rate",
     "outcomes",
     "pair_agreement",
     "percentile_interval",
     "principal_plane",
+    "response_diversity",
+    "response_weights",
+    "reward_verdicts",
+    "sign_flip_test",
     "strength_summary",
     "trade_off_summary",
     "user_margin_accuracy",
     "user_summary",
     "vote_agreement",
+    "win_rates",
     "within_prompts",
 ]

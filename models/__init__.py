@@ -7,28 +7,51 @@ from .bradley_terry import BradleyTerryRM
 from .customized import CustomizedRM
 from .dprm import DPRM
 from .ensemble_vote import ContrastiveRM, EnsembleVoteRM, MetaRM
+from .generation import Generated, LanguageModelSource, TokenSource, generate
 from .pal import PAL, FewShotCurve, UserAccuracy, few_shot_curve, user_accuracy
+from .pcm import PCM, AdapterExperts, BlackBoxExperts, ExpertPool, ExpertsConfig, ModelExperts
+from .policy import PolicyTuner
+from .relative import RolloutModule
+from .responding import RespondingModule
+from .restored import restored_module
 from .reward import RewardModule
+from .rollouts import Rollouts, RolloutStore
 
 __all__ = [
     "DPRM",
     "PAL",
+    "PCM",
+    "AdapterExperts",
     "AutoregressiveRM",
     "Backbone",
     "BackboneConfig",
     "BackboneOutput",
     "BaseModule",
+    "BlackBoxExperts",
     "BradleyTerryRM",
     "ContrastiveRM",
     "CustomizedRM",
     "EnsembleVoteRM",
+    "ExpertPool",
+    "ExpertsConfig",
     "FewShotCurve",
+    "Generated",
+    "LanguageModelSource",
     "LoRAConfig",
     "MetaRM",
+    "ModelExperts",
+    "PolicyTuner",
+    "RespondingModule",
     "RewardHead",
     "RewardModule",
+    "RolloutModule",
+    "RolloutStore",
+    "Rollouts",
     "StoredFeatures",
+    "TokenSource",
     "UserAccuracy",
     "few_shot_curve",
+    "generate",
+    "restored_module",
     "user_accuracy",
 ]

@@ -1,4 +1,4 @@
-"""Where initial weights come from: another run's checkpoint, read as plain values."""
+"""Another run's checkpoint, read as plain values."""
 
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,28 +14,32 @@ def begins(name: str, start: str) -> bool:
     return name == start or name.startswith(f"{start}.")
 
 
-def check_file(path: str) -> None:
-    """Raise ``FileNotFoundError`` unless there is such a file."""
+def check_file(path: str, setting: str = "init_from") -> None:
+    """Raise ``FileNotFoundError`` unless there is such a file; ``setting`` is what names it."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"init_from names {path!r}, which is no file")
+        raise FileNotFoundError(f"{setting} names {path!r}, which is no file")
 
 
-def read_checkpoint(path: str) -> dict[str, Any]:
+def read_checkpoint(path: str, setting: str = "init_from") -> dict[str, Any]:
     """A checkpoint's plain values.
+
+    Args:
+        path: The file.
+        setting: What names it, for messages.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no checkpoint, ends in the middle, or holds more than plain values.
     """
-    check_file(path)
+    check_file(path, setting)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, OSError) as error:  # OSError: a file that was cut off
         size = Path(path).stat().st_size
         raise ValueError(
-            f"init_from={path!r} is no checkpoint of plain values, or not all of one ({size:,} bytes): {error}"
+            f"{setting}={path!r} is no checkpoint of plain values, or not all of one ({size:,} bytes): {error}"
         ) from error
     states = content.get("state_dict") if isinstance(content, dict) else None
     if states is None:
-        raise ValueError(f"init_from={path!r} holds no state_dict, so it is no checkpoint of a run")
+        raise ValueError(f"{setting}={path!r} holds no state_dict, so it is no checkpoint of a run")
     return {**content, "state_dict": dict(states)}

@@ -80,7 +80,7 @@ class SavedModule(HostModule):
         return averages.average_weights(trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave frozen weights out; keep the text format, and what the run needs to go on, beside the rest."""
+        """Leave frozen weights out; keep class and text format, and what the run needs to go on, beside the rest."""
         if "optimizer_states" not in checkpoint:
             checkpoint["state_dict"] = self._averaged_weights() or checkpoint["state_dict"]
         absent = self._absent_keys()
@@ -94,7 +94,8 @@ class SavedModule(HostModule):
         for state in averages.states_of_callbacks(checkpoint):
             state["average_model_state"] = saved(state["average_model_state"])
         kept = checkpoint.setdefault("pluralign", {})
-        kept |= {"version": __version__, "text_format": self.text_format}
+        name = f"{type(self).__module__}.{type(self).__qualname__}"
+        kept |= {"version": __version__, "text_format": self.text_format, "class_path": name}
         whole = any(name.startswith("backbone.") for name in self.state_dict()) and not absent
         if self.backbone_config.name is not None and not whole:
             kept["base"] = self.base_identity()

@@ -234,7 +234,7 @@ class BaseModule(SavedModule):
             self._check_start()
         self.check_data(self.data)
         current = self._data_format()
-        if changes := self._format_changes(current):
+        if changes := self.format_changes(current):
             rank_zero_info(f"text format: {changes}")
         self.text_format = current or self.text_format
 
@@ -270,13 +270,20 @@ class BaseModule(SavedModule):
         return None if data is None else data.text_format()
 
     def _check_format(self) -> None:
-        if changes := self._format_changes(self._data_format()):
+        if changes := self.format_changes(self._data_format()):
             raise ValueError(
                 f"the text format differs from the one this model was trained with ({changes}); set data.text alike"
             )
 
-    def _format_changes(self, current: TextFormat | None) -> str:
-        """What differs from the stored format; the digest stands for the tokenizer, wherever it lies."""
+    def format_changes(self, current: TextFormat | None) -> str:
+        """What differs from the stored format, for a message; the digest stands for the tokenizer, wherever it lies.
+
+        Args:
+            current: Another format; None for one that is not known.
+
+        Returns:
+            Each difference; empty if there is none, or one of the formats is not known.
+        """
         stored = self.text_format
         if stored is None or not current:
             return ""

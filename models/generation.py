@@ -4,7 +4,6 @@ A :class:`TokenSource` says how likely each next token is; :func:`generate` choo
 of transformers, and drops rows that have ended.
 """
 
-import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+
+from ._generation_settings import preparation, settled, stop_strings_criterion
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -28,33 +29,6 @@ if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
 
 __all__ = ["Generated", "LanguageModelSource", "TokenSource", "evaluating", "generate"]
-
-REFUSED = {
-    "num_beams": (1, "each row goes its one way: there are no beams"),
-    "num_beam_groups": (1, "each row goes its one way: there are no beams"),
-    "num_return_sequences": (
-        1,
-        "repeat the rows of the prompts instead, as many times as responses are wanted",
-    ),
-    "constraints": (None, "it works by beams"),
-    "force_words_ids": (None, "it works by beams"),
-    "prompt_lookup_num_tokens": (None, "assisted decoding is not offered"),
-    "assistant_early_exit": (None, "assisted decoding is not offered"),
-    "use_mtp": (False, "assisted decoding is not offered"),
-    "penalty_alpha": (0, "contrastive search is not offered"),
-    "dola_layers": (None, "it reads layers of a network, and a source gives log-probabilities alone"),
-    "guidance_scale": (1, "it runs a network of its own beside the source"),
-    "token_healing": (False, "it changes prompts that the source has read"),
-    "max_length": (None, "it counts padding: set max_new_tokens instead"),
-    "use_cache": (True, "the source keeps its own cache"),
-    "cache_implementation": (None, "the source keeps its own cache"),
-    "return_dict_in_generate": (False, "the result is always tokens, lengths and log-probabilities"),
-    "output_scores": (False, "the result is always tokens, lengths and log-probabilities"),
-    "output_logits": (False, "the result is always tokens, lengths and log-probabilities"),
-    "output_attentions": (False, "the result is always tokens, lengths and log-probabilities"),
-    "output_hidden_states": (False, "the result is always tokens, lengths and log-probabilities"),
-}
-"""Settings of transformers that cannot act here: the value that means nothing (None always does), and why or what instead."""
 
 
 class TokenSource(Protocol):
@@ -264,13 +238,13 @@ def generate(
     from transformers import LogitsProcessorList, StoppingCriteriaList
 
     check_prompts(input_ids, attention_mask)
-    settings = _settled(config, host)
+    settings = settled(config, host)
     criteria = StoppingCriteriaList(stopping_criteria or [])
     if settings.stop_strings is not None:
-        criteria.append(_stop_strings(settings, tokenizer))
+        criteria.append(stop_strings_criterion(settings, tokenizer))
     loop = _Loop(source, settings, generator, streamer)
     with evaluating(host, source.model if isinstance(source, LanguageModelSource) else None):
-        _preparation(host).generate(
+        preparation(host).generate(
             input_ids,
             attention_mask=attention_mask,
             generation_config=settings,
@@ -279,71 +253,6 @@ def generate(
             custom_generate=loop,
         )
     return loop.generated()
-
-
-def _settled(config: "GenerationConfig", host: "PreTrainedModel | PeftModel | None") -> "GenerationConfig":
-    """A copy in which what is not set is off and special tokens are known.
-
-    Raises:
-        ValueError: If it asks for what is not offered, or does not say how many tokens at most.
-    """
-    for name, (neutral, reason) in REFUSED.items():
-        value = getattr(config, name, None)
-        if value is not None and value != neutral:
-            raise ValueError(f"the generation configuration sets {name}={value!r}, and {reason}")
-    if config.max_new_tokens is None or config.max_new_tokens < 1:
-        raise ValueError(
-            f"the generation configuration must set max_new_tokens to 1 or more, got {config.max_new_tokens}"
-        )
-    settled = copy.deepcopy(config)
-    settled.use_cache = False  # the source has its own
-    if config.do_sample and config.top_k is None:
-        settled.top_k = 0  # transformers keeps the 50 best otherwise
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if getattr(settled, name) is None and host is not None and host.generation_config is not None:
-            setattr(settled, name, getattr(host.generation_config, name))
-    if isinstance(settled.eos_token_id, int):
-        settled.eos_token_id = [settled.eos_token_id]
-    if settled.pad_token_id is None:
-        settled.pad_token_id = settled.eos_token_id[0] if settled.eos_token_id else 0
-    settled.eos_token_id = settled.eos_token_id or None
-    return settled
-
-
-def _stop_strings(
-    settings: "GenerationConfig", tokenizer: "PreTrainedTokenizerBase | None"
-) -> "StoppingCriteria":
-    """The criterion of ``stop_strings``, taken out of the settings: transformers loses the tokenizer on a callable's way."""
-    from transformers import StopStringCriteria
-
-    if tokenizer is None:
-        raise ValueError(f"stop_strings={settings.stop_strings!r} need a tokenizer: pass tokenizer=")
-    criterion = StopStringCriteria(tokenizer, settings.stop_strings)
-    settings.stop_strings = None
-    return criterion
-
-
-def _preparation(host: "PreTrainedModel | PeftModel | None") -> "GenerationMixin":
-    """What prepares processors and criteria as transformers does, of the host's vocabulary, and has no weights.
-
-    The host's own ``generate`` would fill in its generation configuration, make a cache that nobody reads and, in a PEFT
-    wrapper, switch adapters.
-    """
-    from transformers import GenerationConfig, GenerationMixin, PretrainedConfig
-
-    class Preparation(GenerationMixin):
-        """A network for :meth:`generate` as far as it looks before the loop."""
-
-        main_input_name = "input_ids"
-        device = torch.device("cpu") if host is None else host.device
-        config = PretrainedConfig() if host is None else host.config.get_text_config(decoder=True)
-        generation_config = GenerationConfig()
-
-        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-            """Never called."""
-            raise NotImplementedError
-
-    return Preparation()
 
 
 class _Loop:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -109,6 +110,10 @@ class RolloutModule(RespondingModule, ABC):
         super().on_fit_start()
         self.check_learning()
         _ = self.prompt_source
+        if isinstance(self.lr_schedulers(), torch.optim.lr_scheduler.ReduceLROnPlateau):
+            raise TypeError(
+                f"{type(self).__name__} steps its scheduler after every optimiser step: take another than a plateau one"
+            )
         trainer = self.trainer
         folder = Path(self.rollout_dir or Path(trainer.log_dir or trainer.default_root_dir) / FOLDER)
         self._store = RolloutStore(folder, self.description())
@@ -171,7 +176,7 @@ class RolloutModule(RespondingModule, ABC):
         reward = rated(rollouts)
         square = (reward[first] - reward[second]).square().mean().to(self.device)
         if self.trainer.world_size > 1:
-            square = self.trainer.strategy.reduce(square, reduce_op="mean")  # type: ignore[assignment]
+            square = torch.as_tensor(self.trainer.strategy.reduce(square, reduce_op="mean"))
         spread = square.sqrt()
         memory = SPREAD_MEMORY if int(self.num_rounds) and float(self.spread) > 0 else 0.0
         self.spread.copy_(memory * self.spread + (1 - memory) * spread)
@@ -200,17 +205,16 @@ class RolloutModule(RespondingModule, ABC):
         return loss if added is None else loss + added
 
     def _update(self, part: Rollouts, eta: float) -> Tensor:
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "step")  # there is one
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        assert isinstance(optimizer, LightningOptimizer)  # as configure_optimizers made it
         loss = self.relative_loss(part, eta)
-        optimizer.zero_grad()  # type: ignore[union-attr]
+        optimizer.zero_grad()
         self.manual_backward(loss)
         if self.max_grad_norm is not None:
-            self.clip_gradients(optimizer, self.max_grad_norm, "norm")  # type: ignore[arg-type]
-        optimizer.step()  # type: ignore[union-attr]
-        scheduler = self.lr_schedulers()
-        if scheduler is not None:
-            scheduler.step()  # type: ignore[union-attr, call-arg]
+            self.clip_gradients(optimizer.optimizer, self.max_grad_norm, "norm")
+        optimizer.step()
+        if isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler):  # a plateau scheduler was refused
+            scheduler.step()
         return loss.detach()
 
 

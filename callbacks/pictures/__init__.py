@@ -1,6 +1,7 @@
 """Pictures: each draws what a callback found, and collects nothing itself."""
 
 from .crowd import draw_crowd_table
+from .merge_trace import draw_merge_trace, expert_color
 from .prototypes import draw_prototype_table
 from .recovery import draw_recovery
 from .strength import draw_strengths
@@ -11,9 +12,11 @@ __all__ = [
     "PictureFormat",
     "TradeOffCurve",
     "draw_crowd_table",
+    "draw_merge_trace",
     "draw_prototype_table",
     "draw_recovery",
     "draw_strengths",
+    "expert_color",
     "log_picture",
     "save_picture",
     "shortened",

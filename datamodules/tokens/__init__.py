@@ -18,7 +18,7 @@ from .rows import (
     without_prompt,
 )
 from .table import CHUNK, RecordTable, lengths
-from .text import RecordTokenizer, byte_tokenizer
+from .text import RecordTokenizer, TokenizedRecord, byte_tokenizer
 from .views import ComparisonView
 from .words import VOCABULARY, word_tokenizer
 
@@ -41,6 +41,7 @@ __all__ = [
     "TextConfig",
     "TokenRow",
     "TokenTable",
+    "TokenizedRecord",
     "TreatedComparisons",
     "byte_tokenizer",
     "cache_damage",

@@ -1,9 +1,10 @@
 """How text becomes tokens: the settings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import date
-from typing import Literal
+from typing import Any, Literal, Self
 
+from ..batch import TextFormat
 from ..checks import check_choices
 
 __all__ = ["BYTE", "WORDS", "TextConfig"]
@@ -73,3 +74,21 @@ class TextConfig:
             date.fromisoformat(self.date)
         except ValueError:
             raise ValueError(f"date must be an ISO day such as 2024-07-26, got {self.date!r}") from None
+
+    @classmethod
+    def of_format(cls, description: TextFormat, *, tokenizer: str | None = None) -> Self:
+        """The settings that a settled format was made of, as a checkpoint keeps it.
+
+        Whether they give the same tokens today is to be compared: a tokenizer's name may stand for another one now.
+
+        Args:
+            description: What :meth:`RecordTokenizer.fingerprint` says.
+            tokenizer: Name or folder of the tokenizer now; None for that of then.
+        """
+        names = {each.name for each in fields(cls)}
+        settings: dict[str, Any] = {name: value for name, value in description.items() if name in names}
+        if ignored := settings.get("ignored_message_keys"):
+            settings["ignored_message_keys"] = tuple(str(ignored).split(", "))
+        if tokenizer is not None:
+            settings |= {"tokenizer": tokenizer, "revision": None}
+        return cls(**settings)

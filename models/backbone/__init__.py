@@ -4,7 +4,7 @@ from .dropout import attention_drops, dropout_rates, with_attention_dropout, wit
 from .head import RewardHead
 from .kinds import views_differ
 from .language_model import save_language_model
-from .loading import BackboneConfig, configured_positions, network_config
+from .loading import BackboneConfig, configured_positions, load_model, network_config
 from .lora import LoRAConfig, added_keys, renamed
 from .network import Backbone, BackboneOutput
 from .rows import repeat
@@ -23,6 +23,7 @@ __all__ = [
     "attention_drops",
     "configured_positions",
     "dropout_rates",
+    "load_model",
     "network_config",
     "renamed",
     "repeat",

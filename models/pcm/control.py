@@ -24,7 +24,7 @@ class LeftRows(NamedTuple):
     mask: Tensor
     """(N, L) int64: 1 on tokens."""
 
-    def __getitem__(self, index: Tensor) -> "LeftRows":  # type: ignore[override]
+    def take(self, index: Tensor) -> "LeftRows":
         """Some of the rows."""
         return LeftRows(self.ids.index_select(0, index), self.mask.index_select(0, index))
 

@@ -91,7 +91,7 @@ class ByControl(Weigher):
 
     def weights(self, base_states: Tensor | None) -> Tensor:
         """A softmax over the experts that take part."""
-        return self.head(self.run.states).masked_fill(~self.members, -torch.inf).softmax(-1)
+        return _shares(self.head(self.run.states), self.members)
 
     def advance(self, tokens: Tensor) -> None:
         """Read on."""
@@ -120,11 +120,16 @@ class ByStates(Weigher):
     def weights(self, base_states: Tensor | None) -> Tensor:
         """A softmax over the experts that take part."""
         assert base_states is not None  # the mixture has the base run
-        return self.head(base_states).masked_fill(~self.members, -torch.inf).softmax(-1)
+        return _shares(self.head(base_states), self.members)
 
     def keep(self, rows: Tensor) -> None:
         """Go on with some rows alone."""
         self.members = self.members[rows]
+
+
+def _shares(logits: Tensor, members: Tensor) -> Tensor:
+    """Weights on the simplex of the experts that take part."""
+    return logits.masked_fill(~members, -torch.inf).softmax(-1)
 
 
 class _Step(NamedTuple):

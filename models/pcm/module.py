@@ -2,29 +2,23 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
+from typing import Any, ClassVar, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from pluralign.datamodules.checks import check_choices, check_range
-from pluralign.datamodules.prompt_batch import PromptBatch
 from pluralign.losses import mixture_log_prob
 
 from .._response_rows import response_rows
 from ..backbone import Backbone, BackboneConfig, without_dropout
-from ..generation import evaluating, generate
-from ..relative import RolloutModule, RolloutSettings
+from ..relative import RolloutSettings
 from ..rollouts import Rollouts
 from .baselines import Baseline, Merging, merging_of
-from .control import ControlHead, ControlRun, LeftRows, with_poles
-from .experts import BASE, ExpertPool, ExpertsConfig
-from .mixture import ByControl, ByStates, Constant, MixtureSource, SingleSource, Weigher
-from .pools import load_pool
-
-if TYPE_CHECKING:
-    from transformers import GenerationConfig
-    from transformers.generation.streamers import BaseStreamer
+from .control import ControlHead
+from .experts import ExpertPool, ExpertsConfig
+from .pools import digests, load_pool
+from .responses import MixtureModule
 
 __all__ = ["PCM"]
 
@@ -32,7 +26,7 @@ EXPERTS = "experts."
 """What names of the experts' weights begin with; they come from the experts' own files."""
 
 
-class PCM(RolloutModule):
+class PCM(MixtureModule):
     r"""Preference control model: experts' next-token probabilities in a convex combination that a small network chooses.
 
     .. math:: \pi(y_t) = \sum_i \alpha_i(x, y_{<t}, \xi) \, p_i(y_t), \qquad \alpha = \mathrm{softmax}(z)
@@ -106,7 +100,10 @@ class PCM(RolloutModule):
         self.experts: ExpertPool | None = None
         self.head: ControlHead | None = None
         self.static: nn.Parameter | None = None
-        self._first_pole = 0
+        self.expert_names: tuple[str, ...] = ()
+        self.first_pole = 0
+        self._digests: dict[str, str] | None = None
+        self.soups: dict[tuple[int, ...], int] = {}
         if self.on_base and not self.backbone_config.frozen:
             raise ValueError(
                 "experts.base is null, so that the experts are adapters over model.backbone, which must be frozen: set "
@@ -119,12 +116,6 @@ class PCM(RolloutModule):
                 "preference_as='tokens' adds rows to the control network's embeddings, which must be trained whole: leave out "
                 "backbone.frozen and backbone.lora, or use preference_as='text'"
             )
-
-    @property
-    def on_base(self) -> bool:
-        """Whether the weights are a head on the states of the experts' base."""
-        config = self.experts_config
-        return config is not None and bool(config.adapters) and config.base is None
 
     # Parts ---------------------------------------------------------------------------------------------
 
@@ -144,10 +135,10 @@ class PCM(RolloutModule):
                 )
             base = backbone.language_model() if self.on_base else None
             self.experts = load_pool(config, base)
-        self.backbone = backbone
-        number = len(self.experts.names)
+        self.backbone, self.expert_names = backbone, self.experts.names
+        number = len(self.expert_names)
         if self.preference_as == "tokens":
-            self._first_pole = self._add_poles(backbone, number)
+            self.first_pole = self._add_poles(backbone, number)
         self.head = ControlHead(backbone.hidden_size, number)
         if self.merging.weights == "static":
             self.static = nn.Parameter(torch.zeros(number, number))
@@ -175,19 +166,35 @@ class PCM(RolloutModule):
         backbone.vocab_size = first + number
         return first
 
-    def pool(self) -> ExpertPool:
-        """The experts, once they are there.
-
-        Raises:
-            RuntimeError: If ``configure_model`` has not run.
-        """
-        if self.experts is None:
-            raise RuntimeError("PCM has no experts yet: call configure_model(), or let a Trainer do it")
-        return self.experts
-
     def saved_keys(self) -> set[str]:
         """All but what the experts' own files hold."""
         return {name for name in super().saved_keys() if not name.startswith(EXPERTS)}
+
+    def digests(self) -> dict[str, str]:
+        """What tells the experts' files from others, by name; nothing of a pool that was set by hand."""
+        if self._digests is None:
+            self._digests = {} if self.experts_config is None else digests(self.experts_config)
+        return self._digests
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep which experts they are, beside what every module keeps."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["pluralign"]["experts"] = self.digests()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take back what a checkpoint keeps.
+
+        Raises:
+            ValueError: If the experts' files are others than it was trained with.
+        """
+        super().on_load_checkpoint(checkpoint)
+        kept, now = checkpoint.get("pluralign", {}).get("experts", {}), self.digests()
+        other = sorted(name for name in {*kept, *now} if kept.get(name) != now.get(name))
+        if other and kept and now:
+            raise ValueError(
+                f"the checkpoint's weights are for other experts: {', '.join(other)} differ in their files or names; set "
+                "model.experts as it was in training"
+            )
 
     def check_learning(self) -> None:
         """Make sure that there is something to learn."""
@@ -204,7 +211,7 @@ class PCM(RolloutModule):
     def description(self) -> dict[str, object]:
         """What decides the responses of a round beside weights, items and seed."""
         config = self.experts_config
-        experts = None if config is None else {"prompts": config.prompts, "files": self.pool().digests}
+        experts = None if config is None else {"prompts": config.prompts, "files": self.digests()}
         return {**super().description(), "experts": experts, "baseline": self.baseline}
 
     def measures(self, rollouts: Rollouts) -> dict[str, Tensor]:
@@ -213,199 +220,6 @@ class PCM(RolloutModule):
             return {}
         entropy = torch.special.entr(rollouts.token_values["weights"]).sum(-1)
         return {"weight_entropy": (entropy.sum() / rollouts.lengths.sum()).cpu()}
-
-    # Who takes part --------------------------------------------------------------------------------------
-
-    def members(self, batch: PromptBatch) -> Tensor:
-        """Which experts take part in each item, (N, n) bool.
-
-        Raises:
-            ValueError: If an item asks for a dimension that no expert is called as.
-        """
-        names, dimensions = self.pool().names, self.prompt_source.dimensions
-        number, device = len(batch["id"]), batch["input_ids"].device
-        of_dimension = [dimensions.index(name) if name in dimensions else -1 for name in names]
-        wanted = batch.get("wanted")
-        if wanted is None or not set(of_dimension) - {-1}:
-            return torch.ones(number, len(names), dtype=torch.bool, device=device)
-        lacking = [name for name in dimensions if name not in names]
-        if lacking:
-            index = torch.tensor([dimensions.index(name) for name in lacking], device=device)
-            if bool(wanted[:, index].any()):
-                raise ValueError(
-                    f"items ask for {', '.join(lacking)}, and no expert is called so; experts: {', '.join(names)}: name each "
-                    "expert in model.experts as the dimension it is for, or leave the dimension out of data.axes"
-                )
-        column = torch.tensor(of_dimension, device=device)
-        return torch.where(column >= 0, wanted[:, column.clamp_min(0)], True)
-
-    def control_rows(self, batch: PromptBatch) -> LeftRows:
-        """What the control network reads before the responses."""
-        if self.preference_as == "text":
-            return LeftRows(batch["input_ids"], batch["attention_mask"])
-        plain = LeftRows(batch["plain_ids"], batch["plain_mask"])
-        return with_poles(plain, self.members(batch), self._first_pole)
-
-    def expert_rows(self, batch: PromptBatch, item: Tensor, expert: Tensor) -> LeftRows:
-        """Prompts of experts, (M,) each: an item, and the expert that reads it."""
-        config = self.experts_config
-        told = "own" if config is None else config.prompts
-        if told == "none":
-            return LeftRows(batch["plain_ids"], batch["plain_mask"])[item]
-        if told == "all":
-            return LeftRows(batch["input_ids"], batch["attention_mask"])[item]
-        dimensions = self.prompt_source.dimensions
-        place = [dimensions.index(name) if name in dimensions else -1 for name in self.pool().names]
-        column = torch.tensor(place, device=item.device)[expert]
-        if "own_ids" not in batch or bool((column < 0).any()):
-            raise ValueError(
-                "experts.prompts='own' tells each expert of the dimension that it is called as, and "
-                f"{', '.join(n for n, p in zip(self.pool().names, place, strict=True) if p < 0) or 'the data'} has none: use "
-                "experts.prompts='none' or 'all'"
-            )
-        return LeftRows(batch["own_ids"][item, column], batch["own_mask"][item, column])
-
-    # Responses -----------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def respond(
-        self,
-        batch: PromptBatch,
-        *,
-        num_samples: int = 1,
-        sample: bool = False,
-        generator: torch.Generator | None = None,
-        config: "GenerationConfig | None" = None,
-        streamer: "BaseStreamer | None" = None,
-    ) -> Rollouts:
-        """Write responses; see the base class. ``token_values`` has the weights, and what each expert said of every token."""
-        item = torch.arange(len(batch["id"]), device=batch["input_ids"].device).repeat_interleave(num_samples)
-        temperature = self.temperature if sample and config is None else 1.0
-        source: MixtureSource | SingleSource
-        merging = self.merging
-        if merging.soup is not None:
-            source = SingleSource(
-                self.pool(), self._told(batch, item), self._soups(batch, merging.soup)[item], temperature
-            )
-        elif merging.weights == "base":
-            source = self._base_source(batch, item, temperature)
-        else:
-            source = self._mixture(batch, item, temperature)
-        return self._written(source, batch, item, sample, generator, config, streamer)
-
-    def reference_answers(self, batch: PromptBatch) -> Rollouts:
-        """Likeliest answers of the base, told all of the preference; where there is no base, of the uniform mixture."""
-        item = torch.arange(len(batch["id"]), device=batch["input_ids"].device)
-        source: MixtureSource | SingleSource
-        if self.pool().has_base:
-            source = self._base_source(batch, item, 1.0)
-        else:
-            source = self._mixture(batch, item, 1.0, merging_of("uniform", "linear", None))
-        return self._written(source, batch, item, False, None, None, None)
-
-    def _told(self, batch: PromptBatch, item: Tensor) -> LeftRows:
-        """Prompts that say all of the preference."""
-        return LeftRows(batch["input_ids"], batch["attention_mask"])[item]
-
-    def _base_source(self, batch: PromptBatch, item: Tensor, temperature: float) -> SingleSource:
-        if not self.pool().has_base:
-            raise ValueError(
-                f"baseline={self.baseline!r} needs a base, and whole models have none: use adapters over one"
-            )
-        return SingleSource(self.pool(), self._told(batch, item), torch.full_like(item, BASE), temperature)
-
-    def _mixture(
-        self, batch: PromptBatch, item: Tensor, temperature: float, merging: Merging | None = None
-    ) -> MixtureSource:
-        merging = merging or self.merging
-        members = self.members(batch)[item]
-        if merging.given:
-            given = torch.tensor(
-                [merging.given.get(name, 0.0) for name in self.pool().names], device=item.device
-            )
-            members = (members & (given > 0)) if merging.weights == "fixed" else members
-            if not bool(members.any(1).all()):
-                raise ValueError(
-                    f"baseline={self.baseline!r}: none of expert_weights ({', '.join(merging.given)}) takes part in some item"
-                )
-        by_states = merging.weights == "control" and self.on_base
-        with_base = by_states or merging.mixing == "forward_kl" or merging.base_too
-        return MixtureSource(
-            self.pool(),
-            members,
-            lambda row, expert: self.expert_rows(batch, item[row], expert),
-            lambda: self._weigher(batch, item, members, merging),
-            mixing=merging.mixing,
-            temperature=temperature,
-            base_prompts=self._told(batch, item) if with_base else None,
-            base_weight=1.0 if merging.base_too else None,
-            keep_states=by_states,
-        )
-
-    def _weigher(self, batch: PromptBatch, item: Tensor, members: Tensor, merging: Merging) -> Weigher:
-        assert self.head is not None  # built with the experts
-        if merging.weights == "control":
-            if self.on_base:
-                return ByStates(self.head, members)
-            backbone = self.backbone
-            assert isinstance(backbone, Backbone)  # likewise
-            return ByControl(ControlRun(backbone, self.control_rows(batch)[item]), self.head, members)
-        if merging.weights == "static":
-            return Constant(self._static_logits(members).masked_fill(~members, -torch.inf).softmax(-1))
-        if merging.given:
-            given = torch.tensor(
-                [merging.given.get(name, 0.0) for name in self.pool().names], device=item.device
-            )
-            weights = torch.where(members, given, 0.0)
-            return Constant(
-                weights if merging.mixing == "geometric" else weights / weights.sum(1, keepdim=True)
-            )
-        return Constant(members / members.sum(1, keepdim=True))
-
-    def _static_logits(self, members: Tensor) -> Tensor:
-        """Logits that depend on who takes part alone, (S, n)."""
-        assert self.static is not None  # built for this baseline
-        return members.to(self.static.dtype) @ self.static
-
-    def _written(
-        self,
-        source: MixtureSource | SingleSource,
-        batch: PromptBatch,
-        item: Tensor,
-        sample: bool,
-        generator: torch.Generator | None,
-        config: "GenerationConfig | None",
-        streamer: "BaseStreamer | None",
-    ) -> Rollouts:
-        seen = self._told(batch, item)
-        with evaluating(self.backbone, self.head):
-            made = generate(
-                source,
-                self.pool().host,
-                seen.ids,
-                seen.mask,
-                config or self.decoding(sample),
-                generator=generator,
-                streamer=streamer,
-            )
-        values = source.token_values()
-        mask = torch.arange(made.tokens.shape[1], device=item.device) < made.lengths[:, None]
-        uniform = None
-        if "expert_log_prob" in values:
-            said = values["expert_log_prob"]
-            members = self.members(batch)[item].unsqueeze(1)
-            uniform = mixture_log_prob(torch.zeros_like(said), said, mask=members) * mask
-        return Rollouts(
-            prompts=batch,
-            item=item,
-            tokens=made.tokens,
-            lengths=made.lengths,
-            finished=made.finished,
-            log_prob=made.log_prob,
-            texts=self.texts_of(made.tokens, made.lengths),
-            reference_log_prob=uniform,
-            token_values=values,
-        )
 
     # Learning ------------------------------------------------------------------------------------------
 

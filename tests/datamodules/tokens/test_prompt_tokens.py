@@ -106,7 +106,9 @@ def test_a_template_without_a_generation_prompt_gets_the_opening_of_its_answers(
 def test_white_space_that_a_tokenizer_joins_with_a_word_is_left_to_the_response(tmp_path):
     merges = [("\u0120", "a"), ("\u0120", "P")]
     records, prompts = tokenizers(
-        tokenizer=save_tokenizer(tmp_path, merges=merges), prompt_format="Q: {text}\nA: ", response_format="{text}"
+        tokenizer=save_tokenizer(tmp_path, merges=merges),
+        prompt_format="Q: {text}\nA: ",
+        response_format="{text}",
     )
     (tokens,) = prompts([PromptText("Name a fruit.")], limit=None)
     assert text_of(records, tokens.ids) == "Q: Name a fruit.\nA:", "behind a lone blank no word begins"
@@ -127,7 +129,9 @@ def test_letters_of_a_prompt_are_never_left_to_the_response(tmp_path):
 
 @pytest.mark.skipif(not GPT2.is_dir(), reason="the GPT-2 vocabulary is not beside this checkout")
 def test_a_real_vocabulary():
-    records, prompts = tokenizers(tokenizer=str(GPT2), prompt_format="Q: {text}\nA: ", response_format="{text}")
+    records, prompts = tokenizers(
+        tokenizer=str(GPT2), prompt_format="Q: {text}\nA: ", response_format="{text}"
+    )
     (tokens,) = prompts([PromptText("Name a fruit.")], limit=None)
     assert text_of(records, tokens.ids) == "Q: Name a fruit.\nA:"
     expected, whole = of_record(records, "Name a fruit.", "Pear.", "Quince.")
