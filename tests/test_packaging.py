@@ -238,6 +238,8 @@ CONTRACTS = {
             "pluralign.losses",
             "pluralign.metrics",
             "pluralign.models.base",
+            "pluralign.models.responding",
+            "pluralign.models.rollouts",
             BATCH,
             CHECKS,
             COLUMNS,
