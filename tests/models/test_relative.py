@@ -223,7 +223,7 @@ def test_a_run_goes_on_as_if_it_had_not_been_interrupted(module, fit, tmp_path):
     whole = module()
     fit(whole, max_epochs=2)
     half = module()
-    trainer = fit(half, max_epochs=1, enable_checkpointing=True)
+    trainer = fit(half, max_epochs=1)
     path = tmp_path / "half.ckpt"
     trainer.save_checkpoint(path)
     resumed = module()
