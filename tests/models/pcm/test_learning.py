@@ -125,7 +125,7 @@ def test_a_checkpoint_of_other_experts_is_refused(pcm, prompts, trainer, tmp_pat
     fit.save_checkpoint(tmp_path / "pcm.ckpt")
     names = list(reversed(DIMENSIONS))
     swapped = {name: str(experts_folder / other) for name, other in zip(DIMENSIONS, names, strict=True)}
-    with pytest.raises(ValueError, match="the checkpoint's weights are for other experts: size.long"):
+    with pytest.raises(ValueError, match=r"the checkpoint's weights are for other experts: size\.long"):
         PCM.load_from_checkpoint(tmp_path / "pcm.ckpt", weights_only=True, experts=experts(adapters=swapped))
 
 
@@ -188,7 +188,7 @@ def test_backbones_that_cannot_be_what_they_are_asked_for(pcm, experts, tiny):
         "num_hidden_layers": 1,
         "num_attention_heads": 2,
     }
-    with pytest.raises(ValueError, match="set model.backbone to a causal network"):
+    with pytest.raises(ValueError, match=r"set model\.backbone to a causal network"):
         pcm(backbone={"config": {**bert, "intermediate_size": 16}}).configure_model()
 
 
