@@ -1,4 +1,4 @@
-rr"""Experts in one pass: in each adapted layer, one low-rank product for the rows of all experts.
+r"""Experts in one pass: in each adapted layer, one low-rank product for the rows of all experts.
 
 The factors of the experts that a run has rows for stand one below the other, down (R, in) and up (out, R) with R the sum of their
 ranks; a mask (M, R) leaves each row the part of its own expert, or nothing of it:
