@@ -14,7 +14,7 @@ import random
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import lightning as L
 import torch
@@ -22,6 +22,9 @@ import torch
 from pluralign.datamodules import LoaderConfig, LocalDataModule, TextConfig
 from pluralign.inference import CheckpointReward, TRLReward
 from pluralign.models import PAL, BackboneConfig
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 LETTERS = "abcdefgh"
 LIKED = {"ann": "a", "bob": "b"}
@@ -87,7 +90,7 @@ def reward_model(folder: Path, *, steps: int) -> str:
     return str(folder / "pal.ckpt")
 
 
-def policy() -> tuple[Any, Any]:
+def policy() -> tuple["LlamaForCausalLM", "PreTrainedTokenizerFast"]:
     """A language model of nothing but letters, and its tokenizer."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -103,7 +106,9 @@ def policy() -> tuple[Any, Any]:
 
 
 @torch.no_grad()
-def written(network: Any, tokenizer: Any, user: str, number: int = 64) -> list[str]:
+def written(
+    network: "LlamaForCausalLM", tokenizer: "PreTrainedTokenizerFast", user: str, number: int = 64
+) -> list[str]:
     """What the policy writes for a user, drawn."""
     network.eval()
     inputs = tokenizer([PROMPT.format(user=user)] * number, return_tensors="pt", return_token_type_ids=False)
@@ -127,7 +132,13 @@ def measured(reward: CheckpointReward, texts: dict[str, list[str]]) -> dict[str,
 
 
 def tuned(
-    network: Any, tokenizer: Any, reward: TRLReward, folder: Path, *, method: str, steps: int
+    network: "LlamaForCausalLM",
+    tokenizer: "PreTrainedTokenizerFast",
+    reward: TRLReward,
+    folder: Path,
+    *,
+    method: str,
+    steps: int,
 ) -> list[float]:
     """Tune the policy; the mean reward of each step that TRL has logged."""
     from datasets import Dataset

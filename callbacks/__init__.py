@@ -3,9 +3,11 @@
 from .checkpoint_io import AtomicCheckpointIO
 from .crowd_calibration import CrowdCalibration
 from .general_preference import GeneralPreference
+from .language_model_writer import LanguageModelWriter
 from .merge_trace import MergeTrace
 from .prototype_map import PrototypeMap
 from .recovery_report import RecoveryReport
+from .reward_watch import RewardWatch
 from .reward_writer import RewardWriter
 from .run_logger import RunLogger
 from .strength_report import StrengthReport
@@ -16,9 +18,11 @@ __all__ = [
     "AtomicCheckpointIO",
     "CrowdCalibration",
     "GeneralPreference",
+    "LanguageModelWriter",
     "MergeTrace",
     "PrototypeMap",
     "RecoveryReport",
+    "RewardWatch",
     "RewardWriter",
     "RunLogger",
     "StrengthReport",

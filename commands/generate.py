@@ -11,8 +11,9 @@ from typing import Any, ClassVar, Literal
 from lightning.pytorch.utilities import rank_zero_warn
 
 from pluralign.datamodules.prompts import PromptDataModule
+from pluralign.datamodules.text_data import TextData
 from pluralign.datamodules.votes import members_digest
-from pluralign.inference import ResponseFile, write_responses
+from pluralign.inference import ResponseFile, response_printer, write_responses
 from pluralign.models.base import BaseModule
 from pluralign.models.responding import RespondingModule
 
@@ -82,9 +83,19 @@ class GenerateCLI(TextCLI[GenerateOptions]):
     """The command line of a model that writes responses and of data that give prompts."""
 
     model_base: ClassVar[type[BaseModule]] = RespondingModule
-    data_base = PromptDataModule
-    model: RespondingModule
-    datamodule: PromptDataModule
+    data_base: ClassVar[type[TextData]] = PromptDataModule
+
+    @property
+    def policy(self) -> RespondingModule:
+        """The model."""
+        assert isinstance(self.model, RespondingModule)  # the parser took no other
+        return self.model
+
+    @property
+    def prompts(self) -> PromptDataModule:
+        """The data."""
+        assert isinstance(self.datamodule, PromptDataModule)  # likewise
+        return self.datamodule
 
 
 def generate(words: Sequence[str]) -> None:
@@ -101,12 +112,12 @@ def generate(words: Sequence[str]) -> None:
         description=generate.__doc__,
         options=GenerateOptions,
     )
-    options, data = cli.options, cli.datamodule
+    options, data = cli.options, cli.prompts
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         cli.fail(
             "it runs in one process, and WORLD_SIZE says that there are several: start it without torchrun or srun"
         )
-    split = options.split or next(name for name in STAGES if name in data.splits)
+    split: str = options.split or next(name for name in STAGES if name in data.splits)
     if split not in data.splits:
         cli.fail(f"{data.name} has no {split} split; it has {', '.join(data.splits)}: set --split")
     checkpoint = cli.config_init["ckpt_path"]
@@ -130,16 +141,12 @@ def generate(words: Sequence[str]) -> None:
 
 def _steps(cli: GenerateCLI, file: ResponseFile, split: str) -> Iterator[tuple[str, int, int]]:
     """Answer a split; progress after every batch."""
-    options, data = cli.options, cli.datamodule
+    options, data = cli.options, cli.prompts
     batches = data.batches(split, batch_size=1 if options.stream else None)
-    streamer = None
-    if options.stream:
-        from transformers import TextStreamer
-
-        streamer = TextStreamer(data.tokenizer.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = response_printer(data.tokenizer.tokenizer) if options.stream else None
     done, total = 0, len(data.table(split))
     for number in write_responses(
-        cli.model,
+        cli.policy,
         batches,
         file,
         num_samples=options.num_samples,
@@ -153,7 +160,7 @@ def _steps(cli: GenerateCLI, file: ResponseFile, split: str) -> Iterator[tuple[s
 
 def _loaded(cli: GenerateCLI, checkpoint: str | None) -> str:
     """Build the policy, with the weights of its checkpoint if it has one; what its responses are said to be written by."""
-    model, options = cli.model, cli.options
+    model, options = cli.policy, cli.options
     content: Mapping[str, Any] = {"state_dict": {}, "hyper_parameters": {}}
     if checkpoint:
         content = cli.trainer.strategy.checkpoint_io.load_checkpoint(checkpoint, weights_only=True)
@@ -174,8 +181,9 @@ def _loaded(cli: GenerateCLI, checkpoint: str | None) -> str:
         "sample": options.sample,
         "seed": options.seed if options.sample else None,
         "num_samples": options.num_samples,
-        "batch_size": cli.datamodule.loader.batch_size if options.sample and not options.stream else None,
+        "batch_size": cli.prompts.loader.batch_size if options.sample and not options.stream else None,
         "settings": settings,
+        "described": model.description(),
         "weights": members_digest([content]),
     }
     digest = hashlib.sha256(json.dumps(how, sort_keys=True, default=str).encode()).hexdigest()[:12]

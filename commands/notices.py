@@ -9,8 +9,7 @@ from typing import NamedTuple
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from pluralign.models import EnsembleVoteRM
-from pluralign.models.base import data_of
+from pluralign.models import EnsembleVoteRM, RespondingModule
 
 __all__ = ["Notices"]
 
@@ -59,15 +58,7 @@ class Notices(L.Callback):
         if not kept:
             _say(trainer, "no checkpoint was kept")
         elif self._config is not None and self._config.is_file():
-            data = data_of(trainer)
-            splits = () if data is None else data.splits
-            votes = isinstance(pl_module, EnsembleVoteRM) and len(pl_module.columns) > 1
-            verbs = [
-                *(["vote"] if votes else []),  # what an ensemble is for
-                "test" if "test" in splits else "validate",
-                *(["predict"] if "predict" in splits else []),
-            ]
-            for verb in verbs:
+            for verb in _next_verbs(trainer, pl_module):
                 _say(trainer, f"next: {_command(verb, self._config, kept[0].path)}")
 
     def on_exception(
@@ -79,6 +70,17 @@ class Notices(L.Callback):
             _say(
                 trainer, f"to go on from the last checkpoint: {_command('fit', self._config, kept[-1].path)}"
             )
+
+
+def _next_verbs(trainer: L.Trainer, module: L.LightningModule) -> list[str]:
+    """What is done with a checkpoint of a module."""
+    splits: tuple[str, ...] = getattr(trainer.datamodule, "splits", ())  # type: ignore[attr-defined]  # Lightning sets it
+    measure = "test" if "test" in splits else "validate"
+    if isinstance(module, RespondingModule):
+        return [measure, "generate"]
+    votes = isinstance(module, EnsembleVoteRM) and len(module.columns) > 1
+    # To vote is what an ensemble is for.
+    return [*(["vote"] if votes else []), measure, *(["predict"] if "predict" in splits else [])]
 
 
 def _kept(trainer: L.Trainer) -> list[Kept]:

@@ -52,6 +52,10 @@ class TextData(L.LightningDataModule):
             self._tokenizer = RecordTokenizer(replace(self.text, max_length=limit))
         return self._tokenizer
 
+    def save_tokenizer(self, folder: str | Path) -> None:
+        """Write the tokenizer in transformers' format."""
+        self.tokenizer.tokenizer.save_pretrained(str(folder))
+
     def text_format(self) -> TextFormat:
         """The settled text format; stored with every checkpoint, so that later scoring uses the same."""
         return self.tokenizer.fingerprint()

@@ -2,16 +2,16 @@
 
 from .embedding import Embedder, embed_features, embed_missing
 from .judging import (
-    OVERALL,
     Judge,
     JudgeOfCriteria,
+    OVERALL,
     RewardJudge,
     WordShare,
     criteria_of,
     pair_verdicts,
     words_of,
 )
-from .responding import ResponseFile, write_responses
+from .responding import ResponseFile, response_printer, write_responses
 from .responses import JoinedResponses, PairedResponse, WrittenResponse, join_responses, read_responses
 from .rewards import CheckpointReward, ModuleReward
 from .trl_reward import TRLReward
@@ -43,6 +43,7 @@ __all__ = [
     "member_ballots",
     "pair_verdicts",
     "read_responses",
+    "response_printer",
     "words_of",
     "write_responses",
 ]

@@ -16,9 +16,10 @@ from pluralign.models.responding import RespondingModule
 from pluralign.models.rollouts import Rollouts
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
     from transformers.generation.streamers import BaseStreamer
 
-__all__ = ["ResponseFile", "write_responses"]
+__all__ = ["ResponseFile", "response_printer", "write_responses"]
 
 FIELDS = ("id", "sample", "prompt", "preference", "response", "num_tokens", "finished", "source")
 """Fields of a line, besides the columns that the data have of its item."""
@@ -198,3 +199,10 @@ def _lines(rollouts: Rollouts, source: str) -> Iterator[Line]:
             "source": source,
             **{name: values[item] for name, values in columns.items()},
         }
+
+
+def response_printer(tokenizer: "PreTrainedTokenizerBase") -> "BaseStreamer":
+    """What prints a response while it is written, without its prompt, and a line's end behind it."""
+    from transformers import TextStreamer
+
+    return TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)

@@ -102,9 +102,6 @@ def preparation(host: "PreTrainedModel | PeftModel | None") -> Preparing:
         """A network as far as ``generate`` looks before the loop."""
 
         main_input_name = "input_ids"
-        base_model_prefix = ""
-        dtype = torch.float32
-        _is_stateful = False
         device = torch.device("cpu") if host is None else host.device
         config = PretrainedConfig() if host is None else host.config.get_text_config(decoder=True)
         generation_config = GenerationConfig()

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from multiprocessing.util import Finalize
+from pathlib import Path
 from typing import Any, ClassVar, TypedDict
 
 import lightning as L
@@ -18,7 +19,14 @@ from ._data_source import AdaptedData
 from ._extents import batch_extents, check_extents
 from ._initial_weights import check_file
 from ._saving import SavedModule
-from .backbone import Backbone, BackboneConfig, Several, StoredFeatures, configured_positions
+from .backbone import (
+    Backbone,
+    BackboneConfig,
+    Several,
+    StoredFeatures,
+    configured_positions,
+    save_language_model,
+)
 
 __all__ = ["BaseModule", "ModuleSettings", "data_of", "default_optimizer"]
 
@@ -187,6 +195,40 @@ class BaseModule(SavedModule):
             )
         states: Tensor = self.built_backbone()(batch["prompts"])
         return states
+
+    def save_language_model(
+        self, folder: str | Path, *, end_id: int | None = None, pad_id: int | None = None
+    ) -> None:
+        """Write the backbone's language model in transformers' format; of one with adapters these alone, in PEFT's.
+
+        Args:
+            folder: Made unless it is there.
+            end_id: What ends a response, for the folder's generation settings; None for those that the network came with.
+            pad_id: What pads.
+
+        Raises:
+            ValueError: If the module has no language-model head.
+            RuntimeError: If ``configure_model`` has not run.
+        """
+        save_language_model(self.language_backbone(), folder)
+        if end_id is not None and (Path(folder) / "generation_config.json").is_file():
+            from transformers import GenerationConfig
+
+            GenerationConfig(eos_token_id=end_id, pad_token_id=pad_id).save_pretrained(str(folder))
+
+    def language_backbone(self) -> Backbone:
+        """The backbone, with its language-model head.
+
+        Raises:
+            ValueError: If it has none.
+            RuntimeError: If ``configure_model`` has not run.
+        """
+        backbone = self.built_backbone()
+        if not isinstance(backbone, Backbone) or backbone.language_head is None:
+            raise ValueError(
+                f"{type(self).__name__} has no language-model head: what it trains is no language model that could be written"
+            )
+        return backbone
 
     # Stages --------------------------------------------------------------------------------------------
 

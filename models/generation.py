@@ -178,7 +178,12 @@ def check_prompts(input_ids: Tensor, attention_mask: Tensor) -> None:
 @contextmanager
 def evaluating(*networks: nn.Module | None) -> Iterator[None]:
     """Networks in evaluation mode, and afterwards each of their modules in the mode it was in; None is passed over."""
-    modes = [(module, module.training) for network in networks if network for module in network.modules()]
+    modes = [
+        (module, module.training)
+        for network in networks
+        if network is not None
+        for module in network.modules()
+    ]
     try:
         for module, _ in modes:
             module.training = False

@@ -105,11 +105,16 @@ class RolloutModule(RespondingModule, ABC):
         if not self.rewards:
             raise ValueError(f"{type(self).__name__} learns from rewards, and has none: set model.rewards")
 
+    def setup(self, stage: str) -> None:
+        """Make sure, before a fit, that there is something to learn, and prompts to learn from."""
+        super().setup(stage)
+        if stage == "fit":
+            self.check_learning()
+            _ = self.prompt_source
+
     def on_fit_start(self) -> None:
-        """Make sure that there is something to learn from, and open the folder of the rounds."""
+        """Open the folder of the rounds."""
         super().on_fit_start()
-        self.check_learning()
-        _ = self.prompt_source
         if isinstance(self.lr_schedulers(), torch.optim.lr_scheduler.ReduceLROnPlateau):
             raise TypeError(
                 f"{type(self).__name__} steps its scheduler after every optimiser step: take another than a plateau one"

@@ -135,8 +135,17 @@ class RespondingModule(BaseModule, ABC):
         return {}
 
     def description(self) -> dict[str, object]:
-        """What decides the responses of a round beside weights, items and seed."""
-        return {"max_new_tokens": self.max_new_tokens, "temperature": self.temperature, "seed": self.seed}
+        """What decides the responses of a round, and what is said of them, beside weights, items and seed."""
+        names = (
+            "max_new_tokens",
+            "temperature",
+            "seed",
+            "num_samples",
+            "reference",
+            "kl_weight",
+            "missing_end_reward",
+        )
+        return {**{name: getattr(self, name) for name in names}, "rewards": list(self.rewards)}
 
     # Data ----------------------------------------------------------------------------------------------
 
@@ -213,6 +222,11 @@ class RespondingModule(BaseModule, ABC):
     def _ratings(self, rollouts: Rollouts) -> Ratings:
         dimensions = self.prompt_source.dimensions
         return rate(self.rewards, rollouts.prompts, rollouts.item, rollouts.texts, dimensions)
+
+    def ratings_by(self, rewards: Mapping[str, RewardFunction], rollouts: Rollouts) -> Tensor:
+        """What other rewards than the module's own say of responses, (S, K) float32; NaN where one does not count."""
+        dimensions = self.prompt_source.dimensions
+        return rate(rewards, rollouts.prompts, rollouts.item, rollouts.texts, dimensions).scores
 
     def _named(self, scores: Tensor) -> dict[str, Tensor]:
         return dict(zip(self.rewards, scores.unbind(1), strict=True))

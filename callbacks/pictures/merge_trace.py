@@ -70,7 +70,9 @@ def draw_merge_trace(found: ExpertWeights, title: str) -> "Figure":
     heights = [HEAD + size + CHART + GAP for size in writing]
     height = TOP + legend + sum(heights) + 0.1
     figure = Figure(figsize=(WIDTH, height))
-    figure.text(EDGE / WIDTH, 1 - 0.12 / height, plain(_shown(title)), fontsize="medium", fontweight="bold", va="top")
+    figure.text(
+        EDGE / WIDTH, 1 - 0.12 / height, plain(_shown(title)), fontsize="medium", fontweight="bold", va="top"
+    )
     marks = [Patch(color=expert_color(i), label=plain(name)) for i, name in enumerate(names)]
     figure.legend(
         handles=marks,

@@ -31,6 +31,7 @@ from .prism import PRISMDataModule
 from .safe_rlhf import SafeRLHFDataModule
 from .squality import SQuALITYDataModule
 from .strength_cleaned_hh import StrengthCleanedHHDataModule
+from .style_grammar import GrammarReward, StyleGrammarDataModule, StyleGrammarPairsDataModule
 from .summarize_from_feedback import SummarizeFromFeedbackDataModule
 from .synthetic import SyntheticDataModule
 from .tulu_human_eval import TuluHumanEvalDataModule
@@ -47,6 +48,7 @@ __all__ = [
     "DSPDataModule",
     "GPT4LLMDataModule",
     "GivenSettings",
+    "GrammarReward",
     "HHRLHFDataModule",
     "HelpSteer2DataModule",
     "HelpSteer3DataModule",
@@ -64,6 +66,8 @@ __all__ = [
     "SQuALITYDataModule",
     "SafeRLHFDataModule",
     "StrengthCleanedHHDataModule",
+    "StyleGrammarDataModule",
+    "StyleGrammarPairsDataModule",
     "SummarizeFromFeedbackDataModule",
     "SyntheticDataModule",
     "TableGuess",

@@ -86,9 +86,9 @@ class PromptTable(torch.utils.data.Dataset[list[PromptItem]]):
         self.preferences = [preference for _, _, several in prompts for preference in several]
         self.starts: NDArray[np.int64] = np.cumsum([0, *(len(several) for _, _, several in prompts)])
         self._prompt_of = np.repeat(np.arange(len(prompts)), np.diff(self.starts))
-        self.sizes: NDArray[np.int64] = np.asarray(
+        self.sizes: NDArray[np.int32] = np.asarray(
             [len(forms[preference].ids) for _, forms, several in prompts for preference in several],
-            dtype=np.int64,
+            dtype=np.int32,
         )
 
     def __len__(self) -> int:

@@ -2,7 +2,7 @@
 
 from .cache import CacheReader, TokenTable, fingerprint
 from .cache_writer import CacheWriter, remove_left_overs
-from .config import BYTE, TextConfig
+from .config import BYTE, WORDS, TextConfig
 from .decoded import decoded_responses
 from .integrity import cache_damage
 from .preparation import report_split, tokenise
@@ -20,11 +20,14 @@ from .rows import (
 from .table import CHUNK, RecordTable, lengths
 from .text import RecordTokenizer, TokenizedRecord, byte_tokenizer
 from .views import ComparisonView
+from .words import VOCABULARY, word_tokenizer
 
 __all__ = [
     "BYTE",
     "CHUNK",
     "TOO_LONG",
+    "VOCABULARY",
+    "WORDS",
     "CacheReader",
     "CacheWriter",
     "ComparisonView",
@@ -52,4 +55,5 @@ __all__ = [
     "take_row_responses",
     "tokenise",
     "without_prompt",
+    "word_tokenizer",
 ]

@@ -7,10 +7,12 @@ from typing import Any, Literal, Self
 from ..batch import TextFormat
 from ..checks import check_choices
 
-__all__ = ["BYTE", "TextConfig"]
+__all__ = ["BYTE", "WORDS", "TextConfig"]
 
 BYTE = "byte"
 """Name of the built-in byte-level tokenizer: 256 bytes and three special tokens, made in code."""
+WORDS = "words"
+"""Name of the built-in tokenizer of whole words, those of the small language of :class:`StyleGrammarDataModule`."""
 
 
 @dataclass(frozen=True)
@@ -18,8 +20,8 @@ class TextConfig:
     r"""How text becomes tokens. Everything here is part of the cache's fingerprint and of every checkpoint.
 
     Attributes:
-        tokenizer: Hugging Face name or folder, or ``byte`` for the built-in byte-level tokenizer. The
-            command line fills it from the model's backbone, so it is written once.
+        tokenizer: Hugging Face name or folder, or ``byte`` for the built-in byte-level tokenizer, or ``words`` for that of
+            :class:`StyleGrammarDataModule`. The command line fills it from the model's backbone, so it is written once.
         revision: Branch, tag or commit of the tokenizer on the hub; None for its default branch.
         trust_remote_code: Whether code that ships with the tokenizer may run.
         format: ``chat`` applies the tokenizer's chat template, ``plain`` the two strings below, ``auto``

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..records import PreferenceRecord, RecordError
-from .config import BYTE, TextConfig
+from .config import BYTE, WORDS, TextConfig
 from .pieces import PieceEncoder
 from .rendering import ChatRendering, PlainRendering, Rendered
+from .words import word_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,6 +73,8 @@ def load_tokenizer(config: TextConfig) -> "PreTrainedTokenizerBase":
     """
     if config.tokenizer == BYTE:
         return byte_tokenizer()
+    if config.tokenizer == WORDS:
+        return word_tokenizer()
     from transformers import AutoTokenizer
 
     try:
@@ -80,7 +83,7 @@ def load_tokenizer(config: TextConfig) -> "PreTrainedTokenizerBase":
         )
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"text.tokenizer={config.tokenizer!r} could not be loaded; allowed: {BYTE!r}, a folder that holds "
+            f"text.tokenizer={config.tokenizer!r} could not be loaded; allowed: {BYTE!r}, {WORDS!r}, a folder that holds "
             f"tokenizer files, or a name on the Hugging Face hub ({error})"
         ) from error
     if tokenizer.eos_token_id is None and tokenizer.sep_token_id is None:

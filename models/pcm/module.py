@@ -136,6 +136,10 @@ class PCM(MixtureModule):
             base = backbone.language_model() if self.on_base else None
             self.experts = load_pool(config, base)
         self.backbone, self.expert_names = backbone, self.experts.names
+        if unknown := sorted(set(self.merging.given) - set(self.expert_names)):
+            raise ValueError(
+                f"expert_weights: {', '.join(unknown)} is no expert; experts: {', '.join(self.expert_names)}"
+            )
         number = len(self.expert_names)
         if self.preference_as == "tokens":
             self.first_pole = self._add_poles(backbone, number)

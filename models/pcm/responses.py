@@ -15,7 +15,7 @@ from ..relative import RolloutModule
 from ..rollouts import Rollouts
 from .adapter_experts import AdapterExperts
 from .baselines import Baseline, Merging, merging_of
-from .control import ControlHead, ControlRun, LeftRows, with_poles
+from .control import ControlHead, ControlRun, LeftRows, beside, with_poles
 from .experts import BASE, ExpertPool, ExpertsConfig
 from .mixture import ByControl, ByStates, Constant, MixtureSource, SingleSource, Weigher
 from .model_experts import ModelExperts
@@ -115,13 +115,15 @@ class MixtureModule(RolloutModule, ABC):
         dimensions = self.prompt_source.dimensions
         place = [dimensions.index(name) if name in dimensions else -1 for name in self.expert_names]
         column = torch.tensor(place, device=item.device)[expert]
-        if "own_ids" not in batch or bool((column < 0).any()):
-            raise ValueError(
-                "experts.prompts='own' tells each expert of the dimension that it is called as, and "
-                f"{', '.join(n for n, p in zip(self.expert_names, place, strict=True) if p < 0) or 'the data'} has none: use "
-                "experts.prompts='none' or 'all'"
-            )
-        return LeftRows(batch["own_ids"][item, column], batch["own_mask"][item, column])
+        plain = LeftRows(batch["plain_ids"], batch["plain_mask"]).take(item)
+        if "own_ids" not in batch or max(place) < 0:
+            return plain
+        of_dimension = LeftRows(
+            batch["own_ids"][item, column.clamp_min(0)], batch["own_mask"][item, column.clamp_min(0)]
+        )
+        both = beside([of_dimension, plain])
+        row = torch.arange(len(item), device=item.device)
+        return beside([both.take(torch.where(column >= 0, row, len(item) + row))])
 
     # Responses -----------------------------------------------------------------------------------------
 

@@ -232,6 +232,21 @@ def test_a_generator_of_ones_own_leaves_the_global_one_alone():
     assert not torch.equal(other.tokens[:, :4], expected.tokens[:, :4])
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("config", [settings(), sampled()], ids=["greedy", "sampled"])
+def test_tokens_are_those_of_transformers_on_a_gpu(family, config):
+    network = make_network(family).cuda()
+    prompts = tuple(tensor.cuda() for tensor in make_prompts())
+    torch.manual_seed(3)
+    expected = theirs(network, prompts, config)
+    torch.manual_seed(3)
+    response = respond(network, prompts, config)
+    assert torch.equal(response.tokens, expected[:, : response.tokens.shape[1]])
+    assert response.lengths.tolist() == lengths_of(expected)
+
+
 # The cache, and rows that have ended ----------------------------------------------------------------------
 
 
