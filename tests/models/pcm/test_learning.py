@@ -14,6 +14,15 @@ from pluralign.models.responding import items_of
 from .conftest import AXES, DIMENSIONS
 
 
+TINY = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+
+
 def digests_of(module):
     return {
         name: hashlib.sha256(value.numpy().tobytes()).hexdigest()
@@ -169,6 +178,10 @@ def test_permuting_experts_with_their_outputs_changes_nothing(built, experts, ex
         ({"experts": ExpertsConfig()}, "there are no experts"),
         ({"experts": None}, "PCM has no experts"),
         ({"entropy_weight": -1.0}, "entropy_weight"),
+        (
+            {"backbone": {"config": {**TINY, "vocab_size": 260}}},
+            "reads 260 different tokens and the experts write 259",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together(pcm, settings, words):
