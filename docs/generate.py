@@ -37,6 +37,7 @@ import pluralign.models
 from pluralign.datamodules.columns import COLUMNS
 from pluralign.datamodules.prepared import PreparedData
 from pluralign.datamodules.prompts import PromptDataModule
+from pluralign.models import RespondingModule, RolloutModule
 from pluralign.models.base import BaseModule
 from pluralign.train import VERBS
 
@@ -317,6 +318,8 @@ def sections(of_tables: Mapping[str, list[Entry]]) -> dict[str, Callable[[Path],
         "shared settings": anywhere(settings(PreparedData, {})),
         "settings of prompts": anywhere(settings(PromptDataModule, {})),
         "settings of methods": anywhere(settings(BaseModule, {})),
+        "settings of responses": anywhere(settings(RespondingModule, {})),
+        "settings of rounds": anywhere(settings(RolloutModule, {})),
         **{row.name: anywhere(row.text) for rows in of_tables.values() for row in rows},
     }
 
