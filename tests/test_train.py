@@ -14,6 +14,7 @@ from pluralign.train import VERBS, main, usage
 
 ROOT = Path(__file__).parent.parent
 CONFS = sorted((ROOT / "tests" / "conf").glob("*.yaml"))
+PLAIN = ROOT / "tests" / "conf" / "bradley_terry_synthetic.yaml"
 QUIET = [
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
@@ -81,7 +82,7 @@ def test_fit_validate_test_predict_and_reload(conf, capsys):
 def test_checkpoint_loads_as_plain_values_in_the_class_it_names():
     from pluralign.models import BradleyTerryRM
 
-    checkpoint = fit(CONFS[0], "--trainer.max_steps=1")
+    checkpoint = fit(PLAIN, "--trainer.max_steps=1")
     content = torch.load(checkpoint, weights_only=True)
     assert content["pluralign"]["text_format"]["tokenizer"] == "byte"
     module = BradleyTerryRM.load_from_checkpoint(checkpoint, weights_only=True)
@@ -98,12 +99,12 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(workers):
         f"--trainer.callbacks+={every}",
         f"--data.loader.num_workers={workers}",
     ]
-    fit(CONFS[0], *words)
+    fit(PLAIN, *words)
     middle, end = (next(Path("runs").rglob(f"*step={step}.ckpt")) for step in (9, 12))
     states = torch.load(middle, weights_only=True)["loops"]["fit_loop"]["state_dict"]["combined_loader"]
     assert (states[0]["epoch"], states[0]["position"]) == (1, 3)
     whole = torch.load(end, weights_only=True)["state_dict"]
-    resumed = fit(CONFS[0], *words, "--ckpt_path", str(middle))
+    resumed = fit(PLAIN, *words, "--ckpt_path", str(middle))
     assert resumed.name.endswith("step=12.ckpt") and resumed != end
     for name, value in torch.load(resumed, weights_only=True)["state_dict"].items():
         assert torch.equal(value, whole[name]), name
@@ -111,7 +112,7 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(workers):
 
 def test_print_config_names_the_tokenizer_once(capsys):
     with pytest.raises(SystemExit):
-        main(["fit", "--config", str(CONFS[0]), "--model.backbone.tokenizer=somewhere", "--print_config"])
+        main(["fit", "--config", str(PLAIN), "--model.backbone.tokenizer=somewhere", "--print_config"])
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["model"]["init_args"]["backbone"]["tokenizer"] == "somewhere"
     assert "tokenizer" not in printed["data"]["init_args"]["text"], "linked, so written once"
@@ -121,14 +122,14 @@ def test_a_callback_of_lightning_is_written_so_that_it_can_be_read_again(capsys)
     """Its default is a device, which is no text."""
     average = '{"class_path": "StochasticWeightAveraging", "init_args": {"swa_lrs": 0.01}}'
     with pytest.raises(SystemExit):
-        main(["fit", "--config", str(CONFS[0]), f"--trainer.callbacks+={average}", "--print_config"])
+        main(["fit", "--config", str(PLAIN), f"--trainer.callbacks+={average}", "--print_config"])
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["trainer"]["callbacks"][-1]["init_args"]["device"] == "cpu"
 
 
 def test_later_configurations_and_options_win_and_the_saved_one_runs_again(tmp_path):
     (tmp_path / "more.yaml").write_text("model: {init_args: {label_smoothing: 0.25}}\n")
-    fit(CONFS[0], "--config", "more.yaml", "--trainer.max_steps=1", "--model.reward_centering=0.5")
+    fit(PLAIN, "--config", "more.yaml", "--trainer.max_steps=1", "--model.reward_centering=0.5")
     saved = next(Path("runs").rglob("config.yaml"))
     settings = yaml.safe_load(saved.read_text())["model"]["init_args"]
     assert (settings["label_smoothing"], settings["reward_centering"]) == (0.25, 0.5)
@@ -143,18 +144,18 @@ def test_optimizers_come_from_the_configuration():
         " lr_scheduler: {class_path: torch.optim.lr_scheduler.CosineAnnealingLR, init_args: {T_max: 2}}}}\n"
     )
     checkpoint = torch.load(
-        fit(CONFS[0], "--config", "more.yaml", "--trainer.max_steps=2"), weights_only=True
+        fit(PLAIN, "--config", "more.yaml", "--trainer.max_steps=2"), weights_only=True
     )
     assert checkpoint["lr_schedulers"][0]["last_epoch"] == 2
     assert checkpoint["lr_schedulers"][0]["_last_lr"] == [pytest.approx(0.0)]
 
 
 def test_another_text_format_than_in_training_is_refused():
-    checkpoint = fit(CONFS[0], "--trainer.max_steps=1")
+    checkpoint = fit(PLAIN, "--trainer.max_steps=1")
     words = [
         "test",
         "--config",
-        str(CONFS[0]),
+        str(PLAIN),
         *QUIET,
         "--ckpt_path",
         str(checkpoint),
@@ -165,8 +166,8 @@ def test_another_text_format_than_in_training_is_refused():
 
 
 def test_options_beside_a_checkpoint_are_kept_and_weights_that_do_not_fit_are_an_error():
-    checkpoint = fit(CONFS[0], "--trainer.max_steps=1")
-    words = ["--config", str(CONFS[0]), *QUIET, "--ckpt_path", str(checkpoint)]
+    checkpoint = fit(PLAIN, "--trainer.max_steps=1")
+    words = ["--config", str(PLAIN), *QUIET, "--ckpt_path", str(checkpoint)]
     main(["fit", *words, "--trainer.max_steps=2", "--model.label_smoothing=0.25"])
     saved = max(Path("runs").rglob("config.yaml"), key=lambda path: path.stat().st_mtime)
     assert yaml.safe_load(saved.read_text())["model"]["init_args"]["label_smoothing"] == 0.25
@@ -179,20 +180,20 @@ def test_a_token_budget_below_one_record_is_reported():
     with pytest.warns(
         UserWarning, match=r"synthetic train: 24 records have more than loader\.max_tokens=20 tokens"
     ):
-        fit(CONFS[0], "--trainer.max_steps=1", "--data.loader.max_tokens=20")
+        fit(PLAIN, "--trainer.max_steps=1", "--data.loader.max_tokens=20")
 
 
 def test_data_inspect_shows_tokens_counts_and_lengths(capsys):
-    main(["data", "inspect", "--config", str(CONFS[0])])
+    main(["data", "inspect", "--config", str(PLAIN)])
     printed = capsys.readouterr().out
     for wanted in ("</s>", "shared prefix", "saved by", "24", "text format"):
         assert wanted in printed
-    main(["data", "inspect", "--config", str(CONFS[0]), "--data.loader.features=not_embedded_yet"])
+    main(["data", "inspect", "--config", str(PLAIN), "--data.loader.features=not_embedded_yet"])
     assert "shared prefix" in capsys.readouterr().out
 
 
 def test_data_inspect_reads_the_configuration_that_a_run_saved(capsys):
-    fit(CONFS[0], "--trainer.max_steps=1")
+    fit(PLAIN, "--trainer.max_steps=1")
     main(["data", "inspect", "--config", str(next(Path("runs").rglob("config.yaml")))])
     assert "token cache" in capsys.readouterr().out
 
@@ -200,7 +201,7 @@ def test_data_inspect_reads_the_configuration_that_a_run_saved(capsys):
 @pytest.mark.parametrize("wrong", [["--data.nothing=1"], ["--model.label_smoothing=2"], ["--model=NoSuchRM"]])
 def test_wrong_options_stop_before_anything_runs(wrong, capsys):
     with pytest.raises((SystemExit, ValueError)):
-        main(["fit", "--config", str(CONFS[0]), *wrong])
+        main(["fit", "--config", str(PLAIN), *wrong])
     assert not Path("runs").exists()
 
 
@@ -281,7 +282,7 @@ def test_a_misspelt_verb_names_the_nearest(words, message, capsys):
 def test_a_misspelt_option_names_the_nearest(words, message, capsys):
     Path("typo.yaml").write_text("trainer: {max_epoch: 3}\n")
     with pytest.raises(SystemExit) as stop:
-        main(["fit", "--config", str(CONFS[0]), *words])
+        main(["fit", "--config", str(PLAIN), *words])
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert message in error and error.count("did you mean") == 1
