@@ -2,9 +2,9 @@
 
 from .embedding import Embedder, embed_features, embed_missing
 from .judging import (
+    OVERALL,
     Judge,
     JudgeOfCriteria,
-    OVERALL,
     RewardJudge,
     WordShare,
     criteria_of,
