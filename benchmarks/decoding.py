@@ -47,9 +47,11 @@ class Clock(LogitsProcessor):
     """Changes nothing; notes when each token is about to be chosen."""
 
     def __init__(self) -> None:
+        """Begin without times."""
         self.times: list[float] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Give the scores back."""
         if scores.is_cuda:
             torch.cuda.synchronize()
         self.times.append(time.perf_counter())
@@ -64,6 +66,7 @@ class Ways:
     """One prompt, or several, gone on with in each way."""
 
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+        """Build all networks; adapters are saved, and read again."""
         self.options, self.device = options, torch.device(options.device)
         self.folders = [str(folder / str(number)) for number in range(EXPERTS)]
         for number, path in enumerate(self.folders):

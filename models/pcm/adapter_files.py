@@ -157,7 +157,7 @@ def _read_factors(folder: str, where: str) -> dict[str, tuple[Tensor, Tensor]]:
 
 def _scaling(config: "LoraConfig", layer: str, rank: int) -> float:
     """What PEFT multiplies a layer's product with."""
-    alphas: Mapping[str, float] = config.alpha_pattern
+    alphas: Mapping[str, float] = config.alpha_pattern or {}
     pattern = next((key for key in alphas if re.match(rf"(.*\.)?({key})$", layer)), None)
     alpha = config.lora_alpha if pattern is None else alphas[pattern]
     return alpha / (math.sqrt(rank) if config.use_rslora else rank)

@@ -140,7 +140,12 @@ class PCM(MixtureModule):
             raise ValueError(
                 f"expert_weights: {', '.join(unknown)} is no expert; experts: {', '.join(self.expert_names)}"
             )
-        number = len(self.expert_names)
+        number, read = len(self.expert_names), backbone.vocab_size
+        if read is not None and read != self.experts.vocab_size:
+            raise ValueError(
+                f"the control network reads {read} different tokens and the experts write {self.experts.vocab_size}: all must have one "
+                "tokenizer; set model.backbone to a network of the experts' family, or its config.vocab_size"
+            )
         if self.preference_as == "tokens":
             self.first_pole = self._add_poles(backbone, number)
         self.head = ControlHead(backbone.hidden_size, number)

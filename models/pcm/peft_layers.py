@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .adapter_files import Factors, LayerFactors
 from .cached_rows import CachedRows, rows_by_expert
@@ -64,14 +64,12 @@ class PeftExperts:
         self.count += 1
         with torch.no_grad():
             for layer, (down, up) in factors.items():
-                part = self._layer(layer)
-                part.lora_A[name].weight.copy_(down)
-                part.lora_B[name].weight.copy_(up)
+                for weight, value in zip(
+                    _weights(self.network.get_submodule(layer), name), (down, up), strict=True
+                ):
+                    weight.copy_(value)
         self.wrapper.requires_grad_(False)
         self.wrapper.eval()
-
-    def _layer(self, name: str) -> "LoraLayer":
-        return cast("LoraLayer", self.network.get_submodule(name))
 
     def factors(self, number: int) -> dict[str, Factors]:
         """Factors of an adapter by layer, float32.
@@ -83,7 +81,7 @@ class PeftExperts:
 
         name = _adapter_name(number)
         return {
-            layer: Factors(part.lora_A[name].weight.float(), part.lora_B[name].weight.float())
+            layer: Factors(*(weight.float() for weight in _weights(part, name)))
             for layer, part in self.network.named_modules()
             if isinstance(part, LoraLayer) and name in part.lora_A
         }
@@ -99,6 +97,12 @@ class PeftExperts:
         if self.decoding == "sequential":
             return rows_by_expert(input_ids, attention_mask, expert, begin)
         return CachedRows(self.network, _AdapterOfEachRow(wrapper, expert), input_ids, attention_mask)
+
+
+def _weights(part: nn.Module, name: str) -> tuple[Tensor, Tensor]:
+    """Both factors of an adapter in a layer that PEFT wraps."""
+    layer = cast("LoraLayer", part)
+    return cast(nn.Linear, layer.lora_A[name]).weight, cast(nn.Linear, layer.lora_B[name]).weight
 
 
 def _adapter_name(number: int) -> str:

@@ -14,6 +14,15 @@ from pluralign.models.responding import items_of
 from .conftest import AXES, DIMENSIONS
 
 
+TINY = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+
+
 def digests_of(module):
     return {
         name: hashlib.sha256(value.numpy().tobytes()).hexdigest()
@@ -125,7 +134,7 @@ def test_a_checkpoint_of_other_experts_is_refused(pcm, prompts, trainer, tmp_pat
     fit.save_checkpoint(tmp_path / "pcm.ckpt")
     names = list(reversed(DIMENSIONS))
     swapped = {name: str(experts_folder / other) for name, other in zip(DIMENSIONS, names, strict=True)}
-    with pytest.raises(ValueError, match="the checkpoint's weights are for other experts: size.long"):
+    with pytest.raises(ValueError, match=r"the checkpoint's weights are for other experts: size\.long"):
         PCM.load_from_checkpoint(tmp_path / "pcm.ckpt", weights_only=True, experts=experts(adapters=swapped))
 
 
@@ -169,6 +178,10 @@ def test_permuting_experts_with_their_outputs_changes_nothing(built, experts, ex
         ({"experts": ExpertsConfig()}, "there are no experts"),
         ({"experts": None}, "PCM has no experts"),
         ({"entropy_weight": -1.0}, "entropy_weight"),
+        (
+            {"backbone": {"config": {**TINY, "vocab_size": 260}}},
+            "reads 260 different tokens and the experts write 259",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together(pcm, settings, words):
@@ -188,7 +201,7 @@ def test_backbones_that_cannot_be_what_they_are_asked_for(pcm, experts, tiny):
         "num_hidden_layers": 1,
         "num_attention_heads": 2,
     }
-    with pytest.raises(ValueError, match="set model.backbone to a causal network"):
+    with pytest.raises(ValueError, match=r"set model\.backbone to a causal network"):
         pcm(backbone={"config": {**bert, "intermediate_size": 16}}).configure_model()
 
 
