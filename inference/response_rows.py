@@ -57,14 +57,16 @@ class ResponseReader:
     own, with its own cut.
     """
 
-    def __init__(self, tokenizer: RecordTokenizer, *, max_tokens: int) -> None:
+    def __init__(self, tokenizer: RecordTokenizer, *, max_tokens: int, apart: bool = False) -> None:
         """Keep the format.
 
         Args:
             tokenizer: Of the format.
             max_tokens: Bound on the tokens of a row of several responses.
+            apart: Whether each response has a row of its own. In a row of several, what they begin with alike counts as the
+                prompt's, which matters where a reward is a sum over a response's own tokens.
         """
-        self.tokenizer, self.max_tokens = tokenizer, max_tokens
+        self.tokenizer, self.max_tokens, self.apart = tokenizer, max_tokens, apart
 
     def __call__(self, asked: Sequence[AskedResponse]) -> ResponseRows:
         """Tokenise responses, those of equal prompts together.
@@ -79,7 +81,7 @@ class ResponseReader:
         groups: dict[str, list[int]] = {}
         for place, each in enumerate(asked):
             if each.response.strip():
-                groups.setdefault(_key(each.prompt), []).append(place)
+                groups.setdefault(str(place) if self.apart else _key(each.prompt), []).append(place)
             else:
                 found.unread[place] = EMPTY
         divided = self._read(asked, [*groups.values()], found)

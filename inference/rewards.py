@@ -17,7 +17,7 @@ from pluralign.datamodules.checks import check_choices, check_range
 from pluralign.datamodules.prompt_batch import Prompt
 from pluralign.datamodules.records import listed, shown
 from pluralign.datamodules.tokens import RecordTokenizer
-from pluralign.models import DPRM, PAL, CustomizedRM, RewardModule, restored_module
+from pluralign.models import DPRM, PAL, AutoregressiveRM, CustomizedRM, RewardModule, restored_module
 from pluralign.models.pal import UserModule
 
 from .response_rows import TOO_LONG, AskedResponse, ResponseReader, ResponseRows
@@ -96,7 +96,8 @@ class ModuleReward:
                 self._check_asked(column, value)
         tokenizer = _tokenizer(module, text, self.name)
         self._items = str((module.text_format or {}).get("items", "conversation"))
-        self._reader = ResponseReader(tokenizer, max_tokens=max_tokens)
+        apart = isinstance(module, AutoregressiveRM)
+        self._reader = ResponseReader(tokenizer, max_tokens=max_tokens, apart=apart)
         self.counts: Counter[str] = Counter()
 
     def __call__(

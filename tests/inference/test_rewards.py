@@ -15,6 +15,7 @@ from pluralign.inference import CheckpointReward, ModuleReward
 from pluralign.models import (
     DPRM,
     PAL,
+    AutoregressiveRM,
     BackboneConfig,
     BaseModule,
     BradleyTerryRM,
@@ -111,6 +112,7 @@ def voted():
 
 
 METHODS = {
+    "AutoregressiveRM": (AutoregressiveRM, {}),
     "BradleyTerryRM": (BradleyTerryRM, {}),
     "DPRM": (DPRM, {"rows": voted, **LABELS, "risk_aversion": 0.5}),
     "PAL": (PAL, PAL_SETTINGS),
@@ -158,6 +160,18 @@ def test_a_model_of_responses_alone_reads_no_prompt(run):
     reward = CheckpointReward(path, device="cpu")
     rows = [{**row, "prompt": "Quite another question."} for row in ASKED[:4]]
     torch.testing.assert_close(reward(*asked(rows)), expected, atol=1e-5, rtol=0)
+
+
+def test_a_sum_over_tokens_counts_what_responses_begin_with_alike(run):
+    rows = [
+        {"id": str(i), "prompt": "Name a fruit.", "response": text}
+        for i, text in enumerate(("A fig", "A fir"))
+    ]
+    path, expected = run(AutoregressiveRM, predicted=rows)
+    reward = CheckpointReward(path, device="cpu")
+    torch.testing.assert_close(reward(*asked(rows)), expected, atol=1e-4, rtol=0)
+    alone = torch.cat([reward(*asked([row])) for row in rows])
+    torch.testing.assert_close(alone, expected, atol=1e-4, rtol=0)
 
 
 # Whose reward --------------------------------------------------------------------------------------------
