@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..backbone import BackboneConfig
-from ..backbone.loading import load_model
+from ..backbone import BackboneConfig, load_model
 from .adapter_experts import AdapterExperts
 from .adapter_files import adapter_digest
 from .experts import ExpertPool, ExpertsConfig
