@@ -147,7 +147,9 @@ class Ways:
             return ByControl(ControlRun(self.control, rows), self.heads["control"], members)
 
         with_base = rows if way == "head" else None
-        mixture = MixtureSource(pool, members, lambda row, expert: rows[row], weigher, base_prompts=with_base)
+        mixture = MixtureSource(
+            pool, members, lambda row, expert: rows.take(row), weigher, base_prompts=with_base
+        )
         return mixture, pool.network
 
 
