@@ -44,8 +44,9 @@ SIZES = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "nu
 VOCABULARY = 128
 LABELS = ["harmful", "poor", "fair", "good", "best"]
 SAMPLES = 4
-UNSCORED = -2.0
-"""Reward of a response without text, or without an end: that of the worst label."""
+PROMPT = "ant arch ?"
+WORST = -2.0
+"""Reward of the worst label."""
 COLUMNS = (
     "reward",
     "independent",
@@ -101,6 +102,7 @@ def policy_of(
     *,
     kl_weight: float = 0.0,
     baseline: Literal["none", "best_of_n"] = "none",
+    floor: float = WORST,
 ) -> PolicyTuner:
     """A policy from where all of a seed start."""
     return PolicyTuner(
@@ -109,7 +111,7 @@ def policy_of(
         rewards=rewards,
         reference="none",
         max_new_tokens=6,
-        missing_end_reward=UNSCORED,
+        missing_end_reward=floor,
         baseline=baseline,
         kl_weight=kl_weight,
         num_samples=SAMPLES,
@@ -183,10 +185,10 @@ def on_dprm(
     """All policies of the expected reward."""
     L.seed_everything(world.seed, verbose=False)
     dprm = DPRM(network(), labels=LABELS, rewards=[-2.0, -1.0, 0.0, 1.0, 2.0], optimizer=adamw(1e-3))
-    reward = ModuleReward(fitted(dprm, world.data("ratings"), options.reward_steps), unscored=UNSCORED)
+    reward = ModuleReward(fitted(dprm, world.data("ratings"), options.reward_steps), unscored=WORST)
     L.seed_everything(1_000 + world.seed, verbose=False)
     other = BradleyTerryRM(network(), optimizer=adamw(1e-3))
-    independent = ModuleReward(fitted(other, world.data("crowd"), options.reward_steps), unscored=UNSCORED)
+    independent = ModuleReward(fitted(other, world.data("crowd"), options.reward_steps), unscored=WORST)
     policies = {
         "start": {},
         "best of 8": {"baseline": "best_of_n"},
@@ -203,6 +205,21 @@ def on_dprm(
     return rows
 
 
+class Standardised:
+    """A reward in standard deviations from its mean over some responses; what cannot be read has the least of these."""
+
+    def __init__(self, module: RewardModule, user: str, responses: list[str]) -> None:
+        """Measure it."""
+        plain = ModuleReward(module, user=user)([PROMPT] * len(responses), responses, {})
+        self.mean, self.spread = float(plain.mean()), float(plain.std())
+        self.floor = (float(plain.min()) - self.mean) / self.spread
+        self.reward = ModuleReward(module, user=user, unscored=float(plain.min()))
+
+    def __call__(self, *asked: Any) -> torch.Tensor:  # noqa: ANN401  as a reward function is asked
+        """Rewards of responses, (S,)."""
+        return (self.reward(*asked) - self.mean) / self.spread
+
+
 def on_pal(
     world: World, data: PersonalizedPromptsDataModule, start: Path, options: argparse.Namespace, folder: Path
 ) -> dict[str, Any]:
@@ -212,6 +229,7 @@ def on_pal(
     pal = PAL(
         network(),
         num_prototypes=2,
+        user_init="normal",
         score="squared_distance",
         projector="linear",
         projector_lr=1e-3,
@@ -222,20 +240,20 @@ def on_pal(
     group = judged.truth("validation").group_of_user.tolist()
     users = [group.index(0), group.index(1)]
     names = judged.truth("validation").users
-    utility = {}
+    phrases = [text for row in judged.load("validation") for text in row.fields["responses"]]
+    utility, formed = {}, {}
     for place, user in enumerate(users):
         L.seed_everything(world.seed, verbose=False)
-        policy = policy_of(
-            start,
-            {"own": ModuleReward(module, user=names[user], unscored=UNSCORED)},
-        )
+        own = Standardised(module, names[user], phrases)
+        policy = policy_of(start, {"own": own}, kl_weight=0.1, floor=own.floor)
         tuned(policy, data, options.rounds, folder)
         texts = [text for rollouts in held_out(policy, data, world.seed) for text in rollouts.texts]
+        formed[place] = float(world.truth(texts).well_formed.mean())
         for other, judge in enumerate(users):
             utility[place, other] = float(world.truth(texts, [judge]).utility.nanmean())
     return {
-        "first user": {"own": utility[0, 0], "other's": utility[1, 0]},
-        "second user": {"own": utility[1, 1], "other's": utility[0, 1]},
+        "first user": {"own": utility[0, 0], "other's": utility[1, 0], "well_formed": formed[0]},
+        "second user": {"own": utility[1, 1], "other's": utility[0, 1], "well_formed": formed[1]},
     }
 
 
@@ -330,7 +348,7 @@ def show(report: Mapping[str, Any]) -> None:
     for name, row in report["pal"].items():
         cells = (
             "{value:.3f} [{low:.3f}, {high:.3f}]".format(**row[column])
-            for column in ("own", "other's", "gain")
+            for column in ("own", "other's", "gain", "well_formed")
         )
         table.add_row(name, *cells)
     Console(width=200).print(table)

@@ -96,9 +96,9 @@ class RewardWatch(L.Callback):
         """Log the mean, and end the fit if the two have parted for long enough."""
         if trainer.sanity_checking:
             return
-        sums = self._sums.to(torch.float64 if pl_module.device.type != "mps" else torch.float32)
+        sums = self._sums
         if trainer.world_size > 1:
-            sums = trainer.strategy.reduce(sums.to(pl_module.device), reduce_op="sum")  # type: ignore[assignment]
+            sums = trainer.strategy.all_gather(sums.float().to(pl_module.device)).sum(0)
         trained, watching, number = sums.tolist()
         if not number:
             return

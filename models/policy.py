@@ -287,7 +287,7 @@ class PolicyTuner(RolloutModule):
             layout=backbone.layout,
         )
         states = rows.predicting(backbone.read(rows.batch).tokens).flatten(0, 1)
-        bias = head.bias
+        bias: Tensor | None = head.bias
         if self.temperature != 1.0:
             states = states.float() / self.temperature
             bias = None if bias is None else bias / self.temperature

@@ -161,7 +161,8 @@ class RolloutStore:
         if not path.is_file():
             return None
         try:
-            table: Any = parquet.read_table(path, page_checksum_verification=True, partitioning=None)
+            with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+                table: Any = file.read()
             told = json.loads((table.schema.metadata or {})[KEY])
             version, written = told["version"], told["description"]
         except (ArrowException, KeyError, TypeError, ValueError, OSError) as error:
