@@ -1,0 +1,230 @@
+"""What `pcm.py` trains: a base, experts and reward models of the small language of styles, and mixtures of the experts."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from quiet_runs import adamw, quiet_trainer
+from torch import Tensor
+
+from pluralign.datamodules import (
+    LoaderConfig,
+    StyleGrammarDataModule,
+    StyleGrammarPairsDataModule,
+    TextConfig,
+)
+from pluralign.datamodules.datasets.style_grammar import AXES, DIMENSIONS, judge
+from pluralign.datamodules.prompt_batch import RewardFunction
+from pluralign.datamodules.prompts import PromptLoaderConfig
+from pluralign.inference import ModuleReward
+from pluralign.models import PCM, AutoregressiveRM, BackboneConfig, BradleyTerryRM, ExpertsConfig, LoRAConfig
+
+__all__ = ["METHODS", "SINGLE", "TRAINED", "Budget", "Shown", "Workshop", "shown"]
+
+TEXT = TextConfig(tokenizer="words")
+SHAPE = {
+    "model_type": "llama",
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "eos_token_id": 2,
+    "bos_token_id": None,
+}
+REWARD_SHAPE = {**SHAPE, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+MOST_TOKENS = 32
+SINGLE = {
+    f"the {axis} expert alone": {f"{axis}.{pole}": 1.0 for pole in poles} for axis, poles in AXES.items()
+}
+METHODS: dict[str, dict[str, Any]] = {
+    "PCM, head on the base": {},
+    "PCM, network of its own": {"own": True},
+    "static weights": {"baseline": "static"},
+    "uniform": {"baseline": "uniform"},
+    "product soup": {"baseline": "product_soup"},
+    "factor soup": {"baseline": "factor_soup"},
+    "geometric (MOD)": {"baseline": "geometric"},
+    "forward KL": {"baseline": "forward_kl"},
+    "base, prompted": {"baseline": "prompting"},
+    **{title: {"baseline": "fixed", "expert_weights": weights} for title, weights in SINGLE.items()},
+}
+"""Settings of each method; the first three are trained."""
+TRAINED = 3
+
+
+class Budget(NamedTuple):
+    """Steps of everything."""
+
+    base: int = 320
+    expert: int = 120
+    reward: int = 100
+    rounds: int = 24
+    """Of a mixture: responses are written, rated and learned from."""
+    items: int = 64
+    """Of a round."""
+    test_prompts: int = 48
+    """Held out, as the combinations of styles are."""
+
+
+class Shown(NamedTuple):
+    """What a method's responses show, by the rules of the language."""
+
+    shares: Tensor
+    """(N, 3): share of the style that was asked for on each axis, mean over responses of an item."""
+    malformed: float
+    tokens: float
+    """Mean length of a response."""
+    entropy: float | None
+    """Mean entropy of the experts' weights over tokens, in nats; None where they are not mixed."""
+
+
+class Workshop:
+    """Trains and measures; keeps base, experts and reward models of a seed in a folder."""
+
+    def __init__(self, folder: Path, seed: int, budget: Budget) -> None:
+        """Name them.
+
+        Args:
+            folder: Of files.
+            seed: Of base, experts and reward models.
+            budget: Steps.
+        """
+        self.folder, self.seed, self.budget = folder / f"seed-{seed}", seed, budget
+        self.cache = str(folder / "cache")
+        self.rewards: dict[str, RewardFunction] = {}
+        self.reward_accuracy: dict[str, float] = {}
+
+    # What is mixed -------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Train base, experts and reward models."""
+        self._write("base", BackboneConfig(config=SHAPE, tokenizer="words"), None, self.budget.base, 64, 2e-3)
+        for dimension in DIMENSIONS:
+            self._write(dimension, self.base(lora=LoRAConfig(rank=8, alpha=16)), dimension, self.budget.expert, 32, 5e-3)
+            self.rewards[dimension] = self._reward(dimension)
+
+    def base(self, **settings: Any) -> BackboneConfig:  # noqa: ANN401  fields of several types
+        """The base that was written, as a backbone."""
+        return BackboneConfig(name=str(self.folder / "base"), tokenizer="words", **settings)
+
+    def _pairs(self, steps: int, size: int, **settings: Any) -> StyleGrammarPairsDataModule:  # noqa: ANN401  likewise
+        return StyleGrammarPairsDataModule(
+            num_train=steps * size,
+            num_validation=128,
+            seed=self.seed,
+            merged_tokens=0,
+            text=TEXT,
+            cache_dir=self.cache,
+            loader=LoaderConfig(batch_size=size, max_tokens=None, seed=self.seed),
+            **settings,
+        )
+
+    def _write(
+        self, name: str, backbone: BackboneConfig, dimension: str | None, steps: int, size: int, rate: float
+    ) -> None:
+        """Imitate writers, and write the language model or its adapter."""
+        L.seed_everything(self.seed, verbose=False)
+        module = AutoregressiveRM(backbone, ranking=0.0, imitation=1.0, optimizer=adamw(rate), lr_scheduler=one_cycle(rate, steps))
+        quiet_trainer(steps).fit(module, self._pairs(steps, size, dimension=dimension))
+        module.save_language_model(self.folder / name)
+
+    def _reward(self, dimension: str) -> RewardFunction:
+        """A reward model of one style, trained on pairs that differ in it alone."""
+        L.seed_everything(self.seed, verbose=False)
+        steps = self.budget.reward
+        module = BradleyTerryRM(
+            BackboneConfig(config=REWARD_SHAPE, tokenizer="words"), optimizer=adamw(3e-3), lr_scheduler=one_cycle(3e-3, steps)
+        )
+        trainer = quiet_trainer(steps, validates=True)
+        data = self._pairs(steps, 32, dimension=dimension, spurious=0.0, wishes="unsaid")
+        trainer.fit(module, data)
+        (found,) = trainer.validate(module, data, verbose=False)
+        self.reward_accuracy[dimension] = found["val/accuracy"]
+        return ModuleReward(module)
+
+    # Mixtures ------------------------------------------------------------------------------------------
+
+    def data(self, seed: int) -> StyleGrammarDataModule:
+        """Prompts: training has six combinations of styles, test the other two."""
+        data = StyleGrammarDataModule(
+            text=TEXT,
+            num_test=self.budget.test_prompts,
+            loader=PromptLoaderConfig(batch_size=self.budget.items, seed=seed),
+        )
+        data.setup()
+        return data
+
+    def mixture(self, seed: int, *, own: bool = False, rate: float = 3e-2, **settings: Any) -> PCM:  # noqa: ANN401  settings of several types
+        """A mixture, before training.
+
+        Args:
+            seed: Of its draws.
+            own: Whether the control network is one of its own, which begins as the base, and all of it is trained.
+            rate: Learning rate of the head alone, or of static weights.
+            **settings: Of :class:`PCM`.
+        """
+        L.seed_everything(seed, verbose=False)
+        adapters = {name: str(self.folder / name) for name in DIMENSIONS}
+        beneath = self.base(frozen=True) if own else None
+        return PCM(
+            self.base() if own else self.base(frozen=True),
+            experts=ExpertsConfig(base=beneath, adapters=adapters),
+            rewards=self.rewards,
+            max_new_tokens=MOST_TOKENS,
+            optimizer=adamw(1e-3 if own else rate),
+            rollout_dir=str(self.folder / f"rollouts-{seed}-{own}-{settings.get('baseline')}"),
+            seed=seed,
+            **settings,
+        )
+
+    def train(self, mixture: PCM, data: StyleGrammarDataModule, *callbacks: L.Callback) -> PCM:
+        """Learn the weights from the reward models."""
+        trainer = L.Trainer(
+            max_epochs=1,
+            limit_train_batches=self.budget.rounds,
+            limit_val_batches=0,
+            accelerator="cpu",
+            logger=False,
+            callbacks=list(callbacks),
+            enable_progress_bar=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(mixture, data)
+        return mixture
+
+
+def one_cycle(rate: float, steps: int) -> Any:  # noqa: ANN401  what makes a scheduler
+    """A learning rate that rises for a tenth of the steps, and falls."""
+    return lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+
+
+def shown(mixture: PCM, data: StyleGrammarDataModule, seed: int, split: str = "test", samples: int = 2) -> Shown:
+    """What responses to all items of a split show, drawn at temperature 1.
+
+    Args:
+        mixture: Who writes.
+        data: The items.
+        seed: Of the draws.
+        split: Which.
+        samples: Responses to an item.
+    """
+    mixture.prompt_source = data
+    mixture.configure_model()
+    generator = torch.Generator().manual_seed(seed)
+    shares, tokens, entropies = [], [], []
+    for batch in data.batches(split, batch_size=128):
+        rollouts = mixture.respond(batch, num_samples=samples, sample=True, generator=generator)
+        found = judge([str(batch["prompt"][item]) for item in rollouts.item.tolist()], rollouts.texts)
+        asked = found[batch["wanted"][rollouts.item]].reshape(len(batch["id"]), samples, len(AXES))
+        shares.append(asked)
+        tokens.append(rollouts.lengths.float())
+        entropies += [float(value) for value in mixture.measures(rollouts).values()]
+    every = torch.cat(shares)
+    entropy = sum(entropies) / len(entropies) if entropies else None
+    return Shown(every.mean(1), float((every.sum(-1) == 0).float().mean()), float(torch.cat(tokens).mean()), entropy)
