@@ -13,6 +13,7 @@ import pluralign.datamodules
 import pluralign.models
 from pluralign.commands.parser import Parser, short_message
 from pluralign.datamodules import PreferenceDataModule
+from pluralign.datamodules.prompt_batch import RewardFunction
 from pluralign.models import RewardModule
 
 
@@ -64,6 +65,7 @@ def required(cls):
     values = {
         str: "needed",
         dict[str, PreferenceDataModule]: '{"one": {"class_path": "SyntheticDataModule"}}',
+        RewardFunction: "operator.length_hint",  # the import path of any function
     }
     parameters = inspect.signature(cls.__init__).parameters.values()
     needed = [each for each in parameters if each.default is each.empty and each.annotation in values]

@@ -13,7 +13,6 @@ from pluralign.models.responding import items_of
 
 from .conftest import AXES, DIMENSIONS
 
-
 TINY = {
     "model_type": "llama",
     "hidden_size": 16,
