@@ -277,7 +277,7 @@ class MixtureModule(RolloutModule, ABC):
             said = values["expert_log_prob"]
             members = self.members(batch)[item].unsqueeze(1)
             uniform = mixture_log_prob(torch.zeros_like(said), said, mask=members) * mask
-        return Rollouts(
+        rollouts = Rollouts(
             prompts=batch,
             item=item,
             tokens=made.tokens,
@@ -288,3 +288,15 @@ class MixtureModule(RolloutModule, ABC):
             reference_log_prob=uniform,
             token_values=values,
         )
+        if sample and self._rounds_states():
+            # In 16 bits, decoding and a pass over whole rows round differently, by more than a step moves.
+            with evaluating(self.backbone, self.head):
+                rollouts.log_prob = self.log_probs(rollouts)
+        return rollouts
+
+    def _rounds_states(self) -> bool:
+        """Whether weights come from a network that computes in 16 bits."""
+        if self.merging != Merging("control", "linear") or self.on_base:
+            return False
+        kind = self.device.type
+        return torch.is_autocast_enabled(kind) or self.backbone_config.dtype != "float32"
