@@ -105,7 +105,14 @@ def _cell(found: dict[str, float] | None, digits: int = 3) -> str:
 def show(methods: dict[str, Any], console: Console) -> None:
     """The table."""
     table = Table(
-        "method", "share", *AXES, "malformed", "tokens", "entropy", "PCM minus this", title="held-out combinations"
+        "method",
+        "share",
+        *AXES,
+        "malformed",
+        "tokens",
+        "entropy",
+        "PCM minus this",
+        title="held-out combinations",
     )
     for title, row in methods.items():
         less = row.get("PCM minus this")
@@ -124,7 +131,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=5, help="of training and draws")
-    parser.add_argument("--anew", action="store_true", help="train base, experts and reward models for each seed")
+    parser.add_argument(
+        "--anew", action="store_true", help="train base, experts and reward models for each seed"
+    )
     parser.add_argument("--work", type=Path, help="folder of models and rollouts; a temporary one by default")
     parser.add_argument("--output", type=Path, help="file to write the JSON to")
     arguments = parser.parse_args()
@@ -149,8 +158,12 @@ def main() -> int:
             console.print(f"seed {seed} after {time.process_time() - start:.0f} s: {told}")
     methods = summary(seeds)
     show(methods, console)
-    console.print(f"the right expert's weight {bit['weight']:.4f}; reward of static weights {static['reward']:.3f}")
-    console.print(f"an epoch on stored rollouts is {speed['ratio']:.0f} times as fast as one that runs the experts")
+    console.print(
+        f"the right expert's weight {bit['weight']:.4f}; reward of static weights {static['reward']:.3f}"
+    )
+    console.print(
+        f"an epoch on stored rollouts is {speed['ratio']:.0f} times as fast as one that runs the experts"
+    )
     found = {
         "methods": methods,
         "learnability": {"weight": bit["weight"], "static_reward": static["reward"]},

@@ -1,6 +1,5 @@
 """What `pcm.py` trains: a base, experts and reward models of the small language of styles, and mixtures of the experts."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,7 +104,14 @@ class Workshop:
         """Train base, experts and reward models."""
         self._write("base", BackboneConfig(config=SHAPE, tokenizer="words"), None, self.budget.base, 64, 2e-3)
         for dimension in DIMENSIONS:
-            self._write(dimension, self.base(lora=LoRAConfig(rank=8, alpha=16)), dimension, self.budget.expert, 32, 5e-3)
+            self._write(
+                dimension,
+                self.base(lora=LoRAConfig(rank=8, alpha=16)),
+                dimension,
+                self.budget.expert,
+                32,
+                5e-3,
+            )
             self.rewards[dimension] = self._reward(dimension)
 
     def base(self, **settings: Any) -> BackboneConfig:  # noqa: ANN401  fields of several types
@@ -129,7 +135,9 @@ class Workshop:
     ) -> None:
         """Imitate writers, and write the language model or its adapter."""
         L.seed_everything(self.seed, verbose=False)
-        module = AutoregressiveRM(backbone, ranking=0.0, imitation=1.0, optimizer=adamw(rate), lr_scheduler=one_cycle(rate, steps))
+        module = AutoregressiveRM(
+            backbone, ranking=0.0, imitation=1.0, optimizer=adamw(rate), lr_scheduler=one_cycle(rate, steps)
+        )
         quiet_trainer(steps).fit(module, self._pairs(steps, size, dimension=dimension))
         module.save_language_model(self.folder / name)
 
@@ -138,7 +146,9 @@ class Workshop:
         L.seed_everything(self.seed, verbose=False)
         steps = self.budget.reward
         module = BradleyTerryRM(
-            BackboneConfig(config=REWARD_SHAPE, tokenizer="words"), optimizer=adamw(3e-3), lr_scheduler=one_cycle(3e-3, steps)
+            BackboneConfig(config=REWARD_SHAPE, tokenizer="words"),
+            optimizer=adamw(3e-3),
+            lr_scheduler=one_cycle(3e-3, steps),
         )
         trainer = quiet_trainer(steps, validates=True)
         data = self._pairs(steps, 32, dimension=dimension, spurious=0.0, wishes="unsaid")
@@ -201,10 +211,14 @@ class Workshop:
 
 def one_cycle(rate: float, steps: int) -> Any:  # noqa: ANN401  what makes a scheduler
     """A learning rate that rises for a tenth of the steps, and falls."""
-    return lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+    return lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rate, total_steps=steps, pct_start=0.1
+    )
 
 
-def shown(mixture: PCM, data: StyleGrammarDataModule, seed: int, split: str = "test", samples: int = 2) -> Shown:
+def shown(
+    mixture: PCM, data: StyleGrammarDataModule, seed: int, split: str = "test", samples: int = 2
+) -> Shown:
     """What responses to all items of a split show, drawn at temperature 1.
 
     Args:
@@ -227,4 +241,6 @@ def shown(mixture: PCM, data: StyleGrammarDataModule, seed: int, split: str = "t
         entropies += [float(value) for value in mixture.measures(rollouts).values()]
     every = torch.cat(shares)
     entropy = sum(entropies) / len(entropies) if entropies else None
-    return Shown(every.mean(1), float((every.sum(-1) == 0).float().mean()), float(torch.cat(tokens).mean()), entropy)
+    return Shown(
+        every.mean(1), float((every.sum(-1) == 0).float().mean()), float(torch.cat(tokens).mean()), entropy
+    )

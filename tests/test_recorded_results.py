@@ -321,3 +321,19 @@ def test_what_is_said_of_votes_is_recorded():
             for row in rows.values()
             if "minus plain" in row
         )
+
+
+# Experts, mixed token by token ---------------------------------------------------------------------------
+
+
+def test_what_a_mixture_of_experts_costs_is_recorded():
+    found = recorded("decoding")
+    assert all(case["differing"] == [] for case in found["cases"])
+    one = next(case for case in found["cases"] if case["batch"] == 1)
+    goals = found["goals"]
+    assert one["over_one_expert"]["stacked"] <= goals["over_one_expert"]
+    assert one["over_stacked"]["sequential"] >= goals["sequential_over_stacked"]
+    page = (ROOT / "docs" / "methods" / "pcm.md").read_text(encoding="utf-8")
+    said = page.partition("**What it costs**")[2].partition("\n\n")[0]
+    ratios = [one["over_one_expert"][way] for way in ("stacked", "head", "mixed", "sequential")]
+    assert [f"{ratio:.2f}" in said for ratio in ratios] == [True] * 4

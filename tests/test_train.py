@@ -143,9 +143,7 @@ def test_optimizers_come_from_the_configuration():
         "model: {init_args: {optimizer: {class_path: bitsandbytes.optim.AdamW8bit, init_args: {lr: 0.001}},"
         " lr_scheduler: {class_path: torch.optim.lr_scheduler.CosineAnnealingLR, init_args: {T_max: 2}}}}\n"
     )
-    checkpoint = torch.load(
-        fit(PLAIN, "--config", "more.yaml", "--trainer.max_steps=2"), weights_only=True
-    )
+    checkpoint = torch.load(fit(PLAIN, "--config", "more.yaml", "--trainer.max_steps=2"), weights_only=True)
     assert checkpoint["lr_schedulers"][0]["last_epoch"] == 2
     assert checkpoint["lr_schedulers"][0]["_last_lr"] == [pytest.approx(0.0)]
 

@@ -22,7 +22,6 @@ __all__ = [
     "added_keys",
     "attention_drops",
     "configured_positions",
-    "load_model",
     "dropout_rates",
     "load_model",
     "network_config",

@@ -63,10 +63,9 @@ class PeftExperts:
             self.wrapper.add_adapter(name, config)
         self.count += 1
         with torch.no_grad():
-            for layer, (down, up) in factors.items():
-                for weight, value in zip(
-                    _weights(self.network.get_submodule(layer), name), (down, up), strict=True
-                ):
+            for layer, pair in factors.items():
+                part = cast("LoraLayer", self.network.get_submodule(layer))
+                for weight, value in zip(_weights(part, name), pair, strict=True):
                     weight.copy_(value)
         self.wrapper.requires_grad_(False)
         self.wrapper.eval()
@@ -99,9 +98,8 @@ class PeftExperts:
         return CachedRows(self.network, _AdapterOfEachRow(wrapper, expert), input_ids, attention_mask)
 
 
-def _weights(part: nn.Module, name: str) -> tuple[Tensor, Tensor]:
+def _weights(layer: "LoraLayer", name: str) -> tuple[Tensor, Tensor]:
     """Both factors of an adapter in a layer that PEFT wraps."""
-    layer = cast("LoraLayer", part)
     return cast(nn.Linear, layer.lora_A[name]).weight, cast(nn.Linear, layer.lora_B[name]).weight
 
 

@@ -1,9 +1,9 @@
 r"""Experts in one pass: in each adapted layer, one low-rank product for the rows of all experts.
 
-The factors of the experts that a run has rows for stand one below the other, down (R, in) and up (out, R) with R the sum of their
+The factors of the experts that a run has rows for stand one below the other, D (R, in) and U (R, out) with R the sum of their
 ranks; a mask (M, R) leaves each row the part of its own expert, or nothing of it:
 
-.. math:: y_m = W x_m + U \, (\mu_m \odot D x_m)
+.. math:: y_m = W x_m + U^\top (\mu_m \odot D x_m)
 
 Two small products for all experts are cheaper than two for each, although a row's parts of the other experts are computed and
 dropped, and than factors of its own for each row, which would be read once for each row instead of once.
@@ -35,11 +35,9 @@ class Added(NamedTuple):
     down: Tensor
     """(R, in)."""
     up: Tensor
-    """(out, R)."""
+    """(R, out)."""
     mask: Tensor
     """(M, 1, R)."""
-    turned_mask: Tensor
-    """(R, M)."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +46,17 @@ class Selection:
 
     Attributes:
         down: (R, in) of each layer; None where no expert of the run adapts it.
-        up: (out, R) of each layer.
+        up: (R, out) of each layer.
         columns: Of each layer, whose each of the R columns is.
         expert: (M,) int64: whose each row is.
-        masks: (M, 1, R) and, turned, (R, M) of each kind of columns: 1 where row and column are one expert's.
+        masks: (M, 1, R) of each kind of columns: 1 where row and column are one expert's.
     """
 
     down: list[Tensor | None]
     up: list[Tensor | None]
     columns: list[tuple[int, ...]]
     expert: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    masks: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    masks: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
     def factors(self) -> list[Tensor]:
         """All that are there."""
@@ -67,15 +65,14 @@ class Selection:
     def of_layer(self, place: int) -> "Added | None":
         """What one layer adds; None for nothing."""
         down, up = self.down[place], self.up[place]
-        return None if down is None or up is None else Added(down, up, *self.masks[self.columns[place]])
+        return None if down is None or up is None else Added(down, up, self.masks[self.columns[place]])
 
     def of_rows(self, expert: Tensor) -> "Selection":
         """The same factors for rows of these experts, (M,) int64."""
         masks = {}
         for columns in set(self.columns) - {()}:
             whose = torch.tensor(columns, device=expert.device)
-            mask = (whose == expert[:, None]).to(self.factors()[0].dtype)
-            masks[columns] = mask[:, None], mask.T.contiguous()
+            masks[columns] = (whose == expert[:, None]).to(self.factors()[0].dtype)[:, None]
         return replace(self, expert=expert, masks=masks)
 
 
@@ -123,36 +120,34 @@ class StackedLinear(nn.Module):
                 f"{self.name} reads {tuple(inputs.shape)} where {len(added.mask)} rows are run: which row is whose cannot be told; "
                 "set experts.decoding=sequential"
             )
-        if self._is_quick_turned(inputs):
-            return self._turned(inputs, added)
-        result: Tensor = self.base_layer(inputs)
+        result: Tensor = self._turned(inputs) if self._is_quick_turned(inputs) else self.base_layer(inputs)
         if added is None:
             return result
         hidden = nn.functional.linear(inputs, added.down) * added.mask
-        return torch.addmm(result.flatten(0, 1), hidden.flatten(0, 1), added.up.T).view_as(result)
+        return torch.addmm(result.flatten(0, 1), hidden.flatten(0, 1), added.up).view_as(result)
 
     def _is_quick_turned(self, inputs: Tensor) -> bool:
-        """Whether W x with rows as columns is quicker than x W: on the CPU, one token of a few rows, weights as usual."""
+        """Whether W x with rows as columns is quicker than x W: on the CPU, for a few rows and a layer that widens."""
+        layer = self.base_layer
         return (
             inputs.ndim == 3
             and inputs.shape[1] == 1 < len(inputs) <= FEW_ROWS
             and inputs.device.type == "cpu"
             and inputs.dtype == torch.float32
-            and type(self.base_layer) is nn.Linear
+            and type(layer) is nn.Linear
+            and layer.out_features >= layer.in_features
         )
 
-    def _turned(self, inputs: Tensor, added: "Added | None") -> Tensor:
-        """The same with rows as columns: weights are then read once and at the speed of memory."""
+    def _turned(self, inputs: Tensor) -> Tensor:
+        """What the layer gives, with rows as columns. These must be a view of rows: of columns in memory it is slower than x W."""
         layer = self.base_layer
         assert isinstance(layer, nn.Linear)  # the caller looked
-        columns = inputs[:, 0].T
+        columns = inputs[:, 0].contiguous().T
         if layer.bias is None:
             result = torch.mm(layer.weight, columns)
         else:
             result = torch.addmm(layer.bias[:, None], layer.weight, columns)
-        if added is not None:
-            result = result.addmm(added.up, torch.mm(added.down, columns) * added.turned_mask)
-        return result.T[:, None]
+        return result.T.contiguous()[:, None]
 
 
 class FactorTable(nn.Module):
@@ -194,7 +189,7 @@ class FactorTable(nn.Module):
             chosen.columns.append(tuple(number for number in those for _ in range(self.ranks[number][name])))
             pairs = [self.of(number, name) for number in those]
             chosen.down.append(torch.cat([pair.down for pair in pairs]) if pairs else None)
-            chosen.up.append(torch.cat([pair.up for pair in pairs], dim=1) if pairs else None)
+            chosen.up.append(torch.cat([pair.up.T for pair in pairs]) if pairs else None)
         return chosen
 
 

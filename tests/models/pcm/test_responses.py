@@ -114,6 +114,15 @@ def test_stored_log_probabilities_replay(disagree, preference_as):
     torch.testing.assert_close(again.detach(), rollouts.log_prob, rtol=0, atol=1e-4)
 
 
+def test_in_16_bits_what_is_stored_is_what_training_says(disagree, tiny):
+    module, batch = disagree(backbone={"config": tiny(), "dtype": "bfloat16"})
+    rollouts = module.respond(batch, num_samples=2, sample=True)
+    again = module.log_probs(rollouts)
+    torch.testing.assert_close(again.detach(), rollouts.log_prob, rtol=0, atol=1e-6)
+    greedy = module.respond(batch)
+    torch.testing.assert_close(module.log_probs(greedy).detach(), greedy.log_prob, rtol=0, atol=0.05)
+
+
 def test_a_head_on_the_base_replays_from_its_states(disagree, experts, experts_folder):
     base = {"name": str(experts_folder / "base"), "frozen": True}
     module, batch = disagree(backbone=base, experts=experts(base=None))
