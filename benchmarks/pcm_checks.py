@@ -59,11 +59,17 @@ def learnability(folder: Path, seed: int, baseline: str = "none") -> dict[str, f
     """
     folder.mkdir(parents=True, exist_ok=True)
     prompts = folder / "prompts.jsonl"
-    rows = [json.dumps({"prompt": f"show me the {kind} lamp ."}) for kind in ("red", "blue") for _ in range(64)]
+    rows = [
+        json.dumps({"prompt": f"show me the {kind} lamp ."}) for kind in ("red", "blue") for _ in range(64)
+    ]
     prompts.write_text("\n".join(rows), encoding="utf-8")
     loader = PromptLoaderConfig(batch_size=64, seed=seed)
     data = PersonalizedPromptsDataModule(
-        train=str(prompts), validation=str(prompts), axes={}, text=TextConfig(tokenizer="words"), loader=loader
+        train=str(prompts),
+        validation=str(prompts),
+        axes={},
+        text=TextConfig(tokenizer="words"),
+        loader=loader,
     )
     data.setup()
     L.seed_everything(seed, verbose=False)
@@ -167,4 +173,3 @@ def epoch_speed(hidden: int = 512, layers: int = 8, rounds: int = 3) -> dict[str
     kept = statistics.median(seconds(lambda: learn(stored)) for _ in range(rounds))
     again = statistics.median(seconds(by_experts) for _ in range(rounds))
     return {"stored_seconds": kept, "experts_seconds": again, "ratio": (kept + again) / kept}
-
