@@ -91,7 +91,9 @@ class Parser(LightningArgumentParser):
         things = {each: getattr(pluralign, each) for each in dir(pluralign)}
         classes = {each: thing for each, thing in things.items() if isinstance(thing, type)}
         taken = sorted(
-            each for each, thing in classes.items() if issubclass(thing, base) and not isabstract(thing)
+            each
+            for each, thing in classes.items()
+            if issubclass(thing, base) and thing is not base and not isabstract(thing)
         )
         there_are = f"there are {', '.join(taken)}"
         if name in things:

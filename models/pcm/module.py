@@ -54,9 +54,9 @@ class PCM(MixtureModule):
 
     def __init__(
         self,
-        backbone: BackboneConfig | Mapping[str, Any],
+        backbone: BackboneConfig,
         *,
-        experts: ExpertsConfig | Mapping[str, Any] | None = None,
+        experts: ExpertsConfig | None = None,
         baseline: Baseline = "none",
         mixing: Literal["linear", "geometric", "forward_kl"] = "linear",
         preference_as: Literal["text", "tokens"] = "text",
@@ -88,7 +88,7 @@ class PCM(MixtureModule):
             ValueError: If a setting is outside its range, or settings do not go together.
         """
         super().__init__(backbone, **settings)
-        if isinstance(experts, Mapping):
+        if isinstance(experts, Mapping):  # from a checkpoint's plain hyperparameters
             experts = ExpertsConfig(**experts)
         self.experts_config = experts
         self.save_hyperparameters({"experts": None if experts is None else asdict(experts)})
