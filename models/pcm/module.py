@@ -221,7 +221,17 @@ class PCM(MixtureModule):
         """What decides the responses of a round beside weights, items and seed."""
         config = self.experts_config
         experts = None if config is None else {"prompts": config.prompts, "files": self.digests()}
-        return {**super().description(), "experts": experts, "baseline": self.baseline}
+        if config is not None and config.base is not None:
+            experts = {
+                **experts,
+                **{name: getattr(config.base, name) for name in ("config", "dtype", "quantization")},
+            }
+        return {
+            **super().description(),
+            "experts": experts or list(self.expert_names),
+            "baseline": self.baseline,
+            "preference_as": self.preference_as,
+        }
 
     def measures(self, rollouts: Rollouts) -> dict[str, Tensor]:
         """Entropy of the weights, in nats."""
