@@ -1,6 +1,6 @@
 """PCM on experts of known styles: do weights that are learned from rewards find who should speak where?
 
-    python benchmarks/pcm.py [--seeds 5] [--anew] [--work FOLDER] [--output FILE]
+    python benchmarks/pcm.py [--seeds 5] [--anew] [--processes 2] [--work FOLDER] [--output FILE]
 
 Everything is made here, in the small language of `StyleGrammarDataModule`. A base has read writers of every style and follows a stated
 wish now and then; six experts, adapters over it, have read writers of one style, who lean on the axes that are not theirs (19 of 20 texts
@@ -27,10 +27,13 @@ import sys
 import tempfile
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import transformers
 from intervals import run_estimate
 from pcm_checks import epoch_speed, learnability
 from pcm_runs import METHODS, SINGLE, TRAINED, Budget, Shown, Workshop, shown
@@ -38,7 +41,7 @@ from rich.console import Console
 from rich.table import Table
 from surroundings import surroundings
 
-from pluralign.datamodules.datasets.style_grammar import AXES
+from pluralign.datamodules.datasets.style_grammar import AXES, DIMENSIONS
 from pluralign.metrics import Estimate
 
 PCM_TITLE = next(iter(METHODS))
@@ -46,6 +49,25 @@ BEST = "the best expert alone"
 GOAL = ("uniform", "static weights", "product soup", "factor soup", "geometric (MOD)")
 """What PCM must beat surely."""
 WEIGHT, SPEED = 0.95, 20.0
+
+
+class Runs(NamedTuple):
+    """What became of all seeds."""
+
+    results: list[dict[str, Shown]]
+    """By method."""
+    reward_accuracy: list[dict[str, float]]
+    """Of reward models on new pairs."""
+
+
+def quiet() -> None:
+    """One thread and few words, in every process."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(1)
 
 
 def run_seed(workshop: Workshop, seed: int) -> dict[str, Shown]:
@@ -58,6 +80,28 @@ def run_seed(workshop: Workshop, seed: int) -> dict[str, Shown]:
             workshop.train(mixture, data)
         results[title] = shown(mixture, data, seed)
     return with_best(results)
+
+
+def run_seeds(folder: Path, budget: Budget, seeds: int, anew: bool, processes: int) -> Runs:
+    """Everything that is trained, of all seeds.
+
+    Args:
+        folder: Of files.
+        budget: Steps.
+        seeds: How many.
+        anew: Whether each has a base, experts and reward models of its own.
+        processes: That work side by side.
+    """
+    workshops = [Workshop(folder, seed, budget) for seed in range(seeds if anew else 1)]
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=quiet) as pool:
+        list(pool.map(Workshop.train_base, workshops))
+        accuracies = [
+            dict(zip(DIMENSIONS, pool.map(workshop.train_expert, DIMENSIONS), strict=True))
+            for workshop in workshops
+        ]
+        of_seed = workshops if anew else workshops * seeds
+        results = list(pool.map(run_seed, of_seed, range(seeds)))
+    return Runs(results, accuracies)
 
 
 def with_best(results: dict[str, Shown]) -> dict[str, Shown]:
@@ -134,29 +178,19 @@ def main() -> int:
     parser.add_argument(
         "--anew", action="store_true", help="train base, experts and reward models for each seed"
     )
+    parser.add_argument("--processes", type=int, default=2, help="that work side by side, of one thread each")
     parser.add_argument("--work", type=Path, help="folder of models and rollouts; a temporary one by default")
     parser.add_argument("--output", type=Path, help="file to write the JSON to")
     arguments = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    torch.set_num_threads(1)
-    start, console = time.process_time(), Console(width=150)
+    quiet()
+    start, console = time.perf_counter(), Console(width=150)
     with tempfile.TemporaryDirectory() as temporary:
         folder, budget = arguments.work or Path(temporary), Budget()
         bit = learnability(folder / "bit", 0)
         static = learnability(folder / "static", 0, "static")
         speed = epoch_speed()
-        seeds: list[dict[str, Shown]] = []
-        workshop: Workshop | None = None
-        for seed in range(arguments.seeds):
-            if workshop is None or arguments.anew:
-                workshop = Workshop(folder, seed, budget)
-                workshop.prepare()
-                console.print(f"seed {seed}: accuracy of reward models {workshop.reward_accuracy}")
-            seeds.append(run_seed(workshop, seed))
-            told = {title: round(float(run.shares.mean()), 3) for title, run in seeds[-1].items()}
-            console.print(f"seed {seed} after {time.process_time() - start:.0f} s: {told}")
-    methods = summary(seeds)
+        runs = run_seeds(folder, budget, arguments.seeds, arguments.anew, arguments.processes)
+    methods = summary(runs.results)
     show(methods, console)
     console.print(
         f"the right expert's weight {bit['weight']:.4f}; reward of static weights {static['reward']:.3f}"
@@ -168,11 +202,11 @@ def main() -> int:
         "methods": methods,
         "learnability": {"weight": bit["weight"], "static_reward": static["reward"]},
         "stored_rollouts": speed,
-        "reward_models": None if workshop is None else workshop.reward_accuracy,
+        "reward_accuracy": runs.reward_accuracy,
         "seeds": arguments.seeds,
         "anew": arguments.anew,
         "budget": budget._asdict(),
-        "cpu_seconds": round(time.process_time() - start),
+        "seconds": round(time.perf_counter() - start),
         "torch": torch.__version__,
         **surroundings(),
     }

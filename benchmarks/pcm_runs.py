@@ -15,9 +15,8 @@ from pluralign.datamodules import (
     TextConfig,
 )
 from pluralign.datamodules.datasets.style_grammar import AXES, DIMENSIONS, judge
-from pluralign.datamodules.prompt_batch import RewardFunction
 from pluralign.datamodules.prompts import PromptLoaderConfig
-from pluralign.inference import ModuleReward
+from pluralign.inference import CheckpointReward
 from pluralign.models import PCM, AutoregressiveRM, BackboneConfig, BradleyTerryRM, ExpertsConfig, LoRAConfig
 
 __all__ = ["METHODS", "SINGLE", "TRAINED", "Budget", "Shown", "Workshop", "shown"]
@@ -37,12 +36,16 @@ SHAPE = {
 }
 REWARD_SHAPE = {**SHAPE, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
 MOST_TOKENS = 32
+OWN_RATE, HEAD_RATE = 1e-3, 1e-2
+"""Learning rates of a whole control network; of a head alone, or static weights."""
+UNREADABLE = -10.0
+"""Reward of a response without text."""
 SINGLE = {
     f"the {axis} expert alone": {f"{axis}.{pole}": 1.0 for pole in poles} for axis, poles in AXES.items()
 }
 METHODS: dict[str, dict[str, Any]] = {
-    "PCM, head on the base": {},
     "PCM, network of its own": {"own": True},
+    "PCM, head on the base": {},
     "static weights": {"baseline": "static"},
     "uniform": {"baseline": "uniform"},
     "product soup": {"baseline": "product_soup"},
@@ -59,8 +62,8 @@ TRAINED = 3
 class Budget(NamedTuple):
     """Steps of everything."""
 
-    base: int = 320
-    expert: int = 120
+    base: int = 600
+    expert: int = 160
     reward: int = 100
     rounds: int = 24
     """Of a mixture: responses are written, rated and learned from."""
@@ -83,7 +86,7 @@ class Shown(NamedTuple):
 
 
 class Workshop:
-    """Trains and measures; keeps base, experts and reward models of a seed in a folder."""
+    """Trains and measures; keeps base, experts and reward models of a seed in a folder. Processes share it."""
 
     def __init__(self, folder: Path, seed: int, budget: Budget) -> None:
         """Name them.
@@ -95,24 +98,19 @@ class Workshop:
         """
         self.folder, self.seed, self.budget = folder / f"seed-{seed}", seed, budget
         self.cache = str(folder / "cache")
-        self.rewards: dict[str, RewardFunction] = {}
-        self.reward_accuracy: dict[str, float] = {}
 
     # What is mixed -------------------------------------------------------------------------------------
 
-    def prepare(self) -> None:
-        """Train base, experts and reward models."""
-        self._write("base", BackboneConfig(config=SHAPE, tokenizer="words"), None, self.budget.base, 64, 2e-3)
-        for dimension in DIMENSIONS:
-            self._write(
-                dimension,
-                self.base(lora=LoRAConfig(rank=8, alpha=16)),
-                dimension,
-                self.budget.expert,
-                32,
-                5e-3,
-            )
-            self.rewards[dimension] = self._reward(dimension)
+    def train_base(self) -> None:
+        """Train the base, and write it."""
+        backbone = BackboneConfig(config=SHAPE, tokenizer="words")
+        self._write("base", backbone, None, self.budget.base, 48, 3e-3)
+
+    def train_expert(self, dimension: str) -> float:
+        """Train expert and reward model of a style, and write them; the reward model's accuracy on new pairs."""
+        backbone = self.base(lora=LoRAConfig(rank=8, alpha=16))
+        self._write(dimension, backbone, dimension, self.budget.expert, 32, 5e-3)
+        return self._reward(dimension)
 
     def base(self, **settings: Any) -> BackboneConfig:  # noqa: ANN401  fields of several types
         """The base that was written, as a backbone."""
@@ -141,21 +139,21 @@ class Workshop:
         quiet_trainer(steps).fit(module, self._pairs(steps, size, dimension=dimension))
         module.save_language_model(self.folder / name)
 
-    def _reward(self, dimension: str) -> RewardFunction:
+    def _reward(self, dimension: str) -> float:
         """A reward model of one style, trained on pairs that differ in it alone."""
         L.seed_everything(self.seed, verbose=False)
-        steps = self.budget.reward
+        steps, rate = self.budget.reward, 3e-3
         module = BradleyTerryRM(
             BackboneConfig(config=REWARD_SHAPE, tokenizer="words"),
-            optimizer=adamw(3e-3),
-            lr_scheduler=one_cycle(3e-3, steps),
+            optimizer=adamw(rate),
+            lr_scheduler=one_cycle(rate, steps),
         )
         trainer = quiet_trainer(steps, validates=True)
         data = self._pairs(steps, 32, dimension=dimension, spurious=0.0, wishes="unsaid")
         trainer.fit(module, data)
         (found,) = trainer.validate(module, data, verbose=False)
-        self.reward_accuracy[dimension] = found["val/accuracy"]
-        return ModuleReward(module)
+        trainer.save_checkpoint(self.folder / f"{dimension}.ckpt", weights_only=True)
+        return found["val/accuracy"]
 
     # Mixtures ------------------------------------------------------------------------------------------
 
@@ -169,13 +167,12 @@ class Workshop:
         data.setup()
         return data
 
-    def mixture(self, seed: int, *, own: bool = False, rate: float = 3e-2, **settings: Any) -> PCM:  # noqa: ANN401  settings of several types
+    def mixture(self, seed: int, *, own: bool = False, **settings: Any) -> PCM:  # noqa: ANN401  settings of several types
         """A mixture, before training.
 
         Args:
             seed: Of its draws.
             own: Whether the control network is one of its own, which begins as the base, and all of it is trained.
-            rate: Learning rate of the head alone, or of static weights.
             **settings: Of :class:`PCM`.
         """
         L.seed_everything(seed, verbose=False)
@@ -184,9 +181,12 @@ class Workshop:
         return PCM(
             self.base() if own else self.base(frozen=True),
             experts=ExpertsConfig(base=beneath, adapters=adapters),
-            rewards=self.rewards,
+            rewards={
+                name: CheckpointReward(str(self.folder / f"{name}.ckpt"), unscored=UNREADABLE)
+                for name in DIMENSIONS
+            },
             max_new_tokens=MOST_TOKENS,
-            optimizer=adamw(1e-3 if own else rate),
+            optimizer=adamw(OWN_RATE if own else HEAD_RATE),
             rollout_dir=str(self.folder / f"rollouts-{seed}-{own}-{settings.get('baseline')}"),
             seed=seed,
             **settings,

@@ -237,20 +237,20 @@ def on_pal(
         optimizer=adamw(1e-3),
     )
     module = fitted(pal, judged, options.reward_steps)
-    group = judged.truth("validation").group_of_user.tolist()
+    truth = judged.truth("validation")
+    group = truth.group_of_user.tolist()
     users = [group.index(0), group.index(1)]
-    names = judged.truth("validation").users
     phrases = [text for row in judged.load("validation") for text in row.fields["responses"]]
     utility, formed = {}, {}
     for place, user in enumerate(users):
         L.seed_everything(world.seed, verbose=False)
-        own = Standardised(module, names[user], phrases)
+        own = Standardised(module, truth.users[user], phrases)
         policy = policy_of(start, {"own": own}, kl_weight=0.1, floor=own.floor)
         tuned(policy, data, options.rounds, folder)
         texts = [text for rollouts in held_out(policy, data, world.seed) for text in rollouts.texts]
         formed[place] = float(world.truth(texts).well_formed.mean())
         for other, judge in enumerate(users):
-            utility[place, other] = float(world.truth(texts, [judge]).utility.nanmean())
+            utility[place, other] = float(world.truth(texts, truth.user_points[judge]).utility.nanmean())
     return {
         "first user": {"own": utility[0, 0], "other's": utility[1, 0], "well_formed": formed[0]},
         "second user": {"own": utility[1, 1], "other's": utility[0, 1], "well_formed": formed[1]},

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pluralign.datamodules import (
@@ -138,12 +139,12 @@ class World:
             )
         return made
 
-    def truth(self, responses: list[str], users: list[int] | None = None) -> Truth:
-        """What the crowd, or some of it, thinks of responses."""
+    def truth(self, responses: list[str], point: NDArray[np.float64] | None = None) -> Truth:
+        """What the crowd thinks of responses, or a user with this ideal point."""
         crowd = Crowd(self.data("ratings"))
         known = {word: place for place, word in enumerate(WORDS[: self.num_words])}
         utility, harmful, well_formed = [], [], []
-        points = crowd.user_points if users is None else crowd.user_points[users]
+        points = crowd.user_points if point is None else point[None]
         for response in responses:
             words = response.split()
             places = [known[word] for word in words if word in known]

@@ -84,12 +84,14 @@ class TextCLI(LightningCLI, Generic[OptionsT]):
     Attributes:
         model_base: What the verb takes for a model.
         data_base: What it takes for data.
+        kinds: What these are called.
         options: The verb's own options.
         config: Every option.
     """
 
     model_base: ClassVar[type[BaseModule]] = BaseModule
     data_base: ClassVar[type[TextData]] = TextData
+    kinds: ClassVar[tuple[str, str]] = ("models", "data modules")
     options: OptionsT
     model: BaseModule
     datamodule: TextData
@@ -146,6 +148,9 @@ class TextCLI(LightningCLI, Generic[OptionsT]):
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the verb's own options before those it shares with ``fit``."""
+        assert isinstance(parser, Parser)  # the class that was asked for
+        model, data = self.kinds
+        parser.kinds = {"model": (self.model_base, model), "data": (self.data_base, data)}
         hints = get_type_hints(self.options_class)
         group = parser.add_argument_group(f"Options of {self.verb}") if hints else parser
         for each in fields(self.options_class):
@@ -247,6 +252,7 @@ class PluralignCLI(TextCLI[OptionsT]):
 
     model_base = RewardModule
     data_base = PreferenceDataModule
+    kinds = ("reward models", "data with responses")
     model: RewardModule
     datamodule: PreferenceDataModule
 

@@ -84,6 +84,7 @@ class GenerateCLI(TextCLI[GenerateOptions]):
 
     model_base: ClassVar[type[BaseModule]] = RespondingModule
     data_base: ClassVar[type[TextData]] = PromptDataModule
+    kinds: ClassVar[tuple[str, str]] = ("models that write responses", "data that give prompts")
 
     @property
     def policy(self) -> RespondingModule:

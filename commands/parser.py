@@ -2,13 +2,17 @@
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from difflib import get_close_matches
+from inspect import isabstract
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
+
+import pluralign
 
 __all__ = ["Parser", "short_message"]
 
@@ -20,6 +24,9 @@ NOISE = re.compile(
     r"|Given value type: .*|Problem with given class_path '.*':|Expected a path but .* not accessible or invalid)$"
 )
 """Lines of the parser's messages that say how it went about it."""
+FUNCTION = re.compile(r"- Type collections\.abc\.Callable\[.*\] expects a function or a callable class: ")
+NO_CLASS = re.compile(r"--(model|data) must be dot import path string: (\w+)(; got .*)?", re.DOTALL)
+"""What is said of a name that is no class, and of a class of another kind."""
 
 
 class Parser(LightningArgumentParser):
@@ -28,7 +35,12 @@ class Parser(LightningArgumentParser):
     jsonargparse makes the parsers of classes alike, and hands an option of theirs on as a word of the command line. It has
     loaded the value before, so that ``null`` arrives there as the word ``None`` (``findings/jsonargparse_nested_null.sh``).
     Here the parser of the class gets what was typed.
+
+    Attributes:
+        kinds: Of ``model`` and ``data`` the base of what the verb takes, and what that is called.
     """
+
+    kinds: Mapping[str, tuple[type, str]] = MappingProxyType({})
 
     def parse_args(  # type: ignore[override]
         self,
@@ -67,8 +79,25 @@ class Parser(LightningArgumentParser):
                     message += f"; did you mean {near}?"
         if not self.exit_on_error:  # the parser of a class: the one around it speaks
             super().error(message, ex)
-        print(f"{self.prog}: error: {short_message(message)}", file=sys.stderr)
+        message = short_message(message)
+        match = NO_CLASS.fullmatch(message)
+        if match and match[1] in self.kinds:
+            message = f"--{match[1]}: {self._no_class(match[2], *self.kinds[match[1]])}"
+        print(f"{self.prog}: error: {message}", file=sys.stderr)
         raise SystemExit(2) from ex
+
+    def _no_class(self, name: str, base: type, kind: str) -> str:
+        """Why a class cannot be taken, and which can."""
+        things = {each: getattr(pluralign, each) for each in pluralign.__all__}
+        classes = {each: thing for each, thing in things.items() if isinstance(thing, type)}
+        taken = sorted(
+            each for each, thing in classes.items() if issubclass(thing, base) and not isabstract(thing)
+        )
+        there_are = f"there are {', '.join(taken)}"
+        if name in things:
+            return f"{self.prog} takes {kind}, and {name} is not one of them; {there_are}"
+        near = get_close_matches(name, taken, n=1)
+        return f"nothing is called {name}; {f'did you mean {near[0]}?' if near else there_are}"
 
 
 def short_message(message: str) -> str:
@@ -95,6 +124,7 @@ def short_message(message: str) -> str:
         elif text.startswith("Given value: "):
             values.append(text.removeprefix("Given value: "))
         elif text and not NOISE.match(text):
+            text = FUNCTION.sub("must be a function or a class whose objects are called: ", text)
             text = re.sub(r"^(- )?Expected an? ", "must be ", text)
             reason, _, value = re.sub(r"(<class '([^']*)'>|typing\.(?=Literal))", r"\2", text).partition(
                 ". Got value: "

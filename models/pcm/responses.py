@@ -97,6 +97,23 @@ class MixtureModule(RolloutModule, ABC):
         column = torch.tensor(of_dimension, device=device)
         return torch.where(column >= 0, wanted[:, column.clamp_min(0)], True)
 
+    def _taking_part(self, batch: PromptBatch) -> Tensor:
+        """The same, once it is known that there is one in each item: what nobody says cannot be mixed.
+
+        Raises:
+            ValueError: If no expert takes part in an item.
+        """
+        members = self.members(batch)
+        nobody = (~members.any(1)).nonzero().flatten().tolist()
+        if nobody:
+            raise ValueError(
+                f"item {batch['id'][nobody[0]]!r} asks for none of the dimensions that experts are called as, so that no expert "
+                f"takes part in it ({len(nobody)} of {len(members)} items of the batch); experts: {', '.join(self.expert_names)}: "
+                "have each prompt ask for one of these (its preference, or data.preferences), or name an expert like no "
+                "dimension, which then always takes part"
+            )
+        return members
+
     def control_rows(self, batch: PromptBatch) -> LeftRows:
         """What the control network reads before the responses."""
         if self.preference_as == "text":
@@ -144,7 +161,7 @@ class MixtureModule(RolloutModule, ABC):
         source: MixtureSource | SingleSource
         merging = self.merging
         if merging.soup is not None:
-            soups = self._soup_of(self.members(batch), merging.soup)
+            soups = self._soup_of(self._taking_part(batch), merging.soup)
             source = SingleSource(self.pool(), self._told(batch, item), soups[item], temperature)
         elif merging.weights == "base":
             source = self._base_source(batch, item, temperature)
@@ -193,7 +210,7 @@ class MixtureModule(RolloutModule, ABC):
         self, batch: PromptBatch, item: Tensor, temperature: float, merging: Merging | None = None
     ) -> MixtureSource:
         merging = merging or self.merging
-        members = self.members(batch)[item]
+        members = self._taking_part(batch)[item]
         if merging.given:
             given = torch.tensor(
                 [merging.given.get(name, 0.0) for name in self.expert_names], device=item.device

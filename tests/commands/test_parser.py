@@ -15,6 +15,7 @@ from pluralign.commands.parser import Parser, short_message
 from pluralign.datamodules import PreferenceDataModule
 from pluralign.datamodules.prompt_batch import RewardFunction
 from pluralign.models import RewardModule
+from pluralign.train import main
 
 
 def classes(room, base):
@@ -165,6 +166,40 @@ def test_a_wrong_value_is_told_in_a_line(word, message, capsys):
         speaking.parse_args(words)
     assert stop.value.code == 2
     assert capsys.readouterr().err == f"pluralign fit: error: {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        (
+            "--model=PolicyTuner",
+            "--model: pluralign predict takes reward models, and PolicyTuner is not one of them; there are AutoregressiveRM,",
+        ),
+        ("--model=BradleyTeryRM", "--model: nothing is called BradleyTeryRM; did you mean BradleyTerryRM?"),
+        ("--model=Xyz", "--model: nothing is called Xyz; there are AutoregressiveRM,"),
+        (
+            "--data=StyleGrammarDataModule",
+            "--data: pluralign predict takes data with responses, and StyleGrammarDataModule is not one of them; there are ",
+        ),
+    ],
+)
+def test_a_class_that_the_verb_does_not_take_is_told_in_a_line(word, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", word, "--model.backbone.config", '{"model_type": "llama"}'])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"pluralign predict: error: {message}")
+    assert "RewardModule" not in line
+
+
+def test_a_reward_that_is_not_there_is_told_in_a_line():
+    message = (
+        'Parser key "model.rewards":\n  - Type collections.abc.Callable[[collections.abc.Sequence[str]], typing.Any] expects '
+        "a function or a callable class: module 'mine' has no attribute 'brevty'"
+    )
+    assert short_message(message) == (
+        "--model.rewards must be a function or a class whose objects are called: module 'mine' has no attribute 'brevty'"
+    )
 
 
 def test_another_message_stays_as_it_is():

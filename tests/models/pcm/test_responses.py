@@ -13,7 +13,7 @@ from pluralign.models.responding import items_of
 from .conftest import DIMENSIONS
 
 
-def own_text(folder, name, ids, mask, *, sample, seed=0, tokens=12):
+def own_text(folder, name, ids, mask, *, sample, seed=0, tokens=12, end=2, **settings):
     """What transformers' generate says for one expert alone."""
     network = AutoModelForCausalLM.from_pretrained(folder / "base")
     model = network if name is None else PeftModel.from_pretrained(network, folder / name)
@@ -22,7 +22,7 @@ def own_text(folder, name, ids, mask, *, sample, seed=0, tokens=12):
         input_ids=ids,
         attention_mask=mask,
         generation_config=GenerationConfig(
-            max_new_tokens=tokens, do_sample=sample, top_k=0, eos_token_id=2, pad_token_id=0
+            max_new_tokens=tokens, do_sample=sample, top_k=0, eos_token_id=end, pad_token_id=0, **settings
         ),
     )
     return whole[:, ids.shape[1] :]
@@ -41,6 +41,24 @@ def test_an_expert_with_all_the_weight_writes_its_own_text(name, sample, built, 
     )
     torch.manual_seed(0)
     rollouts = module.respond(batch, sample=sample)
+    assert torch.equal(rollouts.tokens, own[:, : rollouts.tokens.shape[1]])
+
+
+@pytest.mark.parametrize("sample", [False, True], ids=["greedy", "sampled"])
+def test_an_expert_with_all_the_weight_ends_where_it_ends(sample, built, experts_folder, monkeypatch):
+    name, column = DIMENSIONS[2], 2
+    module, batch = built(baseline="fixed", expert_weights={name: 1.0}, temperature=0.7)
+    batch = items_of(batch, batch["wanted"][:, column].nonzero().squeeze(1).tolist())
+    torch.manual_seed(0)
+    long = module.respond(batch, sample=sample)
+    end = int(long.tokens[:, 2:6].flatten().mode().values)
+    monkeypatch.setattr(type(module.prompt_source), "end_id", end)
+    torch.manual_seed(0)
+    rollouts = module.respond(batch, sample=sample)
+    assert len(set(rollouts.lengths.tolist())) > 1 and bool(rollouts.finished.any())
+    ids, mask = batch["own_ids"][:, column], batch["own_mask"][:, column]
+    temper = {"temperature": 0.7} if sample else {}
+    own = own_text(experts_folder, name, ids, mask, sample=sample, end=end, **temper)
     assert torch.equal(rollouts.tokens, own[:, : rollouts.tokens.shape[1]])
 
 
