@@ -206,7 +206,7 @@ def main() -> int:
     )
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="prompts at a time")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=32, help="of a response")
+    parser.add_argument("--tokens", type=int, default=16, help="of a response")
     parser.add_argument("--rank", type=int, default=16, help="of the adapters")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", help="of the networks")
