@@ -133,6 +133,10 @@ def summary(seeds: list[dict[str, Shown]]) -> dict[str, Any]:
             "malformed": estimate([run.malformed for run in runs]),
             "tokens": estimate([run.tokens for run in runs]),
         }
+        row["by_dimension"] = {
+            name: estimate([run.by_dimension[name] for run in runs]) for name in runs[0].by_dimension
+        }
+        row["share_of_each_seed"] = [round(value, 4) for value in means]
         entropies = [run.entropy for run in runs if run.entropy is not None]
         row["weight_entropy"] = estimate(entropies) if entropies else None
         if title != PCM_TITLE:
@@ -169,6 +173,15 @@ def show(methods: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
+def show_dimensions(methods: dict[str, Any], console: Console) -> None:
+    """The same by dimension."""
+    names = list(methods[PCM_TITLE]["by_dimension"])
+    table = Table("method", *names, title="by dimension, of the items that ask for it")
+    for title, row in methods.items():
+        table.add_row(title, *(_cell(row["by_dimension"][name]) for name in names))
+    console.print(table)
+
+
 def main() -> int:
     """Run, print and tell whether the goals are reached."""
     parser = argparse.ArgumentParser(
@@ -192,6 +205,7 @@ def main() -> int:
         runs = run_seeds(folder, budget, arguments.seeds, arguments.anew, arguments.processes)
     methods = summary(runs.results)
     show(methods, console)
+    show_dimensions(methods, console)
     console.print(
         f"the right expert's weight {bit['weight']:.4f}; reward of static weights {static['reward']:.3f}"
     )

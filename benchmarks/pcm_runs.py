@@ -78,6 +78,8 @@ class Shown(NamedTuple):
 
     shares: Tensor
     """(N, 3): share of the style that was asked for on each axis, mean over responses of an item."""
+    by_dimension: dict[str, float]
+    """Mean share of each dimension, of the items that ask for it."""
     malformed: float
     tokens: float
     """Mean length of a response."""
@@ -231,16 +233,25 @@ def shown(
     mixture.prompt_source = data
     mixture.configure_model()
     generator = torch.Generator().manual_seed(seed)
-    shares, tokens, entropies = [], [], []
+    shares, wanted, tokens, entropies = [], [], [], []
     for batch in data.batches(split, batch_size=128):
         rollouts = mixture.respond(batch, num_samples=samples, sample=True, generator=generator)
         found = judge([str(batch["prompt"][item]) for item in rollouts.item.tolist()], rollouts.texts)
         asked = found[batch["wanted"][rollouts.item]].reshape(len(batch["id"]), samples, len(AXES))
         shares.append(asked)
+        wanted.append(batch["wanted"])
         tokens.append(rollouts.lengths.float())
         entropies += [float(value) for value in mixture.measures(rollouts).values()]
-    every = torch.cat(shares)
-    entropy = sum(entropies) / len(entropies) if entropies else None
+    every, items = torch.cat(shares), torch.cat(wanted)
+    of_item = every.mean(1)
+    of_dimension = of_item.repeat_interleave(2, dim=1)  # an axis has two poles
+    by_dimension = {
+        name: float(of_dimension[items[:, place], place].mean()) for place, name in enumerate(DIMENSIONS)
+    }
     return Shown(
-        every.mean(1), float((every.sum(-1) == 0).float().mean()), float(torch.cat(tokens).mean()), entropy
+        of_item,
+        by_dimension,
+        float((every.sum(-1) == 0).float().mean()),
+        float(torch.cat(tokens).mean()),
+        sum(entropies) / len(entropies) if entropies else None,
     )
