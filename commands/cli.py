@@ -61,6 +61,8 @@ class Options(Protocol):
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)
+ModelT = TypeVar("ModelT", bound=BaseModule)
+DataT = TypeVar("DataT", bound=TextData)
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def option(help: str, default: str | float | None) -> Any:  # noqa: ANN401  as d
     return field(default=default, metadata={"help": help})
 
 
-class TextCLI(LightningCLI, Generic[OptionsT]):
+class TextCLI(LightningCLI, Generic[OptionsT, ModelT, DataT]):
     """LightningCLI for one verb: short class names, the backbone's tokenizer passed on to the data, own options.
 
     Attributes:
@@ -93,8 +95,8 @@ class TextCLI(LightningCLI, Generic[OptionsT]):
     data_base: ClassVar[type[TextData]] = TextData
     kinds: ClassVar[tuple[str, str]] = ("models", "data modules")
     options: OptionsT
-    model: BaseModule
-    datamodule: TextData
+    model: ModelT
+    datamodule: DataT
 
     def __init__(
         self,
@@ -247,7 +249,7 @@ class TextCLI(LightningCLI, Generic[OptionsT]):
         self.parser.error(message)
 
 
-class PluralignCLI(TextCLI[OptionsT]):
+class PluralignCLI(TextCLI[OptionsT, RewardModule, PreferenceDataModule]):
     """The same for a verb that needs judged responses, and a model that rewards them."""
 
     model_base = RewardModule

@@ -79,24 +79,12 @@ class GenerateOptions:
         return (parent.parent if parent.name == "checkpoints" else parent) / "responses.jsonl"
 
 
-class GenerateCLI(TextCLI[GenerateOptions]):
+class GenerateCLI(TextCLI[GenerateOptions, RespondingModule, PromptDataModule]):
     """The command line of a model that writes responses and of data that give prompts."""
 
     model_base: ClassVar[type[BaseModule]] = RespondingModule
     data_base: ClassVar[type[TextData]] = PromptDataModule
     kinds: ClassVar[tuple[str, str]] = ("models that write responses", "data that give prompts")
-
-    @property
-    def policy(self) -> RespondingModule:
-        """The model."""
-        assert isinstance(self.model, RespondingModule)  # the parser took no other
-        return self.model
-
-    @property
-    def prompts(self) -> PromptDataModule:
-        """The data."""
-        assert isinstance(self.datamodule, PromptDataModule)  # likewise
-        return self.datamodule
 
 
 def generate(words: Sequence[str]) -> None:
@@ -113,7 +101,7 @@ def generate(words: Sequence[str]) -> None:
         description=generate.__doc__,
         options=GenerateOptions,
     )
-    options, data = cli.options, cli.prompts
+    options, data = cli.options, cli.datamodule
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         cli.fail(
             "it runs in one process, and WORLD_SIZE says that there are several: start it without torchrun or srun"
@@ -142,12 +130,12 @@ def generate(words: Sequence[str]) -> None:
 
 def _steps(cli: GenerateCLI, file: ResponseFile, split: str) -> Iterator[tuple[str, int, int]]:
     """Answer a split; progress after every batch."""
-    options, data = cli.options, cli.prompts
+    options, data = cli.options, cli.datamodule
     batches = data.batches(split, batch_size=1 if options.stream else None)
     streamer = response_printer(data.tokenizer.tokenizer) if options.stream else None
     done, total = 0, len(data.table(split))
     for number in write_responses(
-        cli.policy,
+        cli.model,
         batches,
         file,
         num_samples=options.num_samples,
@@ -161,7 +149,7 @@ def _steps(cli: GenerateCLI, file: ResponseFile, split: str) -> Iterator[tuple[s
 
 def _loaded(cli: GenerateCLI, checkpoint: str | None) -> str:
     """Build the policy, with the weights of its checkpoint if it has one; what its responses are said to be written by."""
-    model, options = cli.policy, cli.options
+    model, options = cli.model, cli.options
     content: Mapping[str, Any] = {"state_dict": {}, "hyper_parameters": {}}
     if checkpoint:
         content = cli.trainer.strategy.checkpoint_io.load_checkpoint(checkpoint, weights_only=True)
@@ -182,7 +170,7 @@ def _loaded(cli: GenerateCLI, checkpoint: str | None) -> str:
         "sample": options.sample,
         "seed": options.seed if options.sample else None,
         "num_samples": options.num_samples,
-        "batch_size": cli.prompts.loader.batch_size if options.sample and not options.stream else None,
+        "batch_size": cli.datamodule.loader.batch_size if options.sample and not options.stream else None,
         "settings": settings,
         "described": model.description(),
         "weights": members_digest([content]),

@@ -88,10 +88,12 @@ class Parser(LightningArgumentParser):
 
     def _no_class(self, name: str, base: type, kind: str) -> str:
         """Why a class cannot be taken, and which can."""
-        things = {each: getattr(pluralign, each) for each in pluralign.__all__}
+        things = {each: getattr(pluralign, each) for each in dir(pluralign)}
         classes = {each: thing for each, thing in things.items() if isinstance(thing, type)}
         taken = sorted(
-            each for each, thing in classes.items() if issubclass(thing, base) and not isabstract(thing)
+            each
+            for each, thing in classes.items()
+            if issubclass(thing, base) and thing is not base and not isabstract(thing)
         )
         there_are = f"there are {', '.join(taken)}"
         if name in things:

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Literal
 
+from pluralign.datamodules.text_data import TextData
+from pluralign.models import BaseModule
+
 from .cli import NoOptions, TextCLI
 
 __all__ = ["fit", "test", "validate"]
@@ -24,4 +27,6 @@ def test(words: Sequence[str]) -> None:
 
 
 def _run(verb: Literal["fit", "validate", "test"], words: Sequence[str], description: str | None) -> None:
-    TextCLI(verb, words, description=description, options=NoOptions, method=verb).run_method()
+    TextCLI[NoOptions, BaseModule, TextData](
+        verb, words, description=description, options=NoOptions, method=verb
+    ).run_method()

@@ -21,7 +21,8 @@ RewardFunction = Callable[[Sequence[Prompt], Sequence[str], Mapping[str, Sequenc
 """What rates responses: (prompts, responses, columns) to a number for each response, (S,), higher is better: a tensor or numbers.
 
 Prompts and responses are S each, as text; columns hold S values each of what else is known of an item, such as ``user``,
-``domain``, and ``preference``, the names of the dimensions asked for.
+``domain``, and ``preference``, the names of the dimensions asked for. What rewards said of responses may be read from files again: an
+object whose ``identity`` is a text changes it whenever it would say something else.
 """
 
 
@@ -31,8 +32,8 @@ class PromptBatch(TypedDict, total=False):
     id: list[str]
     """N names: of the prompt and the preference."""
     item_key: Tensor
-    """(N,) int64: hash of the name, the prompt and what is said of the preference, by which rollouts and reference answers find an
-    item again."""
+    """(N,) int64: hash of the name, the prompt, what is said of the preference, the columns and the tokens, by which rollouts and
+    reference answers find an item again."""
     prompt: list[Prompt]
     """N prompts as the source gives them, without what is said of the preference."""
     preference: list[tuple[str, ...]]

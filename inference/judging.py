@@ -160,6 +160,11 @@ class WordShare:
             raise ValueError(f"words must be one or more single words; got {words!r}")
         self.words = frozenset(word.lower() for word in words)
 
+    @property
+    def identity(self) -> str:
+        """What tells this reward from others."""
+        return f"WordShare {' '.join(sorted(self.words))}"
+
     def __call__(
         self,
         prompts: Sequence[Prompt],

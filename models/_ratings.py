@@ -1,6 +1,9 @@
 """What reward functions say of responses: asked once for each response that counts, checked, and put together."""
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from types import CodeType
 from typing import NamedTuple
 
 import torch
@@ -9,7 +12,7 @@ from torch import Tensor
 from pluralign.datamodules.prompt_batch import Prompt, PromptBatch, RewardFunction
 from pluralign.losses import relative_reward
 
-__all__ = ["Ratings", "combined", "rate"]
+__all__ = ["Ratings", "combined", "rate", "reward_identity"]
 
 
 class Ratings(NamedTuple):
@@ -108,3 +111,40 @@ def combined(ratings: Ratings, reference: Tensor | None) -> Tensor:
     if reference is None:
         return known.sum(1) / counts.sum(1)
     return relative_reward(known, torch.where(counts, reference, 0.0), mask=counts)
+
+
+def reward_identity(reward: RewardFunction) -> str:
+    """What tells a reward from another one of the same name, as far as that can be told.
+
+    Of an object its own ``identity``, if it is a text; of a function where it stands, what it does, and the plain values that it
+    has taken with it; of anything else its class alone.
+    """
+    told = getattr(reward, "identity", None)
+    if isinstance(told, str):
+        return told
+    code = getattr(reward, "__code__", None)
+    kind = type(reward) if code is None else reward
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if code is None:
+        return name
+    cells = [cell.cell_contents for cell in getattr(reward, "__closure__", None) or ()]
+    content = [_code(code), _plain([*cells, *(getattr(reward, "__defaults__", None) or ())])]
+    return f"{name} {hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]}"
+
+
+def _code(code: CodeType) -> list[object]:
+    inner = [_code(part) for part in code.co_consts if isinstance(part, CodeType)]
+    return [code.co_code.hex(), list(code.co_names), _plain(code.co_consts), inner]
+
+
+def _plain(values: Iterable[object]) -> list[object]:
+    """Those that say the same in every process."""
+    told: list[object] = []
+    for value in values:
+        if value is None or isinstance(value, bool | int | float | str | bytes):
+            told.append(repr(value))
+        elif isinstance(value, frozenset):
+            told.append(sorted(map(str, _plain(value))))
+        elif isinstance(value, tuple):
+            told.append(_plain(value))
+    return told

@@ -88,7 +88,7 @@ class PolicyTuner(RolloutModule):
 
     def __init__(
         self,
-        backbone: BackboneConfig | Mapping[str, Any],
+        backbone: BackboneConfig,
         *,
         baseline: Literal["none", "best_of_n"] = "none",
         num_candidates: int = 8,

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pluralign.datamodules.checks import check_range
 from pluralign.datamodules.prompt_batch import PromptBatch
@@ -115,7 +116,7 @@ class RolloutModule(RespondingModule, ABC):
     def on_fit_start(self) -> None:
         """Open the folder of the rounds."""
         super().on_fit_start()
-        if isinstance(self.lr_schedulers(), torch.optim.lr_scheduler.ReduceLROnPlateau):
+        if isinstance(self.lr_schedulers(), ReduceLROnPlateau):
             raise TypeError(
                 f"{type(self).__name__} steps its scheduler after every optimiser step: take another than a plateau one"
             )
@@ -218,7 +219,8 @@ class RolloutModule(RespondingModule, ABC):
         if self.max_grad_norm is not None:
             self.clip_gradients(optimizer.optimizer, self.max_grad_norm, "norm")
         optimizer.step()
-        if isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler):  # a plateau scheduler was refused
+        if scheduler is not None:
+            assert not isinstance(scheduler, list | ReduceLROnPlateau)  # on_fit_start refused the latter
             scheduler.step()
         return loss.detach()
 

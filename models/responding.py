@@ -3,6 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
 
 import torch
@@ -12,7 +13,7 @@ from pluralign.datamodules.checks import check_choices, check_range
 from pluralign.datamodules.prompt_batch import PromptBatch, PromptSource, RewardFunction
 
 from ._loader_sums import Means
-from ._ratings import Ratings, combined, rate
+from ._ratings import Ratings, combined, rate, reward_identity
 from .backbone import BackboneConfig
 from .base import BaseModule, ModuleSettings
 from .rollouts import ReferenceAnswer, Rollouts, RolloutStore
@@ -145,9 +146,24 @@ class RespondingModule(BaseModule, ABC):
             "kl_weight",
             "missing_end_reward",
         )
-        return {**{name: getattr(self, name) for name in names}, "rewards": list(self.rewards)}
+        config, base = self.backbone_config, self.base_identity() or {}
+        return {
+            **{name: getattr(self, name) for name in names},
+            "rewards": {name: reward_identity(reward) for name, reward in self.rewards.items()},
+            "backbone": {
+                **{name: getattr(config, name) for name in ("config", "dtype", "quantization")},
+                "lora": None if config.lora is None else asdict(config.lora),
+                "files": base.get("digest") or [base.get("name"), base.get("revision")],
+            },
+        }
 
     # Data ----------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Check the trainer; what rewards said of reference answers before is forgotten, for they may be others now."""
+        super().setup(stage)
+        self._store = None
+        self._reference_rewards.clear()
 
     @property
     def prompt_source(self) -> PromptSource:

@@ -338,3 +338,18 @@ def test_what_a_mixture_of_experts_costs_is_recorded():
     ratios = [one["over_one_expert"][way] for way in ("stacked", "head", "mixed", "sequential")]
     ratios.append(next(case for case in found["cases"] if case["batch"] == 8)["over_one_expert"]["stacked"])
     assert all(f"{ratio:.2f} times" in said for ratio in ratios)
+
+    assert [f"{ratio:.2f}" in said for ratio in ratios] == [True] * 4
+
+
+def test_tables_of_policies():
+    found = recorded("policy")
+    assert all(found["claims"].values()) and found["seeds"] == 5
+    headings = {"own policy": "own", "other's policy": "other's"}
+    for first, part in (("policy", "dprm"), ("judge", "pal")):
+        rows = table("policy.md", first)
+        assert set(rows) == set(found[part])
+        for name, row in rows.items():
+            for heading, cell in row.items():
+                estimate = found[part][name][headings.get(heading, heading)]
+                assert cell == "{value:.3f} [{low:.3f}, {high:.3f}]".format(**estimate)

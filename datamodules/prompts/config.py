@@ -8,7 +8,7 @@ from ..checks import check_range
 from ..settings import OnInvalid
 from ..tokens import TextConfig
 
-__all__ = ["Combinations", "PromptLoaderConfig", "PromptSettings"]
+__all__ = ["Combinations", "OpenPromptSettings", "PromptLoaderConfig", "PromptSettings"]
 
 Combinations = Literal["all", "draw"] | list[list[str]]
 """Which preferences prompts come with: every full combination, one of them an epoch, or those of a list."""
@@ -42,15 +42,20 @@ class PromptLoaderConfig:
             check_range(f"loader.{name}", getattr(self, name), at_least=low)
 
 
-class PromptSettings(TypedDict, total=False):
-    """What a data set of prompts passes on to the base, whose constructor says what the settings mean."""
+class OpenPromptSettings(TypedDict, total=False):
+    """What a data set that names ``held_out`` itself passes on to the base, whose constructor says what the settings mean."""
 
     text: TextConfig
     loader: PromptLoaderConfig
     preferences: Combinations
-    held_out: Sequence[Sequence[str]]
     max_new_tokens: int | None
     on_invalid: OnInvalid
     validation_share: float
     test_share: float
     cache_dir: str | None
+
+
+class PromptSettings(OpenPromptSettings, total=False):
+    """What every other data set of prompts passes on to the base."""
+
+    held_out: Sequence[Sequence[str]]

@@ -105,7 +105,15 @@ class PromptTable(torch.utils.data.Dataset[list[PromptItem]]):
         name = f"{record.id} ({', '.join(preference)})" if preference else record.id
         return PromptItem(
             id=name,
-            key=item_key(self.name, self.split, name, record.given, self.space.sentence(preference)),
+            key=item_key(
+                self.name,
+                self.split,
+                name,
+                record.given,
+                self.space.sentence(preference),
+                dict(record.columns),
+                [forms[form].ids.tolist() for form in _needed(preference)],
+            ),
             record=record,
             preference=preference,
             ids=forms[preference].ids,

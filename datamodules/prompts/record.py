@@ -1,7 +1,7 @@
 """A row becomes a prompt, the preference that it asks for, if it names one, and what else is known of it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha1
 
@@ -81,8 +81,19 @@ def _joined(text: str, sentence: str) -> str:
     return f"{text}{sentence}" if not text or text[-1].isspace() else f"{text} {sentence}"
 
 
-def item_key(name: str, split: str, item: str, prompt: object, sentence: str) -> int:
-    """Number by which an item is found again: it changes with the item's name, its prompt and what is said of its preference.
+def item_key(
+    name: str,
+    split: str,
+    item: str,
+    prompt: object,
+    sentence: str,
+    columns: Mapping[str, object],
+    tokens: Sequence[Sequence[int]],
+) -> int:
+    """Number by which an item is found again: it changes with all that decides responses to it, and what rewards say of them.
+
+    That is the item's name, its prompt, what is said of its preference, its columns (such as the user whose reward it is), and
+    the tokens that networks read, which change with tokenizer and format, and where a prompt is cut.
 
     Args:
         name: Of the data module.
@@ -90,9 +101,11 @@ def item_key(name: str, split: str, item: str, prompt: object, sentence: str) ->
         item: Its id.
         prompt: Text, or messages of plain values.
         sentence: What is said of the preference.
+        columns: What else the source says of it.
+        tokens: Those of each of its forms.
 
     Returns:
         The first eight bytes of the SHA-1 of all of it as JSON, as a signed big-endian integer.
     """
-    text = json.dumps([name, split, item, prompt, sentence])
+    text = json.dumps([name, split, item, prompt, sentence, columns, tokens], default=str)
     return int.from_bytes(sha1(text.encode(), usedforsecurity=False).digest()[:8], "big", signed=True)

@@ -174,7 +174,8 @@ class MixtureSource:
             keep_states: Whether the base's states are kept beside the tokens.
         """
         self.pool, self.members, self._prompts, self._weigher = pool, members, prompts, weigher
-        self.mixing, self.temperature, self.base_prompts = mixing, temperature, base_prompts
+        self.mixing: Mixing = mixing
+        self.temperature, self.base_prompts = temperature, base_prompts
         self.base_weight, self.keep_states = base_weight, keep_states
         self.steps: list[_Step] = []
 

@@ -54,9 +54,9 @@ class PCM(MixtureModule):
 
     def __init__(
         self,
-        backbone: BackboneConfig | Mapping[str, Any],
+        backbone: BackboneConfig,
         *,
-        experts: ExpertsConfig | Mapping[str, Any] | None = None,
+        experts: ExpertsConfig | None = None,
         baseline: Baseline = "none",
         mixing: Literal["linear", "geometric", "forward_kl"] = "linear",
         preference_as: Literal["text", "tokens"] = "text",
@@ -88,7 +88,7 @@ class PCM(MixtureModule):
             ValueError: If a setting is outside its range, or settings do not go together.
         """
         super().__init__(backbone, **settings)
-        if isinstance(experts, Mapping):
+        if isinstance(experts, Mapping):  # from a checkpoint's plain hyperparameters
             experts = ExpertsConfig(**experts)
         self.experts_config = experts
         self.save_hyperparameters({"experts": None if experts is None else asdict(experts)})
@@ -221,7 +221,17 @@ class PCM(MixtureModule):
         """What decides the responses of a round beside weights, items and seed."""
         config = self.experts_config
         experts = None if config is None else {"prompts": config.prompts, "files": self.digests()}
-        return {**super().description(), "experts": experts, "baseline": self.baseline}
+        if config is not None and config.base is not None:
+            experts = {
+                **experts,
+                **{name: getattr(config.base, name) for name in ("config", "dtype", "quantization")},
+            }
+        return {
+            **super().description(),
+            "experts": experts or list(self.expert_names),
+            "baseline": self.baseline,
+            "preference_as": self.preference_as,
+        }
 
     def measures(self, rollouts: Rollouts) -> dict[str, Tensor]:
         """Entropy of the weights, in nats."""

@@ -57,6 +57,7 @@ class RolloutStore:
         self.description: dict[str, object] = json.loads(json.dumps(dict(description)))
         self.refused: Counter[str] = Counter()
         self._references: dict[int, ReferenceAnswer] | None = None
+        self._of_files: dict[Path, dict[int, ReferenceAnswer]] = {}
 
     def path(self, step: int, rank: int) -> Path:
         """File of a round and process."""
@@ -124,9 +125,10 @@ class RolloutStore:
                 loaded = self._load(path, self.description)
                 if loaded is not None:
                     try:
-                        self._references |= answers_of(loaded[0])
+                        self._of_files[path] = answers_of(loaded[0])
                     except (KeyError, TypeError, ValueError) as error:
                         raise _damaged(path, error) from error
+                    self._references |= self._of_files[path]
         return self._references
 
     def add_references(self, step: int, rank: int, answers: Mapping[int, ReferenceAnswer]) -> None:
@@ -135,14 +137,16 @@ class RolloutStore:
         Args:
             step: Round in which they became known.
             rank: Process.
-            answers: By the key of their item; those of one round are written at once.
+            answers: By the key of their item; what the file of the round has already stays in it.
 
         Raises:
             OSError: If they could not be written.
         """
         known = self.references()
         path = self.folder / f"reference-{step:06d}-rank-{rank}.parquet"
-        self._save(path, reference_table(answers), {"description": self.description})
+        whole = {**self._of_files.get(path, {}), **answers}
+        self._save(path, reference_table(whole), {"description": self.description})
+        self._of_files[path] = whole
         self._references = {**known, **answers}
 
     # Files ---------------------------------------------------------------------------------------------

@@ -11,10 +11,11 @@ import pytest
 import pluralign.callbacks
 import pluralign.datamodules
 import pluralign.models
+from pluralign.commands.cli import NoOptions, TextCLI
 from pluralign.commands.parser import Parser, short_message
 from pluralign.datamodules import PreferenceDataModule
 from pluralign.datamodules.prompt_batch import RewardFunction
-from pluralign.models import RewardModule
+from pluralign.models import BaseModule, RespondingModule, RewardModule
 from pluralign.train import main
 
 
@@ -190,6 +191,36 @@ def test_a_class_that_the_verb_does_not_take_is_told_in_a_line(word, message, ca
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"pluralign predict: error: {message}")
     assert "RewardModule" not in line
+
+
+class Reading(TextCLI[NoOptions]):
+    """A command line that is read, and makes nothing."""
+
+    def __init__(self, words):
+        super().__init__("fit", words, description=None, options=NoOptions, method="fit")
+
+    def instantiate_classes(self):
+        """Nothing."""
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [cls for cls in classes(pluralign.models, BaseModule) if cls is not BaseModule],
+    ids=lambda cls: cls.__name__,
+)
+def test_the_tokenizer_of_every_model_is_that_of_its_data(cls):
+    data = "StyleGrammarDataModule" if issubclass(cls, RespondingModule) else "SyntheticDataModule"
+    words = [
+        f"--model={cls.__name__}",
+        "--model.backbone.name=folder",
+        "--model.backbone.revision=main",
+        f"--data={data}",
+    ]
+    cli = Reading(words)
+    assert (cli.config.data.init_args.text.tokenizer, cli.config.data.init_args.text.revision) == (
+        "folder",
+        "main",
+    )
 
 
 def test_a_reward_that_is_not_there_is_told_in_a_line():

@@ -315,3 +315,27 @@ def test_only_what_is_trained_has_a_copy_and_only_where_it_is_needed(tuner):
     assert tuner(measure_kl=False).start is None
     assert tuner(measure_kl=False, kl_weight=0.1).start is not None
     assert isinstance(whole.start, nn.Module) and not list(whole.start.parameters())
+
+
+def test_a_round_of_another_base_beneath_the_same_adapters_is_written_anew(trainer, tiny, tmp_path):
+    """Adapters begin alike on any network of one shape: what the base says is not in their weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    written = []
+    for name in ("one", "other"):
+        L.seed_everything(len(name), verbose=False)
+        fields = tiny(vocab_size=WIDTH)
+        config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / name)
+    for name in ("one", "one", "other"):
+        L.seed_everything(1, verbose=False)
+        module = PolicyTuner(
+            BackboneConfig(name=str(tmp_path / name), lora=LoRAConfig(rank=2)),
+            rewards={"c": says_c},
+            reference="none",
+            max_new_tokens=4,
+            rollout_dir=str(tmp_path / "rounds"),
+        )
+        trainer(limit_val_batches=0).fit(module, datamodule=Letters(number=1))
+        written.append((tmp_path / "rounds" / "round-000000-rank-0.parquet").stat().st_mtime_ns)
+    assert written[0] == written[1] < written[2]

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pluralign.models._ratings import Ratings, combined, rate
+from pluralign.models._ratings import Ratings, combined, rate, reward_identity
 
 DIMENSIONS = ("tone.warm", "tone.cold", "size.short")
 BATCH = {
@@ -66,3 +66,29 @@ def test_what_a_reward_may_not_say(answer, error, words):
 def test_an_item_that_nothing_counts_for_is_refused():
     with pytest.raises(ValueError, match="no reward counts for an item"):
         combined(rate({"tone.cold": length}, BATCH, ITEM, TEXTS, DIMENSIONS), None)
+
+
+def counts(letter, scale=1.0):
+    def reward(prompts, responses, columns):
+        return [scale * text.count(letter) for text in responses if text not in {"", "-"}]
+
+    return reward
+
+
+def test_rewards_that_say_something_else_have_another_identity():
+    one = reward_identity(counts("a"))
+    assert one == reward_identity(counts("a")) and one.startswith(f"{__name__}.counts.<locals>.reward ")
+    others = [
+        counts("b"),
+        counts("a", 2.0),
+        length,
+        lambda *given: [0.0],
+        lambda *given: [1.0],
+        torch.nn.Identity(),
+    ]
+    assert len({one, *map(reward_identity, others)}) == 7
+
+    class Told:
+        identity = "the third version"
+
+    assert reward_identity(Told()) == "the third version"

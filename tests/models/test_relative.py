@@ -219,6 +219,40 @@ def test_a_round_that_was_written_is_used_again_and_one_of_other_weights_is_not(
     assert other.written == 1, "the references do not depend on the weights"
 
 
+def test_a_round_that_other_rewards_have_rated_is_written_anew(module, fit, tmp_path):
+    """The names are the same, and what a function counts, or what an object says of itself, is not."""
+
+    class Told:
+        identity = "one"
+
+        def __call__(self, prompts, responses, columns):
+            return [text.count("5") for text in responses]
+
+    folder, told = str(tmp_path / "rounds"), Told()
+    for changed in ({}, {"likes.fours": share_of("5")}, {"likes.fours": told}):
+        policy = module(rollout_dir=folder, rewards={**REWARDS, **changed})
+        fit(policy)
+        assert policy.written == 2 + 2, "both rounds and their references"
+    told.identity = "two"
+    other = module(rollout_dir=folder, rewards={**REWARDS, "likes.fours": told})
+    fit(other)
+    same = module(rollout_dir=folder, rewards={**REWARDS, "likes.fours": told})
+    fit(same)
+    assert (other.written, same.written) == (4, 0)
+
+
+def test_references_of_an_evaluation_are_of_its_rewards(module, fit):
+    policy = module()
+    trainer = fit(policy, max_steps=1)
+    trainer.test(policy, datamodule=Prompts(), verbose=False)
+    before = trainer.callback_metrics["test/reward"]
+    policy.rewards = {
+        name: lambda *given, one=one: [each + 9 for each in one(*given)] for name, one in REWARDS.items()
+    }
+    trainer.test(policy, datamodule=Prompts(), verbose=False)
+    torch.testing.assert_close(trainer.callback_metrics["test/reward"], before)
+
+
 def test_a_run_goes_on_as_if_it_had_not_been_interrupted(module, fit, tmp_path):
     whole = module()
     fit(whole, max_epochs=2)

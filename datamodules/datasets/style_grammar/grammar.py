@@ -59,7 +59,7 @@ TOPICS = tuple(
 )
 SPLITS = ("train", "validation", "test", "predict")
 NUM_PROMPTS = len(REQUESTS) * len(KINDS) * len(TOPICS)
-PROMPTS = {"train": 640, "validation": 128, "test": 256, "predict": 128}
+PROMPTS: dict[str, int] = {"train": 640, "validation": 128, "test": 256, "predict": 128}
 """How many of the prompts each split has: all of them together."""
 STEP = 389
 """Without a factor in common with ``NUM_PROMPTS``, so that multiplying by it modulo that names every prompt differently."""

@@ -29,7 +29,7 @@ from collections.abc import Iterator, Sequence
 from typing import Unpack
 
 from ...checks import check_range
-from ...prompts import PromptDataModule, PromptRecord, PromptSettings
+from ...prompts import OpenPromptSettings, PromptDataModule, PromptRecord
 from ...records import SourceRow
 from .grammar import AXES, HELD_OUT, PROMPTS, SPLITS, prompts_of
 
@@ -54,7 +54,7 @@ class StyleGrammarDataModule(PromptDataModule):
         num_test: int = PROMPTS["test"],
         num_predict: int = PROMPTS["predict"],
         held_out: Sequence[Sequence[str]] = HELD_OUT_PREFERENCES,
-        **shared: Unpack[PromptSettings],
+        **shared: Unpack[OpenPromptSettings],
     ) -> None:
         """Describe the prompts; generates nothing. The tokenizer of the language is ``text.tokenizer=words``.
 
@@ -75,11 +75,9 @@ class StyleGrammarDataModule(PromptDataModule):
 
         .. versionadded:: 0.1
         """
-        if "held_out" in shared:  # the type checkers' view of the settings has it, too
-            raise TypeError("held_out is given twice")
         super().__init__(axes=AXES, held_out=held_out, **shared)
         sizes = (num_train, num_validation, num_test, num_predict)
-        self.num_prompts = dict(zip(SPLITS, sizes, strict=True))
+        self.num_prompts: dict[str, int] = dict(zip(SPLITS, sizes, strict=True))
         for source, number in self.num_prompts.items():
             check_range(f"num_{source}", number, at_least=1, at_most=PROMPTS[source])
 

@@ -82,7 +82,9 @@ class StyleGrammarPairsDataModule(PreferenceDataModule):
         check_range("seed", seed, at_least=0)
         self.dimension, self.wishes, self.obedience, self.seed = dimension, wishes, obedience, seed
         self.grammar = StyleGrammar(spurious=spurious, noise=noise)
-        self.num_pairs = dict(zip(SPLITS, (num_train, num_validation, num_test, num_predict), strict=True))
+        self.num_pairs: dict[str, int] = dict(
+            zip(SPLITS, (num_train, num_validation, num_test, num_predict), strict=True)
+        )
         for source, number in self.num_pairs.items():
             check_range(f"num_{source}", number, at_least=1)
 

@@ -53,9 +53,10 @@ def test_one_message_is_the_same_question_as_its_text():
 
 
 def test_the_number_of_an_item_changes_with_all_that_it_is():
-    first = ("grammar", "train", "q1", "Name one.", "Be kind.")
+    first = ("grammar", "train", "q1", "Name one.", "Be kind.", {"user": "ann"}, [[5, 6], [5]])
+    others = (*["other"] * 5, {"user": "bob"}, [[5, 6], [6]])
     keys = {item_key(*first)}
-    for place in range(len(first)):
-        keys.add(item_key(*first[:place], "other", *first[place + 1 :]))
-    assert len(keys) == 6 and all(-(2**63) <= key < 2**63 for key in keys)
-    assert item_key(*first) == 6465946289330892743
+    for place, other in enumerate(others):
+        keys.add(item_key(*first[:place], other, *first[place + 1 :]))
+    assert len(keys) == 8 and all(-(2**63) <= key < 2**63 for key in keys)
+    assert item_key(*first) == 1582817926411485286

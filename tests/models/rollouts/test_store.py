@@ -176,6 +176,16 @@ def test_answers_of_the_reference_are_kept_once(tmp_path):
     ]
 
 
+def test_answers_of_several_batches_of_one_round_stay(tmp_path):
+    store = RolloutStore(tmp_path, {})
+    store.add_references(2, 0, {7: FRIENDLY})
+    store.add_references(2, 0, {9: COLD})
+    again = RolloutStore(tmp_path, {})
+    assert again.references() == {7: FRIENDLY, 9: COLD}
+    again.add_references(2, 0, {11: FRIENDLY})
+    assert set(RolloutStore(tmp_path, {}).references()) == {7, 9, 11}, "of the run before, too"
+
+
 def test_answers_of_another_reference_are_not_taken(tmp_path):
     RolloutStore(tmp_path, {"reference": "greedy"}).add_references(0, 0, {7: FRIENDLY})
     store = RolloutStore(tmp_path, {"reference": "other"})
