@@ -197,7 +197,7 @@ class RespondingModule(BaseModule, ABC):
         Raises:
             ValueError: If one has not.
         """
-        rows = [batch["input_ids"], *(batch[name] for name in ("plain_ids", "own_ids") if name in batch)]  # type: ignore[literal-required]
+        rows = [batch["input_ids"], *(batch[name] for name in ("plain_ids", "own_ids") if name in batch)]
         largest = max(self.prompt_source.end_id, *(int(ids.max()) for ids in rows if ids.numel()))
         for name, size in vocabularies.items():
             if size is not None and largest >= size:

@@ -241,12 +241,12 @@ class PCM(MixtureModule):
     def description(self) -> dict[str, object]:
         """What decides the responses of a round beside weights, items and seed."""
         config = self.experts_config
-        experts = None if config is None else {"prompts": config.prompts, "files": self.digests()}
-        if config is not None and config.base is not None:
-            experts = {
-                **experts,
-                **{name: getattr(config.base, name) for name in ("config", "dtype", "quantization")},
-            }
+        experts: dict[str, object] = {}
+        if config is not None:
+            experts = {"prompts": config.prompts, "files": self.digests()}
+            base = config.base
+            if base is not None:
+                experts |= {"config": base.config, "dtype": base.dtype, "quantization": base.quantization}
         return {
             **super().description(),
             "experts": experts or list(self.expert_names),
