@@ -115,7 +115,7 @@ def generate(words: Sequence[str]) -> None:
         cli.fail("name the file of the responses: --output")
     cli.connect()
     data.setup(STAGES[split])
-    file = ResponseFile(path, _loaded(cli, checkpoint), overwrite=options.overwrite)
+    file = ResponseFile(path, _loaded(cli, checkpoint, split), overwrite=options.overwrite)
     if file.removed:
         print(f"{path}: its last line was not whole, and is written anew")
     before = len(file)
@@ -147,7 +147,7 @@ def _steps(cli: GenerateCLI, file: ResponseFile, split: str) -> Iterator[tuple[s
         yield split, done, total
 
 
-def _loaded(cli: GenerateCLI, checkpoint: str | None) -> str:
+def _loaded(cli: GenerateCLI, checkpoint: str | None, split: str) -> str:
     """Build the policy, with the weights of its checkpoint if it has one; what its responses are said to be written by."""
     model, options, data = cli.model, cli.options, cli.datamodule
     content: Mapping[str, Any] = {"state_dict": {}, "hyper_parameters": {}}
@@ -167,6 +167,7 @@ def _loaded(cli: GenerateCLI, checkpoint: str | None) -> str:
     model.begin_evaluation()
     settings = {name: value for name, value in model.hparams.items() if not name.startswith("_")}
     how = {
+        "split": split,
         "sample": options.sample,
         "seed": options.seed if options.sample else None,
         "num_samples": options.num_samples,

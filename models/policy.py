@@ -75,7 +75,6 @@ class PolicyTuner(RolloutModule):
 
     Attributes:
         start: The weights that training started from; None where nothing asks for them.
-        baseline: What is in place of training.
         measures_kl: Whether log-ratios to where training started from are known.
 
     Source:

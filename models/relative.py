@@ -109,6 +109,11 @@ class RolloutModule(RespondingModule, ABC):
     def setup(self, stage: str) -> None:
         """Make sure, before a fit, that there is something to learn, and prompts to learn from."""
         super().setup(stage)
+        if stage == "fit" and self.trainer.precision == "16-mixed":
+            raise ValueError(
+                "trainer.precision='16-mixed' scales losses, and gradients would be clipped (max_grad_norm) as they are scaled: use "
+                "bf16-mixed, 32-true, or backbone.dtype=bfloat16"
+            )
         if stage == "fit":
             self.check_learning()
             _ = self.prompt_source

@@ -46,8 +46,6 @@ class RespondingModule(BaseModule, ABC):
     Validation and test draw responses as training does, rate them, and log means of rewards, lengths and log-ratios.
 
     Attributes:
-        rewards: Functions by name. One that is called as a dimension counts where an item asks for that dimension, any
-            other counts always.
         prompt_source: Data that give prompts; the trainer's, unless it is set.
     """
 

@@ -38,9 +38,7 @@ class PCM(MixtureModule):
     each expert, so that training runs the control network alone.
 
     Attributes:
-        experts: The experts; None before ``configure_model``. A pool of black boxes is put here by hand.
         head: On the control network's states.
-        baseline: What is in place of learned weights that depend on the text.
 
     Source:
         Zhou et al., *Orchestrating LLMs with Different Personalizations*, 2024, https://arxiv.org/abs/2407.04181, equations 1
@@ -142,7 +140,7 @@ class PCM(MixtureModule):
                 f"expert_weights: {', '.join(unknown)} is no expert; experts: {', '.join(self.expert_names)}"
             )
         number, read = len(self.expert_names), backbone.vocab_size
-        if read is not None and read != self.experts.vocab_size:
+        if read is not None and read < self.experts.vocab_size:  # more than they write may be padding
             raise ValueError(
                 f"the control network reads {read} different tokens and the experts write {self.experts.vocab_size}: all must have one "
                 "tokenizer; set model.backbone to a network of the experts' family, or its config.vocab_size"

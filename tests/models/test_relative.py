@@ -298,3 +298,11 @@ def test_the_store_is_where_the_run_is(module, fit, tmp_path):
     fit(module(), limit_train_batches=1)
     assert isinstance(RolloutStore(tmp_path / "rollouts", {}), RolloutStore)
     assert len(list((tmp_path / "rollouts").glob("*.parquet"))) == 2
+
+
+def test_gradients_that_are_scaled_are_not_clipped(module, trainer):
+    policy = module()
+    policy.trainer = trainer()
+    policy.trainer.strategy.precision_plugin.precision = "16-mixed"
+    with pytest.raises(ValueError, match=r"trainer\.precision='16-mixed' scales losses"):
+        policy.setup("fit")
