@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
@@ -69,8 +70,14 @@ def load_tokenizer(config: TextConfig) -> "PreTrainedTokenizerBase":
     """Load the tokenizer that ``config`` names.
 
     Raises:
-        ValueError: If there is no such tokenizer, or it has neither an EOS nor a separator token.
+        ValueError: If there is no such tokenizer, it has neither an EOS nor a separator token, or a folder is called as a
+            built-in one is.
     """
+    if config.tokenizer in (BYTE, WORDS) and Path(config.tokenizer, "tokenizer.json").is_file():
+        raise ValueError(
+            f"text.tokenizer={config.tokenizer!r} is a built-in tokenizer, and a folder here that holds another one: name the "
+            f"folder './{config.tokenizer}' if you mean it, or work in another folder"
+        )
     if config.tokenizer == BYTE:
         return byte_tokenizer()
     if config.tokenizer == WORDS:

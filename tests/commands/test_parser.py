@@ -15,6 +15,7 @@ from pluralign.commands.cli import NoOptions, TextCLI
 from pluralign.commands.parser import Parser, short_message
 from pluralign.datamodules import PreferenceDataModule
 from pluralign.datamodules.prompt_batch import RewardFunction
+from pluralign.datamodules.text_data import TextData
 from pluralign.models import BaseModule, RespondingModule, RewardModule
 from pluralign.train import main
 
@@ -193,7 +194,7 @@ def test_a_class_that_the_verb_does_not_take_is_told_in_a_line(word, message, ca
     assert "RewardModule" not in line
 
 
-class Reading(TextCLI[NoOptions]):
+class Reading(TextCLI[NoOptions, BaseModule, TextData]):
     """A command line that is read, and makes nothing."""
 
     def __init__(self, words):

@@ -327,7 +327,7 @@ def _stage_of_files():
         },
     }
     content["model"]["init_args"]["init_from"] = "start.ckpt"
-    content["model"]["init_args"]["backbone"]["tokenizer"] = "words"
+    content["model"]["init_args"]["backbone"]["tokenizer"] = "own_words"
     Path("fit.yaml").write_text(yaml.safe_dump(content))
     return settle(Stage("one", (Path("fit.yaml"),)), [])
 
@@ -346,7 +346,7 @@ def test_files_count_by_their_bytes(changed):
         words = Tokenizer(models.WordLevel({"[UNK]": 0, "x" if changed != "text" else word: 1}, "[UNK]"))
         PreTrainedTokenizerFast(
             tokenizer_object=words, unk_token="[UNK]", eos_token="[UNK]", pad_token="[UNK]"
-        ).save_pretrained("words")
+        ).save_pretrained("own_words")
 
     inputs = []
     for name in ("nothing", changed):

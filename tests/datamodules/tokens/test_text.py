@@ -442,7 +442,9 @@ def test_settings_name_argument_value_and_what_is_allowed(setting, message):
 
 
 def test_unknown_tokenizer_says_what_is_allowed(tmp_path):
-    with pytest.raises(ValueError, match=r"text\.tokenizer=.*could not be loaded; allowed: 'byte', a folder"):
+    with pytest.raises(
+        ValueError, match=r"text\.tokenizer=.*could not be loaded; allowed: 'byte', 'words', a folder"
+    ):
         RecordTokenizer(TextConfig(tokenizer=str(tmp_path / "nowhere")))
 
 
@@ -538,3 +540,11 @@ def test_common_prefix(first, second):
     while expected < min(len(first), len(second)) and first[expected] == second[expected]:
         expected += 1
     assert common_prefix(np.asarray(first), np.asarray(second)) == expected
+
+
+def test_a_folder_that_is_called_as_a_tokenizer_that_is_built_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    byte_tokenizer().save_pretrained("words")
+    with pytest.raises(ValueError, match=r"name the folder '\./words' if you mean it"):
+        RecordTokenizer(TextConfig(tokenizer="words"))
+    assert len(RecordTokenizer(TextConfig(tokenizer="./words")).tokenizer) == 259
