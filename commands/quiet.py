@@ -40,6 +40,7 @@ HIDDEN_WARNINGS = (
     r"Starting from v1\.9\.0, `tensorboardX` has been removed",
     r"The dirpath has changed from",  # a run that is measured or scored has a folder of its own, as it should
     r"isinstance\(treespec, LeafSpec\)",
+    r"Using ModelCheckpoint with manual optimization",  # after a round is where a run goes on
     r"You're using the WeightAveraging callback with a model that overrides",  # sharded models are refused
 )
 """Beginnings of warnings of libraries, as regular expressions."""
