@@ -149,7 +149,7 @@ def _steps(cli: GenerateCLI, file: ResponseFile, split: str) -> Iterator[tuple[s
 
 def _loaded(cli: GenerateCLI, checkpoint: str | None) -> str:
     """Build the policy, with the weights of its checkpoint if it has one; what its responses are said to be written by."""
-    model, options = cli.model, cli.options
+    model, options, data = cli.model, cli.options, cli.datamodule
     content: Mapping[str, Any] = {"state_dict": {}, "hyper_parameters": {}}
     if checkpoint:
         content = cli.trainer.strategy.checkpoint_io.load_checkpoint(checkpoint, weights_only=True)
@@ -173,6 +173,8 @@ def _loaded(cli: GenerateCLI, checkpoint: str | None) -> str:
         "batch_size": cli.datamodule.loader.batch_size if options.sample and not options.stream else None,
         "settings": settings,
         "described": model.description(),
+        "text": {**data.text_format(), "tokenizer": None, "max_new_tokens": data.max_new_tokens},
+        "sentences": dict(zip(data.dimensions, data.space.sentences, strict=True)),
         "weights": members_digest([content]),
     }
     digest = hashlib.sha256(json.dumps(how, sort_keys=True, default=str).encode()).hexdigest()[:12]

@@ -1,7 +1,5 @@
 """Any reward module as a function of prompts and responses: what tunes a policy, judges it, or watches over it."""
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,13 +21,12 @@ from pluralign.models import DPRM, PAL, AutoregressiveRM, CustomizedRM, RewardMo
 from pluralign.models.pal import UserModule
 
 from .response_rows import TOO_LONG, AskedResponse, ResponseReader, ResponseRows
+from .reward_identity import module_identity
 
 __all__ = ["CheckpointReward", "ModuleReward"]
 
 GENERAL = "general"
 """The reward of a customised model that is no domain's own."""
-SAMPLES = 32
-"""Values of each weight that tell it from another one."""
 ASKS = {"user": "request_user_id", "domain": "request_domain_id"}
 """Columns by which somebody's own reward is asked for, and what a module that has such rewards reads."""
 
@@ -107,22 +104,8 @@ class ModuleReward:
     @property
     def identity(self) -> str:
         """What tells this reward from others: module, settings, whose it is, and samples of all weights, wherever they lie."""
-        settings = {name: value for name, value in self.module.hparams.items() if not name.startswith("_")}
-        told = [
-            settings,
-            self.module.text_format,
-            self._label,
-            self.user,
-            self.domain,
-            self.unknown_users,
-            self.unscored,
-        ]
-        digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
-        for name, value in self.module.state_dict().items():
-            flat = value.flatten()
-            sample = flat[:: max(1, len(flat) // SAMPLES)].cpu()
-            digest.update(f"{name} {tuple(value.shape)} {sample.tolist()}".encode())
-        return f"{type(self.module).__name__} {digest.hexdigest()[:16]}"
+        asked = [self._label, self.user, self.domain, self.unknown_users, self.unscored]
+        return module_identity(self.module, asked)
 
     def __call__(
         self,

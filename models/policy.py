@@ -239,6 +239,7 @@ class PolicyTuner(RolloutModule):
         backbone = self.policy()
         chosen = config or self.decoding(sample)
         self._check_room(batch["input_ids"].shape[1], chosen.max_new_tokens or 0)
+        self.check_tokens(batch, {"model.backbone": backbone.vocab_size})
         ids, mask = batch["input_ids"], batch["attention_mask"]
         item = torch.arange(len(ids), device=ids.device).repeat_interleave(num_samples)
         network = backbone.language_model()

@@ -187,6 +187,25 @@ class RespondingModule(BaseModule, ABC):
     def prompt_source(self, source: PromptSource | None) -> None:
         self._source = source
 
+    def check_tokens(self, batch: PromptBatch, vocabularies: Mapping[str, int | None]) -> None:
+        """Make sure that networks have the tokens of prompts; an index error would say so late, and a GPU would stop for good.
+
+        Args:
+            batch: Items.
+            vocabularies: Sizes, by what networks are called; None where one is not known.
+
+        Raises:
+            ValueError: If one has not.
+        """
+        rows = [batch["input_ids"], *(batch[name] for name in ("plain_ids", "own_ids") if name in batch)]
+        largest = max(self.prompt_source.end_id, *(int(ids.max()) for ids in rows if ids.numel()))
+        for name, size in vocabularies.items():
+            if size is not None and largest >= size:
+                raise ValueError(
+                    f"token id {largest} of a prompt is outside the vocabulary of {name}, {size}: data.text.tokenizer and {name} do "
+                    "not belong together"
+                )
+
     def texts_of(self, tokens: Tensor, lengths: Tensor) -> list[str]:
         """Responses as text; of tokens, (S, T), and how many each has, (S,)."""
         rows = zip(tokens.tolist(), lengths.tolist(), strict=True)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, Unpack
 import torch
 from torch import Tensor, nn
 
+from pluralign.datamodules.batch import DataSource
 from pluralign.datamodules.checks import check_choices, check_range
 from pluralign.losses import mixture_log_prob
 
@@ -17,7 +18,7 @@ from ..rollouts import Rollouts
 from .baselines import Baseline, Merging, merging_of
 from .control import ControlHead
 from .experts import ExpertPool, ExpertsConfig
-from .pools import digests, load_pool
+from .pools import check_text, digests, load_pool
 from .responses import MixtureModule
 
 __all__ = ["PCM"]
@@ -205,6 +206,26 @@ class PCM(MixtureModule):
                 "model.experts as it was in training"
             )
 
+    def check_data(self, data: DataSource | None) -> None:
+        """As every module; and control network, experts and data have one tokenizer.
+
+        Raises:
+            ValueError: If not.
+        """
+        super().check_data(data)
+        if data is None:
+            return
+        config, own = self.experts_config, self.backbone_config
+        base = None if config is None else config.base
+        networks = {
+            "model.backbone": own.tokenizer or own.name,
+            "experts.base": base and (base.tokenizer or base.name),
+        }
+        networks |= {
+            f"experts.models.{name}": model for name, model in (config.models if config else {}).items()
+        }
+        check_text({where: name for where, name in networks.items() if name}, data.text_format())
+
     def check_learning(self) -> None:
         """Make sure that there is something to learn."""
         super().check_learning()
@@ -220,12 +241,12 @@ class PCM(MixtureModule):
     def description(self) -> dict[str, object]:
         """What decides the responses of a round beside weights, items and seed."""
         config = self.experts_config
-        experts = None if config is None else {"prompts": config.prompts, "files": self.digests()}
-        if config is not None and config.base is not None:
-            experts = {
-                **experts,
-                **{name: getattr(config.base, name) for name in ("config", "dtype", "quantization")},
-            }
+        experts: dict[str, object] = {}
+        if config is not None:
+            experts = {"prompts": config.prompts, "files": self.digests()}
+            base = config.base
+            if base is not None:
+                experts |= {"config": base.config, "dtype": base.dtype, "quantization": base.quantization}
         return {
             **super().description(),
             "experts": experts or list(self.expert_names),

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pluralign.datamodules.batch import TextFormat
+
 from ..backbone import BackboneConfig, load_model
 from .adapter_experts import AdapterExperts
 from .adapter_files import adapter_digest
@@ -15,7 +17,10 @@ from .model_experts import ModelExperts
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["digests", "load_pool"]
+__all__ = ["check_text", "digests", "load_pool"]
+
+ALIKE = 0.9
+"""Share of the smaller vocabulary that two tokenizers of one family have in common at least; some add tokens of their own."""
 
 
 def load_pool(config: ExpertsConfig, base: "PreTrainedModel | None" = None) -> ExpertPool:
@@ -72,22 +77,58 @@ def digests(config: ExpertsConfig) -> dict[str, str]:
     return told
 
 
+def check_text(networks: Mapping[str, str], text_format: TextFormat) -> None:
+    """Refuse networks whose tokenizers number tokens otherwise than that of the data; those without one are not looked at.
+
+    Args:
+        networks: Name or folder of a tokenizer, by the setting that it is of.
+        text_format: Of the data.
+
+    Raises:
+        ValueError: Naming both.
+    """
+    name, number = str(text_format.get("tokenizer")), text_format.get("vocabulary")
+    ours: dict[str, int] | None = None
+    for where, network in networks.items():
+        if network == name or (theirs := _vocabulary(network)) is None:
+            continue
+        ours = ours or _vocabulary(name)
+        if ours is None:  # a built-in one
+            differ = number is not None and number != len(theirs)
+        else:
+            common = ours.keys() & theirs.keys()
+            few = len(common) < ALIKE * min(len(ours), len(theirs))
+            differ = few or any(ours[token] != theirs[token] for token in common)
+        if differ:
+            raise ValueError(
+                f"the tokenizers of data.text.tokenizer ({name!r}) and {where} ({network!r}) number tokens differently, and what "
+                "the one writes is no text to the other: control network, experts and data need one tokenizer; choose networks "
+                "of one family, and set data.text.tokenizer to theirs"
+            )
+
+
+def _vocabulary(name: str) -> dict[str, int] | None:
+    """Numbers of a tokenizer's tokens; None where there is none, as in a folder with weights alone."""
+    from transformers import AutoTokenizer
+
+    try:
+        vocabulary: dict[str, int] = AutoTokenizer.from_pretrained(name).get_vocab()
+    except (OSError, ValueError, KeyError):
+        return None
+    return vocabulary
+
+
 def _check_tokenizers(models: Mapping[str, str]) -> None:
     """Refuse models whose tokenizers give other numbers; those without a tokenizer are not looked at.
 
     Raises:
         ValueError: Naming the models.
     """
-    from transformers import AutoTokenizer
-
     known: dict[str, str] = {}
     for expert, name in models.items():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError, KeyError):  # a folder with weights alone
-            continue
-        content = json.dumps(sorted(tokenizer.get_vocab().items()))
-        known[expert] = hashlib.sha256(content.encode()).hexdigest()
+        if (vocabulary := _vocabulary(name)) is not None:
+            content = json.dumps(sorted(vocabulary.items()))
+            known[expert] = hashlib.sha256(content.encode()).hexdigest()
     if len(set(known.values())) > 1:
         first = next(iter(known))
         other = next(name for name, digest in known.items() if digest != known[first])

@@ -157,6 +157,7 @@ class MixtureModule(RolloutModule, ABC):
     ) -> Rollouts:
         """Write responses; see the base class. ``token_values`` has the weights, and what each expert said of every token."""
         item = torch.arange(len(batch["id"]), device=batch["input_ids"].device).repeat_interleave(num_samples)
+        self.check_tokens(batch, {"model.experts": self.pool().vocab_size})
         temperature = self.temperature if sample and config is None else 1.0
         source: MixtureSource | SingleSource
         merging = self.merging

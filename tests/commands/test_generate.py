@@ -172,6 +172,19 @@ def test_another_seed_gives_other_responses_and_is_not_mixed_in(capsys):
     assert [line["response"] for line in lines()] != before
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [{"axes": {**AXES, "length": {"short": "Be very brief."}}}, {"text": {"max_length": 64}}],
+    ids=["sentences", "text"],
+)
+def test_responses_to_what_networks_read_otherwise_are_not_mixed_in(changed):
+    """Prompts and names of dimensions are the same."""
+    with untrained():
+        main([*words(), "--output", "out.jsonl"])
+    with untrained(), pytest.raises(ValueError, match=r"out.jsonl:1 was written by"):
+        main([*words(**changed), "--output", "out.jsonl"])
+
+
 def test_a_checkpoint_writes_beside_its_run(tmp_path):
     call = words(first=1)
     module = Greengrocer(BackboneConfig(config={"model_type": "llama", "vocab_size": 259, **SIZES}), first=1)
