@@ -340,6 +340,29 @@ def test_what_a_mixture_of_experts_costs_is_recorded():
     assert all(f"{ratio:.2f} times" in said for ratio in ratios)
 
 
+def test_what_learned_weights_are_worth_is_recorded():
+    found = recorded("pcm")
+    methods, rows = found["methods"], table("pcm.md", "held-out combinations")
+    assert set(rows) == set(methods) and found["seeds"] == 5
+    for title, row in rows.items():
+        for heading, cell in row.items():
+            estimate = methods[title].get(heading.replace("entropy", "weight_entropy"))
+            shape = "{value:+.3f} [{low:+.3f}, {high:+.3f}]" if "minus" in heading else "{value:.3f}"
+            assert cell == (shape.format(**estimate) if estimate else ""), (title, heading)
+    for title, row in table("pcm.md", "by dimension").items():
+        assert row == {
+            name: f"{value['value']:.3f}" for name, value in methods[title]["by_dimension"].items()
+        }
+    beaten = ("uniform", "static weights", "product soup", "factor soup", "geometric (MOD)")
+    assert all(methods[title]["PCM minus this"]["low"] > 0 for title in beaten)
+    bit, ratio = found["learnability"], found["stored_rollouts"]["ratio"]
+    assert bit["weight"] > 0.95 and ratio >= 20
+    page = (ROOT / "docs" / "methods" / "pcm.md").read_text(encoding="utf-8")
+    said = page.partition("An epoch on stored rollouts")[2].partition("\n\n")[0]
+    numbers = (f"1/{ratio:.0f}", f"{bit['weight']:.3f}", f"{bit['static_reward']:.2f}")
+    assert all(number in said for number in numbers)
+
+
 def test_tables_of_policies():
     found = recorded("policy")
     assert all(found["claims"].values()) and found["seeds"] == 5

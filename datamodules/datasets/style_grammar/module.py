@@ -49,10 +49,10 @@ class StyleGrammarDataModule(PromptDataModule):
     def __init__(
         self,
         *,
-        num_train: int = PROMPTS["train"],
-        num_validation: int = PROMPTS["validation"],
-        num_test: int = PROMPTS["test"],
-        num_predict: int = PROMPTS["predict"],
+        num_train: int = 640,
+        num_validation: int = 128,
+        num_test: int = 256,
+        num_predict: int = 128,
         held_out: Sequence[Sequence[str]] = HELD_OUT_PREFERENCES,
         **shared: Unpack[OpenPromptSettings],
     ) -> None:
