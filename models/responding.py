@@ -16,7 +16,7 @@ from ._loader_sums import Means
 from ._ratings import Ratings, combined, rate, reward_identity
 from .backbone import BackboneConfig
 from .base import BaseModule, ModuleSettings
-from .rollouts import ReferenceAnswer, Rollouts, RolloutStore
+from .rollouts import ReferenceAnswer, Rollouts, RolloutStore, items_of
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -361,16 +361,3 @@ def log_ratio(rollouts: Rollouts) -> Tensor:
     if rollouts.reference_log_prob is None:
         raise ValueError("these responses have no log-probabilities under the reference policy")
     return (rollouts.log_prob - rollouts.reference_log_prob).sum(1)
-
-
-def items_of(batch: PromptBatch, index: list[int]) -> PromptBatch:
-    """Some items of a batch."""
-    part = PromptBatch()
-    for name, value in batch.items():
-        if isinstance(value, Tensor):
-            part[name] = value[torch.tensor(index, device=value.device)]  # type: ignore[literal-required]
-        elif isinstance(value, dict):
-            part[name] = {key: [values[i] for i in index] for key, values in value.items()}  # type: ignore[literal-required]
-        else:
-            part[name] = [value[i] for i in index]  # type: ignore[literal-required, index]
-    return part

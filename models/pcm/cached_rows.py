@@ -12,7 +12,7 @@ from .experts import ExpertRun
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["CachedRows", "RowNetwork", "SeparateRows", "rows_by_expert"]
+__all__ = ["CachedRows", "RowNetwork", "SeparateRows", "cache_argument", "rows_by_expert"]
 
 
 class RowNetwork(Protocol):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pluralign.datamodules.prompt_batch import PromptBatch
 
-__all__ = ["Rollouts"]
+__all__ = ["Rollouts", "items_of"]
 
 
 @dataclass
@@ -120,7 +120,7 @@ class Rollouts:
         taken = self.samples(samples)
         return replace(
             taken,
-            prompts=_taken(self.prompts, chosen),
+            prompts=items_of(self.prompts, items),
             item=place[taken.item],
             reference_rewards={name: value[chosen] for name, value in self.reference_rewards.items()},
         )
@@ -148,13 +148,12 @@ class Rollouts:
         )
 
 
-def _taken(prompts: PromptBatch, items: Tensor) -> PromptBatch:
-    """Some items of a batch."""
-    index = items.tolist()
+def items_of(prompts: PromptBatch, index: Sequence[int]) -> PromptBatch:
+    """Some items of a batch, in the order in which they are asked for."""
     taken: dict[str, object] = {}
     for name, value in prompts.items():
         if isinstance(value, Tensor):
-            taken[name] = value[items]
+            taken[name] = value[torch.tensor(index, device=value.device)]
         elif isinstance(value, dict):
             taken[name] = {column: [cells[i] for i in index] for column, cells in value.items()}
         else:

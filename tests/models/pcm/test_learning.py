@@ -9,7 +9,7 @@ import torch
 from pluralign.datamodules import PersonalizedPromptsDataModule
 from pluralign.losses import mixture_log_prob
 from pluralign.models import PCM, BlackBoxExperts, ExpertsConfig
-from pluralign.models.responding import items_of
+from pluralign.models.rollouts import items_of
 
 from .conftest import AXES, DIMENSIONS
 

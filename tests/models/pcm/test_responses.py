@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from pluralign.losses import geometric_mixture, linear_mixture
 from pluralign.models._response_rows import response_rows
 from pluralign.models.pcm import BASE, BlackBoxExperts, ModelExperts
-from pluralign.models.responding import items_of
+from pluralign.models.rollouts import items_of
 
 from .conftest import DIMENSIONS
 
