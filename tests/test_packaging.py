@@ -612,7 +612,10 @@ def test_a_wheel_from_a_clean_clone_holds_the_package_and_nothing_else(tmp_path)
     expected |= {
         path.relative_to(clone).as_posix() for room in ROOMS for path in (clone / room).rglob("*.py")
     }
-    for folder, ending in (("configs", "yaml"), ("commands", "css"), ("commands", "js")):
+    for folder, ending in (
+        ("configs", "yaml"),
+        *((room, kind) for room in ("callbacks", "commands") for kind in ("css", "js")),
+    ):
         expected |= {path.relative_to(clone).as_posix() for path in (clone / folder).glob(f"*.{ending}")}
     assert shipped == {f"pluralign/{name}" for name in expected}
     assert {"entry_points.txt", "licenses/LICENSE"} <= metadata

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone import Backbone
+from .cached_rows import cache_argument
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -106,9 +107,7 @@ class ControlRun:
         network: PreTrainedModel = getattr(backbone.model, "get_base_model", lambda: backbone.model)()  # type: ignore[assignment]  # within PEFT's wrapper
         self.network, self.cache = network, DynamicCache(config=network.config)
         parameters = signature(network.forward).parameters
-        self.cache_name = (
-            "cache" if "cache" in parameters else "past_key_values"
-        )  # renamed in transformers 5.24
+        self.cache_name = cache_argument(network)  # renamed in transformers 5.24
         self.takes_positions = "position_ids" in parameters
         self.mask = rows.mask
         positions = (rows.mask.cumsum(1) - 1).clamp(min=0)
