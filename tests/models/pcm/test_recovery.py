@@ -30,7 +30,7 @@ def test_pcm_beats_equal_weights_on_combinations_that_experts_lean_away_from(tmp
         main(["fit", "--config", str(CONFIGS / "style_expert.yaml"), *words])
     recipe = ["--config", str(CONFIGS / "pcm_styles.yaml")]
     main(["fit", *recipe, *QUIET])
-    drawn = ["--split", "test", "--sample", "true", "--num_samples", "2", "--output"]
+    drawn = ["--split", "test", "--sample", "--num_samples", "2", "--output"]
     main(["generate", *recipe, "--ckpt_path", "last", *drawn, "pcm.jsonl"])
     main(["generate", *recipe, "--model.baseline", "uniform", *drawn, "uniform.jsonl"])
     learned, equal = (shares(Path(name)) for name in ("pcm.jsonl", "uniform.jsonl"))
