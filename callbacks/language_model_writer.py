@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from pluralign.datamodules.prompt_batch import PromptSource
 from pluralign.datamodules.whole_files import could_not_write
-from pluralign.models.base import BaseModule
+from pluralign.models.base import BaseModule, datamodule_of
 
 __all__ = ["LanguageModelWriter"]
 
@@ -81,7 +81,7 @@ class LanguageModelWriter(L.Callback):
         if not trainer.is_global_zero:
             return
         assert isinstance(module, BaseModule)  # since the start of the fit
-        data: object = getattr(trainer, "datamodule", None)
+        data = datamodule_of(trainer)
         ends = (data.end_id, data.pad_id) if isinstance(data, PromptSource) else (None, None)
         new, old = (target.with_name(f".{target.name}.{ending}") for ending in ("part", "old"))
         try:

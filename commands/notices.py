@@ -9,7 +9,10 @@ from typing import NamedTuple
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from pluralign.datamodules.batch import DataSource
+from pluralign.datamodules.prompt_batch import PromptSource
 from pluralign.models import EnsembleVoteRM, RespondingModule
+from pluralign.models.base import datamodule_of
 
 __all__ = ["Notices"]
 
@@ -74,7 +77,8 @@ class Notices(L.Callback):
 
 def _next_verbs(trainer: L.Trainer, module: L.LightningModule) -> list[str]:
     """What is done with a checkpoint of a module."""
-    splits: tuple[str, ...] = getattr(trainer.datamodule, "splits", ())  # type: ignore[attr-defined]  # Lightning sets it
+    data = datamodule_of(trainer)
+    splits = data.splits if isinstance(data, DataSource | PromptSource) else ()
     measure = "test" if "test" in splits else "validate"
     if isinstance(module, RespondingModule):
         return [measure, "generate"]

@@ -65,6 +65,11 @@ class PromptSource(Protocol):
     """D names, ``axis.pole``, such as ``tone.friendly``."""
 
     @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits that the data have."""
+        ...
+
+    @property
     def pad_id(self) -> int:
         """What pads rows of tokens."""
         ...

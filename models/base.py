@@ -28,7 +28,7 @@ from .backbone import (
     save_language_model,
 )
 
-__all__ = ["BaseModule", "ModuleSettings", "data_of", "default_optimizer"]
+__all__ = ["BaseModule", "ModuleSettings", "data_of", "datamodule_of", "default_optimizer"]
 
 NOT_SAVED = ("optimizer", "lr_scheduler", "backbone", "init_from", "init_may_differ")
 """Arguments that no module keeps as hyperparameters: functions, files that may be gone, what is kept in plain form."""
@@ -39,8 +39,14 @@ def default_optimizer(parameters: Iterable[Any]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-5)
 
 
+def datamodule_of(trainer: L.Trainer | None) -> object:
+    """A trainer's data module, whatever it is, or None; the one place where it is looked for."""
+    datamodule: object = getattr(trainer, "datamodule", None)  # which Lightning sets without declaring it
+    return datamodule
+
+
 def data_of(trainer: L.Trainer | None) -> DataSource | None:
-    """What a trainer's data say of themselves; the one place where a data module is looked for.
+    """What a trainer's data say of themselves.
 
     Args:
         trainer: Any, or None.
@@ -49,7 +55,7 @@ def data_of(trainer: L.Trainer | None) -> DataSource | None:
         The data module; one that lacks part of the contract answers as if its data had none of that. None without a
         data module, where loaders alone were given.
     """
-    datamodule = getattr(trainer, "datamodule", None)
+    datamodule = datamodule_of(trainer)
     if datamodule is None or isinstance(datamodule, DataSource):
         return datamodule
     return AdaptedData(datamodule)

@@ -15,7 +15,7 @@ from pluralign.datamodules.prompt_batch import PromptBatch, PromptSource, Reward
 from ._loader_sums import Means
 from ._ratings import Ratings, combined, rate, reward_identity
 from .backbone import BackboneConfig
-from .base import BaseModule, ModuleSettings
+from .base import BaseModule, ModuleSettings, datamodule_of
 from .rollouts import ReferenceAnswer, Rollouts, RolloutStore, items_of
 
 if TYPE_CHECKING:
@@ -172,8 +172,7 @@ class RespondingModule(BaseModule, ABC):
         """
         if self._source is not None:
             return self._source
-        trainer = self.attached_trainer
-        data = None if trainer is None else getattr(trainer, "datamodule", None)
+        data = datamodule_of(self.attached_trainer)
         if not isinstance(data, PromptSource):
             raise TypeError(
                 f"{type(self).__name__} writes responses to prompts, and {type(data).__name__} gives none: use a data module "

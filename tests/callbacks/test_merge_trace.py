@@ -25,7 +25,7 @@ VOCABULARY = ["<pad>", "so", " warm", " it", "\n", " is", EVIL, ""]
 class Source:
     """What data say of prompts."""
 
-    name, dimensions, pad_id, end_id = "made-up", DIMENSIONS, 0, 7
+    name, splits, dimensions, pad_id, end_id = "made-up", ("validation",), DIMENSIONS, 0, 7
 
     def pieces(self, response):
         return [VOCABULARY[token] for token in response]

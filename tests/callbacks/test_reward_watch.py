@@ -23,7 +23,7 @@ def says_b(prompts, responses, columns):
 class Letters(L.LightningDataModule):
     """Prompts of three tokens; token n is said as the n-th letter."""
 
-    name, dimensions, pad_id, end_id = "letters", (), 0, 1
+    name, splits, dimensions, pad_id, end_id = "letters", ("train", "validation"), (), 0, 1
 
     def __init__(self):
         super().__init__()

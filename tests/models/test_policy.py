@@ -16,7 +16,7 @@ class Letters(L.LightningDataModule):
 
     name = "letters"
     dimensions: tuple[str, ...] = ()
-    pad_id, end_id = PAD, END
+    splits, pad_id, end_id = ("train", "validation"), PAD, END
 
     def __init__(self, number=6):
         super().__init__()

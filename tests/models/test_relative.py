@@ -21,7 +21,7 @@ class Prompts(L.LightningDataModule):
     name = "prompts"
     dimensions = ("likes.threes", "likes.fours")
     axes: ClassVar = {"likes": ("threes", "fours")}
-    pad_id, end_id = 0, END
+    splits, pad_id, end_id = ("train", "validation", "test"), 0, END
 
     def text_format(self):
         return {}
