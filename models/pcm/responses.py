@@ -291,10 +291,9 @@ class MixtureModule(RolloutModule, ABC):
         values = source.token_values()
         mask = torch.arange(made.tokens.shape[1], device=item.device) < made.lengths[:, None]
         uniform = None
-        if "expert_log_prob" in values:
+        if isinstance(source, MixtureSource):
             said = values["expert_log_prob"]
-            members = self.members(batch)[item].unsqueeze(1)
-            uniform = mixture_log_prob(torch.zeros_like(said), said, mask=members) * mask
+            uniform = mixture_log_prob(torch.zeros_like(said), said, mask=source.members.unsqueeze(1)) * mask
         rollouts = Rollouts(
             prompts=batch,
             item=item,

@@ -42,6 +42,8 @@ def test_an_expert_with_all_the_weight_writes_its_own_text(name, sample, built, 
     torch.manual_seed(0)
     rollouts = module.respond(batch, sample=sample)
     assert torch.equal(rollouts.tokens, own[:, : rollouts.tokens.shape[1]])
+    # Equal weights of one are what it says itself: those that were not run say nothing.
+    torch.testing.assert_close(rollouts.reference_log_prob, rollouts.log_prob)
 
 
 @pytest.mark.parametrize("sample", [False, True], ids=["greedy", "sampled"])
