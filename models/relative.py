@@ -1,8 +1,9 @@
 """RolloutModule: a policy writes responses, rewards rate them, and REBEL moves it: one engine for mixtures and plain policies."""
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -20,7 +21,7 @@ from .backbone import BackboneConfig
 from .responding import RespondingModule, RespondingSettings, rated
 from .rollouts import Rollouts, RolloutStore
 
-__all__ = ["RolloutModule", "RolloutSettings"]
+__all__ = ["RolloutModule", "RolloutSettings", "steps_of"]
 
 SPREAD_MEMORY = 0.9
 """Weight of the rounds before in the running spread of reward differences."""
@@ -136,7 +137,7 @@ class RolloutModule(RespondingModule, ABC):
         self.check_resumed()
         rollouts = self.round(batch)
         eta, spread = self._scale(rollouts)
-        losses = [self._update(part.to(self.device), eta) for part in self._parts(rollouts)]
+        losses = [self._update(part.to(self.device), eta, weight) for part, weight in self._parts(rollouts)]
         self.num_rounds += 1
         shown = {
             "loss": torch.stack(losses).mean(),
@@ -147,9 +148,8 @@ class RolloutModule(RespondingModule, ABC):
         }
         self.step_values = {f"train/{name}": value.detach().float() for name, value in shown.items()}
         for name, value in self.step_values.items():
-            self.log(
-                name, value, batch_size=len(batch["id"]), prog_bar=name in ("train/loss", "train/reward")
-            )
+            bar = name in ("train/loss", "train/reward")
+            self.log(name, value, batch_size=len(batch["id"]), prog_bar=bar, sync_dist=True)
 
     def round(self, batch: PromptBatch) -> Rollouts:
         """Responses of the policy as it is, rated, on the CPU; read from the folder if an interrupted run has written them."""
@@ -185,10 +185,11 @@ class RolloutModule(RespondingModule, ABC):
         """Eta of a round, and the spread of its rewards' differences over all ranks."""
         first, second = _pairs(rollouts)
         reward = rated(rollouts)
-        square = (reward[first] - reward[second]).square().mean().to(self.device)
+        square = (reward[first] - reward[second]).square()
+        total = torch.stack([square.sum(), torch.tensor(float(len(square)))]).to(self.device)
         if self.trainer.world_size > 1:
-            square = torch.as_tensor(self.trainer.strategy.reduce(square, reduce_op="mean"))
-        spread = square.sqrt()
+            total = torch.as_tensor(self.trainer.strategy.reduce(total, reduce_op="sum"))
+        spread = (total[0] / total[1]).sqrt()
         memory = SPREAD_MEMORY if int(self.num_rounds) and float(self.spread) > 0 else 0.0
         self.spread.copy_(memory * self.spread + (1 - memory) * spread)
         running = float(self.spread)
@@ -196,13 +197,15 @@ class RolloutModule(RespondingModule, ABC):
             return self.eta, spread
         return (self.step_size / running if running > 0 else self.step_size), spread
 
-    def _parts(self, rollouts: Rollouts) -> Iterator[Rollouts]:
-        """What each optimiser step of a round learns from."""
-        number = len(rollouts.prompts["id"])
+    def _parts(self, rollouts: Rollouts) -> Iterator[tuple[Rollouts, float]]:
+        """What each optimiser step of a round learns from, and what its loss is multiplied by."""
+        sizes = [rollouts.num_items]
+        if self.trainer.world_size > 1:
+            sizes = self.all_gather(torch.tensor(sizes[0], device=self.device)).tolist()
         generator = torch.Generator().manual_seed(self.seed_of(int(self.num_rounds), -1))
         for _ in range(self.num_epochs):
-            for items in torch.randperm(number, generator=generator).split(self.batch_size):
-                yield rollouts.part(items.sort().values.tolist())
+            for items, weight in steps_of(sizes, self.global_rank, self.batch_size, generator):
+                yield rollouts.part(items), weight
 
     def relative_loss(self, rollouts: Rollouts, eta: float) -> Tensor:
         """REBEL's loss of rated responses, a mean over every two responses of an item, in squared nats."""
@@ -215,12 +218,12 @@ class RolloutModule(RespondingModule, ABC):
         )
         return loss if added is None else loss + added
 
-    def _update(self, part: Rollouts, eta: float) -> Tensor:
+    def _update(self, part: Rollouts, eta: float, weight: float) -> Tensor:
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         assert isinstance(optimizer, LightningOptimizer)  # as configure_optimizers made it
         loss = self.relative_loss(part, eta)
         optimizer.zero_grad()
-        self.manual_backward(loss)
+        self.manual_backward(loss * weight)
         if self.max_grad_norm is not None:
             self.clip_gradients(optimizer.optimizer, self.max_grad_norm, "norm")
         optimizer.step()
@@ -228,6 +231,35 @@ class RolloutModule(RespondingModule, ABC):
             assert not isinstance(scheduler, list | ReduceLROnPlateau)  # on_fit_start refused the latter
             scheduler.step()
         return loss.detach()
+
+
+def steps_of(
+    sizes: Sequence[int], rank: int, batch_size: int, generator: torch.Generator
+) -> Iterator[tuple[list[int], float]]:
+    """Items of each step of a pass over a round, on one of several ranks that may have unequal numbers of them.
+
+    All ranks take equally many steps, and divide their items evenly over them. DDP takes the mean of their gradients: a rank's
+    weight, items of its own over the mean of all ranks, makes it the mean over all items of the step. A rank without an item for
+    a step takes one that counts nothing.
+
+    Args:
+        sizes: Items of each rank, >= 1.
+        rank: Which one.
+        batch_size: Items of a step on a rank at most.
+        generator: Of the order.
+
+    Yields:
+        Items of this rank, ascending, and its weight.
+    """
+    steps = math.ceil(max(sizes) / batch_size)
+    counts = [
+        [(size * (step + 1)) // steps - (size * step) // steps for step in range(steps)] for size in sizes
+    ]
+    order = torch.randperm(sizes[rank], generator=generator)
+    for step, items in enumerate(order.split(counts[rank])):
+        total = sum(count[step] for count in counts)
+        chosen = items if len(items) else order[:1]
+        yield chosen.sort().values.tolist(), len(items) * len(sizes) / total
 
 
 def _pairs(rollouts: Rollouts) -> tuple[Tensor, Tensor]:
