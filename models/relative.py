@@ -201,7 +201,9 @@ class RolloutModule(RespondingModule, ABC):
         """What each optimiser step of a round learns from, and what its loss is multiplied by."""
         sizes = [rollouts.num_items]
         if self.trainer.world_size > 1:
-            sizes = self.all_gather(torch.tensor(sizes[0], device=self.device)).tolist()
+            of_ranks = self.all_gather(torch.tensor(sizes[0], device=self.device))
+            assert isinstance(of_ranks, Tensor)  # as what was gathered
+            sizes = of_ranks.tolist()
         generator = torch.Generator().manual_seed(self.seed_of(int(self.num_rounds), -1))
         for _ in range(self.num_epochs):
             for items, weight in steps_of(sizes, self.global_rank, self.batch_size, generator):

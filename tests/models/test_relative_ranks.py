@@ -14,14 +14,14 @@ from pluralign.losses import rebel_loss
 from pluralign.models.relative import steps_of
 from pluralign.models.rollouts import RolloutStore
 
+from .test_relative import REWARDS, Prompts, Table
+
 SETTINGS = {"reference": "none", "num_epochs": 2, "batch_size": 3, "max_grad_norm": None, "max_new_tokens": 6}
 ITEMS = ([0, 1, 2, 3], [4])
 ETA = 2.0
 
 
 def table(**settings):
-    from tests.models.test_relative import REWARDS, Table
-
     def optimizer(parameters):
         return torch.optim.SGD(parameters, lr=0.5)
 
@@ -31,8 +31,6 @@ def table(**settings):
 
 
 def data_of(rank):
-    from tests.models.test_relative import Prompts
-
     data = Prompts()
     data.train_dataloader = lambda: DataLoader(ITEMS[rank], batch_size=4, collate_fn=data.batch)
     return data
