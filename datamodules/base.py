@@ -25,7 +25,7 @@ from .content import plain_content
 from .crowd import VotePriors
 from .joins import SideTable, report_joins
 from .prepared import SPLITS, UNLABELLED
-from .records import PreferenceRecord, RecordError, SourceRow
+from .records import PreferenceRecord, SourceRow
 from .settings import SharedSettings
 from .tokens import (
     CacheReader,

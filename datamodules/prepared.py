@@ -170,7 +170,9 @@ class PreparedData(TextData, ABC):
             found = True
             yield record
         if not found and split == "validation" and self._ends is not None and self._ends[0] != self._ends[1]:
-            self._held_out = self._ends[0][1]  # of a few prompts a share may take none, and then one is held out
+            self._held_out = self._ends[0][
+                1
+            ]  # of a few prompts a share may take none, and then one is held out
             yield from (record for record, _ in self.read_rows(split, self._count_skipped(None)))
 
     def _count_skipped(self, skipped: Counter[str] | None) -> Callable[[RecordError], None]:

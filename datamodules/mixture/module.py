@@ -64,6 +64,7 @@ from ..batches import (
 from ..checks import check_choices
 from ..crowd import VotePriors
 from ..prepared import MERGED_TOKENS, SPLITS, UNLABELLED
+from ..records import PreferenceRecord
 from ..tokens import CacheReader, ComparisonView, DataReader, TextConfig, report_split
 from .amounts import Amounts, Unit
 from .priors import JoinedPriors
