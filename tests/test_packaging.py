@@ -204,6 +204,7 @@ CONTRACTS = {
     "datamodules/crowd": data("records", "tokens", "crowd"),
     "datamodules/batches": data("records", "tokens", "crowd", "treatments", "batches"),
     "datamodules/content.py": Contract(own=(), top=()),
+    "datamodules/official.py": data("records"),
     "datamodules/joins.py": data("records"),
     "datamodules/treatments": data("records", "tokens", "treatments"),
     "datamodules/votes": data("records", "votes"),
@@ -211,7 +212,7 @@ CONTRACTS = {
     "datamodules/prompts": data(
         "records", "tokens", "batches", "settings", "text_data", "prompt_batch", "prompts"
     ),
-    "datamodules/prepared.py": data("records", "tokens", "batches", "settings", "text_data"),
+    "datamodules/prepared.py": data("records", "tokens", "batches", "official", "settings", "text_data"),
     "datamodules/named.py": data("records", "tokens", "batches", "settings", "prepared"),
     "datamodules/treated.py": data(
         "records", "tokens", "batches", "settings", "named", "treatments", "votes"
