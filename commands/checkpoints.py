@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from pluralign.callbacks import AtomicCheckpointIO
 from pluralign.callbacks.checkpoint_io import UNREADABLE
+from pluralign.inference.opening import best_of_run
 
 __all__ = [
     "LOGGERS",
@@ -241,15 +242,12 @@ def best_checkpoint(path: Path, content: Settings) -> Path:
     Raises:
         FileNotFoundError: If there is none, or it is gone.
     """
-    for key, state in content.get("callbacks", {}).items():
-        if key.startswith("ModelCheckpoint") and state.get("monitor") and state.get("best_model_path"):
-            best = Path(state["best_model_path"])
-            for place in (best, path.with_name(best.name)):  # the run's folder may have been moved
-                if place.is_file():
-                    return place
-            raise FileNotFoundError(
-                f"--ckpt_path best: {best}, which was the best according to {path}, is gone"
-            )
+    try:
+        best = best_of_run(path, content)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--ckpt_path best: {error}") from None
+    if best is not None:
+        return best
     raise FileNotFoundError(
         f"--ckpt_path best: the run of {path} has validated nothing yet, or has no ModelCheckpoint with a monitor; "
         "`--ckpt_path last` is its newest"

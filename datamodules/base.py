@@ -25,7 +25,7 @@ from .content import plain_content
 from .crowd import VotePriors
 from .joins import SideTable, report_joins
 from .prepared import SPLITS, UNLABELLED
-from .records import PreferenceRecord, RecordError, SourceRow
+from .records import PreferenceRecord, SourceRow
 from .settings import SharedSettings
 from .tokens import (
     CacheReader,
@@ -142,16 +142,8 @@ class PreferenceDataModule(TreatedData):
         Args:
             split: A split that the data have.
         """
-        for source in (source for source in self.sources if source == split or split not in self.sources):
-            for row in self.load(source):
-                if isinstance(row, RecordError):
-                    continue
-                try:
-                    record = self.to_example(row)
-                except RecordError:
-                    continue
-                if self.route(record, source) == split:
-                    yield _given(record, row)
+        for record, row in self.read_rows(split, lambda error: None):
+            yield _given(record, row)
 
     def requested_users(self, split: str) -> list[str]:
         """Users whose reward the records of a split, which ``setup`` opened, ask for."""

@@ -2,7 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,7 +14,15 @@ from .checks import check_choices, check_range
 from .records import PreferenceRecord, RecordError, SourceRow, hash_files, hash_share, hash_split
 from .settings import OnInvalid
 from .text_data import TextData
-from .tokens import CacheWriter, SplitReport, TextConfig, cache_damage, fingerprint, tokenise
+from .tokens import (
+    CacheWriter,
+    SplitReport,
+    TextConfig,
+    cache_damage,
+    fingerprint,
+    tokenise,
+    without_keys,
+)
 
 __all__ = ["SPLITS", "UNLABELLED", "PreparedData"]
 
@@ -139,6 +148,58 @@ class PreparedData(TextData, ABC):
     def unread_columns(self, source: str) -> list[str]:
         """Columns of a source that nothing read, of a data module that looks; asked once its rows are read."""
         return []
+
+    # Records -------------------------------------------------------------------------------------------
+
+    def records(self, split: str, *, skipped: Counter[str] | None = None) -> Iterator[PreferenceRecord]:
+        """Records of a split as their rows are, in the source's order: not merged, and without tokens.
+
+        Args:
+            split: One of :attr:`splits`.
+            skipped: Where rows that are no valid records are counted by reason, with ``on_invalid: skip``.
+
+        Raises:
+            RecordError: At the first row that is no valid record, with ``on_invalid: error``; names file and line.
+            ValueError: If there is no such split.
+        """
+        if split not in self.splits:
+            raise ValueError(f"{self.name} has no {split} split; it has {', '.join(self.splits)}")
+        self._held_out, self._ends = None, None
+        found = False
+        for record, _ in self.read_rows(split, self._count_skipped(skipped)):
+            found = True
+            yield record
+        if not found and split == "validation" and self._ends is not None and self._ends[0] != self._ends[1]:
+            self._held_out = self._ends[0][
+                1
+            ]  # of a few prompts a share may take none, and then one is held out
+            yield from (record for record, _ in self.read_rows(split, self._count_skipped(None)))
+
+    def _count_skipped(self, skipped: Counter[str] | None) -> Callable[[RecordError], None]:
+        def skip(error: RecordError) -> None:
+            if self.on_invalid == "error":
+                raise error
+            if skipped is not None:
+                skipped[error.reason] += 1
+
+        return skip
+
+    def read_rows(
+        self, split: str, skip: Callable[[RecordError], None]
+    ) -> Iterator[tuple[PreferenceRecord, SourceRow]]:
+        """Records of a split with their rows; ``skip`` is told of rows that are no valid records."""
+        for source in (source for source in self.sources if source == split or split not in self.sources):
+            for row in self.load(source):
+                if isinstance(row, RecordError):
+                    skip(row)
+                    continue
+                try:
+                    record = without_keys(self.to_example(row), self.text.ignored_message_keys)
+                except RecordError as error:
+                    skip(error if error.file else error.at(row.file, row.line))
+                    continue
+                if self.route(record, source) == split:
+                    yield record, row
 
     # Cache ---------------------------------------------------------------------------------------------
 

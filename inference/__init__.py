@@ -1,5 +1,6 @@
 """What runs a module over data, with or without a trainer: embedding, voting, rewards of what a policy writes, and judging it."""
 
+from .checkpoint_reward import CheckpointReward
 from .embedding import Embedder, embed_features, embed_missing
 from .judging import (
     OVERALL,
@@ -11,9 +12,11 @@ from .judging import (
     pair_verdicts,
     words_of,
 )
+from .opening import OpenedModel, open_model, run_checkpoint
 from .responding import ResponseFile, response_printer, write_responses
 from .responses import JoinedResponses, PairedResponse, WrittenResponse, join_responses, read_responses
-from .rewards import CheckpointReward, ModuleReward
+from .rewards import ModuleReward
+from .scorer import Judgement, Scorer, load
 from .trl_reward import TRLReward
 from .voting import Ballots, SplitVotes, cast_votes, check_votes, gather_votes, member_ballots
 
@@ -25,10 +28,13 @@ __all__ = [
     "JoinedResponses",
     "Judge",
     "JudgeOfCriteria",
+    "Judgement",
     "ModuleReward",
+    "OpenedModel",
     "PairedResponse",
     "ResponseFile",
     "RewardJudge",
+    "Scorer",
     "SplitVotes",
     "TRLReward",
     "WordShare",
@@ -40,10 +46,13 @@ __all__ = [
     "embed_missing",
     "gather_votes",
     "join_responses",
+    "load",
     "member_ballots",
+    "open_model",
     "pair_verdicts",
     "read_responses",
     "response_printer",
+    "run_checkpoint",
     "words_of",
     "write_responses",
 ]

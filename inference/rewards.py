@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,18 +12,19 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from pluralign.datamodules import PreferenceBatch, TextConfig
+from pluralign.datamodules.batch import RewardOutput
 from pluralign.datamodules.batches import PreferenceCollator, TokenBudgetBatchSampler
 from pluralign.datamodules.checks import check_choices, check_range
 from pluralign.datamodules.prompt_batch import Prompt
 from pluralign.datamodules.records import listed, shown
 from pluralign.datamodules.tokens import RecordTokenizer
-from pluralign.models import DPRM, PAL, AutoregressiveRM, CustomizedRM, RewardModule, restored_module
+from pluralign.models import DPRM, PAL, AutoregressiveRM, CustomizedRM, RewardModule
 from pluralign.models.pal import UserModule
 
 from .response_rows import TOO_LONG, AskedResponse, ResponseReader, ResponseRows
 from .reward_identity import module_identity
 
-__all__ = ["CheckpointReward", "ModuleReward"]
+__all__ = ["ModuleReward"]
 
 GENERAL = "general"
 """The reward of a customised model that is no domain's own."""
@@ -94,12 +95,20 @@ class ModuleReward:
         self._asks = [column for column, key in ASKS.items() if key in module.reads_requests]
         for column, value in (("user", user), ("domain", domain)):
             if value is not None:
-                self._check_asked(column, value)
+                self.check_asked(column, value)
         tokenizer = _tokenizer(module, text, self.name)
-        self._items = str((module.text_format or {}).get("items", "conversation"))
         apart = isinstance(module, AutoregressiveRM)
         self._reader = ResponseReader(tokenizer, max_tokens=max_tokens, apart=apart)
         self.counts: Counter[str] = Counter()
+
+    @property
+    def tokenizer(self) -> RecordTokenizer:
+        """What makes tokens of texts, as in training."""
+        return self._reader.tokenizer
+
+    def known(self, column: Literal["user", "domain"]) -> frozenset[str]:
+        """Users, or domains, who have a reward of their own."""
+        return _known(self.module, column) if column in self._asks else frozenset()
 
     @property
     def identity(self) -> str:
@@ -128,13 +137,14 @@ class ModuleReward:
                 names the item and what to change.
         """
         asked = self._asked(prompts, responses, columns or {})
-        read = self._reader(asked)
-        self._report(read, asked)
+        read = self.read(asked)
         rewards = torch.empty(len(asked))
         rewards[[*read.unread]] = self.unscored if self.unscored is not None else float("nan")
         if read.rows:
-            places, values = self._scored(read)
-            rewards[places] = values
+            found = [(places, self._reward(output, batch)) for places, batch, output in self.outputs(read)]
+            rewards[[place for places, _ in found for place in places]] = torch.cat(
+                [values for _, values in found]
+            ).cpu()  # all at once, so that the device is waited for once
         finite = torch.isfinite(rewards)
         if not bool(finite.all()):
             place = int((~finite).nonzero()[0])
@@ -145,6 +155,16 @@ class ModuleReward:
         return rewards
 
     # What is asked -------------------------------------------------------------------------------------
+
+    def read(self, asked: Sequence[AskedResponse]) -> ResponseRows:
+        """Responses as rows of tokens; what cannot be read is counted, or refused where nothing stands for it.
+
+        Raises:
+            ValueError: If a text cannot be read; names the item and what to change.
+        """
+        read = self._reader(asked)
+        self._report(read, asked)
+        return read
 
     def _asked(
         self, prompts: Sequence[Prompt], responses: Sequence[str], columns: Mapping[str, Sequence[object]]
@@ -179,8 +199,12 @@ class ModuleReward:
             return None
         raise ValueError(f"{self.name}: {name}: {_unknown(self.module, column, value)}")
 
-    def _check_asked(self, column: str, value: str) -> None:
-        """Refuse a fixed user or domain that the module has no reward of."""
+    def check_asked(self, column: str, value: str) -> None:
+        """Refuse a user or domain that the module has no reward of.
+
+        Raises:
+            ValueError: Says which there are.
+        """
         if column not in self._asks:
             raise ValueError(
                 f"{column}={value!r}: {type(self.module).__name__} as it is set has one reward whatever the {column}: leave "
@@ -216,49 +240,57 @@ class ModuleReward:
 
     # What is scored ------------------------------------------------------------------------------------
 
+    @property
+    def _layout(self) -> Literal["shared", "separate"]:
+        return "separate" if self.module.layout == "separate" else "shared"
+
+    def collator(self, present: Sequence[str] = (), *, requests: bool = False) -> PreferenceCollator:
+        """What makes batches of rows as the module takes them.
+
+        Args:
+            present: Optional columns that rows have.
+            requests: Whether batches say whose reward of each response is asked for.
+        """
+        module = self.module
+        return PreferenceCollator(
+            layout=self._layout,
+            present=present,
+            names={column: _names(module, column) for column in self._asks},
+            items=str((module.text_format or {}).get("items", "conversation")),
+            prompts=isinstance(module, PAL) and module.version == "B",
+            requests=requests,
+        )
+
     @torch.no_grad()
-    def _scored(self, read: ResponseRows) -> tuple[list[int], Tensor]:
-        """Places of the responses that rows hold, in the order in which they were scored, and their rewards on the CPU."""
-        module, device = self.module, self._device()
-        layout = "separate" if module.layout == "separate" else "shared"
+    def outputs(self, read: ResponseRows) -> Iterator[tuple[list[int], PreferenceBatch, RewardOutput]]:
+        """Batch by batch: places of the responses, the batch that asks for them, and what the module says of it."""
+        module, device = self.module, self.place_module()
         sizes = [
             (len(own), prefix, sum(own), max(own)) for prefix, *own in (r.lengths.tolist() for r in read.rows)
         ]
         sampler = TokenBudgetBatchSampler(
-            np.asarray(sizes, dtype=np.int32), layout=layout, max_tokens=self.max_tokens, shuffle=False
+            np.asarray(sizes, dtype=np.int32), layout=self._layout, max_tokens=self.max_tokens, shuffle=False
         )
-        collate = PreferenceCollator(
-            layout=layout,
-            present=[f"request_{column}" for column in self._asks],
-            names={column: _names(module, column) for column in self._asks},
-            items=self._items,
-            prompts=isinstance(module, PAL) and module.version == "B",
-            requests=True,
-        )
-        places: list[int] = []
-        values: list[Tensor] = []
+        collate = self.collator([f"request_{column}" for column in self._asks], requests=True)
         with _evaluating(module), torch.autocast(device.type, enabled=False):
             for numbers in sampler:
                 batch = collate([read.rows[i] for i in numbers])
                 module.check_network(batch)
-                values.append(self._rewards(move_data_to_device(batch, device)))
-                places += [place for i in numbers for place in read.places[i]]
-        return places, torch.cat(values).cpu()
+                batch = move_data_to_device(batch, device)
+                yield [place for i in numbers for place in read.places[i]], batch, module(batch)
 
-    def _rewards(self, batch: PreferenceBatch) -> Tensor:
+    def _reward(self, output: RewardOutput, batch: PreferenceBatch) -> Tensor:
         """Reward of each request of a batch, (Q,) float32."""
-        output = self.module(batch)
         if "requested" in output:
-            requested: Tensor = output["requested"]
-            return requested.float()
-        reward: Tensor = output["reward"]
+            return output["requested"].float()
+        reward = output["reward"]
         if self._label is not None:
             kind, column = self._label
             reward = getattr(output["labels"], kind)[:, column]
         return reward[batch["request_response"]].float()
 
-    def _device(self) -> torch.device:
-        """Where the module runs; it is moved there."""
+    def place_module(self) -> torch.device:
+        """Move the module to where it runs."""
         device = self.device
         if device == "auto":
             accelerator = (
@@ -268,83 +300,6 @@ class ModuleReward:
         if device is not None:
             self.module.to(device)
         return self.module.device
-
-
-class CheckpointReward(ModuleReward):
-    """The reward of a checkpoint's module: any reward model of the collection, as its run left it.
-
-    For policies and judges: ``rewards: {helpful: {class_path: pluralign.inference.CheckpointReward, init_args: {path: ...}}}``
-    in a configuration, or a callable in a program.
-
-    Example:
-        >>> from pluralign.inference import CheckpointReward
-        >>> reward = CheckpointReward("runs/version_0/checkpoints/last.ckpt", user="ann")  # doctest: +SKIP
-        >>> reward(["Name a fruit."], ["A fig."], {})  # doctest: +SKIP
-        tensor([0.3715])
-    """
-
-    def __init__(
-        self,
-        path: str,
-        *,
-        class_path: str | None = None,
-        settings: dict[str, Any] | None = None,
-        tokenizer: str | None = None,
-        label: str | None = None,
-        user: str | None = None,
-        domain: str | None = None,
-        unknown_users: Literal["error", "mean"] = "error",
-        unscored: float | None = None,
-        device: str | None = "auto",
-        max_tokens: int = 16_384,
-    ) -> None:
-        """Load the module; nothing of the run's configuration or data is needed.
-
-        Args:
-            path: A checkpoint of a reward module.
-            class_path: Its class; None for the one that the checkpoint names, which must be the collection's.
-            settings: Settings of the module that are to differ from the checkpoint's, such as ``combine`` of
-                :class:`EnsembleVoteRM` or ``risk_aversion`` of :class:`DPRM`.
-            tokenizer: Where the tokenizer lies now, if it is not where it was in training: a folder, or a name on the hub.
-            label: Of a :class:`DPRM` that judges responses: a label, or one of ``label_sets``, whose probability is the reward.
-            user: Of :class:`PAL`: whose reward it is; None for whom the column ``user`` of each item names, and for the mean
-                of all users where it names nobody or there is no such column.
-            domain: Of :class:`CustomizedRM`: of which domain it is; None for that of the column ``domain`` of each item,
-                and for the general one where it names none or there is no such column.
-            unknown_users: What an item gets that names a user of whom the module knows nothing.
-            unscored: Reward of a response that cannot be read: that has no text, or does not fit the format's
-                ``max_length``; None refuses it.
-            device: Where the module runs, ``auto`` for an accelerator if there is one; moved there when first called.
-            max_tokens: Bound on rows x padded length of a batch, >= 1.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            TypeError: If it is of a module that rates nothing.
-            ValueError: If it is no checkpoint, its text format cannot be had any more, or it has no such
-                label, user or domain.
-        """
-        module = restored_module(path, class_path=class_path, settings=settings)
-        if not isinstance(module, RewardModule):
-            raise TypeError(
-                f"{path} is of {type(module).__name__}, which rates no responses: name a reward model"
-            )
-        if not module.text_format:
-            raise ValueError(
-                f"{path} keeps no text format: it was trained without a data module of this collection; give a ModuleReward "
-                "its module and the text settings that it was trained with"
-            )
-        super().__init__(
-            module,
-            text=TextConfig.of_format(module.text_format, tokenizer=tokenizer),
-            label=label,
-            user=user,
-            domain=domain,
-            unknown_users=unknown_users,
-            unscored=unscored,
-            device=device,
-            max_tokens=max_tokens,
-            name=f"{type(module).__name__} of {path}",
-        )
 
 
 def _tokenizer(module: RewardModule, text: TextConfig | None, name: str) -> RecordTokenizer:

@@ -10,10 +10,23 @@ import torch
 from ._initial_weights import read_checkpoint
 from .base import BaseModule
 
-__all__ = ["restored_module"]
+__all__ = ["checkpoint_content", "restored_module"]
 
 OWN = "pluralign.models."
 """Where classes are that a checkpoint may name by itself: importing a module runs it."""
+
+
+def checkpoint_content(path: str | Path) -> dict[str, Any]:
+    """A checkpoint's plain values.
+
+    Args:
+        path: The file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no checkpoint, ends in the middle, or holds more than plain values.
+    """
+    return read_checkpoint(str(path), "path")
 
 
 def restored_module(
@@ -41,7 +54,7 @@ def restored_module(
         >>> import pluralign
         >>> module = pluralign.restored_module("runs/version_0/checkpoints/last.ckpt")  # doctest: +SKIP
     """
-    content = read_checkpoint(str(path), "path")
+    content = checkpoint_content(path)
     kind = _class(content, str(path), class_path)
     plain = {
         name: value for name, value in content.get("hyper_parameters", {}).items() if not name.startswith("_")

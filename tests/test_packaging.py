@@ -262,7 +262,7 @@ CONTRACTS = {
     ),
     "commands": Contract(own=("pluralign",), top=("torch", "lightning", "numpy", "rich", "jsonargparse")),
     "train.py": Contract(own=("pluralign.commands",), top=()),
-    "__init__.py": Contract(own=("pluralign.models", "pluralign.datamodules"), top=()),
+    "__init__.py": Contract(own=("pluralign.models", "pluralign.datamodules", "pluralign.inference"), top=()),
     "tests": Contract(own=("pluralign",), top=("*",)),
     "benchmarks": Contract(own=("pluralign",), top=("*",)),
     "docs": Contract(own=("pluralign",), top=("*",)),
@@ -457,14 +457,15 @@ def test_the_package_is_cheap_to_import():
 
 def test_the_front_door_opens_rooms_when_a_name_is_used():
     import pluralign
-    from pluralign import datamodules, models
+    from pluralign import datamodules, inference, models
 
     for room in (models, datamodules):
         for name in room.__all__:
             assert getattr(pluralign, name) is getattr(room, name), name
             assert name in dir(pluralign)
     assert not set(models.__all__) & set(datamodules.__all__), "a name has one meaning"
-    assert {*pluralign.__all__} == {*models.__all__, *datamodules.__all__}, "what `import *` gives"
+    assert {*pluralign.__all__} == {*models.__all__, *datamodules.__all__, "load"}, "what `import *` gives"
+    assert pluralign.load is inference.load and "load" in dir(pluralign)
     with pytest.raises(AttributeError, match="no attribute 'PLA'"):
         _ = pluralign.PLA
     with pytest.raises(ImportError, match="PLA"):

@@ -39,6 +39,7 @@ What is of one and what is of all
     ``same``. A source whose records name one ``source`` of their own has the mixture's name instead; several are refused.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +64,7 @@ from ..batches import (
 from ..checks import check_choices
 from ..crowd import VotePriors
 from ..prepared import MERGED_TOKENS, SPLITS, UNLABELLED
+from ..records import PreferenceRecord
 from ..tokens import CacheReader, ComparisonView, DataReader, TextConfig, report_split
 from .amounts import Amounts, Unit
 from .priors import JoinedPriors
@@ -420,6 +422,16 @@ class MixtureDataModule(PreferenceDataModule):
                         "data, or set shared_users to apart if they are two persons"
                     )
         return groups
+
+    def records(self, split: str, *, skipped: Counter[str] | None = None) -> Iterator[PreferenceRecord]:
+        """Records are those of the sources, which have users and categories of their own.
+
+        Raises:
+            ValueError: Always; says what to read instead.
+        """
+        raise ValueError(
+            f"{self.name}: records are read source by source ({', '.join(self.parts)}): name each as data of its own"
+        )
 
     def given(self, split: str) -> Iterator[GivenRecord]:
         """Records of a split as the sources give them, source after source."""

@@ -8,6 +8,7 @@ from .integrity import cache_damage
 from .preparation import report_split, tokenise
 from .prompt_tokens import TOO_LONG, PromptText, PromptTokenizer, PromptTokens
 from .reader import DataReader
+from .rendering import without_keys
 from .report import SplitReport
 from .rows import (
     TokenRow,
@@ -54,6 +55,7 @@ __all__ = [
     "take_row_comparisons",
     "take_row_responses",
     "tokenise",
+    "without_keys",
     "without_prompt",
     "word_tokenizer",
 ]

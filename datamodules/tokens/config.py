@@ -39,6 +39,9 @@ class TextConfig:
         lost_text: What happens where the chat template leaves out text of a response, or of a turn of the prompt:
             ``error``, or ``count`` it and go on without. Reasoning that a template leaves out of earlier turns of the
             assistant is counted in any case.
+        end: How a text ends: ``token`` is the end token exactly once, ``template`` whatever the chat template, or the plain
+            format, ends with. The second is what reward models were trained on that take a conversation as the template
+            gives it; the state that is read is that of the text's last token in either case.
     """
 
     tokenizer: str = BYTE
@@ -52,6 +55,7 @@ class TextConfig:
     date: str = "2024-07-26"
     ignored_message_keys: tuple[str, ...] = ()
     lost_text: Literal["error", "count"] = "error"
+    end: Literal["token", "template"] = "token"
 
     def __post_init__(self) -> None:
         """Check the settings that can be checked without a tokenizer.

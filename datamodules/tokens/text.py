@@ -146,13 +146,14 @@ class RecordTokenizer:
     def fingerprint(self) -> dict[str, str | int | bool | None]:
         """Plain description of the format; equal descriptions give equal tokens. Stored with every artefact."""
         description: dict[str, str | int | bool | None] = asdict(self.config)
-        for name in ("ignored_message_keys", "lost_text"):
+        for name in ("ignored_message_keys", "lost_text", "end"):
             del description[name]
         description["format"] = "chat" if self.chat else "plain"
         # A setting that came later is there where it is used: formats stored before it compare equal.
         ignored = sorted(set(self.config.ignored_message_keys))
         description |= {"ignored_message_keys": ", ".join(ignored)} if ignored else {}
         description |= {"lost_text": self.config.lost_text} if self.config.lost_text != "error" else {}
+        description |= {"end": self.config.end} if self.config.end != "token" else {}
         description["chat_template"] = str(self.tokenizer.chat_template) if self.chat else None
         description["vocabulary"] = len(self.tokenizer)
         description["tokenizer_digest"] = self.digest
@@ -170,7 +171,9 @@ class RecordTokenizer:
         return np.concatenate([np.asarray(self.start_ids, dtype=np.int32), ids])
 
     def _ended(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
-        """The end token exactly once."""
+        """The end token exactly once, or whatever the text ends with."""
+        if self.config.end == "template":
+            return ids
         last = ids[-4:].tolist()
         if self.end_id in last:
             # Templates often end with the end token and a line break: nothing visible may follow the end.

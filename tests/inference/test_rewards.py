@@ -403,7 +403,7 @@ def test_a_file_that_says_nothing_of_its_class(run, tmp_path):
         CheckpointReward(path)
     reward = CheckpointReward(path, class_path="pluralign.models.BradleyTerryRM", device="cpu")
     torch.testing.assert_close(reward(*asked()), expected, atol=1e-5, rtol=0)
-    with pytest.raises(FileNotFoundError, match=r"path names .*which is no file"):
+    with pytest.raises(FileNotFoundError, match="there is no such file or folder; name a checkpoint"):
         CheckpointReward(str(tmp_path / "none.ckpt"))
     (tmp_path / "text.ckpt").write_text("nothing of the kind")
     with pytest.raises(ValueError, match=r"path=.*is no checkpoint of plain values"):
@@ -412,9 +412,10 @@ def test_a_file_that_says_nothing_of_its_class(run, tmp_path):
 
 def test_a_module_that_rates_nothing(tmp_path, tiny, monkeypatch):
     module = BaseModule(BackboneConfig(config=tiny()))
-    monkeypatch.setattr("pluralign.inference.rewards.restored_module", lambda *words, **settings: module)
+    monkeypatch.setattr("pluralign.inference.opening.restored_module", lambda *words, **settings: module)
+    (tmp_path / "run.ckpt").touch()
     with pytest.raises(TypeError, match="is of BaseModule, which rates no responses"):
-        CheckpointReward(str(tmp_path))
+        CheckpointReward(str(tmp_path / "run.ckpt"))
 
 
 def test_a_run_of_an_earlier_version_is_found_by_what_its_command_line_kept():
