@@ -15,7 +15,7 @@ from pluralign.datamodules import PreferenceRecord, Response
 from pluralign.datamodules.prepared import PreparedData
 from pluralign.datamodules.records import Message
 
-__all__ = ["EvaluationData", "JudgedComparison", "evaluation_data", "read_data", "shown_prompt"]
+__all__ = ["EvaluationData", "JudgedComparison", "Split", "evaluation_data", "read_data", "shown_prompt"]
 
 Split = Literal["train", "validation", "test", "predict"]
 PREFERRED: tuple[Split, ...] = ("test", "validation")

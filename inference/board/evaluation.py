@@ -56,7 +56,7 @@ def evaluate_models(
     *,
     folder: Path | None = None,
     resume: bool = False,
-    how: Resampling = Resampling(),
+    how: Resampling | None = None,
     worst: int = WORST,
     watch: Watch | None = None,
 ) -> Evaluation:
@@ -67,7 +67,7 @@ def evaluate_models(
         data: At least one, with names of their own.
         folder: Where scores are kept, a file for each model and data set; None keeps none.
         resume: Whether scores that are kept there, of the same weights and the same texts, are read.
-        how: How intervals are made.
+        how: How intervals are made; None for the defaults.
         worst: Disagreements of each model and data set, >= 0.
         watch: Whoever is told how far it is.
 
@@ -104,7 +104,7 @@ def evaluate_models(
             found[each.name][model.name] = scores
         described.append(_described(model.name, reward, predicted))
         del reward  # the next one needs its memory
-    return _evaluation(described, data, found, read_before, how, worst)
+    return _evaluation(described, data, found, read_before, how or Resampling(), worst)
 
 
 def _evaluation(
@@ -205,7 +205,7 @@ def _data(data: EvaluationData, scores: Mapping[str, Scores]) -> BoardData:
     named = [one.user is not None for one in data.comparisons]
     if any(named) and not all(named):
         notes.append(f"{len(named) - sum(named):,} comparisons name nobody who judged")
-    items = [one.votes for one in (*data.comparisons, *data.responses)]
+    votes = [*(one.votes for one in data.comparisons), *(one.votes for one in data.responses)]
     return BoardData(
         name=data.name,
         kind=type(data.module).__name__,
@@ -220,7 +220,7 @@ def _data(data: EvaluationData, scores: Mapping[str, Scores]) -> BoardData:
         users=len(data.users),
         groups=len(set(data.group_of_user.values())),
         domains=len(data.domains),
-        votes=sum(one is not None for one in items),
+        votes=sum(one is not None for one in votes),
         invalid=dict(data.invalid),
         left_out=left_out,
         notes=tuple(notes),
