@@ -182,6 +182,8 @@ def test_who_wrote_the_responses(dataset, tmp_path):
         assert len(batch["system_id"]) == len(batch["response_index"])
 
 
+EQUAL = {"LLMBarDataModule": 0.5, "RewardBench2DataModule": 0.25}
+"""What a benchmark gives a model with one reward for every text, where that is not 0."""
 BENCHMARKS = [
     dataset for dataset in DATASETS if dataset.official_scores is not PreferenceDataModule.official_scores
 ]
