@@ -19,7 +19,12 @@ def rows(number=30, **others):
     draw = random.Random(5)
     for i in range(number):
         first, second = draw.sample(FRUITS, 2)
-        row = {"id": f"q{i}", "prompt": f"Fruit {i % 9}?", "chosen": f"A {first}", "rejected": f"A ripe {second}"}
+        row = {
+            "id": f"q{i}",
+            "prompt": f"Fruit {i % 9}?",
+            "chosen": f"A {first}",
+            "rejected": f"A ripe {second}",
+        }
         yield row | {"preference": (1.0, 0.8, 0.5)[i % 3], "user": ("ann", "bob", "cy")[i % 3]} | others
 
 
@@ -62,11 +67,14 @@ def test_data_sets_of_a_file_and_a_name_for_each(tmp_path, pairs):
         f"  init_args: {{validation: {pairs}}}\n"
         "made up:\n"
         "  class_path: SyntheticDataModule\n"
-        "  init_args: {num_prompts: 40}\n"
+        "  init_args: {num_validation: 12}\n"
         "  split: validation\n"
     )
     board = run(tmp_path / "out", "--data", str(listed), models=(DPRM,))
-    assert [(one.name, one.split) for one in board.data] == [("fruit", "validation"), ("made up", "validation")]
+    assert [(one.name, one.split) for one in board.data] == [
+        ("fruit", "validation"),
+        ("made up", "validation"),
+    ]
     assert [cell.standing for cell in board.cells] == ["alone", "alone"] and not board.paired
 
 
@@ -77,7 +85,9 @@ def test_a_second_evaluation_reads_what_is_kept_and_scores_what_is_new(tmp_path,
     asked = []
     score = evaluation.score_data
     monkeypatch.setattr(
-        evaluation, "score_data", lambda reward, data, **rest: asked.append(reward) or score(reward, data, **rest)
+        evaluation,
+        "score_data",
+        lambda reward, data, **rest: asked.append(reward) or score(reward, data, **rest),
     )
     with pytest.raises(FileExistsError, match="--resume"):
         run(tmp_path / "out", "--local", pairs)
@@ -137,11 +147,23 @@ def test_what_cannot_be_done_is_said_before_anything_is_scored(tmp_path, pairs, 
     [
         ("- 3\n", "must name data sets"),
         ("a: {init_args: {}}\n", "a must have class_path"),
-        ("a: {class_path: LocalDataModule, spilt: test}\n", "a has spilt; a data set has class_path, init_args, split"),
-        ("a: {class_path: LocalDataModule, split: dev}\n", "a.split must be one of train, validation, test, predict"),
+        (
+            "a: {class_path: LocalDataModule, spilt: test}\n",
+            "a has spilt; a data set has class_path, init_args, split",
+        ),
+        (
+            "a: {class_path: LocalDataModule, split: dev}\n",
+            "a.split must be one of train, validation, test, predict",
+        ),
         ("a: {class_path: GoneDataModule}\n", "GoneDataModule"),
-        ("a: {class_path: LocalDataModule, init_args: {train: PAIRS}, split: test}\n", "LocalDataModule has train, validation"),
-        ("a: {class_path: LocalDataModule, init_args: {predict: PAIRS}}\n", "neither a test nor a validation split, only predict"),
+        (
+            "a: {class_path: LocalDataModule, init_args: {train: PAIRS}, split: test}\n",
+            "LocalDataModule has train, validation",
+        ),
+        (
+            "a: {class_path: LocalDataModule, init_args: {predict: PAIRS}}\n",
+            "neither a test nor a validation split, only predict",
+        ),
     ],
 )
 def test_a_file_of_data_sets_with_a_mistake(tmp_path, pairs, content, message):
@@ -154,5 +176,7 @@ def test_a_file_of_data_sets_with_a_mistake(tmp_path, pairs, content, message):
 def test_nothing_that_was_judged(tmp_path):
     path = tmp_path / "same.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows(chosen="A fig", rejected="A fig")))
-    with pytest.raises(ValueError, match="nothing in the test split was judged: 30 records with 30 comparisons of"):
+    with pytest.raises(
+        ValueError, match="nothing in the test split was judged: 30 records with 30 comparisons of"
+    ):
         run(tmp_path / "out", "--local", str(path))
