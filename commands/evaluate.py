@@ -1,6 +1,7 @@
 """``pluralign evaluate``: any number of reward models on any number of data sets, on one board."""
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -115,7 +116,7 @@ def _progress(console: Console) -> Iterator[Watch]:
         TextColumn("responses"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not sys.stdout.isatty()) as progress:
 
         def watch(model: str, data: str, responses: int) -> Callable[[int], None]:
             task = progress.add_task(f"{model} on {data}", total=responses)

@@ -67,7 +67,7 @@ def test_data_sets_of_a_file_and_a_name_for_each(tmp_path, pairs):
         f"  init_args: {{validation: {pairs}}}\n"
         "made up:\n"
         "  class_path: SyntheticDataModule\n"
-        "  init_args: {num_prompts: 40}\n"
+        "  init_args: {num_validation: 12}\n"
         "  split: validation\n"
     )
     board = run(tmp_path / "out", "--data", str(listed), models=(DPRM,))
