@@ -3,6 +3,7 @@
 import math
 import time
 from datetime import timedelta
+from typing import NamedTuple
 
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
@@ -12,6 +13,13 @@ from pluralign.datamodules.checks import check_range
 __all__ = ["RunProgress"]
 
 Shown = dict[str, int | str | float | dict[str, float]]
+
+
+class Start(NamedTuple):
+    """When the clock was started, and how much of the run was done by then."""
+
+    time: float
+    share: float
 
 
 class RunProgress(RichProgressBar):
@@ -35,37 +43,45 @@ class RunProgress(RichProgressBar):
         super().__init__()
         self.seconds = seconds
         self._read_at = -math.inf
-        self._started: float | None = None
-        self._share_at_start = 0.0
+        self._start: Start | None = None
         self._shown: Shown = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
+        """Forget another run."""
         super().on_train_start(trainer, pl_module)
-        self._started, self._share_at_start = time.perf_counter(), _share(trainer)
-        self._read_at, self._shown = -math.inf, {}
+        self._start, self._read_at, self._shown = None, -math.inf, {}
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show the epoch's own values at once."""
+        self._read_at = -math.inf
+        super().on_train_epoch_end(trainer, pl_module)
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Shown:
         """Values as they were read last, or now if that is long ago; with the time left."""
         now = time.perf_counter()
+        if self._start is None:  # after the first batch, which takes longer than others
+            self._start = Start(now, _share(trainer))
         if now - self._read_at < self.seconds:
             return self._shown
         values = super().get_metrics(trainer, pl_module)
         values.pop("v_num", None)
-        self._shown = {name.removeprefix("train/"): value for name, value in values.items()}
-        left = self._left(trainer, now)
+        self._shown = {name.removeprefix("train/"): _short(value) for name, value in values.items()}
+        left = self._left(trainer, self._start, now)
         if left is not None:
             self._shown["left"] = str(timedelta(seconds=round(left)))
         self._read_at = now
         return self._shown
 
-    def _left(self, trainer: L.Trainer, now: float) -> float | None:
+    def _left(self, trainer: L.Trainer, start: Start, now: float) -> float | None:
         """Seconds that the run will still take; None if that is not known."""
         share = _share(trainer)
-        done = share - self._share_at_start
-        if self._started is None or done <= 0:
-            return None
-        return (now - self._started) * max(0.0, 1 - share) / done
+        done = share - start.share
+        return (now - start.time) * max(0.0, 1 - share) / done if done > 0 else None
+
+
+def _short(value: str | float | dict[str, float]) -> int | str | float | dict[str, float]:
+    """Of a large number no decimals."""
+    return f"{value:,.0f}" if isinstance(value, float) and abs(value) >= 100 else value
 
 
 def _share(trainer: L.Trainer) -> float:
@@ -73,10 +89,10 @@ def _share(trainer: L.Trainer) -> float:
     shares = [0.0]
     batches = trainer.num_training_batches
     if trainer.max_epochs is not None and trainer.max_epochs > 0 and 0 < batches < math.inf:
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
-        # At the end of an epoch its batches are counted still, and the next one's not yet.
-        epochs = trainer.fit_loop.epoch_progress.current.completed + (done % batches) / batches
-        shares.append(epochs / trainer.max_epochs)
+        epochs = trainer.fit_loop.epoch_progress.current
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        # An epoch whose end is being dealt with is not completed; in a run that goes on it may not be ready.
+        shares.append((max(epochs.completed, epochs.ready - 1) + done / batches) / trainer.max_epochs)
     if trainer.max_steps > 0:
         shares.append(trainer.global_step / trainer.max_steps)
     return min(1.0, max(shares))
