@@ -90,7 +90,7 @@ def _share(trainer: L.Trainer) -> float:
     batches = trainer.num_training_batches
     if trainer.max_epochs is not None and trainer.max_epochs > 0 and 0 < batches < math.inf:
         epochs = trainer.fit_loop.epoch_progress.current
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         # An epoch whose end is being dealt with is not completed; in a run that goes on it may not be ready.
         shares.append((max(epochs.completed, epochs.ready - 1) + done / batches) / trainer.max_epochs)
     if trainer.max_steps > 0:
