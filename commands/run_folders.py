@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
+from jsonargparse import get_loader
 
 from .run_recorder import RECORD, VERSION, better_of
 from .run_surroundings import host_code
@@ -224,10 +224,17 @@ def _record(path: Path) -> Settings:
 
 
 def _yaml(path: Path) -> Settings:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+    """A configuration; empty if there is none.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    if not path.is_file():
         return {}
+    try:
+        content = get_loader("yaml")(path.read_text(encoding="utf-8"))
+    except Exception as error:  # of whichever library reads YAML
+        raise ValueError(f"{path} cannot be read as YAML: mend it, or move it away") from error
     return content if isinstance(content, dict) else {}
 
 
