@@ -17,6 +17,7 @@ from .responding import ResponseFile, response_printer, write_responses
 from .responses import JoinedResponses, PairedResponse, WrittenResponse, join_responses, read_responses
 from .rewards import ModuleReward
 from .scorer import Judgement, Scorer, load
+from .scoring import ScoredParts, Scores, score_records
 from .trl_reward import TRLReward
 from .voting import Ballots, SplitVotes, cast_votes, check_votes, gather_votes, member_ballots
 
@@ -34,7 +35,9 @@ __all__ = [
     "PairedResponse",
     "ResponseFile",
     "RewardJudge",
+    "ScoredParts",
     "Scorer",
+    "Scores",
     "SplitVotes",
     "TRLReward",
     "WordShare",
@@ -53,6 +56,7 @@ __all__ = [
     "read_responses",
     "response_printer",
     "run_checkpoint",
+    "score_records",
     "words_of",
     "write_responses",
 ]

@@ -136,15 +136,23 @@ class ModuleReward:
             ValueError: If numbers do not agree, a text cannot be read, a user or domain is unknown, or a reward is not finite;
                 names the item and what to change.
         """
-        asked = self._asked(prompts, responses, columns or {})
+        asked = self.asked(prompts, responses, columns or {})
         read = self.read(asked)
         rewards = torch.empty(len(asked))
         rewards[[*read.unread]] = self.unscored if self.unscored is not None else float("nan")
         if read.rows:
-            found = [(places, self._reward(output, batch)) for places, batch, output in self.outputs(read)]
+            found = [(places, self.requested(output, batch)) for places, batch, output in self.outputs(read)]
             rewards[[place for places, _ in found for place in places]] = torch.cat(
                 [values for _, values in found]
             ).cpu()  # all at once, so that the device is waited for once
+        return self.finite(rewards, asked)
+
+    def finite(self, rewards: Tensor, asked: Sequence[AskedResponse]) -> Tensor:
+        """Rewards, (S,), unless one of them is not finite.
+
+        Raises:
+            ValueError: Naming the first such response.
+        """
         finite = torch.isfinite(rewards)
         if not bool(finite.all()):
             place = int((~finite).nonzero()[0])
@@ -166,10 +174,14 @@ class ModuleReward:
         self._report(read, asked)
         return read
 
-    def _asked(
+    def asked(
         self, prompts: Sequence[Prompt], responses: Sequence[str], columns: Mapping[str, Sequence[object]]
     ) -> list[AskedResponse]:
-        """The responses with their names, and as whom each is rated."""
+        """Responses with their names, and as whom each is rated; arguments are those of a call.
+
+        Raises:
+            ValueError: If numbers do not agree, or a user or domain is unknown.
+        """
         number = len(responses)
         read = {name: columns[name] for name in ("id", *self._asks) if name in columns}
         lengths = {"prompts": len(prompts), **{name: len(values) for name, values in read.items()}}
@@ -279,7 +291,7 @@ class ModuleReward:
                 batch = move_data_to_device(batch, device)
                 yield [place for i in numbers for place in read.places[i]], batch, module(batch)
 
-    def _reward(self, output: RewardOutput, batch: PreferenceBatch) -> Tensor:
+    def requested(self, output: RewardOutput, batch: PreferenceBatch) -> Tensor:
         """Reward of each request of a batch, (Q,) float32."""
         if "requested" in output:
             return output["requested"].float()

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from pluralign.datamodules import Comparison, PreferenceRecord, Response
-from pluralign.datamodules.batch import Basis, Labels
+from pluralign.datamodules.batch import Basis, Labels, RewardOutput
 from pluralign.datamodules.prompt_batch import Prompt
 from pluralign.datamodules.records import RecordError, listed, parse_messages
 from pluralign.datamodules.tokens import TokenRow
 from pluralign.datamodules.whole_files import written_whole
-from pluralign.models import DPRM, PAL
+from pluralign.models import PAL
 from pluralign.models.restored import checkpoint_content
 
 from .opening import OpenedModel, Which, open_model
@@ -146,11 +146,6 @@ class Scorer(ModuleReward):
         Raises:
             ValueError: If the model predicts no labels of responses, or a text cannot be read.
         """
-        if not isinstance(self.module, DPRM) or self.module.judged != "responses":
-            what = "labels comparisons" if isinstance(self.module, DPRM) else "predicts no labels"
-            raise ValueError(
-                f"{self.name} {what}: labels of responses are there of a DPRM that judges responses"
-            )
         found = self._asked_for(prompt, responses, "labels")
         return Labels(**{name: _joined([part[name] for part in found]) for name in found[0]})
 
@@ -181,15 +176,31 @@ class Scorer(ModuleReward):
             raise ValueError(f"{self.name}: response {place} is {reason}: nothing can be said of it")
         parts: dict[int, dict[str, Any]] = {}
         for places, batch, output in self.outputs(read):
-            said = output.get(entry)
-            if said is None:
-                raise ValueError(f"{self.name} has one reward alone, and no members, prototypes or domains")
+            said = self.said(output, entry)
             for place, row in zip(places, batch["request_response"].tolist(), strict=True):
                 parts[place] = {
                     name: value[row : row + 1].cpu() if isinstance(value, Tensor) else value
                     for name, value in said._asdict().items()
                 }
         return [parts[place] for place in range(len(texts))]
+
+    def said(self, output: RewardOutput, entry: Literal["labels", "basis"]) -> Labels | Basis:
+        """What a module says of responses besides their reward.
+
+        Raises:
+            ValueError: If it does not.
+        """
+        found = output.get(entry)
+        if isinstance(found, Labels) and found.on == "responses":
+            return found
+        if isinstance(found, Basis):
+            return found
+        if entry == "labels":
+            what = "labels comparisons" if isinstance(found, Labels) else "predicts no labels"
+            raise ValueError(
+                f"{self.name} {what}: labels of responses are there of a DPRM that judges responses"
+            )
+        raise ValueError(f"{self.name} has one reward alone, and no members, prototypes or domains")
 
     # A new user ------------------------------------------------------------------------------------------
 
@@ -285,9 +296,8 @@ class Scorer(ModuleReward):
         if target.exists():
             raise FileExistsError(f"{target} is there already: name another file")
         content = checkpoint_content(self.opened.place)
-        content["state_dict"] = self.module.state_dict()
-        self.module.on_save_checkpoint(content)
-        content["state_dict"] = {name: value.cpu() for name, value in content["state_dict"].items()}
+        state = self.module.state_dict()  # of which a checkpoint leaves out what the base's own files have
+        content["state_dict"] = {name: state[name].cpu() for name in content["state_dict"]}
         for name in OF_TRAINING:
             content.pop(name, None)
         with written_whole(target) as stream:

@@ -1,0 +1,215 @@
+"""``pluralign score``: rewards of the responses in a file, by any reward model."""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from pluralign.datamodules import LocalDataModule
+from pluralign.datamodules.checks import check_range
+from pluralign.datamodules.records import hash_files
+from pluralign.inference import ScoredParts, Scorer, open_model, score_records
+
+from .program import EPILOG
+
+__all__ = ["score"]
+
+
+def score(words: Sequence[str]) -> None:
+    """Score the responses in a file with a reward model: a checkpoint, a run, an exported folder, or one of transformers.
+
+    Rows are read in every form that your own data may have (`pluralign data inspect FILE` says how), and never need a judgement.
+    What was scored is kept: the same command goes on where it was stopped.
+
+    Raises:
+        FileNotFoundError: If the file or the model is not there.
+        FileExistsError: If the file of scores is.
+        ValueError: If rows or options are wrong, or a text cannot be read.
+    """
+    options = _parser().parse_args(words)
+    check_range("--chunk", options.chunk, at_least=1)
+    data = LocalDataModule(
+        predict=options.file, columns=_columns(options.columns), on_invalid=options.on_invalid
+    )
+    output = Path(options.output)
+    if output.exists() and not options.overwrite:  # before anything large is read
+        raise FileExistsError(f"{output} is there already: name another file, or add --overwrite")
+    opened = open_model(
+        options.model,
+        tokenizer=options.tokenizer,
+        checkpoint=options.checkpoint,
+        revision=options.revision,
+        trust_remote_code=options.trust_remote_code,
+    )
+    scorer = Scorer(
+        opened,
+        label=options.label,
+        user=options.user,
+        domain=options.domain,
+        unknown_users=options.unknown_users,
+        unscored=0.0 if options.unread == "null" else None,
+        device=options.device,
+        max_tokens=options.max_tokens,
+    )
+    made_by = {
+        "model": scorer.identity,
+        "input": hash_files(data.files("predict")),
+        **{name: getattr(options, name) for name in ("columns", "chunk", "labels", "members", "on_invalid")},
+    }
+    parts = ScoredParts(output, made_by, overwrite=options.overwrite)
+    if before := len(parts.parts):
+        Console().print(f"{before * options.chunk:,} records were scored before: going on after them")
+    _run(scorer, data, parts, options)
+
+
+def _run(scorer: Scorer, data: LocalDataModule, parts: ScoredParts, options: argparse.Namespace) -> None:
+    console = Console()
+    skipped: Counter[str] = Counter()
+    unread = 0
+    records = data.records("predict", skipped=skipped)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("records · {task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not sys.stdout.isatty()) as progress:
+        task = progress.add_task("scoring", total=_rows(data.files("predict")), rate="")
+        done = tokens = 0
+        steps = score_records(
+            scorer, records, parts, chunk=options.chunk, labels=options.labels, members=options.members
+        )
+        for step in steps:
+            done, tokens, unread = done + step.responses, tokens + step.tokens, unread + step.unread
+            elapsed = progress.tasks[task].elapsed or 0.0
+            rate = f"{tokens / elapsed:,.0f} tokens/s" if elapsed else ""
+            progress.update(task, advance=step.records, rate=f"{done:,} responses · {rate}")
+    number = parts.finish()
+    lost = [f"{count:,} rows {reason}" for reason, count in sorted(skipped.items())]
+    lost += [f"{unread:,} responses unread, with no reward"] if unread else []
+    console.print(
+        f"{number:,} responses scored by {scorer.name}{''.join(f'; {one}' for one in lost)}: {parts.output}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
+
+
+def _rows(files: Sequence[Path]) -> int | None:
+    """Rows of files, where that can be told without reading them as rows."""
+    number = 0
+    for path in files:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            number += int(pq.ParquetFile(path).metadata.num_rows)
+        elif path.suffix in (".jsonl", ".ndjson"):
+            with suppress(OSError), path.open("rb") as stream:
+                while block := stream.read(2**20):
+                    number += block.count(b"\n")
+        else:
+            return None
+    return number
+
+
+def _columns(given: Sequence[str]) -> dict[str, str | None]:
+    """Our fields by the columns that hold them.
+
+    Raises:
+        ValueError: If one has another form.
+    """
+    columns: dict[str, str | None] = {}
+    for word in given:
+        field, equals, column = word.partition("=")
+        if not equals or not field:
+            raise ValueError(f"--columns must be FIELD=COLUMN, such as prompt=question; got {word!r}")
+        columns[field] = column or None
+    return columns
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pluralign score",
+        description=" ".join((score.__doc__ or "").partition("Raises:")[0].split()),
+        epilog=EPILOG,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "file",
+        metavar="FILE",
+        help="rows with responses: JSON Lines, JSON, CSV, Parquet; a pattern, or a folder",
+    )
+    add(
+        "-m",
+        "--model",
+        required=True,
+        help="checkpoint, run's folder, exported folder, or reward model of transformers",
+    )
+    add("-o", "--output", required=True, metavar="FILE", help="scores: .parquet or .jsonl")
+    add("--overwrite", action="store_true", help="replace what --output names, and begin anew")
+    add("--checkpoint", choices=("best", "last"), default="best", help="which one of a run (%(default)s)")
+    add("--tokenizer", metavar="NAME", help="where the tokenizer lies now, if not where it was in training")
+    add("--revision", metavar="NAME", help="branch, tag or commit of a model on the hub")
+    add(
+        "--trust_remote_code",
+        action="store_true",
+        help="let code run that ships with a model of transformers",
+    )
+    add("--user", help="whose reward, where rows name nobody")
+    add("--domain", help="of which domain, where rows name none")
+    add("--label", help="of DPRM: a label or set of labels, whose probability is the reward")
+    add(
+        "--unknown_users",
+        choices=("error", "mean"),
+        default="error",
+        help="what rows get that name a user of whom the model knows nothing (%(default)s)",
+    )
+    add(
+        "--unread",
+        choices=("error", "null"),
+        default="error",
+        help="what a response gets that the text format does not take, such as a longer one: an error, or no reward (%(default)s)",
+    )
+    add("--labels", action="store_true", help="write the distribution over labels, too")
+    add("--members", action="store_true", help="write each member's, prototype's or domain's reward, too")
+    add(
+        "--columns",
+        action="append",
+        default=[],
+        metavar="FIELD=COLUMN",
+        help="which of your columns is which field, such as prompt=question; may be given again",
+    )
+    add(
+        "--on_invalid",
+        choices=("error", "skip"),
+        default="error",
+        help="what to do with a row that is no valid record (%(default)s)",
+    )
+    add(
+        "--device",
+        default="auto",
+        help="cpu, cuda, ...; auto for an accelerator if there is one (%(default)s)",
+    )
+    add(
+        "--max_tokens",
+        type=int,
+        default=16_384,
+        help="bound on rows x padded length of a batch (%(default)s)",
+    )
+    add("--chunk", type=int, default=1024, help="records that are scored and kept together (%(default)s)")
+    return parser

@@ -1,0 +1,105 @@
+"""A file of scores holds what the scorer says, in the file's order, and is finished by whoever goes on with it."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import pluralign
+from pluralign.commands.score import score
+from pluralign.inference import ScoredParts, scoring
+
+MODEL = str(Path(__file__).parents[1] / "saved" / "pal" / "last.ckpt")
+WORDS = ["-m", MODEL, "--device", "cpu", "--chunk", "4"]
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """A file of prompts with one to three responses, some for a user."""
+    user = pluralign.load(MODEL).users[0]
+    content = [
+        {
+            "id": f"q{i}",
+            "prompt": f"Question {i % 4}?",
+            "responses": [f"Answer {j} of {i}" for j in range(1 + i % 3)],
+        }
+        | ({"user": user} if i % 2 else {})
+        for i in range(10)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in content))
+    return path, content
+
+
+def test_every_response_is_there_once_in_order(rows, tmp_path, capsys):
+    path, content = rows
+    score([str(path), *WORDS, "-o", str(tmp_path / "scores.parquet"), "--members"])
+    found = pq.read_table(tmp_path / "scores.parquet").to_pylist()
+    expected = [(row["id"], j, text) for row in content for j, text in enumerate(row["responses"])]
+    assert [(row["id"], row["response_index"], row["response"]) for row in found] == expected
+    scorer = pluralign.load(MODEL, device="cpu")
+    own = scorer(
+        [row["prompt"] for row in found],
+        [row["response"] for row in found],
+        {"user": [row["user"] for row in found]},
+    )
+    assert [row["reward"] for row in found] == pytest.approx(own.tolist(), abs=1e-5)
+    assert all(len(row["members"]) == scorer.module.table.num_prototypes for row in found)
+    assert f"{len(expected)} responses scored" in capsys.readouterr().out
+    assert not (tmp_path / "scores.parquet.parts").exists()
+
+
+def test_what_was_scored_is_not_scored_again(rows, tmp_path, monkeypatch, capsys):
+    path, content = rows
+    output = tmp_path / "scores.jsonl"
+    whole, calls = scoring._scored, []
+
+    def stopped(scorer, records, **settings):
+        calls.append([record.id for record in records])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return whole(scorer, records, **settings)
+
+    monkeypatch.setattr(scoring, "_scored", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        score([str(path), *WORDS, "-o", str(output)])
+    assert not output.exists() and [len(call) for call in calls] == [4, 4]
+    score([str(path), *WORDS, "-o", str(output)])
+    assert "4 records were scored before" in capsys.readouterr().out
+    assert calls[2:] == [[f"q{i}" for i in range(4, 8)], ["q8", "q9"]]
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["id"] for row in found] == [row["id"] for row in content for _ in row["responses"]]
+    with pytest.raises(FileExistsError, match="is there already: name another file, or add --overwrite"):
+        score([str(path), *WORDS, "-o", str(output)])
+
+
+def test_parts_of_other_scores_are_not_mixed(rows, tmp_path):
+    output = tmp_path / "scores.parquet"
+    ScoredParts(output, {"model": "one"})
+    with pytest.raises(FileExistsError, match="by another model, from other data or with other options"):
+        score([str(rows[0]), *WORDS, "-o", str(output)])
+    score([str(rows[0]), *WORDS, "-o", str(output), "--overwrite"])
+    assert output.exists()
+
+
+def test_what_cannot_be_read_is_an_error_or_has_no_reward(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    lines = [
+        {"id": "a", "question": "Fruit?", "response": "A fig."},
+        {"id": "b", "question": "Fruit?", "response": "A fig " * 9999},
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = [str(path), *WORDS, "--columns", "prompt=question", "-o", str(tmp_path / "scores.jsonl")]
+    with pytest.raises(ValueError, match=r"\(item b\) is longer than the text format's max_length"):
+        score(words)
+    with pytest.warns(UserWarning, match="longer than the text format"):
+        score([*words, "--unread", "null", "--overwrite"])
+    first, second = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert first["unread"] is None and second["reward"] is None and "longer" in second["unread"]
+    with pytest.raises(ValueError, match=r"ends in \.parquet or \.jsonl"):
+        score([*words[:-1], str(tmp_path / "scores.txt")])
+    with pytest.raises(ValueError, match="--columns must be FIELD=COLUMN"):
+        score([*words, "--columns", "prompt"])
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="predicts no labels"):
+        score([*words[:-1], str(tmp_path / "labels.jsonl"), "--labels", "--unread", "null"])
