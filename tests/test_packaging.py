@@ -232,7 +232,9 @@ CONTRACTS = {
         top=("torch", "lightning", "torchmetrics"),
         inside=("transformers", "peft", "bitsandbytes", "safetensors", "numpy", "pyarrow"),
     ),
-    "models/exported/modeling_pluralign.py": Contract(own=(), top=("torch", "transformers")),  # runs without us
+    "models/exported/modeling_pluralign.py": Contract(
+        own=(), top=("torch", "transformers")
+    ),  # runs without us
     "callbacks": Contract(
         own=(
             "pluralign.callbacks",
