@@ -265,7 +265,7 @@ CONTRACTS = {
             "pluralign.callbacks.pictures",
         ),
         top=("torch", "lightning", "numpy", "rich"),
-        inside=("transformers",),
+        inside=("transformers", "peft", "safetensors"),
     ),
     "commands": Contract(own=("pluralign",), top=("torch", "lightning", "numpy", "rich", "jsonargparse")),
     "train.py": Contract(own=("pluralign.commands",), top=()),
