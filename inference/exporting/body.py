@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,13 @@ class Body(NamedTuple):
     def causal(self) -> bool:
         """Whether a token sees none of those behind it."""
         return self.backbone.causal
+
+    @property
+    def rows(self) -> int:
+        """Of the embeddings."""
+        weight = self.network.get_input_embeddings().weight
+        assert isinstance(weight, Tensor)  # of an embedding
+        return len(weight)
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -100,7 +107,8 @@ def body_of(module: RewardModule, choice: Choice) -> Body:
         own = backbone.adapters.beneath
     else:
         own = (OWN_ADAPTER,) if backbone.config.lora is not None else ()
-    network = getattr(backbone.model, "get_base_model", lambda: backbone.model)()
+    wrapped = getattr(backbone.model, "get_base_model", None)
+    network = cast("PreTrainedModel", backbone.model if wrapped is None else wrapped())
     return Body(backbone, network, (*own, *([] if adapter is None else [adapter])), adapter)
 
 
@@ -136,7 +144,7 @@ def merged_weights(body: Body) -> dict[str, Tensor]:
         if isinstance(part, LoraLayer):
             for adapter in body.adapters:
                 if adapter in part.lora_A:
-                    update = part.get_delta_weight(adapter)  # type: ignore[operator]  # of its subclasses
+                    update: Tensor = part.get_delta_weight(adapter)  # type: ignore[attr-defined]  # of its subclasses
                     weights[f"{name}.weight"] = weights[f"{name}.weight"] + update.detach().cpu()
     return weights
 

@@ -129,7 +129,7 @@ def why_not_plain(body: Body, head: ExportedHead, config: "PretrainedConfig") ->
     if found is None:
         return f"{family} has no classification class of one linear layer on the last token"
     model, prefix, place = found
-    rows = len(body.network.get_input_embeddings().weight)
+    rows = body.rows
     before = config.get_text_config().pad_token_id
     pad = config.pad_token_id = config.get_text_config().pad_token_id = rows - 1
     try:
