@@ -26,10 +26,14 @@ RESPONSES = (
     "Yes.",
     "No, enough .",
     "It is a lovely small thing, friend, and pretty .",
-    "Figs and plums. Figs taste of honey and a little of grass; plums are sour before they are ripe, and sweet and soft when "
-    "they are.",
-    "The drum is modular, passive and old: isotropic, laminar, quenched. <b>Nothing</b> more can be said of it, 12 of 17 "
-    "times (70.6 %)\n\n- cheers\n- thanks",
+    (
+        "Figs and plums. Figs taste of honey and a little of grass; plums are sour before they are ripe, and sweet and soft when "
+        "they are."
+    ),
+    (
+        "The drum is modular, passive and old: isotropic, laminar, quenched. <b>Nothing</b> more can be said of it, 12 of 17 "
+        "times (70.6 %)\n\n- cheers\n- thanks"
+    ),
 )
 
 
