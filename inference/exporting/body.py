@@ -70,7 +70,7 @@ def body_of(module: RewardModule, choice: Choice) -> Body:
         choice: Which of its rewards.
 
     Raises:
-        ValueError: If the reward is read from several networks, from none, or from one that was loaded with few bits.
+        ValueError: If the reward is read from several networks, or from one that was loaded with few bits.
     """
     backbone = module.built_backbone()
     adapter = None
@@ -92,16 +92,12 @@ def body_of(module: RewardModule, choice: Choice) -> Body:
             adapter = choice.member
     elif isinstance(module, CustomizedRM) and module.per_domain == "adapter":
         adapter = _adapter_of_domain(module, choice.domain)
-    if not isinstance(backbone, Backbone):
-        raise ValueError(
-            "the model was trained on stored features and has no network of its own: set backbone.name to the one that made "
-            "them, and open the checkpoint without loader.features"
-        )
+    assert isinstance(backbone, Backbone)  # there is no head of one that was built for stored features
     if backbone.config.quantization is not None:
         raise ValueError(
             f"backbone.quantization={backbone.config.quantization!r}: adapters and heads were fitted to weights of few bits, which "
-            "plain transformers cannot load as they are. Open the checkpoint with the whole base (settings backbone.quantization: "
-            "null), look at its accuracy, and export that"
+            "an exported folder does not hold. Open the checkpoint over the whole base (open_model with settings={'backbone': ...}, "
+            "without quantization), look at its accuracy there, and export that"
         )
     if backbone.adapters is not None:
         own = backbone.adapters.beneath
