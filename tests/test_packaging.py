@@ -233,18 +233,12 @@ CONTRACTS = {
         top=("torch", "lightning", "torchmetrics"),
         inside=("transformers", "peft", "bitsandbytes", "safetensors", "numpy", "pyarrow"),
     ),
-<<<<<<< HEAD
-    "models/exported/modeling_pluralign.py": Contract(
-        own=(), top=("torch", "transformers")
-    ),  # runs without us
-=======
     "models/transformers_rm": Contract(  # it gives the format of the texts that a folder's model reads
         own=("pluralign.models", BATCH, "pluralign.datamodules.TextConfig"),
         top=("torch", "lightning"),
         inside=("transformers", "peft", "safetensors"),
     ),
     "models/exported/modeling_pluralign.py": Contract(own=(), top=("torch", "transformers")),  # runs without us
->>>>>>> w-integ
     "callbacks": Contract(
         own=(
             "pluralign.callbacks",
