@@ -24,7 +24,7 @@ from .frequencies import FrequencyChanges
 from .kinds import is_causal, small_batch, use_flex, why_not_shared
 from .language_head import split_language_head
 from .language_model import WithOwnAttention
-from .loading import BackboneConfig, adapt_model, load_model, num_positions
+from .loading import BackboneConfig, adapt_model, load_network, num_positions
 from .lora import LoRAConfig
 from .packing import PACKED, packed_rows, register
 from .rows import (
@@ -69,6 +69,7 @@ class Backbone(nn.Module):
         layout: ``shared`` or ``separate``, as decided when built.
         pooling: ``last``, ``mean`` or ``cls``.
         hidden_size: H.
+        left_out: Weights of a classification head that the network's files hold, and that were not loaded.
         adapters: Those that :meth:`add_adapters` put on it; None without any.
         language_head: The network's own language-model head, trained where its whole body is; None unless asked for.
     """
@@ -93,7 +94,10 @@ class Backbone(nn.Module):
         """
         super().__init__()
         self.config = config
-        model, head = body or load_model(config, language_head=language_head), None
+        self.left_out: tuple[str, ...] = ()
+        if body is None:
+            body, self.left_out = load_network(config, language_head=language_head)
+        model, head = body, None
         self._whole: tuple[PreTrainedModel, ...] = ()  # no part of this one: its own parts are
         if language_head:
             self._whole = (model,)
