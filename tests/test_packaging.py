@@ -263,6 +263,7 @@ CONTRACTS = {
             "pluralign.datamodules",
             "pluralign.metrics",
             "pluralign.callbacks.pictures",
+            "pluralign.__version__",
         ),
         top=("torch", "lightning", "numpy", "rich"),
         inside=("transformers", "peft", "safetensors"),

@@ -154,7 +154,9 @@ def _largest_difference(model: "PreTrainedModel", body: Body, weight: Tensor, pa
         torch.arange(start, start + length, device=device) % max(1, pad) for start, length in ((3, 9), (5, 4))
     ]
     network = body.network
-    alone = [network(input_ids=row[None]).last_hidden_state[0, -1].float() @ weight.T for row in rows]
+    # A mask of ones, or transformers asks for one wherever a text ends like padding.
+    whole = [network(input_ids=row[None], attention_mask=torch.ones_like(row[None])) for row in rows]
+    alone = [states.last_hidden_state[0, -1].float() @ weight.T for states in whole]
     expected = torch.stack(alone)
     worst = 0.0
     for left in (False, True):
