@@ -3,6 +3,7 @@
 from .choice import Choice
 from .classification import Dtype
 from .folder import ExportReport, Form, export_folder
+from .hub import check_push, push_folder
 from .notes import folder_notes, loading_code
 from .parity import Check, Load, Parity
 from .whole_folder import check_target, folder_written_whole
@@ -15,9 +16,11 @@ __all__ = [
     "Form",
     "Load",
     "Parity",
+    "check_push",
     "check_target",
     "export_folder",
     "folder_notes",
     "folder_written_whole",
     "loading_code",
+    "push_folder",
 ]
