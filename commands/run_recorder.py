@@ -99,7 +99,14 @@ class RunRecorder(L.Callback):
             self.record["sessions"][-1]["from_step"] = trainer.global_step
             self._write(trainer)
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
         """Say once a minute that the run is still there."""
         if self._path is not None and time.monotonic() - self._written > HEARTBEAT:
             self._write(trainer)
