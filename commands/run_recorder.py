@@ -142,7 +142,7 @@ class RunRecorder(L.Callback):
         }
         for name, tensor in trainer.callback_metrics.items():
             value = float(tensor)
-            if not name.startswith("val/") or "dataloader_idx" in name or math.isnan(value):
+            if not name.startswith("val/") or "dataloader_idx" in name or not math.isfinite(value):
                 continue
             better = watched.get(name) or better_of(name)
             now = {"value": value, "step": trainer.global_step}
