@@ -27,6 +27,7 @@ VERBS = {
     "test": Verb("measure a model on the test split", "trainer:test"),
     "predict": Verb("score the responses of the predict split, into a file", "predict:predict"),
     "score": Verb("score the responses in a file, by any reward model", "score:score"),
+    "serve": Verb("answer requests for rewards by HTTP", "serve:serve"),
     "generate": Verb("write a policy's responses to prompts and preferences", "generate:generate"),
     "stages": Verb("run a chain of fits, each from the weights of the one before", "stages:stages"),
     "members": Verb("train the members of an ensemble, a fit of its own for each", "members:members"),
