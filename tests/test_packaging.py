@@ -232,6 +232,7 @@ CONTRACTS = {
         top=("torch", "lightning", "torchmetrics"),
         inside=("transformers", "peft", "bitsandbytes", "safetensors", "numpy", "pyarrow"),
     ),
+    "models/exported/modeling_pluralign.py": Contract(own=(), top=("torch", "transformers")),  # runs without us
     "callbacks": Contract(
         own=(
             "pluralign.callbacks",
@@ -258,7 +259,7 @@ CONTRACTS = {
             "pluralign.callbacks.pictures",
         ),
         top=("torch", "lightning", "numpy", "rich"),
-        inside=("transformers",),
+        inside=("transformers", "peft", "safetensors"),
     ),
     "inference/serving": Contract(
         own=("pluralign.inference", "pluralign.datamodules"),
