@@ -1,10 +1,14 @@
 """Conversations to try an exported folder with, and what this project says of them."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from pluralign.datamodules.records import Message, PreferenceRecord, RecordError, Response
+from pluralign.models import PAL
 
+from ..response_rows import AskedResponse
 from ..scorer import Scorer
 from .choice import Choice
 from .parity import Examples
@@ -85,6 +89,20 @@ def _rewards(scorer: Scorer, choice: Choice, asked: list[dict[str, str]], texts:
         basis = scorer.members(asked, texts)
         return basis.rewards[:, [basis.names.index(choice.member)]]
     if choice.users:
-        each = torch.stack([scorer.score(asked, texts, user=user) for user in choice.users])
-        return each.mean(0).unsqueeze(1)
+        return _group_rewards(scorer, choice.users, asked, texts)
     return scorer.score(asked, texts, user=choice.user, domain=choice.domain).unsqueeze(1)
+
+
+@torch.no_grad()
+def _group_rewards(
+    scorer: Scorer, users: Sequence[str], asked: list[dict[str, str]], texts: list[str]
+) -> Tensor:
+    """What the mean weights of a group give, (k, 1)."""
+    module = scorer.module
+    assert isinstance(module, PAL)  # or there would be no head of a group's reward
+    group = module.user_reward_module(users)
+    read = scorer.read([AskedResponse(f"example {i}", asked, text) for i, text in enumerate(texts)])
+    rewards = torch.empty(len(texts), 1)
+    for places, batch, _ in scorer.outputs(read):
+        rewards[places, 0] = group(batch)[batch["request_response"]].cpu()
+    return rewards

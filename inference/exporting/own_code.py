@@ -1,12 +1,11 @@
 """A reward with a modelling file of its own, for what no classification class of transformers computes."""
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from pluralign.models.exported import MODELLING_FILE, ExportedHead, assembled
+from pluralign.models.exported import ExportedHead, assembled
 
 from .body import Body, merged_weights
 from .classification import Dtype, grown, labelled, stored
@@ -47,5 +46,4 @@ def write_own_code(
     network.load_state_dict(stored(weights, dtype), assign=True)
     model = assembled(network, head, pooling=body.backbone.pooling, pad_token_id=config.pad_token_id)
     labelled(model.config, head)
-    model.save_pretrained(folder)
-    shutil.copyfile(MODELLING_FILE, folder / MODELLING_FILE.name)
+    model.save_pretrained(folder)  # writes its modelling file beside

@@ -94,7 +94,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             load with, null for none; ``adapter`` and ``own_code``, which kind of folder it is.
 
     Returns:
-        ``ids`` that the tokenizer gives, and ``loads``: for each dtype the ``dtype`` of the network as it was loaded, and
+        ``ids`` that the tokenizer gives, and ``loads``: for each dtype, but one that came before, the ``dtype`` of the network as it was loaded, and
         rewards ``alone``, and in one batch padded ``right`` and ``left``; ``versions`` of what ran.
     """
     import transformers
@@ -106,8 +106,10 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         list(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"])
         for turns in request["conversations"]
     ]
-    loads = []
+    loads: list[dict[str, Any]] = []
     for dtype in request["dtypes"]:
+        if dtype in [each["dtype"] for each in loads]:  # it came in this one unasked
+            continue
         model = load(folder, adapter=request["adapter"], own_code=request["own_code"], dtype=dtype)
         ways = {"alone": None, "right": "right", "left": "left"}
         loads.append(

@@ -61,9 +61,11 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
         yield part
-        part.chmod(0o777 & ~_umask())
+        mask = _umask()
+        part.chmod(0o777 & ~mask)
         for path in sorted(part.rglob("*")):
             if path.is_file():
+                path.chmod(0o666 & ~mask)  # some libraries let nobody else read what they write
                 _sync(path)
         _sync(part)
         _put(part, target)

@@ -1,12 +1,12 @@
 """What rates a state, taken out of a reward module: plain values and weights that need nothing of the collection."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..backbone import Backbone, RewardHead, Several, StoredFeatures
+from ..backbone import Backbone, RewardHead, Several
 from ..bradley_terry import BradleyTerryRM
 from ..customized import CustomizedRM
 from ..dprm import DPRM
@@ -109,7 +109,7 @@ def exported_head(
 
 
 def _check(
-    name: str, wish: Wish, choice: dict[str, object], outputs: tuple[str, ...], taken: tuple[str, ...] = ()
+    name: str, wish: Wish, choice: Mapping[str, object], outputs: tuple[str, ...], taken: tuple[str, ...] = ()
 ) -> None:
     """Refuse what the method does not have.
 
@@ -135,15 +135,13 @@ def _network(module: RewardModule) -> Backbone:
     Raises:
         ValueError: If there is none, for the module was built for stored features.
     """
-    backbone = module.built_backbone()
-    if isinstance(backbone, Several):
-        backbone = backbone.networks[0]  # type: ignore[assignment]  # nn.ModuleList forgets the type
-    if isinstance(backbone, StoredFeatures):
-        raise ValueError(
+    built = module.built_backbone()
+    backbone = built.networks[0] if isinstance(built, Several) else built
+    if not isinstance(backbone, Backbone):
+        raise ValueError(  # noqa: TRY004  it is how the module was opened that is wrong
             f"{type(module).__name__} was built for stored features and has no network that could be exported: load its "
             "checkpoint without loader.features, and the network is loaded, too"
         )
-    assert isinstance(backbone, Backbone)  # nothing else is there
     return backbone
 
 

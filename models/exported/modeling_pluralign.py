@@ -6,6 +6,8 @@ with ``trust_remote_code=True``. It needs torch and transformers alone, reads no
 
 import inspect
 import json
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -21,6 +23,7 @@ __all__ = [
     "rating_head",
 ]
 
+KINDS = ("linear", "combined", "labels", "expected")
 POOLINGS = ("last", "mean", "cls")
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 SMALLEST_SHAPE = 1e-3
@@ -42,7 +45,17 @@ class RatingHead(nn.Linear):
     """
 
     def __init__(
-        self, in_features: int, *, kind: str, numbers: int, bias: bool = False, **settings: Any
+        self,
+        in_features: int,
+        *,
+        kind: str,
+        numbers: int,
+        bias: bool = False,
+        combine: str = "mean",
+        deviations: float = 1.0,
+        distribution: str = "categorical",
+        rewards: Sequence[float] = (),
+        risk_aversion: float = 0.0,
     ) -> None:
         """Make the layer; its weights are loaded.
 
@@ -51,10 +64,25 @@ class RatingHead(nn.Linear):
             kind: What is read, see above.
             numbers: Of each text.
             bias: Whether b is there.
-            **settings: Of the kind.
+            combine: What becomes of members' rewards.
+            deviations: Of ``lower_bound``.
+            distribution: Of labels.
+            rewards: Of each label.
+            risk_aversion: Standard deviations that are taken off the expected reward.
+
+        Raises:
+            ValueError: If there is no such kind, combination or distribution.
         """
+        for name, value, allowed in (
+            ("kind", kind, KINDS),
+            ("combine", combine, ("mean", "min", "lower_bound")),
+            ("distribution", distribution, ("categorical", "beta")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"head.{name} must be one of {', '.join(allowed)}, got {value!r}")
         super().__init__(in_features, numbers, bias=bias, dtype=torch.float32)
-        self.kind, self.settings = kind, settings
+        self.kind, self.combine, self.deviations = kind, combine, deviations
+        self.distribution, self.rewards, self.risk_aversion = distribution, list(rewards), risk_aversion
 
     def forward(self, input: Tensor) -> Tensor:
         """Rate states (..., H) of any float type: (..., outputs) float32."""
@@ -67,17 +95,17 @@ class RatingHead(nn.Linear):
             return numbers
         if self.kind in ("labels", "expected"):
             return self._of_labels(numbers)
-        if self.settings["combine"] == "min":
+        if self.combine == "min":
             return numbers.amin(-1, keepdim=True)
         mean = numbers.mean(-1, keepdim=True)
-        if self.settings["combine"] == "mean":
+        if self.combine == "mean":
             return mean
         deviation = (numbers - mean).square().mean(-1, keepdim=True).sqrt()
-        return mean - self.settings["deviations"] * deviation
+        return mean - self.deviations * deviation
 
     def _of_labels(self, numbers: Tensor) -> Tensor:
-        rewards = numbers.new_tensor(self.settings["rewards"])
-        if self.settings["distribution"] == "categorical":
+        rewards = numbers.new_tensor(self.rewards)
+        if self.distribution == "categorical":
             if self.kind == "labels":
                 return numbers
             shares = numbers.softmax(-1)
@@ -92,7 +120,7 @@ class RatingHead(nn.Linear):
             return shares.log()
         expected = (shares * rewards).sum(-1, keepdim=True)
         variance = (shares * (rewards - expected).square()).sum(-1, keepdim=True)
-        return expected - self.settings["risk_aversion"] * variance.clamp_min(1e-12).sqrt()
+        return expected - self.risk_aversion * variance.clamp_min(1e-12).sqrt()
 
 
 class IdealPointHead(nn.Module):
@@ -131,7 +159,7 @@ class IdealPointHead(nn.Module):
             raise ValueError(f"score must be distance, squared_distance or angle, got {score!r}")
         widths = [in_features, *sizes]
         self.projector = nn.ModuleList(
-            nn.Linear(low, high, dtype=torch.float32) for low, high in zip(widths, widths[1:], strict=False)
+            nn.Linear(low, high, dtype=torch.float32) for low, high in pairwise(widths)
         )
         self.activation = ACTIVATIONS[activation]()
         self.residual, self.score, self.scale = residual, score, scale
@@ -159,27 +187,29 @@ class IdealPointHead(nn.Module):
             ).sum(-1)
         if self.score == "squared_distance":
             return -self.scale * (place - points).square().sum(-1)
-        return -self.scale * torch.linalg.vector_norm(place - points, dim=-1)
+        distance: Tensor = torch.linalg.vector_norm(place - points, dim=-1)
+        return -self.scale * distance
 
 
-def rating_head(in_features: int, kind: str, **settings: Any) -> RatingHead | IdealPointHead:
+def rating_head(in_features: int, settings: dict[str, Any]) -> RatingHead | IdealPointHead:
     """The head that a configuration describes, without its weights.
 
     Args:
         in_features: Size of a text's state.
-        kind: ``linear``, ``combined``, ``labels``, ``expected`` or ``ideal_points``.
-        **settings: Of the kind.
+        settings: ``kind`` (``linear``, ``combined``, ``labels``, ``expected`` or ``ideal_points``) and what belongs to it.
 
     Raises:
-        ValueError: If there is no such kind.
+        ValueError: If there is no such kind, or a setting is off range.
     """
-    if kind == "ideal_points":
-        return IdealPointHead(in_features, **settings)
-    if kind not in ("linear", "combined", "labels", "expected"):
-        raise ValueError(
-            f"head.kind must be linear, combined, labels, expected or ideal_points, got {kind!r}"
-        )
-    return RatingHead(in_features, kind=kind, **settings)
+    kind, others = (
+        settings.get("kind", ""),
+        {name: value for name, value in settings.items() if name != "kind"},
+    )
+    return (
+        IdealPointHead(in_features, **others)
+        if kind == "ideal_points"
+        else RatingHead(in_features, kind=kind, **others)
+    )
 
 
 class PluralignConfig(PretrainedConfig):
@@ -192,7 +222,8 @@ class PluralignConfig(PretrainedConfig):
         body: dict[str, Any] | None = None,
         pooling: str = "last",
         head: dict[str, Any] | None = None,
-        **settings: Any,
+        pad_token_id: int | None = None,
+        **settings: Any,  # noqa: ANN401  of many types, as those of transformers
     ) -> None:
         """Keep the settings.
 
@@ -200,7 +231,8 @@ class PluralignConfig(PretrainedConfig):
             body: The network's own configuration, with its ``model_type``.
             pooling: ``last`` real token, ``mean`` of all, or the first (``cls``).
             head: ``kind`` and settings of :func:`rating_head`.
-            **settings: Of any configuration, such as ``id2label`` and ``pad_token_id``.
+            pad_token_id: What pads texts that come without a mask.
+            **settings: Of any configuration, such as ``id2label``.
 
         Raises:
             ValueError: If there is no such pooling.
@@ -210,7 +242,7 @@ class PluralignConfig(PretrainedConfig):
         self.body = dict(body or {})
         self.pooling = pooling
         self.head = dict(head or {})
-        self.pad_token_id: int | None = settings.pop("pad_token_id", None)
+        self.pad_token_id: int | None = pad_token_id
         super().__init__(**settings)
 
     def body_config(self) -> PretrainedConfig:
@@ -261,13 +293,12 @@ class PluralignForSequenceClassification(PreTrainedModel):
         self.model = AutoModel.from_config(body, attn_implementation=config._attn_implementation)
         if getattr(self.model, "pooler", None) is not None:
             self.model.register_module("pooler", None)  # of BERT: never used here
-        head = dict(config.head)
-        self.score = rating_head(body.get_text_config().hidden_size, head.pop("kind"), **head)
+        self.score = rating_head(body.get_text_config().hidden_size, config.head)
         self._accepted = frozenset(inspect.signature(type(self.model).forward).parameters)
         # Networks that count positions from after the padding's id.
         offset = getattr(getattr(self.model, "embeddings", None), "padding_idx", None)
         self._first_position = 0 if offset is None else offset + 1
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(
         self,
@@ -278,7 +309,7 @@ class PluralignForSequenceClassification(PreTrainedModel):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         return_dict: bool | None = None,
-        **others: Any,
+        **others: object,
     ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
         """Rate texts.
 
@@ -338,7 +369,8 @@ class PluralignForSequenceClassification(PreTrainedModel):
         pad = self.config.pad_token_id
         if pad is None or given.dim() != 2:
             return torch.ones(given.shape[:2], dtype=torch.long, device=given.device)
-        return (given != pad).long()
+        real: Tensor = given != pad
+        return real.long()
 
     def _pooled(self, hidden: Tensor, mask: Tensor, counted: Tensor) -> Tensor:
         """The state that stands for each text, (B, H)."""
@@ -352,5 +384,6 @@ class PluralignForSequenceClassification(PreTrainedModel):
         return hidden[torch.arange(len(hidden), device=hidden.device), place]
 
 
-PluralignConfig.register_for_auto_class()
-PluralignForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+# So that save_pretrained writes this file beside the weights.
+PluralignConfig.register_for_auto_class()  # type: ignore[no-untyped-call]
+PluralignForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")  # type: ignore[no-untyped-call]

@@ -45,7 +45,6 @@ def assembled(
     *,
     pooling: str,
     pad_token_id: int | None = None,
-    **settings: Any,
 ) -> "PluralignForSequenceClassification":
     """Network and head as one model of plain transformers, whose ``save_pretrained`` writes the modelling file beside it.
 
@@ -54,7 +53,6 @@ def assembled(
         head: What rates its states.
         pooling: State that the head reads, ``last``, ``mean`` or ``cls``.
         pad_token_id: Of the tokenizer that is written beside it.
-        **settings: Further fields of the configuration.
 
     Returns:
         The model, in evaluation mode; the head is float32.
@@ -71,10 +69,10 @@ def assembled(
         id2label=dict(enumerate(head.outputs)),
         label2id={name: place for place, name in enumerate(head.outputs)},
         problem_type="single_label_classification" if head.kind == "labels" else "regression",
-        **settings,
     )
     with torch.device("meta"):  # the weights are there already
         model = PluralignForSequenceClassification(config)
     model.model = body
     model.score.load_state_dict(head.weights, assign=True)
-    return model.eval()
+    model.train(False)
+    return model

@@ -96,8 +96,9 @@ def _layers(module: PAL) -> list[tuple[Tensor, Tensor]]:
     projector = module.built_network().projector
     layers = []
     for number, layer in enumerate(projector.linears):
-        weight = layer.weight[0]
-        bias = torch.zeros(len(weight), device=weight.device) if layer.bias is None else layer.bias[0]
+        held = {name: value[0] for name, value in layer.named_parameters()}
+        weight = held["weight"]
+        bias = held.get("bias", weight.new_zeros(len(weight)))
         if number < len(projector.norms):
             norm = projector.norms[number]
             assert isinstance(norm, nn.BatchNorm1d) and norm.running_mean is not None  # as it was built

@@ -216,7 +216,7 @@ def test_projectors_of_few_layers(llama, batch, projector):
 
 
 def test_prototypes_made_of_the_prompt_are_not_exported(llama):
-    with pytest.raises(ValueError, match="pluralign.load"):
+    with pytest.raises(ValueError, match=r"pluralign\.load"):
         exported_head(pal(llama(), version="B"))
 
 
