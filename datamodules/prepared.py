@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from .batches import LoaderConfig
 from .checks import check_choices, check_range
+from .official import OfficialScores
 from .records import PreferenceRecord, RecordError, SourceRow, hash_files, hash_share, hash_split
 from .settings import OnInvalid
 from .text_data import TextData
@@ -200,6 +201,20 @@ class PreparedData(TextData, ABC):
                     continue
                 if self.route(record, source) == split:
                     yield record, row
+
+    def official_scores(
+        self, records: Sequence[PreferenceRecord], rewards: Sequence[Sequence[float]]
+    ) -> OfficialScores | None:
+        """What a benchmark's own rule makes of a model's rewards; None of data that have no such rule.
+
+        Args:
+            records: As :meth:`records` gives them.
+            rewards: One for each response of each record, finite.
+
+        Raises:
+            ValueError: If there are not as many, or one is not finite.
+        """
+        return None
 
     # Cache ---------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pluralign.datamodules.prompt_batch import Prompt
-from pluralign.datamodules.records import PreferenceRecord, RecordError, Response, parse_messages
+from pluralign.datamodules.records import Message, PreferenceRecord, RecordError, Response, parse_messages
 from pluralign.datamodules.tokens import RecordTokenizer, TokenizedRecord, TokenRow, take_row_responses
 
 __all__ = ["AskedResponse", "ResponseReader", "ResponseRows"]
@@ -27,10 +27,13 @@ class AskedResponse(NamedTuple):
 
     name: str
     """What messages call it."""
-    prompt: Prompt
+    prompt: Prompt | tuple[Message, ...]
     response: str
+    """Its text; of several turns the plain form of them."""
     user: str | None = None
     domain: str | None = None
+    messages: tuple[Message, ...] | None = None
+    """Its turns, where it is more than one turn of text."""
 
 
 @dataclass
@@ -147,7 +150,7 @@ class ResponseReader:
         return parts
 
 
-def _key(prompt: Prompt) -> str:
+def _key(prompt: Prompt | tuple[Message, ...]) -> str:
     """What equal prompts have in common."""
     return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=str)
 
@@ -163,9 +166,15 @@ def _record(asked: Sequence[AskedResponse], places: Sequence[int]) -> Preference
         prompt = first.prompt
         return PreferenceRecord(
             id=first.name,
-            prompt=prompt if isinstance(prompt, str) else parse_messages("prompt", prompt),
+            prompt=parse_messages("prompt", prompt) if isinstance(prompt, list) else prompt,
             responses=tuple(
-                Response(asked[i].response, user=asked[i].user, domain=asked[i].domain) for i in places
+                Response(
+                    asked[i].response,
+                    user=asked[i].user,
+                    domain=asked[i].domain,
+                    messages=asked[i].messages,
+                )
+                for i in places
             ),
         )
     except RecordError as error:

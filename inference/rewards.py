@@ -24,7 +24,7 @@ from pluralign.models.pal import UserModule
 from .response_rows import TOO_LONG, AskedResponse, ResponseReader, ResponseRows
 from .reward_identity import module_identity
 
-__all__ = ["ModuleReward"]
+__all__ = ["ModuleReward", "evaluating"]
 
 GENERAL = "general"
 """The reward of a customised model that is no domain's own."""
@@ -196,7 +196,9 @@ class ModuleReward:
                 column: self._whose(column, read[column][i] if column in read else None, known[column], name)
                 for column in self._asks
             }
-            asked.append(AskedResponse(name, prompt, response, **whose))
+            asked.append(
+                AskedResponse(name, prompt, response, user=whose.get("user"), domain=whose.get("domain"))
+            )
         return asked
 
     def _whose(self, column: str, value: object, known: frozenset[str], name: str) -> str | None:
@@ -284,7 +286,7 @@ class ModuleReward:
             np.asarray(sizes, dtype=np.int32), layout=self._layout, max_tokens=self.max_tokens, shuffle=False
         )
         collate = self.collator([f"request_{column}" for column in self._asks], requests=True)
-        with _evaluating(module), torch.autocast(device.type, enabled=False):
+        with evaluating(module), torch.autocast(device.type, enabled=False):
             for numbers in sampler:
                 batch = collate([read.rows[i] for i in numbers])
                 module.check_network(batch)
@@ -393,7 +395,7 @@ def _unknown(module: RewardModule, column: str, value: object) -> str:
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode; every part has its own mode back afterwards."""
     modes = {part: part.training for part in module.modules()}
     module.eval()

@@ -19,15 +19,23 @@ from .guessing import (
 from .helpsteer2 import HelpSteer2DataModule
 from .helpsteer3 import HelpSteer3DataModule
 from .hh_rlhf import HHRLHFDataModule
+from .hhh import HHHDataModule
+from .judgebench import JudgeBenchDataModule
+from .llmbar import LLMBarDataModule
 from .local import LocalDataModule
 from .multipref import MultiPrefDataModule
 from .oasst import OASSTDataModule
 from .pandalm import PandaLMDataModule
 from .persona import PersonaDataModule
 from .persona_votes import PersonaVotesDataModule, update_posteriors
+from .personal_rewardbench import PersonalRewardBenchDataModule
 from .personalized_prompts import PersonalizedPromptsDataModule
+from .personalized_rewardbench import PersonalizedRewardBenchDataModule
 from .pick_a_pic import PickAPicDataModule
 from .prism import PRISMDataModule
+from .rewardbench import RewardBenchDataModule
+from .rewardbench2 import RewardBench2DataModule
+from .rm_bench import RMBenchDataModule
 from .safe_rlhf import SafeRLHFDataModule
 from .squality import SQuALITYDataModule
 from .strength_cleaned_hh import StrengthCleanedHHDataModule
@@ -49,10 +57,13 @@ __all__ = [
     "GPT4LLMDataModule",
     "GivenSettings",
     "GrammarReward",
+    "HHHDataModule",
     "HHRLHFDataModule",
     "HelpSteer2DataModule",
     "HelpSteer3DataModule",
+    "JudgeBenchDataModule",
     "KnownTable",
+    "LLMBarDataModule",
     "LocalDataModule",
     "MultiPrefDataModule",
     "OASSTDataModule",
@@ -61,8 +72,13 @@ __all__ = [
     "PandaLMDataModule",
     "PersonaDataModule",
     "PersonaVotesDataModule",
+    "PersonalRewardBenchDataModule",
     "PersonalizedPromptsDataModule",
+    "PersonalizedRewardBenchDataModule",
     "PickAPicDataModule",
+    "RMBenchDataModule",
+    "RewardBench2DataModule",
+    "RewardBenchDataModule",
     "SQuALITYDataModule",
     "SafeRLHFDataModule",
     "StrengthCleanedHHDataModule",

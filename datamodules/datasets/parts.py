@@ -1,12 +1,22 @@
 """Releases in parts: where their files are, one running number for all rows, and a test split of those that have none."""
 
 import glob
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
-from ..records import Prompt, RecordError, SourceRow, find_tables, hash_split, read_parquet, read_table
+from ..records import (
+    HubDataset,
+    Prompt,
+    RecordError,
+    SourceRow,
+    find_tables,
+    hash_split,
+    read_parquet,
+    read_table,
+)
 
-__all__ = ["find_parts", "first_words", "numbered_rows", "read_parts", "rows_of_source"]
+__all__ = ["find_parts", "first_words", "numbered_rows", "pinned_dataset", "read_parts", "rows_of_source"]
 
 HELD_OUT = {"train": 9_000, "test": 1_000}
 """Shares of a release without splits."""
@@ -52,6 +62,28 @@ def read_parts(
     """
     for path in paths:
         yield from read_parquet(path, columns) if path.suffix == ".parquet" else read_table(path)
+
+
+def pinned_dataset(name: str, revision: str | None, data_dir: str | None) -> HubDataset | None:
+    """A data set on the hub at the commit that somebody names, where none could be pinned; None if none is named.
+
+    Args:
+        name: As on the hub.
+        revision: Hash of a commit: a branch would be another data set tomorrow.
+        data_dir: Folder of local files, which is not to be given as well.
+
+    Raises:
+        ValueError: If the revision is no such hash, or both are given.
+    """
+    if revision is None:
+        return None
+    if data_dir is not None:
+        raise ValueError(
+            f"data_dir and revision are two sources, give one; got {data_dir!r} and {revision!r}"
+        )
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise ValueError(f"revision must be a commit of {name}, 40 hexadecimal digits; got {revision!r}")
+    return HubDataset(name, revision)
 
 
 def numbered_rows(name: str, rows: Iterable[SourceRow | RecordError]) -> Iterator[SourceRow | RecordError]:

@@ -5,6 +5,8 @@ rows, one of them malformed if ``bad`` (None where rows cannot be).
 """
 
 import importlib.util
+import json
+import math
 import pickle
 import re
 from functools import cache
@@ -83,21 +85,20 @@ def test_splits_share_nothing_and_batches_hold_known_keys(dataset, tmp_path):
     assert len(set(ids)) == len(ids)
     # Whoever releases a test split may have put a training prompt into it; what we divide is disjoint.
     ours = ("train", "validation", "test") if "validation" in dataset.sources else ("train", "validation")
-    keys = [{record.split_key for record in by_split[split]} for split in ours]
+    keys = [{record.split_key for record in by_split.get(split, ())} for split in ours]
     assert sum(map(len, keys)) == len(set.union(*keys))
 
     seen = []
-    for split in ("train", "validation", "test"):
+    judged = [split for split in ("train", "validation", "test") if split in data.splits]
+    for split in judged:
         for batch in data.batches(split):
             assert batch.keys() <= PreferenceBatch.__annotations__.keys()
             assert set(batch["id"]) <= set(ids)
         for row in data.table(split).rows():
             seen += [row.id] if row.origins is None else row.origins.ids
-    assert sorted(seen) == sorted(
-        record.id for split in ("train", "validation", "test") for record in by_split[split]
-    )
+    assert sorted(seen) == sorted(record.id for split in judged for record in by_split[split])
     copied = pickle.loads(pickle.dumps(data.collator()))
-    rows = data.rows("train")[[0, 1]]
+    rows = data.rows(judged[0])[[0, 1]]
     first, second = data.collator()(rows), copied(rows)
     assert first.keys() == second.keys() and all(equal(first[key], second[key]) for key in first)
 
@@ -106,10 +107,11 @@ def test_splits_share_nothing_and_batches_hold_known_keys(dataset, tmp_path):
 def test_equal_rows_have_equal_fingerprints_and_batches(dataset, tmp_path):
     runs = [build(dataset, tmp_path / name, cache_dir=str(tmp_path / f"cache-{name}")) for name in ("a", "b")]
     for data in runs:
-        data.setup("fit")
+        data.setup("fit" if "train" in data.splits else "test")
     assert runs[0].cache_folder() != runs[1].cache_folder()
     assert runs[0].cache_folder().name == runs[1].cache_folder().name
-    for first, second in zip(*(data.train_dataloader() for data in runs), strict=True):
+    loaders = [data.train_dataloader() if "train" in data.splits else data.test_dataloader() for data in runs]
+    for first, second in zip(*loaders, strict=True):
         assert first.keys() == second.keys()
         assert all(equal(first[key], second[key]) for key in first)
 
@@ -174,7 +176,49 @@ def test_who_wrote_the_responses(dataset, tmp_path):
     data = build(dataset, tmp_path / "rows")
     data.setup()
     assert data.names["system"] == SYSTEMS.get(dataset.__name__, [])
-    batch = next(iter(data.batches("train")))
+    batch = next(iter(data.batches(data.splits[0])))
     assert ("system_id" in batch) == (dataset.__name__ in SYSTEMS)
     if "system_id" in batch:
         assert len(batch["system_id"]) == len(batch["response_index"])
+
+
+BENCHMARKS = [
+    dataset for dataset in DATASETS if dataset.official_scores is not PreferenceDataModule.official_scores
+]
+
+
+def test_benchmarks_are_those_with_a_rule():
+    assert {dataset.__name__ for dataset in BENCHMARKS} == {
+        "HHHDataModule",
+        "JudgeBenchDataModule",
+        "LLMBarDataModule",
+        "PersonalRewardBenchDataModule",
+        "PersonalizedRewardBenchDataModule",
+        "RMBenchDataModule",
+        "RewardBench2DataModule",
+        "RewardBenchDataModule",
+    }
+
+
+@pytest.mark.parametrize("dataset", BENCHMARKS)
+def test_a_benchmark_scores_what_is_right_wrong_and_equal(dataset, tmp_path):
+    data = build(dataset, tmp_path / "rows")
+    found = list(data.records("test"))
+    right = [
+        [float(any(one.chosen == i for one in record.comparisons)) for i in range(len(record.responses))]
+        for record in found
+    ]
+    wrong, equal = [[1 - reward for reward in rewards] for rewards in right], [[0.5] * len(r) for r in right]
+    best, worst, tied = (data.official_scores(found, rewards) for rewards in (right, wrong, equal))
+    numbers = {name: value for name, value in best.numbers.items() if not name.endswith("ties")}
+    assert numbers and all(1 <= value <= 1.01 for value in numbers.values())
+    assert all(-0.01 <= value <= 0 for value in worst.numbers.values())
+    assert best.numbers.keys() == worst.numbers.keys() == tied.numbers.keys()
+    assert [item["id"] for item in best.items] == [record.id for record in found]
+    assert best.rule and json.dumps(best._asdict())
+    with pytest.raises(ValueError, match=re.escape(f"record {found[0].id!r} must be finite")):
+        data.official_scores(found, [[math.nan] * len(right[0]), *right[1:]])
+    with pytest.raises(ValueError, match="must be one for each of its"):
+        data.official_scores(found, [[1.0], *right[1:]])
+    with pytest.raises(ValueError, match="one list for each"):
+        data.official_scores(found, right[1:])

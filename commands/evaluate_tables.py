@@ -1,0 +1,165 @@
+"""The tables of ``pluralign evaluate``, as a terminal shows them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from pluralign.inference.board import MEASURES, Board, BoardData, Cell, Measure, Measured
+
+__all__ = ["board_tables"]
+
+FIRST = ("accuracy", "user_accuracy", "worst_group", "log_loss", "fitted_log_loss", "brier")
+"""Measures of the first table of a data set."""
+SECOND = (
+    "calibration_error",
+    "calibration_slope",
+    "transport",
+    "length_correlation",
+    "tied_rewards",
+    "spread",
+    "swap",
+)
+"""And of the second."""
+MARKS = {"best": "*", "not told apart": "=", "behind": "", "alone": "", "unknown": ""}
+OF = {measure.name: measure for measure in MEASURES}
+
+
+def board_tables(board: Board) -> Iterator[Table]:
+    """For each data set two tables of models by measures, then the pairs, then official numbers.
+
+    Args:
+        board: What was found.
+
+    Yields:
+        Tables that fit into 100 columns, unless names are long.
+    """
+    for data in board.data:
+        cells = [cell for cell in board.cells if cell.data == data.name]
+        yield _measures(data, cells, FIRST, _title(data), _first_caption(data, cells))
+        yield _measures(data, cells, SECOND, None, _second_caption(cells))
+    if board.paired:
+        yield _pairs(board)
+    for official in board.official:
+        yield _official(official.data, official.rule, official.numbers, official.reasons)
+
+
+def _title(data: BoardData) -> str:
+    parts = [f"{data.comparisons:,} comparisons of {data.prompts:,} prompts"]
+    if data.ties:
+        parts.append(f"{data.ties:,} ties")
+    parts += [
+        f"{number:,} {what}" for what, number in (("users", data.users), ("domains", data.domains)) if number
+    ]
+    return f"{escape(data.name)}, {data.split}: {', '.join(parts)}"
+
+
+def _measures(
+    data: BoardData, cells: Sequence[Cell], names: Sequence[str], title: str | None, caption: str | None
+) -> Table:
+    shown = [OF[name] for name in names if any(cell.measures[name].value is not None for cell in cells)]
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("", overflow="fold")
+    for measure in shown:
+        table.add_column(measure.title, justify="right", no_wrap=True)
+    for cell in sorted(cells, key=lambda cell: -(cell.measures["accuracy"].value or 0.0)):
+        mark = MARKS[cell.standing] if "accuracy" in names else ""
+        name = f"{escape(cell.model)}{' [red]dead[/red]' if cell.dead else ''}"
+        table.add_row(name, *(_cell(measure, cell.measures[measure.name], mark) for measure in shown))
+    return table
+
+
+def _cell(measure: Measure, value: Measured, mark: str) -> str:
+    if value.value is None:
+        return "-"
+    text = f"{value.value:{measure.form}}"
+    if measure.name == "accuracy":
+        return f"{text} {_interval(measure, value)}{mark or ' '}"
+    return text
+
+
+def _interval(measure: Measure, value: Measured) -> str:
+    if value.low is None or value.high is None:
+        return ""
+    if measure.form.endswith("%"):
+        return f"{100 * value.low:.1f}-{100 * value.high:.1f}"
+    return f"{value.low:{measure.form}} to {value.high:{measure.form}}"
+
+
+def _first_caption(data: BoardData, cells: Sequence[Cell]) -> str:
+    lines = ["accuracy with its 95 % interval over prompts"]
+    if len(cells) > 1:
+        lines[0] += "; * the best, = not told apart from the best after correction"
+    lines += [escape(note) for note in data.notes]
+    if data.invalid:
+        told = ", ".join(f"{name} {number:,}" for name, number in data.invalid.items())
+        lines.append(f"rows that were no valid records: {escape(told)}")
+    if data.identical:
+        lines.append(f"{data.identical:,} comparisons of equal texts are left out")
+    return "\n".join(lines)
+
+
+def _second_caption(cells: Sequence[Cell]) -> str:
+    lines = ["1 is the best slope; length: correlation with it; swap: change with the order of responses"]
+    for cell in cells:
+        lines += [f"[yellow]{escape(cell.model)}[/yellow]: {escape(warning)}" for warning in cell.warnings]
+        lines += [
+            f"{escape(cell.model)}: {escape(name)}: {number:,}"
+            for name, number in cell.counts.items()
+            if "does not know" in name or "the model knows" in name
+        ]
+    return "\n".join(lines)
+
+
+def _pairs(board: Board) -> Table:
+    caption = (
+        f"difference in accuracy, the first less the second, on the comparisons that all models could read; p by exchanging the two "
+        f"prompt by prompt, corrected for {board.settings['tests']} tests (Holm)"
+    )
+    table = Table(title="Pairs", caption=caption, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("", overflow="fold")
+    for column in ("difference", "interval", "only first", "only second", "prompts", "p", "corrected"):
+        table.add_column(column, justify="right", no_wrap=True)
+    data = None
+    for pair in board.paired:
+        if data is not None and pair.data != data:
+            table.add_section()
+        data = pair.data
+        low, high = pair.difference.low, pair.difference.high
+        table.add_row(
+            escape(f"{pair.data}: {pair.first} - {pair.second}"),
+            "-" if pair.difference.value is None else f"{100 * pair.difference.value:+.1f}",
+            "-" if low is None or high is None else f"{100 * low:+.1f} to {100 * high:+.1f}",
+            f"{pair.only_first:,}",
+            f"{pair.only_second:,}",
+            f"{pair.prompts:,}",
+            _p(pair.p_value),
+            _p(pair.p_corrected),
+        )
+    return table
+
+
+def _p(value: float | None) -> str:
+    return "-" if value is None else "<.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _official(
+    data: str, rule: str, numbers: Mapping[str, Mapping[str, float | None]], reasons: Mapping[str, str]
+) -> Table:
+    names = list(dict.fromkeys(name for of_model in numbers.values() for name in of_model))
+    lines = [f"{escape(model)}: {escape(reason)}" for model, reason in reasons.items()]
+    table = Table(
+        title=f"{escape(data)} by its own rule",
+        caption="\n".join([escape(rule), *lines]),
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+    )
+    table.add_column("", overflow="fold")
+    for model in numbers:
+        table.add_column(escape(model), justify="right")
+    for name in names:
+        values = (of_model.get(name) for of_model in numbers.values())
+        table.add_row(escape(name), *("-" if value is None else f"{value:.3f}" for value in values))
+    return table
