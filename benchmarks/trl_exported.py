@@ -83,7 +83,11 @@ def main() -> None:
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     (name,) = trainer._logs["rewards"]
-    means = [entry[f"rewards/{name}/mean"] for entry in trainer.state.log_history if f"rewards/{name}/mean" in entry]
+    means = [
+        entry[f"rewards/{name}/mean"]
+        for entry in trainer.state.log_history
+        if f"rewards/{name}/mean" in entry
+    ]
     tenth = max(1, len(means) // 10)
     result = {
         "method": options.method,

@@ -103,7 +103,7 @@ def test_padding_is_wasted(tmp_path):
         )
     ]
     data = LocalDataModule(
-        train=lines(tmp_path / "pairs.jsonl", pairs(400)),
+        train=lines(tmp_path / "pairs.jsonl", pairs(1000)),
         predict=lines(tmp_path / "many.jsonl", many),
         text=TextConfig(max_length=400),
         loader=LoaderConfig(max_tokens=4096),
@@ -112,19 +112,20 @@ def test_padding_is_wasted(tmp_path):
     data.setup("fit")
     data.setup("predict")
     read = padded = 0
-    lengths = []
-    for batch in data.batches("train", layout="separate", shuffle=True):
-        found = batch["response_end"] + 1
-        lengths += found.tolist()
-        read, padded = read + int(found.sum()), padded + batch["input_ids"].numel()
+    for batch in data.batches("train", shuffle=True):
+        read, padded = read + sum(batch["row_lengths"]), padded + batch["input_ids"].numel()
+    apart = data.batches("train", layout="separate")
+    lengths = [length for batch in apart for length in batch["row_lengths"]]
     random.Random(0).shuffle(lengths)
     naive = sum(16 * max(lengths[place : place + 16]) for place in range(0, len(lengths), 16))
     wasted = 1 - read / padded, 1 - read / naive
-    assert wasted[0] < 0.12 and wasted[1] > 0.4, wasted
+    assert wasted[0] < 0.15 and wasted[1] > 0.6, wasted
 
-    shared = sum(batch["input_ids"].numel() for batch in data.batches("predict", layout="shared"))
-    apart = sum(batch["input_ids"].numel() for batch in data.batches("predict", layout="separate"))
-    assert shared < 0.5 * apart
+    shared, separate = (
+        sum(batch["input_ids"].numel() for batch in data.batches("predict", layout=layout))
+        for layout in ("shared", "separate")
+    )
+    assert shared < 0.5 * separate
 
 
 # 2 -----------------------------------------------------------------------------------------------------
@@ -262,11 +263,11 @@ def test_what_was_trained_loads_in_a_process_without_this_project(opened, tmp_pa
 def test_a_score_depends_on_batch_padding_or_dtype(opened):
     """The same text has the same reward alone, among others, in any order and under any bound; bfloat16 says how near."""
     model = opened()
-    many = [f"A {fruit}{' and more' * (i % 9)}." for i, fruit in enumerate(FRUITS * 8)]
-    alone = torch.cat([Scorer(model, device="cpu").score(PROMPT, text) for text in many])
+    many = [f"A {fruit}{' and more' * (i % 9)}." for i, fruit in enumerate(FRUITS * 4)]
+    scorer = Scorer(model, device="cpu")
+    alone = torch.cat([scorer.score(PROMPT, text) for text in many])
     for bound in (64, 512, 16_384):
         equal(Scorer(model, device="cpu", max_tokens=bound).score(PROMPT, many), alone)
-    scorer = Scorer(model, device="cpu")
     equal(scorer.score(PROMPT, many[::-1]).flip(0), alone)
     beside = scorer([PROMPT] * len(many) + ["Another prompt, longer by far: " + "so " * 40], [*many, "Yes"])
     equal(beside[:-1], alone)
@@ -276,7 +277,7 @@ def test_a_score_depends_on_batch_padding_or_dtype(opened):
     rough = Scorer(half, device="cpu")
     apart = torch.cat([rough.score(PROMPT, text) for text in many])
     equal(rough.score(PROMPT, many), apart, 0.02)
-    equal(apart, alone, 0.02)
+    equal(apart, alone, 0.04)
     assert len(apart.unique()) == len(alone.unique()), "no two become equal by rounding"
 
 
@@ -308,17 +309,16 @@ def _record(responses):
 # 7 -----------------------------------------------------------------------------------------------------
 
 
-def test_texts_are_dropped_or_cut_in_silence(tmp_path, capsys):
+def test_texts_are_dropped_or_cut_in_silence(tmp_path, capsys, caplog):
     """What is left out is counted, by reason, and a score is never that of half a text."""
     rows = [*pairs(20), {"id": "long", "prompt": "Hm?", "chosen": "so " * 200, "rejected": "A fig"}]
     rows += [{"id": "cut", "prompt": "so " * 200, "chosen": "A fig", "rejected": "A plum"}]
     files = split_files(tmp_path, rows)
     data = LocalDataModule(**files, text=TextConfig(max_length=400))
     data.prepare_data()
-    data.setup("fit")
-    said = capsys.readouterr()
-    said = said.out + said.err
-    assert "longer than max_length" in said and "cut" in said, said
+    with caplog.at_level("INFO"):
+        data.setup("fit")
+    assert "1 response longer than max_length" in caplog.text and "1 prompts cut by" in caplog.text
 
     path = str(SAVED / "dprm" / "last.ckpt")
     scorer = load(path, device="cpu")
@@ -329,7 +329,8 @@ def test_texts_are_dropped_or_cut_in_silence(tmp_path, capsys):
     words = ["score", asked, "-m", path, "--device", "cpu"]
     with pytest.raises(ValueError, match="longer than"):
         main([*words, "-o", str(tmp_path / "strict.jsonl")])
-    main([*words, "-o", str(tmp_path / "scores.jsonl"), "--unread", "null"])
+    with pytest.warns(UserWarning, match="longer than the text format's max_length: 1 of 2"):
+        main([*words, "-o", str(tmp_path / "scores.jsonl"), "--unread", "null"])
     assert "1 responses unread, with no reward" in capsys.readouterr().out
     scores = [json.loads(line)["reward"] for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
     assert len(scores) == 2 and scores[1] is None and isinstance(scores[0], float)
@@ -352,7 +353,9 @@ def test_memory_runs_out_on_the_longest_batch(tmp_path):
             for batch in data.batches("train", layout=layout, shuffle=True, max_tokens=bound)
         ]
         assert 0.8 * bound < max(sizes) <= bound, "full, and never beyond"
-    with pytest.warns(UserWarning, match="1 records have more than .*=400 tokens .* shorten text.max_length"):
+    with pytest.warns(
+        UserWarning, match=r"2 records have more than .*=400 tokens .* shorten text\.max_length"
+    ):
         data.batches("train", shuffle=True, layout="shared", max_tokens=400)
 
 
