@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("folder", help="that `pluralign export` wrote")
     parser.add_argument("--method", choices=("grpo", "rloo"), default="grpo")
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--trust_remote_code", action="store_true", help="of a folder with code of its own")
     options = parser.parse_args()
     from datasets import Dataset
     from transformers import PrinterCallback, set_seed
@@ -70,7 +71,7 @@ def main() -> None:
             seed=0,
             disable_tqdm=True,
             gradient_checkpointing=False,
-            log_completions=False,
+            trust_remote_code=options.trust_remote_code,
         )
         row = {"prompt": [{"role": "user", "content": "write"}]}
         trainer = kind(

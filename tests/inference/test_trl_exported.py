@@ -12,9 +12,10 @@ import torch
 
 from pluralign.datamodules import LoaderConfig, LocalDataModule, TextConfig
 from pluralign.inference import load
-from pluralign.inference.exporting import export_folder
+from pluralign.inference.exporting import Choice, export_folder
 from pluralign.models import BackboneConfig, BradleyTerryRM
 
+SAVED = Path(__file__).parents[1] / "saved"
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "trl_exported.py"
 
 
@@ -50,20 +51,49 @@ def reward_model(tmp_path, trainer):
     return scorer, export_folder(scorer.opened, tmp_path / "folder", check="none").folder
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="needs the extra trl")
-@pytest.mark.parametrize("method", ["grpo", "rloo"])
-def test_a_policy_of_trl_is_tuned_on_a_folder_alone(reward_model, method, tmp_path):
-    scorer, folder = reward_model
-    words = [sys.executable, "-I", str(SCRIPT), str(folder), "--method", method, "--steps", "25"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600)
+def tuned(folder, tmp_path, *words):
+    """What TRL made of a policy with a folder's name alone."""
+    command = [sys.executable, "-I", str(SCRIPT), str(folder), *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert result["class"] == "LlamaForSequenceClassification"
-    assert result["last"] > result["first"] + 5
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def check_rewards(result, scorer):
+    """Every reward that TRL computed is the scorer's, but of what has no text, which the scorer does not rate."""
     texts = [message["content"] for (message,) in result["completions"]]
-    kept = [place for place, text in enumerate(texts) if text.strip()]
-    wanted = scorer(["write"] * len(kept), [texts[place] for place in kept])
-    found = torch.tensor([result["rewards"][place] for place in kept])
+    rated = [place for place, text in enumerate(texts) if text.strip()]
+    assert len(rated) > 0.9 * len(texts)
+    wanted = scorer(["write"] * len(rated), [texts[place] for place in rated])
+    found = torch.tensor([result["rewards"][place] for place in rated])
     torch.testing.assert_close(found, wanted, atol=1e-5 * float(wanted.abs().max()), rtol=0)
-    assert len(kept) > 0.9 * len(texts)
+
+
+slow_with_trl = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="needs the extra trl"),
+]
+
+
+class TestPolicies:
+    """Policies of TRL."""
+
+    pytestmark = slow_with_trl
+
+    @pytest.mark.parametrize("method", ["grpo", "rloo"])
+    def test_a_policy_is_tuned_on_a_folder_alone(self, reward_model, method, tmp_path):
+        scorer, folder = reward_model
+        result = tuned(folder, tmp_path, "--method", method, "--steps", "25")
+        assert result["class"] == "LlamaForSequenceClassification"
+        assert result["last"] > result["first"] + 5
+        check_rewards(result, scorer)
+
+    def test_a_folder_with_code_of_its_own_is_one_users_reward(self, tmp_path):
+        scorer = load(SAVED / "pal" / "last.ckpt", device="cpu")
+        user = scorer.users[0]
+        folder = export_folder(
+            scorer.opened, tmp_path / "folder", choice=Choice(user=user), check="none"
+        ).folder
+        result = tuned(folder, tmp_path, "--steps", "2", "--trust_remote_code")
+        assert result["class"] == "PluralignForSequenceClassification"
+        check_rewards(result, load(SAVED / "pal" / "last.ckpt", device="cpu", user=user))
