@@ -8,7 +8,14 @@ from rich.console import Console
 from rich.table import Table
 
 from pluralign.inference import open_model
-from pluralign.inference.exporting import Choice, ExportReport, Parity, check_target, export_folder, loading_code
+from pluralign.inference.exporting import (
+    Choice,
+    ExportReport,
+    Parity,
+    check_target,
+    export_folder,
+    loading_code,
+)
 
 from .program import EPILOG
 
@@ -110,7 +117,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--tokenizer", metavar="NAME", help="where the tokenizer lies now, if not where it was in training")
     add("--trust_remote_code", action="store_true", help="let code run that ships with the base")
     add("--user", help="of PAL: whose reward it is (the mean of all users)")
-    add("--users", nargs="+", default=[], metavar="USER", help="of PAL: a group of users, whose mean reward it is")
+    add(
+        "--users",
+        nargs="+",
+        default=[],
+        metavar="USER",
+        help="of PAL: a group of users, whose mean reward it is",
+    )
     add("--domain", help="of CustomizedRM: of which domain (the general one)")
     add("--member", help="of EnsembleVoteRM: one member, such as member_0 (what the ensemble makes of all)")
     add(
@@ -118,7 +131,11 @@ def _parser() -> argparse.ArgumentParser:
         choices=("reward", "labels", "members", "basis", "domains"),
         help="what the logits are: one reward (the default), the labels of DPRM, or the rewards of all members, prototypes or domains",
     )
-    add("--adapter", action="store_true", help="write adapter and head alone, as PEFT loads them over the base")
+    add(
+        "--adapter",
+        action="store_true",
+        help="write adapter and head alone, as PEFT loads them over the base",
+    )
     add(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),

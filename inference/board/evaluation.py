@@ -241,4 +241,7 @@ def _official(data: EvaluationData, scores: Mapping[str, Scores]) -> OfficialTab
         if official is None:
             return None
         rule, numbers[name] = official.rule, dict(official.numbers)
-    return OfficialTable(data.name, rule, numbers, reasons) if numbers else None
+    if not numbers:  # that no model has any is said, too
+        empty = data.module.official_scores([], [])
+        return None if empty is None else OfficialTable(data.name, empty.rule, {}, reasons)
+    return OfficialTable(data.name, rule, numbers, reasons)

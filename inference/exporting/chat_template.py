@@ -32,14 +32,14 @@ def exported_template(tokenizer: RecordTokenizer) -> str:
     if start and tokenizer.literal:
         opening = f"{{{{ {_quoted(start)} }}}}"
     elif start:
-        opening = f"{{% if not conversation.startswith({_quoted(start)}) %}}{{{{ {_quoted(start)} }}}}{{% endif %}}"
+        opening = (
+            f"{{% if not conversation.startswith({_quoted(start)}) %}}{{{{ {_quoted(start)} }}}}{{% endif %}}"
+        )
     else:
         opening = ""
     if not ending:
         return f"{body}{opening}{{{{ conversation }}}}"
-    return (
-        f"{body}{opening}{{% if add_generation_prompt %}}{{{{ conversation }}}}{{% else %}}{ending}{{% endif %}}"
-    )
+    return f"{body}{opening}{{% if add_generation_prompt %}}{{{{ conversation }}}}{{% else %}}{ending}{{% endif %}}"
 
 
 def _plain_template(rendering: PlainRendering) -> str:
@@ -49,10 +49,14 @@ def _plain_template(rendering: PlainRendering) -> str:
         before, _, behind = form.partition("{text}")
         parts = [_quoted(before)] * bool(before) + ["message['content']"] + [_quoted(behind)] * bool(behind)
         condition = "elif" if branches else "if"
-        branches.append(f"{{% {condition} message['role'] == {_quoted(role)} %}}{{{{ {' ~ '.join(parts)} }}}}")
+        branches.append(
+            f"{{% {condition} message['role'] == {_quoted(role)} %}}{{{{ {' ~ '.join(parts)} }}}}"
+        )
     allowed = ", ".join(rendering.formats)
     refusal = f"{{{{ raise_exception('roles are {allowed}; got ' ~ message['role']) }}}}"
-    return f"{{% for message in messages %}}{''.join(branches)}{{% else %}}{refusal}{{% endif %}}{{% endfor %}}"
+    return (
+        f"{{% for message in messages %}}{''.join(branches)}{{% else %}}{refusal}{{% endif %}}{{% endfor %}}"
+    )
 
 
 def _ending(end: str, *, plain: bool) -> str:

@@ -38,7 +38,9 @@ class Choice:
             ValueError: If two choices exclude each other.
         """
         if self.user is not None and self.users:
-            raise ValueError("--user and --users: whose reward is it, one user's or a group's? Give one of them")
+            raise ValueError(
+                "--user and --users: whose reward is it, one user's or a group's? Give one of them"
+            )
         if len(set(self.users)) < len(self.users):
             raise ValueError(f"--users names somebody twice: {listed(self.users)}")
 

@@ -14,7 +14,16 @@ from .tokenizer_files import ExportedTokenizer
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["Dtype", "exported_config", "grown", "labelled", "split_class", "stored", "why_not_plain", "write_classification"]
+__all__ = [
+    "Dtype",
+    "exported_config",
+    "grown",
+    "labelled",
+    "split_class",
+    "stored",
+    "why_not_plain",
+    "write_classification",
+]
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -110,7 +119,11 @@ def why_not_plain(body: Body, head: ExportedHead, config: "PretrainedConfig") ->
     """
     family = config.model_type
     if not head.linear:
-        what = "is not linear in the last token's state" if body.causal else f"is read from the {body.backbone.pooling} of the states"
+        what = (
+            "is not linear in the last token's state"
+            if body.causal
+            else f"is read from the {body.backbone.pooling} of the states"
+        )
         return f"the reward {what}"
     found = split_class(config)
     if found is None:
@@ -122,7 +135,9 @@ def why_not_plain(body: Body, head: ExportedHead, config: "PretrainedConfig") ->
     try:
         with body.active():
             setattr(model, prefix, body.network)
-            model.get_submodule(place).register_parameter("weight", nn.Parameter(_weight(head), requires_grad=False))
+            model.get_submodule(place).register_parameter(
+                "weight", nn.Parameter(_weight(head), requires_grad=False)
+            )
             model.eval()
             difference = _largest_difference(model, body, _weight(head), pad)
     finally:
@@ -135,7 +150,9 @@ def why_not_plain(body: Body, head: ExportedHead, config: "PretrainedConfig") ->
 def _largest_difference(model: "PreTrainedModel", body: Body, weight: Tensor, pad: int) -> float:
     """Between the class on padded rows, left and right, and the network on each row alone; relative to the largest reward."""
     device = weight.device
-    rows = [torch.arange(start, start + length, device=device) % max(1, pad) for start, length in ((3, 9), (5, 4))]
+    rows = [
+        torch.arange(start, start + length, device=device) % max(1, pad) for start, length in ((3, 9), (5, 4))
+    ]
     network = body.network
     alone = [network(input_ids=row[None]).last_hidden_state[0, -1].float() @ weight.T for row in rows]
     expected = torch.stack(alone)
@@ -143,7 +160,9 @@ def _largest_difference(model: "PreTrainedModel", body: Body, weight: Tensor, pa
     for left in (False, True):
         width = max(map(len, rows))
         sides = [(width - len(row), 0) if left else (0, width - len(row)) for row in rows]
-        ids = torch.stack([nn.functional.pad(row, side, value=pad) for row, side in zip(rows, sides, strict=True)])
+        ids = torch.stack(
+            [nn.functional.pad(row, side, value=pad) for row, side in zip(rows, sides, strict=True)]
+        )
         logits = model(input_ids=ids, attention_mask=(ids != pad).long()).logits
         worst = max(worst, float((logits - expected).abs().max()))
     return worst / float(expected.abs().max().clamp_min(1e-6))

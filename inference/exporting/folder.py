@@ -130,7 +130,9 @@ def export_folder(
                     f"{target} was not written: {problem}. Export with --dtype float32, or add --allow_difference and the folder "
                     "says so"
                 )
-        report = _report(target, head, body, tokenizer, choice, form=form, why=why, dtype=dtype, parity=parity)
+        report = _report(
+            target, head, body, tokenizer, choice, form=form, why=why, dtype=dtype, parity=parity
+        )
         facts = json.dumps(_facts(opened, report, scorer), indent=2, ensure_ascii=False, allow_nan=False)
         (part / MARK).write_text(facts + "\n", encoding="utf-8")
         report = report._replace(size=_size(part))
@@ -203,8 +205,11 @@ def _facts(opened: OpenedModel, report: ExportReport, scorer: Scorer) -> Mapping
     text = {name: value for name, value in scorer.tokenizer.fingerprint().items() if name != "chat_template"}
     return {
         "version": __version__,
-        "class_path": content.get("pluralign", {}).get("class_path") or f"{kind.__module__}.{kind.__qualname__}",
-        "settings": json.loads(json.dumps({k: v for k, v in module.hparams.items() if not k.startswith("_")}, default=str)),
+        "class_path": content.get("pluralign", {}).get("class_path")
+        or f"{kind.__module__}.{kind.__qualname__}",
+        "settings": json.loads(
+            json.dumps({k: v for k, v in module.hparams.items() if not k.startswith("_")}, default=str)
+        ),
         "form": report.form,
         "why": report.why,
         "whose": report.choice.described(),

@@ -93,7 +93,12 @@ class Parity(NamedTuple):
 
 
 def measure_parity(
-    folder: Path, examples: Examples, *, adapter: bool, own_code: bool, check: Literal["apart", "here"] = "apart"
+    folder: Path,
+    examples: Examples,
+    *,
+    adapter: bool,
+    own_code: bool,
+    check: Literal["apart", "here"] = "apart",
 ) -> Parity:
     """Have plain transformers load a folder and rate conversations.
 
@@ -129,7 +134,9 @@ def _load(found: dict[str, Any], examples: Examples) -> Load:
     given = {way: torch.tensor(found[way], dtype=torch.float32) for way in WAYS}
     differences = {way: float((values - examples.expected).abs().max()) for way, values in given.items()}
     pairs = [
-        (i, j) for i, j in combinations(range(len(examples.prompts)), 2) if examples.prompts[i] == examples.prompts[j]
+        (i, j)
+        for i, j in combinations(range(len(examples.prompts)), 2)
+        if examples.prompts[i] == examples.prompts[j]
     ]
     first, second = torch.tensor(pairs).unbind(1)
     order = (examples.expected[first] - examples.expected[second]).sign()
@@ -145,8 +152,16 @@ def _answer_apart(request: dict[str, Any]) -> dict[str, Any]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         # Code that ships with a folder is copied there before it runs.
         environment |= {"HF_MODULES_CACHE": str(Path(scratch, "modules")), "CUDA_VISIBLE_DEVICES": ""}
-        words = [sys.executable, "-I", str(Path(plain_transformers.__file__).resolve()), str(asked), str(answered)]
-        done = subprocess.run(words, env=environment, cwd=scratch, capture_output=True, text=True, check=False)
+        words = [
+            sys.executable,
+            "-I",
+            str(Path(plain_transformers.__file__).resolve()),
+            str(asked),
+            str(answered),
+        ]
+        done = subprocess.run(
+            words, env=environment, cwd=scratch, capture_output=True, text=True, check=False
+        )
         if done.returncode or not answered.is_file():
             raise RuntimeError(
                 f"plain transformers cannot load or run the exported folder: {_last_line(done.stderr)}"

@@ -57,7 +57,9 @@ def load(folder: str, *, adapter: bool, own_code: bool, dtype: str | None) -> "P
         return model.eval()
     from peft import PeftModel
 
-    base = json.loads(Path(folder, "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    base = json.loads(Path(folder, "adapter_config.json").read_text(encoding="utf-8"))[
+        "base_model_name_or_path"
+    ]
     network = kind.from_pretrained(base, config=AutoConfig.from_pretrained(folder), **asked)
     adapted: Any = PeftModel.from_pretrained(network, folder)
     return adapted.eval()  # type: ignore[no-any-return]
@@ -65,7 +67,10 @@ def load(folder: str, *, adapter: bool, own_code: bool, dtype: str | None) -> "P
 
 @torch.no_grad()
 def rewards(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", texts: Sequence[Sequence[int]], side: str | None
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Sequence[Sequence[int]],
+    side: str | None,
 ) -> list[list[float]]:
     """Logits of texts.
 
@@ -80,9 +85,9 @@ def rewards(
         return [row[0].float().tolist() for row in rows]
     tokenizer.padding_side = side
     batch = tokenizer.pad({"input_ids": [list(ids) for ids in texts]}, return_tensors="pt")
-    found: list[list[float]] = model(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-    ).logits.float().tolist()
+    found: list[list[float]] = (
+        model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float().tolist()
+    )
     return found
 
 
@@ -101,7 +106,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     folder = request["folder"]
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=request["own_code"])
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        folder, trust_remote_code=request["own_code"]
+    )
     ids = [
         list(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"])
         for turns in request["conversations"]

@@ -1,7 +1,9 @@
 """A folder that is there whole or not at all: written beside, on the disk, and put in place."""
 
 import os
+import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +13,7 @@ from pluralign.datamodules.whole_files import could_not_write
 
 __all__ = ["check_target", "folder_written_whole"]
 
+ENDING = ".part"
 MARK = "pluralign.json"
 """By which an exported folder is known: no other one is replaced."""
 
@@ -30,7 +33,12 @@ def check_target(folder: Path, *, overwrite: bool, source: str) -> None:
     origin, target = Path(source).expanduser().resolve(), folder.expanduser().resolve()
     if origin.exists():
         inside = origin if origin.is_dir() else origin.parent
-        if target == inside or target == origin or target in inside.parents or (origin.is_dir() and origin in target.parents):
+        if (
+            target == inside
+            or target == origin
+            or target in inside.parents
+            or (origin.is_dir() and origin in target.parents)
+        ):
             raise ValueError(
                 f"--output {folder} is where the model is read from ({source}), within it or around it: name a folder elsewhere"
             )
@@ -59,7 +67,9 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
     part: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+        remove_begun(target)
+        prefix = f".{target.name}.{socket.gethostname()}.{os.getpid()}."
+        part = Path(tempfile.mkdtemp(prefix=prefix, suffix=ENDING, dir=target.parent))
         yield part
         mask = _umask()
         part.chmod(0o777 & ~mask)
@@ -69,8 +79,12 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
                 _sync(path)
         _sync(part)
         _put(part, target)
-    except OSError as error:
-        raise _told(folder, error) from error
+    except Exception as error:
+        if (problem := _system_error(error)) is None:
+            raise
+        told = could_not_write(folder, problem, setting="--output")
+        kept = "; the folder that was there before is as it was" if target.exists() else ""
+        raise OSError(told.errno, f"{told.strerror}{kept}") from error
     finally:
         if part is not None:
             shutil.rmtree(part, ignore_errors=True)
@@ -107,13 +121,35 @@ def _umask() -> int:
     return mask
 
 
-def _told(folder: Path, error: OSError) -> OSError:
-    """What went wrong, and that the folder is as it was."""
-    if error.errno is None:
-        return error
-    told = could_not_write(folder, error)
-    message = str(told.strerror).replace("Let --trainer.default_root_dir name", "Name").replace(
-        "let --trainer.default_root_dir name", "name"
-    )
-    kept = "; the folder that was there before is as it was" if folder.exists() else ""
-    return type(error)(error.errno, message + kept)
+def remove_begun(folder: Path) -> None:
+    """Remove what exports of this machine have begun of the same folder that were killed: it may be large.
+
+    Args:
+        folder: Where it was to be.
+    """
+    prefix = f".{folder.name}.{socket.gethostname()}."
+    for left in folder.parent.glob(f"{prefix}*{ENDING}"):
+        process = left.name.removeprefix(prefix).partition(".")[0]
+        if process.isdigit() and not _runs(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # somebody else's
+    return True
+
+
+def _system_error(error: Exception) -> OSError | None:
+    """The system's error behind another: safetensors tells of a full disk in an exception of its own."""
+    from safetensors import SafetensorError
+
+    if isinstance(error, OSError):
+        return error if error.errno is not None and not isinstance(error, FileExistsError) else None
+    if isinstance(error, SafetensorError) and (number := re.search(r"os error (\d+)", str(error))):
+        return OSError(int(number[1]), os.strerror(int(number[1])))
+    return None

@@ -13,6 +13,7 @@ from ..dprm import DPRM
 from ..ensemble_vote import EnsembleVoteRM
 from ..pal import PAL
 from ..reward import RewardModule
+from ..transformers_rm import TransformersRM
 from .labels import label_parts
 from .parts import HeadParts, Plain, Wish, linear_parts
 from .points import point_parts
@@ -86,6 +87,9 @@ def exported_head(
         elif isinstance(module, CustomizedRM):
             _check(name, wish, choice, ("reward", "domains"), ("domain",))
             parts = _of_domains(module, wish)
+        elif isinstance(module, TransformersRM):
+            _check(name, wish, choice, ("reward",))
+            parts = _of_transformers(module)
         elif isinstance(module, BradleyTerryRM):
             _check(name, wish, choice, ("reward",))
             parts = linear_parts(_weight(module.head), ("reward",), "the reward, higher is better")
@@ -216,3 +220,37 @@ def _of_domains(module: CustomizedRM, wish: Wish) -> HeadParts:
             f"domain={domain!r} has no reward of its own in this model, which has {', '.join(heads)}"
         )
     return linear_parts(heads[domain], ("reward",), f"the reward of domain {domain!r}, higher is better")
+
+
+# Models of transformers ---------------------------------------------------------------------------------
+
+
+def _of_transformers(module: TransformersRM) -> HeadParts:
+    """The head that came with the network, as it is now.
+
+    Raises:
+        ValueError: If the whole class runs, or an exported folder would not read what the module reads.
+    """
+    module.built_backbone()
+    copy = "copy the folder that it came from, or train BradleyTerryRM on the network and export that"
+    settings, head = dict(module.head_settings), module.head
+    if head is None or not settings:
+        raise ValueError(
+            f"{module.backbone_config.name!r} is of a class that computes more than a head on one state: {copy}"
+        )
+    if module.pads_with_end:
+        raise ValueError(
+            f"{module.backbone_config.name!r} pads with an end token, so that its reward is read before a text's last end token, "
+            f"and an exported folder reads the last token: {copy}"
+        )
+    kind, weights = settings.pop("kind"), head.state_dict()
+    name = module.outputs[module.column]
+    if kind == "linear":
+        row = slice(module.column, module.column + 1)
+        bias = weights["bias"][row] if "bias" in weights else None
+        return linear_parts(weights["weight"][row], ("reward",), f"{name}, higher is better", bias)
+    if len(module.outputs) > 1:
+        raise ValueError(
+            f"{module.backbone_config.name!r} has several outputs ({', '.join(module.outputs)}) of one head of kind {kind!r}: {copy}"
+        )
+    return HeadParts(kind, settings, weights, ("reward",), f"{name}, higher is better")

@@ -287,10 +287,11 @@ class PluralignForSequenceClassification(PreTrainedModel):
         Args:
             config: What they are.
         """
+        attention = config._attn_implementation  # as asked for; None for the best that the network itself supports
         super().__init__(config)
         self.num_labels = config.num_labels
         body = config.body_config()
-        self.model = AutoModel.from_config(body, attn_implementation=config._attn_implementation)
+        self.model = AutoModel.from_config(body, attn_implementation=attention)
         if getattr(self.model, "pooler", None) is not None:
             self.model.register_module("pooler", None)  # of BERT: never used here
         self.score = rating_head(body.get_text_config().hidden_size, config.head)

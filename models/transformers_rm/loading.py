@@ -32,8 +32,12 @@ class Classifier(NamedTuple):
     """State that the head reads."""
     outputs: tuple[str, ...]
     """Names of the numbers."""
+    settings: dict[str, Any]
+    """Kind and settings of the head, as :func:`rating_head` of the modelling file takes them; empty without a head."""
     pad_id: int | None
     """Token that the class takes for padding wherever it stands at a text's end; None where it looks at no token for that."""
+    pads_with_end: bool = False
+    """Whether that is a token that texts end with."""
 
 
 def files_config(name: str, revision: str | None = None) -> dict[str, Any]:
@@ -107,7 +111,9 @@ def _of_pluralign(config: BackboneConfig) -> Classifier:
     )
     _check_complete(report, config.name)
     network = model.config
-    return Classifier(model, model.model, model.score, network.pooling, _outputs(network), None)
+    return Classifier(
+        model, model.model, model.score, network.pooling, _outputs(network), dict(network.head), None
+    )
 
 
 def _class(network: "PretrainedConfig", config: BackboneConfig) -> Any:  # noqa: ANN401  transformers types its classes so
@@ -236,7 +242,7 @@ def _taken_apart(model: "PreTrainedModel", config: BackboneConfig) -> Classifier
     network = model.config
     outputs, pad = _outputs(network), network.get_text_config().pad_token_id
     body, layer = getattr(model, model.base_model_prefix, None), getattr(model, "score", None)
-    whole = Classifier(model, None, None, "last", outputs, pad)
+    whole = Classifier(model, None, None, "last", outputs, {}, pad)
     if body is None or not isinstance(layer, nn.Linear):
         return whole
     meta = any(parameter.is_meta for parameter in model.parameters())
@@ -246,12 +252,14 @@ def _taken_apart(model: "PreTrainedModel", config: BackboneConfig) -> Classifier
         )
         return whole
     ends = network.get_text_config().eos_token_id
-    if pad is not None and pad in (ends if isinstance(ends, list) else [ends]):
+    pads_with_end = pad is not None and pad in (ends if isinstance(ends, list) else [ends])
+    if pads_with_end:
         rank_zero_warn(
             f"{config.name}: its configuration pads with an end token ({pad}), so that plain transformers reads the reward at the "
             "token before a text's last end token, and so does TransformersRM"
         )
-    return Classifier(model, body, _head(layer, config), "last", outputs, pad)
+    settings = {"kind": "linear", "numbers": layer.out_features, "bias": layer.bias is not None}
+    return Classifier(model, body, _head(layer, config), "last", outputs, settings, pad, pads_with_end)
 
 
 @torch.no_grad()

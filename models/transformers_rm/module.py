@@ -38,6 +38,12 @@ class TransformersRM(BradleyTerryRM):
     Where the configuration pads with an end token, plain transformers reads the reward at the token before a text's last end
     token, and so does this; it says so when it loads. No other token of a text is taken for padding.
 
+    Attributes:
+        outputs: Names of the class's numbers; empty before the network is there.
+        column: Which of them is the reward.
+        head_settings: Kind and settings of the head, as an exported folder has them; empty where the whole class runs.
+        pads_with_end: Whether the configuration pads with an end token.
+
     Source:
         The classes of https://github.com/huggingface/transformers; training as :class:`BradleyTerryRM`.
 
@@ -74,7 +80,8 @@ class TransformersRM(BradleyTerryRM):
         )
         self.output, self.adapter = output, adapter
         self.outputs: tuple[str, ...] = ()
-        self._column = 0
+        self.column, self.pads_with_end = 0, False
+        self.head_settings: dict[str, Any] = {}
         self._pad_id: int | None = None
 
     @classmethod
@@ -115,7 +122,11 @@ class TransformersRM(BradleyTerryRM):
         kind = dtype or stored_dtype(base, of_base)
         format = text or folder_text(name, revision, tokenizer, trust_remote_code=trust_remote_code)
         config = BackboneConfig(
-            name=base, revision=of_base, dtype=kind, trust_remote_code=trust_remote_code, tokenizer=format.tokenizer
+            name=base,
+            revision=of_base,
+            dtype=kind,
+            trust_remote_code=trust_remote_code,
+            tokenizer=format.tokenizer,
         )
         with torch.random.fork_rng(devices=[]):
             module = cls(config, adapter=adapter, **dict(settings or {}))
@@ -139,13 +150,14 @@ class TransformersRM(BradleyTerryRM):
                 "loader.features=null"
             )
         parts = load_classifier(self.backbone_config, adapter=self.adapter)
-        self._column = self._place(parts.outputs)
+        self.column = self._place(parts.outputs)
         self.outputs = parts.outputs
         if parts.body is None:
             self.backbone, self.head = WholeClassifier(self.backbone_config, parts.whole), nn.Identity()
         else:
             self.backbone = Backbone(self._pooled(parts), body=parts.body)
-            self.head, self._pad_id = parts.head, parts.pad_id
+            self.head, self.head_settings = parts.head, parts.settings
+            self._pad_id, self.pads_with_end = parts.pad_id, parts.pads_with_end
         self.load_initial_weights()
 
     def _place(self, outputs: tuple[str, ...]) -> int:
@@ -188,7 +200,7 @@ class TransformersRM(BradleyTerryRM):
         states = self.built_backbone()(self._ended(batch))
         assert self.head is not None  # built together with the backbone
         numbers: Tensor = self.head(states).float()
-        output = RewardOutput(reward=numbers[:, self._column])
+        output = RewardOutput(reward=numbers[:, self.column])
         if len(self.outputs) > 1:
             output["basis"] = Basis(numbers, self.outputs, "outputs", linear=True)
         return compared(output, batch)

@@ -9,7 +9,7 @@ import torch
 import pluralign
 from pluralign.datamodules import LoaderConfig, LocalDataModule, TextConfig
 from pluralign.inference import Judgement, OpenedModel, Scorer, run_checkpoint
-from pluralign.models import DPRM, PAL, BackboneConfig, BradleyTerryRM, EnsembleVoteRM
+from pluralign.models import DPRM, BackboneConfig, BradleyTerryRM, EnsembleVoteRM
 
 SAVED = Path(__file__).parents[1] / "saved"
 FRUITS = ("fig", "plum", "pear", "quince")
@@ -134,7 +134,7 @@ def test_which_checkpoint_a_run_has(tmp_path, trainer, tiny):
     with pytest.raises(FileNotFoundError, match=r"the runs beneath are .*version_0'?: name one"):
         pluralign.load(tmp_path / "run")
     (folder / "step=1.ckpt").unlink()
-    with pytest.raises(FileNotFoundError, match="which was the best according to .*, is gone"):
+    with pytest.raises(FileNotFoundError, match=r"which was the best according to .*, is gone"):
         pluralign.load(folder.parent)
 
 

@@ -102,7 +102,9 @@ def test_an_adapter_alone_and_merged(opened, pretrained, tmp_path):
 def test_sixteen_bits_are_merged_and_written_in_float32(opened, pretrained, tmp_path):
     name = pretrained(dtype="bfloat16")
     model = opened(
-        BradleyTerryRM, {"name": name, "config": {}, "dtype": "bfloat16", "lora": {"rank": 2}}, text=TextConfig()
+        BradleyTerryRM,
+        {"name": name, "config": {}, "dtype": "bfloat16", "lora": {"rank": 2}},
+        text=TextConfig(),
     )
     dtypes = {key: value.dtype for key, value in model.module.state_dict().items()}
     assert torch.bfloat16 in dtypes.values()
@@ -213,7 +215,15 @@ def test_every_method_leaves_and_gives_the_same_rewards(opened, tmp_path, method
     ("kind", "settings", "backbone", "choice", "more", "error", "message"),
     [
         (AutoregressiveRM, {}, {}, {}, {}, TypeError, "it is a language model"),
-        (EnsembleVoteRM, {**ENSEMBLE, "members": "lora"}, {}, {}, {}, ValueError, "one folder for each member"),
+        (
+            EnsembleVoteRM,
+            {**ENSEMBLE, "members": "lora"},
+            {},
+            {},
+            {},
+            ValueError,
+            "one folder for each member",
+        ),
         (CustomizedRM, DOMAINS, {}, {"domain": "prose"}, {}, ValueError, "'prose' has no reward of its own"),
         (BradleyTerryRM, {}, {}, {"user": "ann"}, {}, ValueError, "leave user out"),
         (BradleyTerryRM, {}, {}, {}, {"adapter": True}, ValueError, "--adapter .*this one has none"),
@@ -234,7 +244,11 @@ def test_what_cannot_be_exported_is_named(
 ):
     with pytest.raises(error, match=message):
         export_folder(
-            opened(kind, backbone, **settings), tmp_path / "out", choice=Choice(**choice), check="here", **more
+            opened(kind, backbone, **settings),
+            tmp_path / "out",
+            choice=Choice(**choice),
+            check="here",
+            **more,
         )
     assert list(tmp_path.iterdir()) == []
 

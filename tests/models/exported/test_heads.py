@@ -9,6 +9,7 @@ from pluralign.models import (
     DPRM,
     PAL,
     AutoregressiveRM,
+    BackboneConfig,
     BradleyTerryRM,
     ContrastiveRM,
     CustomizedRM,
@@ -16,6 +17,7 @@ from pluralign.models import (
     LoRAConfig,
     MetaRM,
     StoredFeatures,
+    TransformersRM,
 )
 from pluralign.models.backbone import Several
 from pluralign.models.exported import assembled, exported_head
@@ -234,6 +236,27 @@ def test_prototypes_made_of_the_prompt_are_not_exported(llama):
 def test_what_a_method_does_not_have_is_named(llama, choice, message):
     with pytest.raises(ValueError, match=message):
         exported_head(pal(llama()), **choice)
+
+
+def test_a_model_of_transformers_keeps_its_head(llama, batch, tmp_path):
+    config = llama().config
+    module = built(TransformersRM(BackboneConfig(config={**config, "num_labels": 2}), output=1))
+    assert check_equal(module, batch(), reward).linear
+    ensemble = built(EnsembleVoteRM(llama(), num_members=3, combine="min"))
+    plain(ensemble, exported_head(ensemble)).save_pretrained(tmp_path)
+    module = built(TransformersRM(BackboneConfig(name=str(tmp_path))))
+    assert check_equal(module, batch(), reward).kind == "combined"
+
+
+@pytest.mark.filterwarnings("ignore:.*pads with an end token")
+def test_a_model_of_transformers_that_a_folder_would_read_otherwise_is_refused(llama):
+    config = llama().config
+    module = built(TransformersRM(BackboneConfig(config={**config, "pad_token_id": 2, "eos_token_id": 2})))
+    with pytest.raises(ValueError, match="pads with an end token"):
+        exported_head(module)
+    bert = TransformersRM(BackboneConfig(config={**config, "model_type": "bert"}))
+    with pytest.raises(ValueError, match="computes more than a head on one state"):
+        exported_head(built(bert))
 
 
 def test_a_language_model_is_no_classifier(llama):

@@ -185,7 +185,7 @@ def test_an_adapter_with_its_head_is_merged(tmp_path, batch):
     shape = LoraConfig(task_type=TaskType.SEQ_CLS, r=2, target_modules=["q_proj", "v_proj"])
     tuned = get_peft_model(model, shape)
     with torch.no_grad():
-        for name, parameter in tuned.named_parameters():
+        for parameter in tuned.parameters():
             if parameter.requires_grad:
                 parameter.copy_(torch.randn_like(parameter) * 0.3)
     tuned.eval().save_pretrained(adapter)
@@ -262,3 +262,9 @@ def test_what_a_whole_class_cannot_have_is_named(tmp_path):
     save(tmp_path, "bert")
     with pytest.raises(ValueError, match=r"backbone\.lora adapts a network with a linear head"):
         TransformersRM(BackboneConfig(name=str(tmp_path), lora=LoRAConfig())).configure_model()
+
+
+def test_a_method_that_leaves_the_head_out_says_so(tmp_path):
+    save(tmp_path, "llama")
+    with pytest.warns(UserWarning, match=r"a head of its own \(score\.weight\), which is left out"):
+        BradleyTerryRM(BackboneConfig(name=str(tmp_path))).configure_model()
