@@ -119,6 +119,8 @@ class RewardService:
 
     async def _waited(self, request: Request, asked: Sequence[Asked]) -> list[float]:
         """Rewards, unless the client goes away or it takes too long."""
+        if self.queue.closing:
+            raise HTTPException(503, "the server is being stopped: ask another one, or later")
         answer = asyncio.ensure_future(self.queue.rewards(asked))
         gone = asyncio.ensure_future(_gone(request))
         try:
@@ -239,10 +241,11 @@ def _add_vllm(app: FastAPI, service: RewardService) -> None:
         shown = form.shown(await service.rewards(request, form))
         order = sorted(range(len(shown)), key=lambda place: -shown[place])
         if isinstance(form, TextsForm):
-            return [
-                {"index": i, "score": shown[i]} | ({"text": form.texts[i]} if form.return_text else {})
-                for i in order
-            ]
+            ranks: list[dict[str, object]] = [{"index": i, "score": shown[i]} for i in order]
+            for rank, i in zip(ranks, order, strict=True):
+                if form.return_text:
+                    rank["text"] = form.texts[i]
+            return ranks
         results = [
             {"index": i, "document": {"text": form.documents[i]}, "relevance_score": shown[i]}
             for i in order[: form.top_n or None]

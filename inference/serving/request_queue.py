@@ -30,6 +30,7 @@ class BatchReward(Protocol):
         self, prompts: Sequence[Prompt], responses: Sequence[str], columns: Mapping[str, Sequence[object]], /
     ) -> Tensor:
         """Rewards, (S,) float32."""
+        ...
 
 
 class Asked(NamedTuple):

@@ -420,6 +420,18 @@ def test_rewards_are_equal_alone_and_among_many(scorer):
     close(together, alone)
 
 
+def test_a_server_that_is_being_stopped_says_so(scorer):
+    async def run():
+        async with client(scorer) as asking:
+            await asking._transport.app.state.queue.close()
+            answer = await asking.post("/score", json={"prompt": PROMPT, "responses": "a"})
+            return answer, await asking.get("/health")
+
+    answer, health = asyncio.run(run())
+    assert (answer.status_code, health.status_code) == (503, 503)
+    assert "being stopped" in answer.json()["error"]["message"] and health.json()["status"] == "closing"
+
+
 def test_without_the_extra_it_names_it(scorer, monkeypatch):
     import sys
 
