@@ -196,7 +196,7 @@ def smoothed_hinge_loss(
 
     Raises:
         ValueError: If shapes do not fit, a value is not finite, ``smoothing`` <= 0, or ``reduction`` is
-        unknown.
+            unknown.
 
     Source:
         Chen et al., *PAL: Pluralistic Alignment Framework for Learning from Heterogeneous Preferences*, 2024,

@@ -47,8 +47,7 @@ def separation_objective(
 
     Raises:
         ValueError: If shapes do not fit, a value that counts is not finite, ``smoothing`` < 0, or
-        ``reduction``
-            is unknown.
+            ``reduction`` is unknown.
         TypeError: If ``mask`` is not boolean.
 
     Example:
