@@ -233,6 +233,12 @@ CONTRACTS = {
         top=("torch", "lightning", "torchmetrics"),
         inside=("transformers", "peft", "bitsandbytes", "safetensors", "numpy", "pyarrow"),
     ),
+    "models/transformers_rm": Contract(  # it gives the format of the texts that a folder's model reads
+        own=("pluralign.models", BATCH, "pluralign.datamodules.TextConfig"),
+        top=("torch", "lightning"),
+        inside=("transformers", "peft", "safetensors"),
+    ),
+    "models/exported/modeling_pluralign.py": Contract(own=(), top=("torch", "transformers")),  # runs without us
     "callbacks": Contract(
         own=(
             "pluralign.callbacks",
@@ -259,7 +265,7 @@ CONTRACTS = {
             "pluralign.callbacks.pictures",
         ),
         top=("torch", "lightning", "numpy", "rich"),
-        inside=("transformers",),
+        inside=("transformers", "peft", "safetensors"),
     ),
     "commands": Contract(own=("pluralign",), top=("torch", "lightning", "numpy", "rich", "jsonargparse")),
     "train.py": Contract(own=("pluralign.commands",), top=()),
