@@ -22,6 +22,8 @@ SECOND = (
     "swap",
 )
 """And of the second."""
+NAME = 18
+"""Letters of a model's name that stay on one line, whatever else does not fit."""
 MARKS = {"best": "*", "not told apart": "=", "behind": "", "alone": "", "unknown": ""}
 OF = {measure.name: measure for measure in MEASURES}
 
@@ -33,7 +35,7 @@ def board_tables(board: Board) -> Iterator[Table]:
         board: What was found.
 
     Yields:
-        Tables that fit into 100 columns, unless names are long.
+        Tables that fit into 80 columns, unless names are long.
     """
     for data in board.data:
         cells = [cell for cell in board.cells if cell.data == data.name]
@@ -60,9 +62,11 @@ def _measures(
 ) -> Table:
     shown = [OF[name] for name in names if any(cell.measures[name].value is not None for cell in cells)]
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("", overflow="fold")
+    table.add_column(
+        "", overflow="fold", min_width=min(NAME, max((len(cell.model) for cell in cells), default=0))
+    )
     for measure in shown:
-        table.add_column(measure.title, justify="right", no_wrap=True)
+        table.add_column(measure.title.replace(" ", "\n"), justify="right", no_wrap=True)
     for cell in sorted(cells, key=lambda cell: -(cell.measures["accuracy"].value or 0.0)):
         mark = MARKS[cell.standing] if "accuracy" in names else ""
         name = f"{escape(cell.model)}{' [red]dead[/red]' if cell.dead else ''}"
@@ -74,6 +78,7 @@ def _cell(measure: Measure, value: Measured, mark: str) -> str:
     if value.value is None:
         return "-"
     text = f"{value.value:{measure.form}}"
+    text = text.lstrip("+-") if not float(text.rstrip("%")) else text
     if measure.name == "accuracy":
         return f"{text} {_interval(measure, value)}{mark or ' '}"
     return text
@@ -101,7 +106,7 @@ def _first_caption(data: BoardData, cells: Sequence[Cell]) -> str:
 
 
 def _second_caption(cells: Sequence[Cell]) -> str:
-    lines = ["1 is the best slope; length: correlation with it; swap: change with the order of responses"]
+    lines = ["slope: 1 is right; length: correlation with it; swap: change with the order"]
     for cell in cells:
         lines += [f"[yellow]{escape(cell.model)}[/yellow]: {escape(warning)}" for warning in cell.warnings]
         lines += [

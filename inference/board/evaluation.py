@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from pluralign.datamodules.prepared import PreparedData
 from pluralign.datamodules.records import listed
 from pluralign.models import DPRM, PAL, AutoregressiveRM, CustomizedRM, EnsembleVoteRM
 
@@ -229,6 +230,8 @@ def _data(data: EvaluationData, scores: Mapping[str, Scores]) -> BoardData:
 
 def _official(data: EvaluationData, scores: Mapping[str, Scores]) -> OfficialTable | None:
     """Numbers by the rule of the data, if it has one."""
+    if type(data.module).official_scores is PreparedData.official_scores:
+        return None
     numbers: dict[str, dict[str, float | None]] = {}
     reasons: dict[str, str] = {}
     rule = ""
@@ -239,6 +242,7 @@ def _official(data: EvaluationData, scores: Mapping[str, Scores]) -> OfficialTab
         parts = one.of_records.split([len(places) for places in data.places])
         official = data.module.official_scores(data.records, [part.tolist() for part in parts])
         if official is None:
-            return None
+            reasons[name] = "the rule does not hold for these records"
+            continue
         rule, numbers[name] = official.rule, dict(official.numbers)
-    return OfficialTable(data.name, rule, numbers, reasons) if numbers else None
+    return OfficialTable(data.name, rule, numbers, reasons)

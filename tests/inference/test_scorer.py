@@ -9,7 +9,7 @@ import torch
 import pluralign
 from pluralign.datamodules import LoaderConfig, LocalDataModule, TextConfig
 from pluralign.inference import Judgement, OpenedModel, Scorer, run_checkpoint
-from pluralign.models import DPRM, PAL, BackboneConfig, BradleyTerryRM, EnsembleVoteRM
+from pluralign.models import DPRM, BackboneConfig, BradleyTerryRM, EnsembleVoteRM
 
 SAVED = Path(__file__).parents[1] / "saved"
 FRUITS = ("fig", "plum", "pear", "quince")

@@ -2,13 +2,14 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pluralign.datamodules import Comparison, LocalDataModule, PreferenceRecord, Response
+from pluralign.datamodules import Comparison, LLMBarDataModule, LocalDataModule, PreferenceRecord, Response
 from pluralign.inference.board import (
     MEASURES,
     Board,
@@ -261,3 +262,20 @@ def test_names_are_told_apart():
     one = Contestant("m", lambda: Fixed([1.0]))
     with pytest.raises(ValueError, match="m is there twice: write NAME=PATH"):
         evaluate_models([one, one], [pairs([1.0])])
+
+
+def test_a_benchmarks_own_rule_and_why_a_model_has_no_numbers_of_it(monkeypatch):
+    data = pairs([1.0] * 6)
+    rule = LLMBarDataModule(data_dir="none")
+    rows = [
+        replace(record, comparisons=(replace(record.comparisons[0], domain="Natural"),))
+        for record in data.records
+    ]
+    judged = evaluation_data("llmbar", "test", rule, rows)
+    monkeypatch.setattr(evaluation, "score_data", lambda reward, of, advance=None: scores_of(of, reward.gaps))
+    models = {"good": [1.0, 1.0, 1.0, -1.0, 0.0, 1.0], "blind": [1.0] * 5 + [math.nan]}
+    contestants = [Contestant(name, lambda gaps=gaps: Fixed(gaps)) for name, gaps in models.items()]
+    (table,) = evaluate_models(contestants, [judged], how=HOW).board.official
+    assert table.data == "llmbar" and "LLMBar" in table.rule
+    assert table.numbers == {"good": {"Natural": 4.5 / 6}}  # equal rewards count a half there
+    assert table.reasons["blind"] == "2 responses could not be read, and the rule needs all"
