@@ -36,7 +36,10 @@ VERBS = {
     "vote": Verb("let an ensemble's members vote on the labels of the data", "vote:vote"),
     "adapt": Verb("give unseen users weights in a checkpoint of PAL", "adapt:adapt"),
     "evaluate": Verb("put reward models on one board, on any data", "evaluate:evaluate"),
+    "export": Verb("write a reward model as a folder that plain transformers loads", "export:export"),
     "compare": Verb("say who wrote the better responses, by rewards or judges", "compare:compare"),
+    "runs": Verb("list runs: status, steps, main numbers, checkpoint", "runs:runs"),
+    "runs show": Verb("show the curves of runs, in the terminal or as a page", "runs:show"),
     "data inspect": Verb("say what form data have; show tokens, counts, lengths, drops", "inspect:inspect"),
     "data treated": Verb("write a page of treated training labels, for a person to read", "treated:treated"),
     "data update": Verb("add votes to a file of persona votes", "update:update"),
@@ -44,8 +47,10 @@ VERBS = {
     "domains split": Verb("write a checkpoint for each domain of one", "domains:split"),
 }
 """Every verb, by name; functions are in ``pluralign.commands``."""
-TOPICS = ("data", "domains", "members")
-"""First words of verbs that have two; one of them is a verb by itself, too."""
+TOPICS = ("data", "domains", "members", "runs")
+"""First words of verbs that have two; some of them are verbs by themselves, too."""
+TAKING_FOLDERS = ("runs",)
+"""Those of them after which a word may be a folder."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -75,8 +80,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _alone(topic: str, word: str) -> bool:
-    """Whether a topic that is a verb, too, is meant as one: what follows is an option."""
-    return topic in VERBS and word.startswith("-")
+    """Whether a topic that is a verb, too, is meant as one: what follows is an option, or a folder."""
+    folder = topic in TAKING_FOLDERS and f"{topic} {word}" not in VERBS
+    return topic in VERBS and (folder or word.startswith("-"))
 
 
 def _run(verb: str, words: Sequence[str]) -> None:
@@ -96,7 +102,7 @@ def usage() -> str:
             "verbs:",
             *(f"  {name:{width}}  {verb.summary}" for name, verb in VERBS.items()),
             "",
-            "All but `stages`, `members ...`, `score`, `evaluate`, `compare`, `data update` and `domains ...` take the options of fit: one configuration serves them all.",
+            "All but `stages`, `members ...`, `score`, `evaluate`, `export`, `compare`, `runs ...`, `data update` and `domains ...` take the options of fit: one configuration serves them all.",
             "`pluralign VERB --help` lists a verb's options; `--print_config` prints them as a configuration.",
             "",
             "with every verb:",

@@ -10,6 +10,7 @@ from .recovery_report import RecoveryReport
 from .reward_watch import RewardWatch
 from .reward_writer import RewardWriter
 from .run_logger import RunLogger
+from .run_progress import RunProgress
 from .strength_report import StrengthReport
 from .throughput import Throughput
 from .user_metrics import UserMetrics
@@ -25,6 +26,7 @@ __all__ = [
     "RewardWatch",
     "RewardWriter",
     "RunLogger",
+    "RunProgress",
     "StrengthReport",
     "Throughput",
     "UserMetrics",

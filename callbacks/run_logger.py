@@ -1,10 +1,10 @@
-"""RunLogger: metrics of a run in one CSV file, also where the run was interrupted and goes on."""
+"""RunLogger: metrics of a run in one CSV file and for TensorBoard, also where the run was interrupted and goes on."""
 
 import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
@@ -13,7 +13,13 @@ from torch import Tensor
 
 from pluralign.datamodules.whole_files import could_not_write, written_whole
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 __all__ = ["RunLogger"]
+
+EVENTS = "events.out.tfevents.*"
+"""Files that TensorBoard reads."""
 
 NAMES = ("step", "epoch")
 """Columns that every row has: they do not say what it is about."""
@@ -22,11 +28,12 @@ Row = Mapping[str, Any]
 
 
 class RunLogger(CSVLogger):
-    """Log metrics to ``metrics.csv`` as Lightning's ``CSVLogger`` does, and keep the file of a run that goes on.
+    """Log metrics to ``metrics.csv`` as Lightning's ``CSVLogger`` does, and beside it for TensorBoard; keep both where a run goes on.
 
     Lightning's deletes what it finds. This one goes on after it: what the interrupted run has logged since the checkpoint
     is logged again and stands in the file once. A row takes the place of one of the same step with which it shares a
-    metric, and of all rows of later steps.
+    metric, and of all rows of later steps. TensorBoard (``tensorboard --logdir runs``) passes over what was logged before in the
+    same way.
     """
 
     def __init__(
@@ -36,6 +43,7 @@ class RunLogger(CSVLogger):
         version: int | str | None = None,
         prefix: str = "",
         flush_logs_every_n_steps: int = 100,
+        tensorboard: bool = True,
     ) -> None:
         """Name the folder; it is made when there is something to log.
 
@@ -46,8 +54,10 @@ class RunLogger(CSVLogger):
             version: Folder of the run in that; None for the next ``version_N``.
             prefix: Put before the names of metrics.
             flush_logs_every_n_steps: As in Lightning, which saves after every row by itself.
+            tensorboard: Whether to write what TensorBoard reads, too.
         """
         super().__init__(save_dir or "runs", name, version, prefix, flush_logs_every_n_steps)
+        self.tensorboard = tensorboard
 
     @property
     @rank_zero_experiment
@@ -55,15 +65,17 @@ class RunLogger(CSVLogger):
         """What writes the files."""
         if self._experiment is None:
             self._fs.makedirs(self.root_dir, exist_ok=True)
-            self._experiment = _Table(self.log_dir)
+            self._experiment = _Table(self.log_dir, events=self.tensorboard)
         assert isinstance(self._experiment, ExperimentWriter)  # made here
         return self._experiment
 
 
 class _Table(ExperimentWriter):
-    """Rows of a CSV file; those that were there before may have to go."""
+    """Rows of a CSV file; those that were there before may have to go. And the same values for TensorBoard."""
 
-    def __init__(self, log_dir: str) -> None:
+    def __init__(self, log_dir: str, *, events: bool) -> None:
+        self._wants_events = events
+        self._events: SummaryWriter | None = None
         self._earlier: list[Row] = []
         self._earlier_on_disk = 0
         self._changed = False
@@ -95,7 +107,20 @@ class _Table(ExperimentWriter):
         values = {
             name: value.item() if isinstance(value, Tensor) else value for name, value in metrics_dict.items()
         }
-        self.metrics.append({**values, "step": len(self.metrics) if step is None else step})
+        number = len(self.metrics) if step is None else step
+        self.metrics.append({**values, "step": number})
+        if self._wants_events and "file" in self._fs.protocol:
+            self._log_events(values, number)
+
+    def _log_events(self, values: Row, step: int) -> None:
+        """Write values for TensorBoard; from the first step of a run that goes on, those of before no longer count."""
+        if self._events is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            again = any(Path(self.log_dir).glob(EVENTS))
+            self._events = SummaryWriter(self.log_dir, purge_step=step if again else None)
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
 
     def save(self) -> None:
         """Bring the rows to the disk.
@@ -115,6 +140,8 @@ class _Table(ExperimentWriter):
             self._earlier_on_disk, self._changed = len(self._earlier), False
         else:
             self._write(self.metrics, "a")
+        if self._events is not None:
+            self._events.flush()
         self.metrics = []
 
     def _write(self, rows: Sequence[Row], mode: str) -> None:

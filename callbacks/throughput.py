@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
+import torch
 
 from pluralign.datamodules.checks import check_range
 
@@ -96,8 +97,8 @@ class Throughput(L.Callback):
         values = {f"{self._unit}/s": self._pairs / self._seconds}
         if self._cells:
             values |= {"tokens/s": self._tokens / self._seconds, "padding": 1 - self._tokens / self._cells}
-        pl_module.log_dict(
-            {f"train/{name}": value for name, value in values.items()}, prog_bar=True, batch_size=1
-        )
+        # Lightning would copy plain numbers to the device, which waits for all that runs there.
+        logged = {f"train/{name}": torch.tensor(value) for name, value in values.items()}
+        pl_module.log_dict(logged, prog_bar=True, batch_size=1)
         self._reset()
         self._resume()

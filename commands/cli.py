@@ -8,12 +8,13 @@ import torch
 from jsonargparse import Namespace
 from jsonargparse.typing import register_type
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import pluralign.callbacks
 import pluralign.datamodules
 import pluralign.models  # noqa: F401  naming a class without its module needs its module imported
-from pluralign.callbacks import Throughput
+from pluralign.callbacks import RunProgress, Throughput
 from pluralign.datamodules import PreferenceDataModule
 from pluralign.datamodules.text_data import TextData
 from pluralign.models import BaseModule, RewardModule
@@ -31,6 +32,7 @@ from .notices import Notices
 from .parser import Parser
 from .program import EPILOG
 from .quiet import BITSANDBYTES, show_messages
+from .run_recorder import RunRecorder
 from .sources import check_sources
 
 __all__ = ["ONE_DEVICE", "NoOptions", "PluralignCLI", "TextCLI", "option"]
@@ -185,9 +187,16 @@ class TextCLI(LightningCLI, Generic[OptionsT, ModelT, DataT]):
 
     def instantiate_trainer(self, **settings: Any) -> Trainer:  # noqa: ANN401  as Lightning has it
         """Make a trainer whose checkpoints are whole and can be found again; what there is to say of a run comes last."""
+        given = self.config_init["trainer"].get("callbacks") or []
+        chosen = [*given] if isinstance(given, list) else [given]  # Lightning adds its own to the list itself
         trainer: Trainer = super().instantiate_trainer(**settings)
+        for place, callback in enumerate(trainer.callbacks):  # type: ignore[attr-defined]
+            if type(callback) is RichProgressBar and callback not in chosen:
+                trainer.callbacks[place] = RunProgress()  # type: ignore[attr-defined]
         keep_whole(trainer, self.config_init["trainer"].get("plugins"))
         trainer.callbacks.insert(0, RunKeeper(self.recipe))  # type: ignore[attr-defined]
+        if self.method == "fit":
+            trainer.callbacks.append(RunRecorder([self.verb, *self.words]))  # type: ignore[attr-defined]
         trainer.callbacks.append(Notices())  # type: ignore[attr-defined]
         return trainer
 

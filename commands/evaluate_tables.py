@@ -158,6 +158,7 @@ def _official(
         title=f"{escape(data)} by its own rule",
         caption="\n".join([escape(rule), *lines]),
         box=box.SIMPLE_HEAD,
+        min_width=60,  # the caption is as wide as the table, which may have no columns but its first
         show_edge=False,
         pad_edge=False,
     )

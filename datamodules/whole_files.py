@@ -16,12 +16,13 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LOCKED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def could_not_write(path: Path, error: OSError) -> OSError:
+def could_not_write(path: Path, error: OSError, *, setting: str = "--trainer.default_root_dir") -> OSError:
     """What to raise where a file could not be written: names file, disk and what to do.
 
     Args:
         path: Of the file.
         error: As the system gave it.
+        setting: What may name another place.
     """
     message = f"could not write {path}: {error.strerror or error}"
     with suppress(OSError):
@@ -33,9 +34,9 @@ def could_not_write(path: Path, error: OSError) -> OSError:
     if path.is_file():
         message += "; the file that was there before is as it was"
     if error.errno in FULL:
-        message += ". Make room, or let --trainer.default_root_dir name a folder on another disk"
+        message += f". Make room, or let {setting} name a folder on another disk"
     elif error.errno in LOCKED:
-        message += ". Let --trainer.default_root_dir name a folder that you may write to"
+        message += f". Let {setting} name a folder that you may write to"
     return OSError(error.errno, message)
 
 

@@ -46,7 +46,8 @@ def open_model(
         source: A checkpoint; a run's folder; a folder that ``pluralign export`` wrote; a folder or a name on the hub that
             holds a reward model of transformers (a network with a classification head).
         class_path: Of a checkpoint: its class; None for the one that it names, which must be the collection's.
-        settings: Of a checkpoint: settings of the module that are to differ from it.
+        settings: Of a checkpoint: settings of the module that are to differ from it; of a model of transformers: those of
+            :class:`TransformersRM`, such as ``{"output": "helpfulness"}`` where it has several.
         tokenizer: Where the tokenizer lies now, if not where it was in training.
         checkpoint: Which checkpoint of a run's folder: the best by what it monitors, where it monitors something, or the last.
         revision: Branch, tag or commit of a name on the hub.
@@ -61,13 +62,12 @@ def open_model(
         ValueError: If it cannot be read, or its text format cannot be had any more.
     """
     path = Path(source).expanduser()
-    if path.is_dir() and not (path / "config.json").is_file():
+    if path.is_dir() and not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
         path = run_checkpoint(path, checkpoint)
     if path.is_file():
         return _of_checkpoint(path, class_path, settings, tokenizer)
-    given = {"class_path": class_path, "settings": settings or None}
-    if named := [name for name, value in given.items() if value is not None]:
-        raise ValueError(f"{' and '.join(named)}: only of checkpoints, and {source} is none")
+    if class_path is not None:
+        raise ValueError(f"class_path: only of checkpoints, and {source} is none")
     if not path.is_dir() and _is_path(str(source)):
         raise FileNotFoundError(
             f"{source}: there is no such file or folder; name a checkpoint, a run's folder, an exported folder, or a reward model "
@@ -77,7 +77,11 @@ def open_model(
     from pluralign.models import TransformersRM
 
     module, text = TransformersRM.from_folder(
-        place, revision=revision, tokenizer=tokenizer, trust_remote_code=trust_remote_code
+        place,
+        revision=revision,
+        tokenizer=tokenizer,
+        trust_remote_code=trust_remote_code,
+        settings=settings,
     )
     exported = path.is_dir() and (path / EXPORTED).is_file()
     return OpenedModel(module, text, Path(place).name, place, kind="exported" if exported else "transformers")

@@ -16,6 +16,7 @@ from .responding import RespondingModule
 from .restored import restored_module
 from .reward import RewardModule
 from .rollouts import Rollouts, RolloutStore
+from .transformers_rm import TransformersRM
 
 __all__ = [
     "DPRM",
@@ -49,6 +50,7 @@ __all__ = [
     "Rollouts",
     "StoredFeatures",
     "TokenSource",
+    "TransformersRM",
     "UserAccuracy",
     "few_shot_curve",
     "generate",

@@ -2,7 +2,7 @@
 
 from typing import Unpack
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
 from pluralign.datamodules.checks import check_range
@@ -53,7 +53,7 @@ class BradleyTerryRM(RewardModule):
         check_range("label_smoothing", label_smoothing, at_least=0, at_most=1)
         check_range("reward_centering", reward_centering, at_least=0)
         self.label_smoothing, self.reward_centering = label_smoothing, reward_centering
-        self.head: RewardHead | None = None
+        self.head: nn.Module | None = None
 
     def configure_model(self) -> None:
         """Build backbone and head, unless they are built."""

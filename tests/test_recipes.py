@@ -8,11 +8,13 @@ import torch
 import yaml
 
 import pluralign.commands.checkpoints
+import pluralign.datamodules
 from pluralign.train import main
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 CHAINS = [path for path in CONFIGS if "\nstages:\n" in path.read_text(encoding="utf-8")]
-RECIPES = [path for path in CONFIGS if path not in CHAINS]
+EVALUATIONS = [path for path in CONFIGS if path.stem.startswith("evaluate_")]
+RECIPES = [path for path in CONFIGS if path not in (*CHAINS, *EVALUATIONS)]
 STRATEGIES = [
     pytest.param(
         path,
@@ -48,6 +50,24 @@ def test_a_chain_says_how_to_run_and_go_on(path):
     head = path.read_text(encoding="utf-8").partition("\nfolder:")[0]
     assert all(line.startswith("#") for line in head.splitlines())
     assert f"pluralign stages --config configs/{path.name}" in head and "Interrupted?" in head
+
+
+@pytest.mark.parametrize("path", EVALUATIONS, ids=lambda path: path.stem)
+def test_data_sets_of_an_evaluation_are_built_and_missing_ones_say_where_to_get_them(
+    path, tmp_path, monkeypatch
+):
+    text = path.read_text(encoding="utf-8")
+    head = text[: text.index("\nrewardbench:")]
+    assert all(line.startswith("#") for line in head.splitlines())
+    assert f"pluralign evaluate MODEL OTHER_MODEL --data configs/{path.name}" in head
+    assert "Interrupted?" in head and "--resume" in head
+    monkeypatch.chdir(tmp_path)
+    for name, entry in yaml.safe_load(text).items():
+        data = getattr(pluralign.datamodules, entry["class_path"])(**entry.get("init_args", {}))
+        assert data.name == name and "test" in data.splits
+        if "data_dir" in entry.get("init_args", {}):
+            with pytest.raises(FileNotFoundError, match=entry["init_args"]["data_dir"]):
+                next(data.records("test"))
 
 
 TINY = (

@@ -8,7 +8,7 @@ from .integrity import cache_damage
 from .preparation import report_split, tokenise
 from .prompt_tokens import TOO_LONG, PromptText, PromptTokenizer, PromptTokens
 from .reader import DataReader
-from .rendering import without_keys
+from .rendering import ChatRendering, PlainRendering, without_keys
 from .report import SplitReport
 from .rows import (
     TokenRow,
@@ -31,8 +31,10 @@ __all__ = [
     "WORDS",
     "CacheReader",
     "CacheWriter",
+    "ChatRendering",
     "ComparisonView",
     "DataReader",
+    "PlainRendering",
     "PromptText",
     "PromptTokenizer",
     "PromptTokens",

@@ -245,4 +245,7 @@ def _official(data: EvaluationData, scores: Mapping[str, Scores]) -> OfficialTab
             reasons[name] = "the rule does not hold for these records"
             continue
         rule, numbers[name] = official.rule, dict(official.numbers)
+    if not numbers:  # that no model has any is said, too
+        empty = data.module.official_scores([], [])
+        rule = "" if empty is None else empty.rule
     return OfficialTable(data.name, rule, numbers, reasons)

@@ -1,5 +1,6 @@
 """Networks that read batches: loading, rows, packing, heads."""
 
+from .classifier import WholeClassifier
 from .dropout import attention_drops, dropout_rates, with_attention_dropout, without_dropout
 from .head import RewardHead
 from .kinds import views_differ
@@ -19,6 +20,7 @@ __all__ = [
     "RewardHead",
     "Several",
     "StoredFeatures",
+    "WholeClassifier",
     "added_keys",
     "attention_drops",
     "configured_positions",

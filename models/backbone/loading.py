@@ -28,6 +28,9 @@ __all__ = [
     "num_positions",
 ]
 
+HEADS = frozenset(("score", "classifier"))
+"""What classes of transformers call their head."""
+
 
 @dataclass(frozen=True)
 class BackboneConfig:
@@ -204,6 +207,11 @@ def load_model(config: BackboneConfig, *, language_head: bool = False) -> "PreTr
             raise ValueError(
                 f"backbone.name={config.name!r} has no weights for {', '.join(missing[:5])}, ...: not a "
                 f"checkpoint of this architecture{also}"
+            )
+        if heads := [key for key in sorted(report["unexpected_keys"]) if HEADS & set(key.split("."))]:
+            rank_zero_warn(
+                f"backbone.name={config.name!r} is a reward model or classifier with a head of its own ({heads[0]}), which is left "
+                "out, and a new head is trained: model.class_path=TransformersRM goes on with it"
             )
     _check_fields(network, set(config.config) - {"model_type"})
     if network.is_encoder_decoder:

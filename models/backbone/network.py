@@ -73,12 +73,19 @@ class Backbone(nn.Module):
         language_head: The network's own language-model head, trained where its whole body is; None unless asked for.
     """
 
-    def __init__(self, config: BackboneConfig, *, language_head: bool = False) -> None:
+    def __init__(
+        self,
+        config: BackboneConfig,
+        *,
+        language_head: bool = False,
+        body: "PreTrainedModel | None" = None,
+    ) -> None:
         """Load or initialise the network, adapt it and settle the layout.
 
         Args:
             config: What to build.
             language_head: Whether to keep the network's language-model head, from the same files.
+            body: The network, where it was loaded before, with a head that is kept elsewhere; None to load it.
 
         Raises:
             ValueError: If weights are missing for part of the network, ``layout="shared"`` is wrong for it, or it has no
@@ -86,7 +93,7 @@ class Backbone(nn.Module):
         """
         super().__init__()
         self.config = config
-        model, head = load_model(config, language_head=language_head), None
+        model, head = body or load_model(config, language_head=language_head), None
         self._whole: tuple[PreTrainedModel, ...] = ()  # no part of this one: its own parts are
         if language_head:
             self._whole = (model,)

@@ -182,6 +182,8 @@ def test_who_wrote_the_responses(dataset, tmp_path):
         assert len(batch["system_id"]) == len(batch["response_index"])
 
 
+EQUAL = {"LLMBarDataModule": 0.5, "RewardBench2DataModule": 0.25}
+"""What a benchmark gives a model with one reward for every text, where that is not 0."""
 BENCHMARKS = [
     dataset for dataset in DATASETS if dataset.official_scores is not PreferenceDataModule.official_scores
 ]
@@ -213,12 +215,24 @@ def test_a_benchmark_scores_what_is_right_wrong_and_equal(dataset, tmp_path):
     numbers = {name: value for name, value in best.numbers.items() if not name.endswith("ties")}
     assert numbers and all(1 <= value <= 1.01 for value in numbers.values())
     assert all(-0.01 <= value <= 0 for value in worst.numbers.values())
+    parts = {name: value for name, value in tied.numbers.items() if name in numbers and name != "average"}
+    assert parts.pop("Ties", 0) == 0 and set(parts.values()) == {EQUAL.get(dataset.__name__, 0)}
     assert best.numbers.keys() == worst.numbers.keys() == tied.numbers.keys()
     assert [item["id"] for item in best.items] == [record.id for record in found]
     assert best.rule and json.dumps(best._asdict())
+    assert data.official_scores([], []) == ({}, [], best.rule)
     with pytest.raises(ValueError, match=re.escape(f"record {found[0].id!r} must be finite")):
         data.official_scores(found, [[math.nan] * len(right[0]), *right[1:]])
     with pytest.raises(ValueError, match="must be one for each of its"):
         data.official_scores(found, [[1.0], *right[1:]])
     with pytest.raises(ValueError, match="one list for each"):
         data.official_scores(found, right[1:])
+
+
+def test_the_page_on_benchmarks_says_what_equal_rewards_get():
+    text = (Path(__file__).parents[3] / "docs" / "concepts" / "benchmarks.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[[^]]+\]\(\.\./data_sets/(\w+)\.md\) .*\| ([\d.]+) \|$", text, re.MULTILINE)
+    names = {dataset.__module__.split(".")[3]: dataset.__name__ for dataset in BENCHMARKS}
+    assert {names[page]: float(value) for page, value in rows} == {
+        name: EQUAL.get(name, 0) for name in names.values()
+    }

@@ -1,0 +1,152 @@
+"""``pluralign export``: a reward model as a folder that plain transformers loads."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pluralign.inference import open_model
+from pluralign.inference.exporting import (
+    Choice,
+    ExportReport,
+    Parity,
+    check_target,
+    export_folder,
+    loading_code,
+)
+
+from .program import EPILOG
+
+__all__ = ["export"]
+
+
+def export(words: Sequence[str]) -> None:
+    """Write a reward model as a folder that plain transformers loads: a checkpoint, or a run.
+
+    One reward goes into one folder: everybody's, a user's or a group's (PAL), a domain's (CustomizedRM), an ensemble's or a
+    member's, the reward that DPRM expects, or its labels. Before the folder takes its place, plain transformers loads it in a
+    process that cannot import this project, and its rewards are compared.
+
+    Raises:
+        FileExistsError: If there is something that is not to be replaced.
+        FileNotFoundError: If the model is not there.
+        RuntimeError: If plain transformers gives other rewards.
+        ValueError: If options do not go together, or the model has no such reward.
+    """
+    options = _parser().parse_args(words)
+    choice = Choice(
+        user=options.user,
+        users=tuple(options.users),
+        domain=options.domain,
+        output=options.output_kind,
+        member=options.member,
+    )
+    folder = Path(options.output)
+    check_target(folder, overwrite=options.overwrite, source=options.source)
+    opened = open_model(
+        options.source,
+        class_path=options.class_path,
+        tokenizer=options.tokenizer,
+        checkpoint=options.checkpoint,
+        trust_remote_code=options.trust_remote_code,
+    )
+    report = export_folder(
+        opened,
+        folder,
+        choice=choice,
+        adapter=options.adapter,
+        dtype=options.dtype,
+        check=options.check,
+        allow_difference=options.allow_difference,
+        overwrite=options.overwrite,
+    )
+    _show(report, Console())
+
+
+def _show(report: ExportReport, console: Console) -> None:
+    """Say what was written, and what plain transformers makes of it."""
+    said = {
+        "classification": f"the classification class of {report.family}",
+        "own_code": f"a modelling file of its own (trust_remote_code=True): {report.why}",
+        "adapter": f"adapter and head over {report.base}",
+    }[report.form]
+    lines = [
+        f"{report.folder}: {report.size / 2**20:,.1f} MiB, {report.dtype}, {said}",
+        f"logits: {', '.join(report.outputs)} ({report.meaning})",
+    ]
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    if report.parity is None:
+        console.print("plain transformers has not tried the folder (--check none)", style="yellow")
+    else:
+        console.print(_parity_table(report.parity))
+    console.print(loading_code(report), soft_wrap=True, highlight=False, markup=False)
+
+
+def _parity_table(parity: Parity) -> Table:
+    where = "in a process without pluralign" if parity.apart else "in this process"
+    table = Table(
+        title=f"plain transformers {parity.versions['transformers']} {where}: largest difference of {parity.conversations} "
+        f"conversations, rewards up to {parity.largest_reward:.3g}",
+        title_justify="left",
+    )
+    for column in ("loaded with", "network", "alone", "padded right", "padded left", "same order"):
+        table.add_column(column, justify="left" if column in ("loaded with", "network") else "right")
+    for load in parity.loads:
+        numbers = [f"{load.differences[way]:.1e}" for way in ("alone", "right", "left")]
+        asked = "no dtype" if load.asked is None else f"dtype={load.asked}"
+        table.add_row(asked, load.dtype, *numbers, f"{100 * load.same_order:.1f} %")
+    return table
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pluralign export",
+        description=" ".join((export.__doc__ or "").partition("Raises:")[0].split()),
+        epilog=EPILOG,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="checkpoint, or a run's folder")
+    add("-o", "--output", required=True, metavar="FOLDER", help="folder to write")
+    add("--overwrite", action="store_true", help="replace the folder, if an export wrote it")
+    add("--checkpoint", choices=("best", "last"), default="best", help="which one of a run (%(default)s)")
+    add("--class_path", metavar="CLASS", help="the module's class, where it is not the collection's")
+    add("--tokenizer", metavar="NAME", help="where the tokenizer lies now, if not where it was in training")
+    add("--trust_remote_code", action="store_true", help="let code run that ships with the base")
+    add("--user", help="of PAL: whose reward it is (the mean of all users)")
+    add(
+        "--users",
+        nargs="+",
+        default=[],
+        metavar="USER",
+        help="of PAL: a group of users, whose mean reward it is",
+    )
+    add("--domain", help="of CustomizedRM: of which domain (the general one)")
+    add("--member", help="of EnsembleVoteRM: one member, such as member_0 (what the ensemble makes of all)")
+    add(
+        "--output_kind",
+        choices=("reward", "labels", "members", "basis", "domains"),
+        help="what the logits are: one reward (the default), the labels of DPRM, or the rewards of all members, prototypes or domains",
+    )
+    add(
+        "--adapter",
+        action="store_true",
+        help="write adapter and head alone, as PEFT loads them over the base",
+    )
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the network's weights; loaded with no dtype named, a float32 folder is exact (%(default)s)",
+    )
+    add(
+        "--check",
+        choices=("apart", "here", "none"),
+        default="apart",
+        help="where plain transformers tries the folder: a process without pluralign, this one, or nowhere (%(default)s)",
+    )
+    add("--allow_difference", action="store_true", help="write the folder although rewards or tokens differ")
+    return parser

@@ -1,0 +1,104 @@
+"""A folder is there whole or not at all, and nothing is replaced that an export has not written."""
+
+import errno
+import json
+import os
+
+import pytest
+
+from pluralign.inference.exporting import check_target, export_folder, folder_written_whole
+from pluralign.models import BradleyTerryRM
+
+
+def old_folder(place):
+    place.mkdir()
+    (place / "pluralign.json").write_text("{}")
+    (place / "weights").write_text("old")
+    return place
+
+
+def test_a_full_disk_leaves_the_old_folder(opened, tmp_path, monkeypatch):
+    place = old_folder(tmp_path / "out")
+    from transformers import PreTrainedModel
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
+    with pytest.raises(
+        OSError,
+        match=r"could not write .*out.*No space left.*GiB are free.*the folder that was there before is as it was",
+    ):
+        export_folder(opened(BradleyTerryRM), place, overwrite=True, check="here")
+    assert (place / "weights").read_text() == "old" and [*tmp_path.iterdir()] == [place]
+
+
+def test_a_full_disk_that_safetensors_meets(opened, tmp_path, monkeypatch):
+    import safetensors.torch
+    from safetensors import SafetensorError
+
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
+    place = old_folder(tmp_path / "out")
+    with pytest.raises(OSError, match="No space left") as raised:
+        export_folder(opened(BradleyTerryRM), place, overwrite=True, check="none")
+    assert raised.value.errno == errno.ENOSPC
+    assert (place / "weights").read_text() == "old" and [*tmp_path.iterdir()] == [place]
+
+
+def test_what_fails_while_it_is_put_in_place_leaves_the_old_folder(tmp_path, monkeypatch):
+    place, rename = old_folder(tmp_path / "out"), os.rename
+
+    def failing(self, target):
+        if str(self).endswith(".part"):
+            raise OSError(errno.EIO, "Input/output error")
+        rename(self, target)
+        return target
+
+    monkeypatch.setattr(type(place), "rename", failing)
+    with pytest.raises(OSError, match="Input/output error"), folder_written_whole(place) as part:
+        (part / "weights").write_text("new")
+    assert (place / "weights").read_text() == "old" and [*tmp_path.iterdir()] == [place]
+
+
+def test_a_new_folder_replaces_the_old_one_whole(tmp_path):
+    place = old_folder(tmp_path / "out")
+    with folder_written_whole(place) as part:
+        (part / "config.json").write_text("new")
+        assert (place / "weights").is_file(), "until all is written"
+    assert [path.name for path in place.iterdir()] == ["config.json"] and [*tmp_path.iterdir()] == [place]
+
+
+def test_what_a_killed_export_began_is_removed(tmp_path):
+    with folder_written_whole(tmp_path / "out") as part:
+        begun = part.name
+    process = os.getpid()
+    assert f".{process}." in begun
+    left = tmp_path / begun.replace(f".{process}.", ".4194304.")  # above the largest process number
+    left.mkdir()
+    with folder_written_whole(tmp_path / "out"):
+        assert not left.exists()
+
+
+def test_places_that_are_refused(tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "last.ckpt").write_text("")
+    for place in (run, run / "exported", tmp_path):
+        with pytest.raises(ValueError, match="where the model is read from"):
+            check_target(place, overwrite=True, source=str(run))
+    check_target(run / "exported", overwrite=False, source=str(run / "checkpoints" / "last.ckpt"))
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(FileExistsError, match="is there already: name another folder, or add --overwrite"):
+        check_target(other, overwrite=False, source=str(run))
+    check_target(other, overwrite=True, source=str(run))  # it is empty
+    (other / "thesis.tex").write_text("")
+    with pytest.raises(FileExistsError, match="no folder that `pluralign export` wrote"):
+        check_target(other, overwrite=True, source=str(run))
+    (other / "pluralign.json").write_text(json.dumps({}))
+    check_target(other, overwrite=True, source=str(run))
+    check_target(tmp_path / "new", overwrite=False, source="somebody/on-the-hub")
