@@ -108,7 +108,7 @@ class Recipes:
             "init_args": mixture | {"text": dict(BYTES), "loader": {"max_tokens": 8192}},
         }
         users = {"num_prototypes": 2, "user_init": "normal"}
-        members = {"num_members": 4, "members": "head", "resample": "comparisons"}
+        members = {"num_members": 4, "members": "head", "resample": "bootstrap"}
         domains = {"domains": DOMAINS, "per_domain": "head"}
         views = {"contrast": "swav", "views": "differences", "num_prototypes": 8}
         frozen, own = {"backbone": self.encoder}, {"backbone": TINY}
