@@ -29,7 +29,7 @@ OF = {measure.name: measure for measure in MEASURES}
 
 
 def board_tables(board: Board) -> Iterator[Table]:
-    """For each data set two tables of models by measures, then the pairs, then official numbers.
+    """For each data set two tables of models by measures and the best against the others, then official numbers.
 
     Args:
         board: What was found.
@@ -41,8 +41,8 @@ def board_tables(board: Board) -> Iterator[Table]:
         cells = [cell for cell in board.cells if cell.data == data.name]
         yield _measures(data, cells, FIRST, _title(data), _first_caption(data, cells))
         yield _measures(data, cells, SECOND, None, _second_caption(cells))
-    if board.paired:
-        yield _pairs(board)
+        if (against := _against_best(board, data)) is not None:
+            yield against
     for official in board.official:
         yield _official(official.data, official.rule, official.numbers, official.reasons)
 
@@ -117,28 +117,41 @@ def _second_caption(cells: Sequence[Cell]) -> str:
     return "\n".join(lines)
 
 
-def _pairs(board: Board) -> Table:
+def _against_best(board: Board, data: BoardData) -> Table | None:
+    """The best model against each of the others; None where there is none, or nobody else."""
+    standing = {cell.model: cell.standing for cell in board.cells if cell.data == data.name}
+    best = next((name for name, one in standing.items() if one == "best"), None)
+    if best is None or len(standing) < 2:
+        return None
     caption = (
-        f"difference in accuracy, the first less the second, on the comparisons that all models could read; p by exchanging the two "
-        f"prompt by prompt, corrected for {board.settings['tests']} tests (Holm)"
+        "difference in accuracy, in points, where all models could read both sides;\np by exchanging two models prompt by prompt; "
+        f"corrected (Holm) for {board.settings['tests']} tests:\nof every two models on all data, which board.json has"
     )
-    table = Table(title="Pairs", caption=caption, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("", overflow="fold")
-    for column in ("difference", "interval", "only first", "only second", "prompts", "p", "corrected"):
+    table = Table(
+        title=escape(f"{data.name}: {best} against"),
+        caption=caption,
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+    )
+    table.add_column("", overflow="fold", min_width=min(NAME, max(map(len, standing))))
+    for column in ("less", "interval", "right alone\nboth ways", "p", "corrected"):
         table.add_column(column, justify="right", no_wrap=True)
-    data = None
     for pair in board.paired:
-        if data is not None and pair.data != data:
-            table.add_section()
-        data = pair.data
-        low, high = pair.difference.low, pair.difference.high
+        if pair.data != data.name or best not in (pair.first, pair.second):
+            continue
+        other = pair.second if pair.first == best else pair.first
+        value, low, high = pair.difference.value, pair.difference.low, pair.difference.high
+        alone = pair.only_first, pair.only_second
+        if pair.first != best:
+            value = None if value is None else -value
+            low, high = (None if high is None else -high), (None if low is None else -low)
+            alone = alone[::-1]
         table.add_row(
-            escape(f"{pair.data}: {pair.first} - {pair.second}"),
-            "-" if pair.difference.value is None else f"{100 * pair.difference.value:+.1f}",
+            escape(other),
+            "-" if value is None else f"{100 * value:+.1f}",
             "-" if low is None or high is None else f"{100 * low:+.1f} to {100 * high:+.1f}",
-            f"{pair.only_first:,}",
-            f"{pair.only_second:,}",
-            f"{pair.prompts:,}",
+            f"{alone[0]:,} : {alone[1]:,}",
             _p(pair.p_value),
             _p(pair.p_corrected),
         )
