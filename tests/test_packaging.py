@@ -238,7 +238,9 @@ CONTRACTS = {
         top=("torch", "lightning"),
         inside=("transformers", "peft", "safetensors"),
     ),
-    "models/exported/modeling_pluralign.py": Contract(own=(), top=("torch", "transformers")),  # runs without us
+    "models/exported/modeling_pluralign.py": Contract(
+        own=(), top=("torch", "transformers")
+    ),  # runs without us
     "callbacks": Contract(
         own=(
             "pluralign.callbacks",
