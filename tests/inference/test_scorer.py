@@ -134,7 +134,7 @@ def test_which_checkpoint_a_run_has(tmp_path, trainer, tiny):
     with pytest.raises(FileNotFoundError, match=r"the runs beneath are .*version_0'?: name one"):
         pluralign.load(tmp_path / "run")
     (folder / "step=1.ckpt").unlink()
-    with pytest.raises(FileNotFoundError, match="which was the best according to .*, is gone"):
+    with pytest.raises(FileNotFoundError, match=r"which was the best according to .*, is gone"):
         pluralign.load(folder.parent)
 
 
