@@ -76,8 +76,11 @@ def model_card(
     unsafe = " It runs code that ships with the weights: read it first." if subject.own_code else ""
     sections = (
         ("", f"# {subject.folder}\n\n{subject.about}"),
-        ("What a score means" if subject.task == "text-classification" else "What it is for", subject.meaning),
-        ("How to load it", f"```python\n{subject.code}\n```\n\n{subject.tokens}{unsafe}"),
+        (
+            "What a score means" if subject.task == "text-classification" else "What it is for",
+            subject.meaning,
+        ),
+        ("How to load it", f"```python\n{_portable(subject.code)}\n```\n\n{subject.tokens}{unsafe}"),
         ("Does plain transformers give the same", subject.check),
         ("Training data", f"{data_lines(training)}\n\n{counts(training)}"),
         ("Recipe", recipe(training)),
@@ -137,7 +140,9 @@ def _licences(subject: CardSubject, training: TrainingRecord, licence: str | Non
         base = "none: the network started from random weights"
     else:
         base = f"`{_shown(subject.base)}`: {UNKNOWN} here, see its own card"
-    data = "\n".join(f"- data `{each.name}`: {each.licence}" for each in training.data) or f"- data: {UNKNOWN}"
+    data = (
+        "\n".join(f"- data `{each.name}`: {each.licence}" for each in training.data) or f"- data: {UNKNOWN}"
+    )
     whole = licence or f"{UNKNOWN}: whoever exported did not say; it follows from the terms below"
     return f"- these weights: {whole}\n- base {base}\n{data}\n- code of pluralign: Apache-2.0"
 
@@ -153,10 +158,13 @@ def _shown(base: str) -> str:
     return base if _hub_name(base) else Path(base).name
 
 
+def _portable(code: str) -> str:
+    """Code in which the home folder is that of whoever runs it."""
+    quoted = re.sub(rf'"{re.escape(str(Path.home()))}(/[^"\n]*)"', r'os.path.expanduser("~\1")', code)
+    return code if quoted == code else f"import os\n{quoted}"
+
+
 def _homeless(text: str) -> str:
-    """Text without the home folder: code asks for it where it runs."""
+    """Text without the home folder."""
     home = str(Path.home())
-    if len(home) < 2:
-        return text
-    quoted = re.sub(rf'"{re.escape(home)}((?:/[^"\n]*)?)"', r'__import__("os").path.expanduser("~\1")', text)
-    return re.sub(rf"{re.escape(home)}(?![\w-])", "~", quoted)
+    return re.sub(rf"{re.escape(home)}(?![\w-])", "~", text) if len(home) > 1 else text

@@ -60,7 +60,12 @@ def _results(task: str, board: Board | None, model: str | None) -> list["EvalRes
     found = []
     for data in board.data:
         accuracy = next(
-            (each.measures["accuracy"] for each in board.cells if (each.model, each.data) == (model, data.name)), None
+            (
+                each.measures["accuracy"]
+                for each in board.cells
+                if (each.model, each.data) == (model, data.name)
+            ),
+            None,
         )
         if accuracy is None or accuracy.value is None:
             continue

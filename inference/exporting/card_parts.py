@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 from inspect import cleandoc
-from typing import Any
 
 from pluralign import __version__
 
@@ -37,7 +36,9 @@ def counts(training: TrainingRecord) -> str:
         reasons = {**_reasons(report.get("invalid")), **_reasons(report.get("dropped"))}
         dropped = "; ".join(f"{reason}: {number}" for reason, number in reasons.items()) or "nothing"
         rows.append([split, *(str(report.get(key, UNKNOWN)) for key in keys), dropped])
-    return table(["split", "rows", "records", "responses", "comparisons", "prompts cut", "left out, by reason"], rows)
+    return table(
+        ["split", "rows", "records", "responses", "comparisons", "prompts cut", "left out, by reason"], rows
+    )
 
 
 def recipe(training: TrainingRecord) -> str:
@@ -52,7 +53,9 @@ def recipe(training: TrainingRecord) -> str:
         lines.append(f"- Code: {UNKNOWN} (no git state was kept)")
     else:
         changed = {True: ", with changes that were not committed", False: "", None: ", changes not known"}
-        lines.append(f"- Code: git commit {git['commit'][:12]} of the folder of training{changed[git.get('changed')]}")
+        lines.append(
+            f"- Code: git commit {git['commit'][:12]} of the folder of training{changed[git.get('changed')]}"
+        )
     where = [f"{session[name]}" for name in ("device", "precision") if session.get(name)]
     processes = f", {session['processes']} process(es)" if session.get("processes") else ""
     lines.append(f"- Device and precision: {', '.join(where) + processes if where else UNKNOWN}")
@@ -70,13 +73,19 @@ def recipe(training: TrainingRecord) -> str:
 def validation(training: TrainingRecord) -> str:
     """What the run measured at the checkpoint's step."""
     if not training.numbers:
-        last = "" if training.validated is None else f"; the run's last validation was at step {training.validated}"
+        last = (
+            ""
+            if training.validated is None
+            else f"; the run's last validation was at step {training.validated}"
+        )
         return f"Validation at the checkpoint's step: {NOT_MEASURED}{last}."
     known = [f"val/{name}" for name in SHOWN]
     rows = [[name, f"{training.numbers[name]:.4g}"] for name in known if name in training.numbers]
     rows = rows or [[name, f"{value:.4g}"] for name, value in sorted(training.numbers.items())]
+    limit = training.recipe.get("trainer", {}).get("limit_val_batches", 1.0)
+    part = "" if limit in (1.0, None) else f" (limit_val_batches: {limit})"
     return (
-        f"Validation at step {training.step}, on the validation split above; intervals were {NOT_MEASURED}:\n\n"
+        f"Validation at step {training.step}, on the validation split above{part}; intervals were {NOT_MEASURED}:\n\n"
         + table(["number", "value"], rows)
     )
 
@@ -89,7 +98,10 @@ def evaluation(board: Board | None, model: str | None) -> str:
     parts = [f"By `pluralign evaluate`, with 95 % intervals by prompt; rewards of: {described.whose}."]
     for data in board.data:
         cell = board.cell(model, data.name)
-        rows = [[each.title, _measured(cell.measures.get(each.name), each.form), each.meaning] for each in MEASURES]
+        rows = [
+            [each.title, _measured(cell.measures.get(each.name), each.form), each.meaning]
+            for each in MEASURES
+        ]
         shown = table(["number", "value [interval]", "meaning"], rows)
         parts.append(
             f"`{data.name}`, split {data.split}: {data.comparisons} comparisons of {data.prompts} prompts (fingerprint "
@@ -102,7 +114,9 @@ def evaluation(board: Board | None, model: str | None) -> str:
 def limits(task: str, training: TrainingRecord, board: Board | None, model: str | None) -> str:
     """Whose opinions these are, and what nobody has looked at."""
     people = (
-        f"{training.users} users of the training data" if training.users else "whoever judged the training data, who is not named there"
+        f"{training.users} users of the training data"
+        if training.users
+        else "whoever judged the training data, who is not named there"
     )
     lines = [
         f"Opinions: of {people}. Whether they speak for anybody else: {NOT_MEASURED}.",
@@ -125,20 +139,24 @@ def limits(task: str, training: TrainingRecord, board: Board | None, model: str 
 
 def citation(method: type) -> str:
     """The software, and the paper of the method as its class names it."""
-    year_free = (
+    software = (
         "@software{pluralign,\n  author = {{The pluralign contributors}},\n"
         "  title = {pluralign: Lightning modules for pluralistic reward modelling},\n"
         f"  version = {{{__version__}}},\n  license = {{Apache-2.0}}\n}}"
     )
     paper = _paper(method)
     told = f"The method's source: {paper}" if paper else "The method's source: none is named."
-    return f"```bibtex\n{year_free}\n```\n\n{told}"
+    return f"```bibtex\n{software}\n```\n\n{told}"
 
 
 def _paper(method: type) -> str:
     """Source of a class without where it departs from it; of the nearest class above that names one."""
     for kind in method.__mro__:
-        match = re.search(r"^Source:\n((?:    .*(?:\n|$)|\n(?=    ))+)", cleandoc(kind.__dict__.get("__doc__") or ""), re.MULTILINE)
+        match = re.search(
+            r"^Source:\n((?:    .*(?:\n|$)|\n(?=    ))+)",
+            cleandoc(kind.__dict__.get("__doc__") or ""),
+            re.MULTILINE,
+        )
         if match:
             text = " ".join(match[1].split()).partition("Departures")[0].strip()
             return re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text)
@@ -156,7 +174,7 @@ def table(columns: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
-def _reasons(told: Any) -> dict[str, int]:
+def _reasons(told: object) -> dict[str, int]:
     return dict(told) if isinstance(told, Mapping) else {}
 
 

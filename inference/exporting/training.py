@@ -18,6 +18,8 @@ RECORD, CONFIG = "run.json", "config.yaml"
 SECRET = re.compile(r"(?i)(api_?key|token|secret|password)$")
 """The end of the name of a setting whose value is nobody's business."""
 HUB = re.compile(r"https://huggingface\.co/datasets/([\w.-]+/[\w-]+(?:\.[\w-]+)*)")
+HOUSEKEEPING = ("logger", "callbacks", "default_root_dir", "enable_progress_bar", "enable_model_summary")
+"""Settings of the trainer that change no weight."""
 UNKNOWN = "not known"
 
 
@@ -91,7 +93,11 @@ def training_record(place: str | Path) -> TrainingRecord:
     kept = module or next((name for name in content if name.endswith("DataModule")), "")
     names = tuple(told.get("caches", {}))
     numbers, validated = _numbers(run.get("numbers", {}), step)
-    sections = {name: config[name] for name in ("seed_everything", "model", "data", "trainer") if name in config}
+    sections = {name: config[name] for name in ("seed_everything", "model", "data") if name in config}
+    if config.get("trainer"):
+        sections["trainer"] = {
+            name: value for name, value in config["trainer"].items() if name not in HOUSEKEEPING
+        }
     return TrainingRecord(
         data=tuple(data_set_terms(name) for name in names or ([kept] if kept else [])),
         fingerprints=told.get("caches", {}),
@@ -102,7 +108,9 @@ def training_record(place: str | Path) -> TrainingRecord:
         step=step,
         numbers=numbers,
         validated=validated,
-        recipe=_plain(sections or {"model": _hyperparameters(content)}),
+        recipe={
+            name: _plain(value) for name, value in (sections or {"model": _hyperparameters(content)}).items()
+        },
         session=run.get("sessions", [{}])[-1],
     )
 
@@ -123,9 +131,10 @@ def data_set_terms(name: str) -> DataSetTerms:
             for key in ("Source", "Licence")
             if (match := re.search(rf"^\* {key}: ((?:.|\n(?!\*|\n))*)", text, re.MULTILINE))
         }
-        source = told.get("Source", UNKNOWN)
+        source, _, within = told.get("Source", UNKNOWN).partition(" Licence: ")
+        told.setdefault("Licence", within.partition(". ")[0] or UNKNOWN)
         return DataSetTerms(
-            str(getattr(kind, "name", name)), source, told.get("Licence", UNKNOWN), tuple(HUB.findall(source))
+            str(getattr(kind, "name", name)), source, told["Licence"], tuple(HUB.findall(source))
         )
     return DataSetTerms(name)
 
@@ -167,9 +176,9 @@ def _numbers(noted: Mapping[str, Any], step: int | None) -> tuple[dict[str, floa
     return found, max(steps, default=None)
 
 
-def _plain(value: Any, name: str = "") -> Any:
+def _plain(value: object, name: str = "") -> object:
     """Settings without what is not set, without secrets, and with the last name alone of paths that say where somebody keeps files."""
-    if SECRET.search(name) and isinstance(value, str) and value and name not in ("pad_token", "end_token"):
+    if SECRET.search(name) and isinstance(value, str) and value:
         return "***"
     if isinstance(value, Mapping):
         inner = {key: _plain(entry, str(key)) for key, entry in value.items()}
