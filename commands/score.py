@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -20,7 +19,7 @@ from rich.progress import (
 from pluralign.datamodules import LocalDataModule
 from pluralign.datamodules.checks import check_range
 from pluralign.datamodules.records import hash_files
-from pluralign.inference import ScoredParts, Scorer, open_model, score_records
+from pluralign.inference import ScoredParts, Scorer, num_rows, open_model, score_records
 
 from .program import EPILOG
 
@@ -88,7 +87,7 @@ def _run(scorer: Scorer, data: LocalDataModule, parts: ScoredParts, options: arg
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True, disable=not sys.stdout.isatty()) as progress:
-        task = progress.add_task("scoring", total=_rows(data.files("predict")), rate="")
+        task = progress.add_task("scoring", total=num_rows(data.files("predict")), rate="")
         done = tokens = 0
         steps = score_records(
             scorer, records, parts, chunk=options.chunk, labels=options.labels, members=options.members
@@ -107,23 +106,6 @@ def _run(scorer: Scorer, data: LocalDataModule, parts: ScoredParts, options: arg
         highlight=False,
         markup=False,
     )
-
-
-def _rows(files: Sequence[Path]) -> int | None:
-    """Rows of files, where that can be told without reading them as rows."""
-    number = 0
-    for path in files:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            number += int(pq.ParquetFile(path).metadata.num_rows)
-        elif path.suffix in (".jsonl", ".ndjson"):
-            with suppress(OSError), path.open("rb") as stream:
-                while block := stream.read(2**20):
-                    number += block.count(b"\n")
-        else:
-            return None
-    return number
 
 
 def _columns(given: Sequence[str]) -> dict[str, str | None]:
@@ -185,6 +167,13 @@ def _parser() -> argparse.ArgumentParser:
         default="error",
         help="what a response gets that the text format does not take, such as a longer one: an error, or no reward (%(default)s)",
     )
+    _add_options_of_files(parser)
+    return parser
+
+
+def _add_options_of_files(parser: argparse.ArgumentParser) -> None:
+    """What is read and written, and how fast."""
+    add = parser.add_argument
     add("--labels", action="store_true", help="write the distribution over labels, too")
     add("--members", action="store_true", help="write each member's, prototype's or domain's reward, too")
     add(
@@ -212,4 +201,3 @@ def _parser() -> argparse.ArgumentParser:
         help="bound on rows x padded length of a batch (%(default)s)",
     )
     add("--chunk", type=int, default=1024, help="records that are scored and kept together (%(default)s)")
-    return parser

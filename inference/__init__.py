@@ -17,7 +17,7 @@ from .responding import ResponseFile, response_printer, write_responses
 from .responses import JoinedResponses, PairedResponse, WrittenResponse, join_responses, read_responses
 from .rewards import ModuleReward
 from .scorer import Judgement, Scorer, load
-from .scoring import ScoredParts, Scores, score_records
+from .scoring import ScoredParts, Scores, num_rows, score_records
 from .trl_reward import TRLReward
 from .voting import Ballots, SplitVotes, cast_votes, check_votes, gather_votes, member_ballots
 
@@ -51,6 +51,7 @@ __all__ = [
     "join_responses",
     "load",
     "member_ballots",
+    "num_rows",
     "open_model",
     "pair_verdicts",
     "read_responses",

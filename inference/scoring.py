@@ -20,7 +20,7 @@ from .scorer import Scorer
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["FORMATS", "ScoredParts", "Scores", "score_records"]
+__all__ = ["FORMATS", "ScoredParts", "Scores", "num_rows", "score_records"]
 
 FORMATS = (".parquet", ".jsonl")
 """Endings of files of scores."""
@@ -159,6 +159,27 @@ def score_records(
         table, scores = _scored(scorer, taken, labels=labels, members=members)
         parts.add(table)
         yield scores
+
+
+def num_rows(files: Sequence[Path]) -> int | None:
+    """Rows of files, where that can be told without reading them as rows; None elsewhere.
+
+    Args:
+        files: That are there.
+    """
+    number = 0
+    for path in files:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            number += int(pq.ParquetFile(path).metadata.num_rows)
+        elif path.suffix in (".jsonl", ".ndjson"):
+            with path.open("rb") as stream:
+                while block := stream.read(2**20):
+                    number += block.count(b"\n")
+        else:
+            return None
+    return number
 
 
 def _scored(

@@ -238,7 +238,9 @@ CONTRACTS = {
         top=("torch", "lightning"),
         inside=("transformers", "peft", "safetensors"),
     ),
-    "models/exported/modeling_pluralign.py": Contract(own=(), top=("torch", "transformers")),  # runs without us
+    "models/exported/modeling_pluralign.py": Contract(
+        own=(), top=("torch", "transformers")
+    ),  # runs without us
     "callbacks": Contract(
         own=(
             "pluralign.callbacks",
@@ -263,9 +265,10 @@ CONTRACTS = {
             "pluralign.datamodules",
             "pluralign.metrics",
             "pluralign.callbacks.pictures",
+            "pluralign.__version__",
         ),
         top=("torch", "lightning", "numpy", "rich"),
-        inside=("transformers", "peft", "safetensors"),
+        inside=("transformers", "peft", "safetensors", "pyarrow"),
     ),
     "inference/serving": Contract(
         own=("pluralign.inference", "pluralign.datamodules"),
