@@ -16,6 +16,7 @@ from pluralign.datamodules.whole_files import written_whole
 from pluralign.inference import Scorer, open_model
 from pluralign.inference.board import (
     Contestant,
+    Evaluation,
     EvaluationData,
     Resampling,
     Watch,
@@ -80,6 +81,11 @@ def evaluate(words: Sequence[str]) -> None:
             worst=options.worst,
             watch=watch,
         )
+    _report(folder, found, console)
+
+
+def _report(folder: Path, found: Evaluation, console: Console) -> None:
+    """Write and show what was found."""
     write_items(folder / "items.parquet", folder / "responses.parquet", found.scored)
     found.board.write(folder / BOARD)
     with written_whole(folder / REPORT) as stream:

@@ -210,7 +210,7 @@ def old_run(folder, losses, *, method="PAL"):
 def several(tmp_path, monkeypatch, trained):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
-    old_run(tmp_path / "runs" / "old", [0.7, 0.5, 0.6])
+    old_run(tmp_path / "runs" / "old", [0.7, 0.5, 0.6, float("nan")])
     for name, change in (("killed", {}), ("elsewhere", {"host": "another", "process": 1})):
         folder = tmp_path / "runs" / name
         folder.mkdir()
@@ -348,3 +348,43 @@ def test_a_page_of_runs(several, capsys):
         and "model.class_path" in differences
         and "data.class_path" not in differences
     )
+
+
+LOGGER = '''
+from lightning.pytorch.loggers import Logger
+
+
+class PlatformLogger(Logger):
+    """Stands for one of a platform: takes numbers, and has no folder."""
+
+    rows = []
+    name, version = "platform", 0
+
+    def __init__(self, project: str) -> None:
+        self.project = project
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append((self.project, step, dict(metrics)))
+
+    def log_hyperparams(self, *given, **named):
+        pass
+'''
+
+
+def test_a_logger_of_a_platform_beside_the_run_s_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path("platform_logger.py").write_text(LOGGER)
+    both = [
+        {"class_path": "RunLogger", "init_args": {"tensorboard": False}},
+        {"class_path": "platform_logger.PlatformLogger", "init_args": {"project": "pies"}},
+    ]
+    trainer = RECIPE["trainer"] | {"logger": both, "callbacks": None}
+    Path("recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"trainer": trainer}))
+    main(["fit", "--config", "recipe.yaml"])
+    from platform_logger import PlatformLogger
+
+    assert any(project == "pies" and "val/loss" in values for project, _, values in PlatformLogger.rows)
+    folder = Path("runs", "lightning_logs", "version_0")
+    assert record_of(folder)["status"] == "finished" and (folder / "metrics.csv").is_file()
+    assert not list(folder.glob("events.*"))
