@@ -178,6 +178,13 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="read scores that an evaluation before has kept in the folder, of the same weights and texts",
     )
+    _add_running(parser)
+    return parser
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
+    """Options of how models run, and of intervals."""
+    add = parser.add_argument
     add(
         "--checkpoint",
         choices=get_args(Which),
@@ -209,4 +216,3 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="disagreements of each model and data set that the board shows (%(default)s)",
     )
-    return parser

@@ -235,7 +235,7 @@ def test_runs_are_listed_with_their_numbers(several, capsys):
     old, *others = json.loads(capsys.readouterr().out)
     assert (old["name"], old["steps"], old["best"]["val/loss"], old["last"]["val/loss"]) == (
         "old",
-        30,
+        40,
         0.5,
         0.6,
     )
