@@ -12,9 +12,11 @@ from pluralign.inference.exporting import (
     Choice,
     ExportReport,
     Parity,
+    check_push,
     check_target,
     export_folder,
     loading_code,
+    push_folder,
 )
 
 from .program import EPILOG
@@ -45,6 +47,12 @@ def export(words: Sequence[str]) -> None:
     )
     folder = Path(options.output)
     check_target(folder, overwrite=options.overwrite, source=options.source)
+    if options.push_to_hub is not None:
+        check_push(options.push_to_hub)
+    elif options.public:
+        raise ValueError(
+            "--public says who sees what is pushed: add --push_to_hub OWNER/NAME, or leave it out"
+        )
     opened = open_model(
         options.source,
         class_path=options.class_path,
@@ -62,7 +70,13 @@ def export(words: Sequence[str]) -> None:
         allow_difference=options.allow_difference,
         overwrite=options.overwrite,
     )
-    _show(report, Console())
+    console = Console()
+    _show(report, console)
+    if options.push_to_hub is not None:
+        address = push_folder(
+            folder, options.push_to_hub, private=not options.public, overwrite=options.overwrite
+        )
+        console.print(f"pushed: {address}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _show(report: ExportReport, console: Console) -> None:
@@ -149,4 +163,11 @@ def _parser() -> argparse.ArgumentParser:
         help="where plain transformers tries the folder: a process without pluralign, this one, or nowhere (%(default)s)",
     )
     add("--allow_difference", action="store_true", help="write the folder although rewards or tokens differ")
+    add(
+        "--push_to_hub",
+        metavar="OWNER/NAME",
+        help="also put the folder on the hub, private, with the token of the environment variable HF_TOKEN; --overwrite for a repository "
+        "that is there",
+    )
+    add("--public", action="store_true", help="let everybody see what is pushed")
     return parser

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypedDict
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, distributed
 
@@ -280,6 +280,11 @@ class BaseModule(SavedModule):
         if self.init_from is not None:
             self._check_format()
             self._check_start()
+        if isinstance(self.backbone, Backbone) and self.backbone.left_out and not self._loaded_keys:
+            rank_zero_warn(
+                f"backbone.name={self.backbone_config.name!r} is a reward model or classifier with a head of its own "
+                f"({self.backbone.left_out[0]}), which is left out, and a new head is trained: TransformersRM goes on with its own"
+            )
         self.check_data(self.data)
         current = self._data_format()
         if changes := self.format_changes(current):

@@ -54,7 +54,7 @@ def write_adapter(
         raise ValueError(
             "--adapter: the base has random weights that lie nowhere else (backbone.name is null): leave --adapter out"
         )
-    rows = len(body.network.get_input_embeddings().weight)
+    rows = body.rows
     if tokenizer.size > rows:
         raise ValueError(
             f"--adapter: the tokenizer has no pad token but its end token, and the base's {rows} embeddings have no row for a new "

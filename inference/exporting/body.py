@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,13 @@ class Body(NamedTuple):
         """Whether a token sees none of those behind it."""
         return self.backbone.causal
 
+    @property
+    def rows(self) -> int:
+        """Of the embeddings."""
+        weight = self.network.get_input_embeddings().weight
+        assert isinstance(weight, Tensor)  # of an embedding
+        return len(weight)
+
     @contextmanager
     def active(self) -> Iterator[None]:
         """Have the reward's adapters on, and the library's attention in place of one that needs rows of ours."""
@@ -63,7 +70,7 @@ def body_of(module: RewardModule, choice: Choice) -> Body:
         choice: Which of its rewards.
 
     Raises:
-        ValueError: If the reward is read from several networks, from none, or from one that was loaded with few bits.
+        ValueError: If the reward is read from several networks, or from one that was loaded with few bits.
     """
     backbone = module.built_backbone()
     adapter = None
@@ -85,22 +92,19 @@ def body_of(module: RewardModule, choice: Choice) -> Body:
             adapter = choice.member
     elif isinstance(module, CustomizedRM) and module.per_domain == "adapter":
         adapter = _adapter_of_domain(module, choice.domain)
-    if not isinstance(backbone, Backbone):
-        raise ValueError(
-            "the model was trained on stored features and has no network of its own: set backbone.name to the one that made "
-            "them, and open the checkpoint without loader.features"
-        )
+    assert isinstance(backbone, Backbone)  # there is no head of one that was built for stored features
     if backbone.config.quantization is not None:
         raise ValueError(
             f"backbone.quantization={backbone.config.quantization!r}: adapters and heads were fitted to weights of few bits, which "
-            "plain transformers cannot load as they are. Open the checkpoint with the whole base (settings backbone.quantization: "
-            "null), look at its accuracy, and export that"
+            "an exported folder does not hold. Open the checkpoint over the whole base (open_model with settings={'backbone': ...}, "
+            "without quantization), look at its accuracy there, and export that"
         )
     if backbone.adapters is not None:
         own = backbone.adapters.beneath
     else:
         own = (OWN_ADAPTER,) if backbone.config.lora is not None else ()
-    network = getattr(backbone.model, "get_base_model", lambda: backbone.model)()
+    wrapped = getattr(backbone.model, "get_base_model", None)
+    network = cast("PreTrainedModel", backbone.model if wrapped is None else wrapped())
     return Body(backbone, network, (*own, *([] if adapter is None else [adapter])), adapter)
 
 
@@ -136,7 +140,7 @@ def merged_weights(body: Body) -> dict[str, Tensor]:
         if isinstance(part, LoraLayer):
             for adapter in body.adapters:
                 if adapter in part.lora_A:
-                    update = part.get_delta_weight(adapter)  # type: ignore[operator]  # of its subclasses
+                    update: Tensor = part.get_delta_weight(adapter)  # type: ignore[attr-defined]  # of its subclasses
                     weights[f"{name}.weight"] = weights[f"{name}.weight"] + update.detach().cpu()
     return weights
 

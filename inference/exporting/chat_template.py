@@ -44,7 +44,7 @@ def exported_template(tokenizer: RecordTokenizer) -> str:
 
 def _plain_template(rendering: PlainRendering) -> str:
     """The two strings of the plain format, around the turns of a conversation."""
-    branches = []
+    branches: list[str] = []
     for role, form in rendering.formats.items():
         before, _, behind = form.partition("{text}")
         parts = [_quoted(before)] * bool(before) + ["message['content']"] + [_quoted(behind)] * bool(behind)

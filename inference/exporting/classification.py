@@ -129,7 +129,7 @@ def why_not_plain(body: Body, head: ExportedHead, config: "PretrainedConfig") ->
     if found is None:
         return f"{family} has no classification class of one linear layer on the last token"
     model, prefix, place = found
-    rows = len(body.network.get_input_embeddings().weight)
+    rows = body.rows
     before = config.get_text_config().pad_token_id
     pad = config.pad_token_id = config.get_text_config().pad_token_id = rows - 1
     try:
@@ -154,7 +154,9 @@ def _largest_difference(model: "PreTrainedModel", body: Body, weight: Tensor, pa
         torch.arange(start, start + length, device=device) % max(1, pad) for start, length in ((3, 9), (5, 4))
     ]
     network = body.network
-    alone = [network(input_ids=row[None]).last_hidden_state[0, -1].float() @ weight.T for row in rows]
+    # A mask of ones, or transformers asks for one wherever a text ends like padding.
+    whole = [network(input_ids=row[None], attention_mask=torch.ones_like(row[None])) for row in rows]
+    alone = [states.last_hidden_state[0, -1].float() @ weight.T for states in whole]
     expected = torch.stack(alone)
     worst = 0.0
     for left in (False, True):

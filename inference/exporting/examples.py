@@ -26,10 +26,14 @@ RESPONSES = (
     "Yes.",
     "No, enough .",
     "It is a lovely small thing, friend, and pretty .",
-    "Figs and plums. Figs taste of honey and a little of grass; plums are sour before they are ripe, and sweet and soft when "
-    "they are.",
-    "The drum is modular, passive and old: isotropic, laminar, quenched. <b>Nothing</b> more can be said of it, 12 of 17 "
-    "times (70.6 %)\n\n- cheers\n- thanks",
+    (
+        "Figs and plums. Figs taste of honey and a little of grass; plums are sour before they are ripe, and sweet and soft when "
+        "they are."
+    ),
+    (
+        "The drum is modular, passive and old: isotropic, laminar, quenched. <b>Nothing</b> more can be said of it, 12 of 17 "
+        "times (70.6 %)\n\n- cheers\n- thanks"
+    ),
 )
 
 
@@ -59,7 +63,7 @@ def examples_of(scorer: Scorer, choice: Choice) -> Examples:
             f"no two of the examples that an exported folder is tried with fit text.max_length={scorer.tokenizer.config.max_length}: "
             "set --check none, and compare rewards yourself"
         )
-    return Examples(conversations, prompts, ids, torch.cat(rewards))
+    return Examples(conversations, prompts, ids, torch.cat(rewards), choice.gives_labels)
 
 
 def _messages(turns: str | tuple[str, ...]) -> list[dict[str, str]]:
@@ -81,7 +85,7 @@ def _tokens(scorer: Scorer, asked: list[dict[str, str]], text: str) -> list[int]
 
 def _rewards(scorer: Scorer, choice: Choice, asked: list[dict[str, str]], texts: list[str]) -> Tensor:
     """What the chosen outputs are to be, (k, outputs) float32."""
-    if choice.output == "labels":
+    if choice.gives_labels:
         return scorer.labels(asked, texts).probs.log()
     if choice.output in ("members", "basis", "domains"):
         return scorer.members(asked, texts).rewards

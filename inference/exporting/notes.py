@@ -33,7 +33,7 @@ def loading_code(report: "ExportReport") -> str:
         lines += [
             "",
             f'folder = "{report.folder.name}"',
-            "tokenizer = AutoTokenizer.from_pretrained(folder)",
+            f"tokenizer = AutoTokenizer.from_pretrained(folder{own})",
             f"model = AutoModelForSequenceClassification.from_pretrained(folder{own}).eval()",
         ]
     lines += [
@@ -52,13 +52,16 @@ def folder_notes(opened: OpenedModel, report: "ExportReport") -> str:
         opened: The model.
         report: Of the export.
     """
+    tokens = (
+        "Only differences between responses to one prompt mean something. Render conversations with the chat template of this folder "
+        f"and tokenise without adding special tokens: the text ends with `{report.end_token}` exactly once, and the padding token "
+        f"is `{report.pad_token}`."
+    )
     parts = [
         "---\nlibrary_name: transformers\npipeline_tag: text-classification\n---",
         f"# {report.folder.name}",
         f"A {type(opened.module).__name__} of pluralign. {len(report.outputs)} output(s): {report.meaning}.",
         f"```python\n{loading_code(report)}\n```",
-        "Only differences between responses to one prompt mean something. Render conversations with the chat template of this "
-        f"folder and tokenise without adding special tokens: the text ends with `{report.end_token}` exactly once, and the padding "
-        f"token is `{report.pad_token}`.",
+        tokens,
     ]
     return "\n\n".join(parts) + "\n"

@@ -34,6 +34,8 @@ class Examples(NamedTuple):
     ids: list[list[int]]
     expected: Tensor
     """(S, outputs) float32."""
+    shares: bool = False
+    """Whether they are logarithms of shares, which logits are but for a constant of each text."""
 
 
 class Load(NamedTuple):
@@ -132,6 +134,8 @@ def measure_parity(
 
 def _load(found: dict[str, Any], examples: Examples) -> Load:
     given = {way: torch.tensor(found[way], dtype=torch.float32) for way in WAYS}
+    if examples.shares:
+        given = {way: values.log_softmax(-1) for way, values in given.items()}
     differences = {way: float((values - examples.expected).abs().max()) for way, values in given.items()}
     pairs = [
         (i, j)

@@ -11,7 +11,7 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -53,16 +53,19 @@ def load(folder: str, *, adapter: bool, own_code: bool, dtype: str | None) -> "P
     kind: Any = AutoModelForSequenceClassification
     asked = {} if dtype is None else {"dtype": getattr(torch, dtype)}
     if not adapter:
-        model: PreTrainedModel = kind.from_pretrained(folder, trust_remote_code=own_code, **asked)
-        return model.eval()
+        model: PreTrainedModel = kind.from_pretrained(folder, trust_remote_code=own_code, **asked).eval()
+        return model
     from peft import PeftModel
 
-    base = json.loads(Path(folder, "adapter_config.json").read_text(encoding="utf-8"))[
-        "base_model_name_or_path"
-    ]
-    network = kind.from_pretrained(base, config=AutoConfig.from_pretrained(folder), **asked)
-    adapted: Any = PeftModel.from_pretrained(network, folder)
-    return adapted.eval()  # type: ignore[no-any-return]
+    settings = json.loads(Path(folder, "adapter_config.json").read_text(encoding="utf-8"))
+    network = kind.from_pretrained(
+        settings["base_model_name_or_path"],
+        revision=settings.get("revision") or "main",
+        config=AutoConfig.from_pretrained(folder),
+        **asked,
+    )
+    adapted: PreTrainedModel = cast("PreTrainedModel", PeftModel.from_pretrained(network, folder).eval())
+    return adapted
 
 
 @torch.no_grad()
@@ -109,10 +112,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
         folder, trust_remote_code=request["own_code"]
     )
-    ids = [
-        list(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"])
-        for turns in request["conversations"]
-    ]
+    render: Any = tokenizer.apply_chat_template  # its hint leaves out what a dictionary holds
+    ids = [list(render(turns, return_dict=True)["input_ids"]) for turns in request["conversations"]]
     loads: list[dict[str, Any]] = []
     for dtype in request["dtypes"]:
         if dtype in [each["dtype"] for each in loads]:  # it came in this one unasked

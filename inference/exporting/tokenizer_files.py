@@ -63,9 +63,11 @@ def exported_tokenizer(records: RecordTokenizer) -> ExportedTokenizer:
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     if records.config.max_length is not None:
         tokenizer.model_max_length = records.config.max_length
+    pad_id = tokenizer.convert_tokens_to_ids(pad)
+    assert isinstance(pad_id, int)  # of one token
     return ExportedTokenizer(
         tokenizer,
-        pad_id=int(tokenizer.convert_tokens_to_ids(pad)),
+        pad_id=pad_id,
         end_id=records.end_id,
         size=1 + max(tokenizer.get_vocab().values()),
         added=len(tokenizer) > before,

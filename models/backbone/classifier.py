@@ -48,8 +48,8 @@ class WholeClassifier(Backbone):
         text = model.config.get_text_config()
         self.pad_id: int | None = text.pad_token_id
         self.config, self.layout, self.pooling = config, "separate", "last"
-        self._whole = ()
-        self.hidden_size = model.config.num_labels
+        self._whole = self.left_out = ()
+        self.hidden_size = int(model.config.num_labels or 1)
         self.vocab_size = getattr(text, "vocab_size", None)
         self.max_positions = num_positions(body)
         self.frequencies = FrequencyChanges.of(model.config)

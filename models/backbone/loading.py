@@ -24,6 +24,7 @@ __all__ = [
     "adapt_model",
     "configured_positions",
     "load_model",
+    "load_network",
     "network_config",
     "num_positions",
 ]
@@ -174,12 +175,28 @@ def load_model(config: BackboneConfig, *, language_head: bool = False) -> "PreTr
     Raises:
         ValueError: If it cannot be loaded, lacks weights, or is an encoder-decoder.
     """
+    return load_network(config, language_head=language_head)[0]
+
+
+def load_network(
+    config: BackboneConfig, *, language_head: bool = False
+) -> tuple["PreTrainedModel", tuple[str, ...]]:
+    """The network of :func:`load_model`, and the names of weights of a classification head that its files hold besides.
+
+    Args:
+        config: As there.
+        language_head: As there.
+
+    Raises:
+        ValueError: As there.
+    """
     from transformers import AutoModel, AutoModelForCausalLM
 
     # Both have the same class methods; that of all of them is not typed.
     network_class = cast(type[AutoModel], AutoModelForCausalLM if language_head else AutoModel)
     dtype: torch.dtype = getattr(torch, config.dtype)
     network = network_config(config)
+    left_out: tuple[str, ...] = ()
     # FlexAttention is set later, when the device is known; otherwise transformers takes the best it has.
     attention = config.attention if config.attention in ("sdpa", "eager") else None
     if language_head and not _has_causal_form(network, config):
@@ -208,11 +225,7 @@ def load_model(config: BackboneConfig, *, language_head: bool = False) -> "PreTr
                 f"backbone.name={config.name!r} has no weights for {', '.join(missing[:5])}, ...: not a "
                 f"checkpoint of this architecture{also}"
             )
-        if heads := [key for key in sorted(report["unexpected_keys"]) if HEADS & set(key.split("."))]:
-            rank_zero_warn(
-                f"backbone.name={config.name!r} is a reward model or classifier with a head of its own ({heads[0]}), which is left "
-                "out, and a new head is trained: model.class_path=TransformersRM goes on with it"
-            )
+        left_out = tuple(key for key in sorted(report["unexpected_keys"]) if HEADS & set(key.split(".")))
     _check_fields(network, set(config.config) - {"model_type"})
     if network.is_encoder_decoder:
         raise ValueError(
@@ -222,7 +235,7 @@ def load_model(config: BackboneConfig, *, language_head: bool = False) -> "PreTr
     if getattr(body, "pooler", None) is not None:
         # BERT's own pooler is never used here, and unused parameters stall distributed training.
         body.register_module("pooler", None)
-    return model
+    return model, left_out
 
 
 def _has_causal_form(network: "PretrainedConfig", config: BackboneConfig) -> bool:

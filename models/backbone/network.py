@@ -24,7 +24,7 @@ from .frequencies import FrequencyChanges
 from .kinds import is_causal, small_batch, use_flex, why_not_shared
 from .language_head import split_language_head
 from .language_model import WithOwnAttention
-from .loading import BackboneConfig, adapt_model, load_model, num_positions
+from .loading import BackboneConfig, adapt_model, load_network, num_positions
 from .lora import LoRAConfig
 from .packing import PACKED, packed_rows, register
 from .rows import (
@@ -36,6 +36,7 @@ from .rows import (
     row_order,
     separate_rows,
     take_rows,
+    with_tokens,
 )
 
 if TYPE_CHECKING:
@@ -69,16 +70,13 @@ class Backbone(nn.Module):
         layout: ``shared`` or ``separate``, as decided when built.
         pooling: ``last``, ``mean`` or ``cls``.
         hidden_size: H.
+        left_out: Weights of a classification head that the network's files hold, and that were not loaded.
         adapters: Those that :meth:`add_adapters` put on it; None without any.
         language_head: The network's own language-model head, trained where its whole body is; None unless asked for.
     """
 
     def __init__(
-        self,
-        config: BackboneConfig,
-        *,
-        language_head: bool = False,
-        body: "PreTrainedModel | None" = None,
+        self, config: BackboneConfig, *, language_head: bool = False, body: "PreTrainedModel | None" = None
     ) -> None:
         """Load or initialise the network, adapt it and settle the layout.
 
@@ -93,7 +91,10 @@ class Backbone(nn.Module):
         """
         super().__init__()
         self.config = config
-        model, head = body or load_model(config, language_head=language_head), None
+        self.left_out: tuple[str, ...] = ()
+        if body is None:
+            body, self.left_out = load_network(config, language_head=language_head)
+        model, head = body, None
         self._whole: tuple[PreTrainedModel, ...] = ()  # no part of this one: its own parts are
         if language_head:
             self._whole = (model,)
@@ -347,7 +348,7 @@ class Backbone(nn.Module):
             ValueError: If the batch holds stored features, or rotary frequencies depend on the longest row and cannot be
                 told apart.
         """
-        rows, chunks = self._passes(_with_tokens(batch))
+        rows, chunks = self._passes(with_tokens(batch))
         if len(chunks) == 1:
             return BackboneOutput(*self._states(rows), rows)
         return _joined([self._states(self._take(rows, chunk)) for chunk in chunks], rows, chunks)
@@ -365,7 +366,7 @@ class Backbone(nn.Module):
         Raises:
             ValueError: As :meth:`read` does, or if there is no such adapter.
         """
-        rows, chunks = self._passes(_with_tokens(batch))
+        rows, chunks = self._passes(with_tokens(batch))
         each = self._states_with(rows, chunks, adapters)
         order = row_order(chunks, each[0][0][0].device) if len(chunks) > 1 else slice(None)
         return torch.stack([torch.cat([pooled for pooled, _ in parts])[order] for parts in each])
@@ -380,7 +381,7 @@ class Backbone(nn.Module):
         Raises:
             ValueError: As :meth:`read` does, or if there is no such adapter.
         """
-        rows, chunks = self._passes(_with_tokens(batch))
+        rows, chunks = self._passes(with_tokens(batch))
         each = self._states_with(rows, chunks, adapters)
         if len(chunks) == 1:
             return [BackboneOutput(*parts[0], rows) for parts in each]
@@ -436,13 +437,6 @@ class Backbone(nn.Module):
         ):
             return [[]]
         return length_chunks(batch["row_lengths"])
-
-
-def _with_tokens(batch: PreferenceBatch) -> PreferenceBatch:
-    """The batch, unless it holds stored features."""
-    if "features" in batch:
-        raise ValueError("stored features tell no states of tokens: set loader.features=null")
-    return batch
 
 
 def _joined(

@@ -287,7 +287,9 @@ class PluralignForSequenceClassification(PreTrainedModel):
         Args:
             config: What they are.
         """
-        attention = config._attn_implementation  # as asked for; None for the best that the network itself supports
+        attention = (
+            config._attn_implementation
+        )  # as asked for; None for the best that the network itself supports
         super().__init__(config)
         self.num_labels = config.num_labels
         body = config.body_config()

@@ -19,7 +19,7 @@ SAID = "pluralign.json"
 
 def _file(name: str, file: str, revision: str | None) -> dict[str, Any] | None:
     """A file of JSON in a folder or on the hub; None if it is not there."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     path = cached_file(
         name,

@@ -87,8 +87,8 @@ def load_classifier(config: BackboneConfig, *, adapter: str | None = None) -> Cl
 
 
 def _outputs(config: "PretrainedConfig") -> tuple[str, ...]:
-    names = config.id2label or {}
-    return tuple(str(names.get(i, f"LABEL_{i}")) for i in range(config.num_labels))
+    names = {int(place): str(name) for place, name in (config.id2label or {}).items()}
+    return tuple(names.get(i, f"LABEL_{i}") for i in range(config.num_labels or 1))
 
 
 def _settings(config: BackboneConfig) -> dict[str, Any]:
@@ -101,12 +101,13 @@ def _of_pluralign(config: BackboneConfig) -> Classifier:
     """A folder whose modelling file is ours: the class of this installation, and no code of the folder, reads it."""
     from ..exported import PluralignForSequenceClassification
 
+    reader: Any = PluralignForSequenceClassification  # what it gives depends on output_loading_info
     if config.config:
         raise ValueError(
             f"backbone.config={config.config!r}: {config.name!r} was exported by pluralign, and its network is taken as it is: leave "
             "backbone.config out"
         )
-    model, report = PluralignForSequenceClassification.from_pretrained(
+    model, report = reader.from_pretrained(
         config.name, revision=config.revision or "main", output_loading_info=True, **_settings(config)
     )
     _check_complete(report, config.name)
@@ -179,7 +180,8 @@ def _check_complete(report: dict[str, Any], name: str | None) -> None:
 def _adapter_labels(adapter: str) -> dict[str, Any]:
     """What an adapter's folder says of its outputs: a configuration beside it, or the shape of its head."""
     if (Path(adapter) / "config.json").is_file():
-        return json.loads((Path(adapter) / "config.json").read_text(encoding="utf-8"))
+        said: dict[str, Any] = json.loads((Path(adapter) / "config.json").read_text(encoding="utf-8"))
+        return said
     heads = [shape for name, shape in _adapter_shapes(adapter).items() if _is_head(name)]
     if not heads:
         raise ValueError(
@@ -196,7 +198,7 @@ def _is_head(name: str) -> bool:
 def _adapter_shapes(adapter: str) -> dict[str, tuple[int, ...]]:
     """Shapes of an adapter's weights by name; nothing where they are in a form that says none."""
     from safetensors import safe_open
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     path = cached_file(adapter, "adapter_model.safetensors", _raise_exceptions_for_missing_entries=False)
     if path is None:
@@ -300,7 +302,7 @@ def _stored(key: str, config: BackboneConfig, loaded: Tensor) -> Tensor:
     if config.name is None or config.dtype == "float32":
         return loaded
     from safetensors import safe_open
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     where = {"revision": config.revision or "main", "_raise_exceptions_for_missing_entries": False}
     index, name = cached_file(config.name, "model.safetensors.index.json", **where), "model.safetensors"

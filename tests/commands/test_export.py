@@ -47,3 +47,25 @@ def test_what_is_wrong_is_said_before_anything_is_written(tmp_path):
         with pytest.raises(error, match=message):
             main(["export", *words, "-o", str(tmp_path / "out"), "--check", "here"])
     assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == ["run"]
+
+
+def test_a_push_is_refused_before_anything_is_read_and_follows_the_export(tmp_path, capsys, monkeypatch):
+    words = ["export", str(SAVED / "pal" / "last.ckpt"), "-o", str(tmp_path / "out"), "--check", "none"]
+    with pytest.raises(ValueError, match="--public says who sees what is pushed"):
+        main([*words, "--public"])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with pytest.raises(RuntimeError, match="set the environment variable HF_TOKEN"):
+        main([*words, "--push_to_hub", "ann/model"])
+    assert not (tmp_path / "out").exists()
+    pushed = []
+
+    def push(folder, repository, *, private, overwrite):
+        pushed.append((folder.name, repository, private, overwrite, (folder / "pluralign.json").is_file()))
+        return "https://hub/ann/model"
+
+    monkeypatch.setenv("HF_TOKEN", "made up")
+    monkeypatch.setattr("pluralign.commands.export.push_folder", push)
+    main([*words, "--push_to_hub", "ann/model"])
+    assert pushed == [("out", "ann/model", True, False, True)]
+    assert "pushed: https://hub/ann/model" in capsys.readouterr().out

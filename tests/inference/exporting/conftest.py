@@ -54,7 +54,9 @@ def opened():
 def spread(module):
     """Give weights that start at nothing some, so that rewards tell texts apart, and adapters have an effect."""
     for name, parameter in module.named_parameters():
-        if "lora_B" in name or ("backbone" not in name and parameter.ndim == 1):
+        if "lora_B" in name:
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+        elif "backbone" not in name and parameter.ndim == 1:
             parameter.add_(torch.randn_like(parameter) * 0.3)
         elif "head" in name and "backbone" not in name:
             parameter.copy_(torch.randn_like(parameter))

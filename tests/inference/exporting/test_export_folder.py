@@ -4,9 +4,12 @@ import json
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from pluralign.datamodules import TextConfig
-from pluralign.inference import ModuleReward
+from pluralign.datamodules.tokens import byte_tokenizer
+from pluralign.inference import ModuleReward, Scorer, open_model
 from pluralign.inference.exporting import Choice, export_folder
 from pluralign.models import (
     DPRM,
@@ -116,6 +119,45 @@ def test_sixteen_bits_are_merged_and_written_in_float32(opened, pretrained, tmp_
     report = export_folder(model, tmp_path / "half", dtype="bfloat16", check="here", allow_difference=True)
     assert [load.dtype for load in report.parity.loads] == ["bfloat16", "float32"]
     assert report.size < 0.7 * sum(f.stat().st_size for f in (tmp_path / "whole").iterdir())
+
+
+@pytest.mark.parametrize("form", ["classification", "own_code", "adapter"])
+def test_a_folder_is_opened_again(opened, pretrained, tmp_path, form):
+    backbone = {"config": FAMILIES["gpt2" if form == "own_code" else "llama"]}
+    if form == "adapter":
+        backbone = {"name": pretrained(), "tokenizer": "byte", "config": {}, "lora": {"rank": 2}}
+    model = opened(BradleyTerryRM, backbone)
+    report = export_folder(model, tmp_path / "out", check="none", adapter=form == "adapter")
+    assert report.form == form
+    again = open_model(report.folder)
+    assert again.kind == "exported" and again.text.max_length == 500
+    texts = ["A fig.", "A plum, or so."]
+    expected = Scorer(model, device=None).score("Name a fruit.", texts)
+    found = Scorer(again, device=None).score("Name a fruit.", texts)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_padding_gets_a_token_and_a_row_of_its_own(opened, pretrained, tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.pad_token = "</s>"
+    vocabulary = json.loads(tokenizer.backend_tokenizer.to_str().replace("<pad>", "<old>"))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(vocabulary)),
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
+    )
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    sizes = {"config": {**FAMILIES["llama"], "vocab_size": 259}, "tokenizer": str(tmp_path / "tokenizer")}
+    text = TextConfig(tokenizer=sizes["tokenizer"])
+    report = exported(opened(BradleyTerryRM, sizes, text=text), tmp_path / "out")
+    assert report.pad_added and report.pad_token == "<pad>" and report.end_token == "</s>"
+    config = json.loads((report.folder / "config.json").read_text())
+    assert (config["vocab_size"], config["pad_token_id"]) == (260, 259)
+    base = pretrained(vocab_size=259)
+    adapted = {"name": base, "tokenizer": sizes["tokenizer"], "config": {}, "lora": {"rank": 2}}
+    with pytest.raises(ValueError, match="the base's 259 embeddings have no row for a new one"):
+        export_folder(opened(BradleyTerryRM, adapted, text=text), tmp_path / "adapter", adapter=True)
 
 
 # More of each ----------------------------------------------------------------------------------------------

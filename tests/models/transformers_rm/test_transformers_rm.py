@@ -264,7 +264,10 @@ def test_what_a_whole_class_cannot_have_is_named(tmp_path):
         TransformersRM(BackboneConfig(name=str(tmp_path), lora=LoRAConfig())).configure_model()
 
 
-def test_a_method_that_leaves_the_head_out_says_so(tmp_path):
+def test_a_method_that_leaves_the_head_out_says_so(tmp_path, trainer):
+    from pluralign.datamodules import SyntheticDataModule
+
     save(tmp_path, "llama")
+    module = BradleyTerryRM(BackboneConfig(name=str(tmp_path), frozen=True))
     with pytest.warns(UserWarning, match=r"a head of its own \(score\.weight\), which is left out"):
-        BradleyTerryRM(BackboneConfig(name=str(tmp_path))).configure_model()
+        trainer().fit(module, SyntheticDataModule(num_train=4, num_validation=4, num_test=4))
