@@ -90,6 +90,16 @@ def scorer():
     return {"prompts": prompts, "responses": ["A fig.", "A chair."], "users": users}
 
 
+def two_models():
+    """Runs of two models, and pairs."""
+    for name, saved in (("mine", "pal"), ("other", "dprm")):
+        Path("runs", name).mkdir(parents=True)
+        shutil.copy(ROOT / "tests" / "saved" / saved / "last.ckpt", Path("runs", name))
+    pair = '{"prompt": "Name a fruit.", "chosen": "A fig.", "rejected": "A chair."}\n'
+    Path("pairs.jsonl").write_text(pair, encoding="utf-8")
+    return {}
+
+
 def decoding():
     """A language model and padded prompts."""
     from transformers import AutoModelForCausalLM, LlamaConfig
@@ -108,6 +118,7 @@ def judged_batch():
 
 PREPARED = {
     "docs/concepts/checkpoints.md": checkpoint,
+    "docs/concepts/evaluation.md": two_models,
     "docs/concepts/generation.md": decoding,
     "docs/concepts/rewards.md": reward,
     "docs/concepts/rows_and_batches.md": lambda: {"data": batches("test"), "model": tiny(pa.BradleyTerryRM)},
