@@ -170,6 +170,13 @@ def _parser() -> argparse.ArgumentParser:
         help="where plain transformers tries the folder: a process without pluralign, this one, or nowhere (%(default)s)",
     )
     add("--allow_difference", action="store_true", help="write the folder although rewards or tokens differ")
+    _add_publishing(parser)
+    return parser
+
+
+def _add_publishing(parser: argparse.ArgumentParser) -> None:
+    """What others are to know of the folder, and where they get it."""
+    add = parser.add_argument
     add(
         "--board",
         metavar="FILE",
@@ -187,4 +194,3 @@ def _parser() -> argparse.ArgumentParser:
         "that is there",
     )
     add("--public", action="store_true", help="let everybody see what is pushed")
-    return parser
