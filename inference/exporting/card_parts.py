@@ -43,7 +43,7 @@ def counts(training: TrainingRecord) -> str:
 
 def recipe(training: TrainingRecord) -> str:
     """Settings, versions and the state of the code."""
-    from huggingface_hub.repocard_data import yaml_dump
+    from huggingface_hub.utils import yaml_dump
 
     session, lines = training.session, []
     versions = ", ".join(f"{name} {version}" for name, version in session.get("versions", {}).items())

@@ -89,11 +89,15 @@ def training_record(place: str | Path) -> TrainingRecord:
     step = content.get("global_step")
     module = str((config.get("data") or {}).get("class_path", "")).rpartition(".")[2]
     told = run.get("data", {})
-    state = next((value for name, value in content.items() if name.endswith("DataModule")), {})
+    state: Mapping[str, Any] = next(
+        (value for name, value in content.items() if name.endswith("DataModule")), {}
+    )
     kept = module or next((name for name in content if name.endswith("DataModule")), "")
     names = tuple(told.get("caches", {}))
     numbers, validated = _numbers(run.get("numbers", {}), step)
-    sections = {name: config[name] for name in ("seed_everything", "model", "data") if name in config}
+    sections: dict[str, Any] = {
+        name: config[name] for name in ("seed_everything", "model", "data") if name in config
+    }
     if config.get("trainer"):
         sections["trainer"] = {
             name: value for name, value in config["trainer"].items() if name not in HOUSEKEEPING
