@@ -268,7 +268,7 @@ CONTRACTS = {
             "pluralign.__version__",
         ),
         top=("torch", "lightning", "numpy", "rich"),
-        inside=("transformers", "peft", "safetensors", "pyarrow"),
+        inside=("transformers", "peft", "safetensors", "pyarrow", "huggingface_hub"),
     ),
     "commands": Contract(own=("pluralign",), top=("torch", "lightning", "numpy", "rich", "jsonargparse")),
     "train.py": Contract(own=("pluralign.commands",), top=()),

@@ -27,7 +27,7 @@ def check_push(repository: str) -> None:
     """
     from huggingface_hub.constants import is_offline_mode
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # not in the list of its face
 
     try:
         validate_repo_id(repository)
