@@ -4,6 +4,8 @@ from .choice import Choice
 from .classification import Dtype
 from .folder import ExportReport, Form, export_folder
 from .hub import check_push, push_folder
+from .language_model import LanguageModelReport, export_language_model
+from .language_notes import writing_code
 from .notes import folder_notes, loading_code
 from .parity import Check, Load, Parity
 from .whole_folder import check_target, folder_written_whole
@@ -14,13 +16,16 @@ __all__ = [
     "Dtype",
     "ExportReport",
     "Form",
+    "LanguageModelReport",
     "Load",
     "Parity",
     "check_push",
     "check_target",
     "export_folder",
+    "export_language_model",
     "folder_notes",
     "folder_written_whole",
     "loading_code",
     "push_folder",
+    "writing_code",
 ]

@@ -1,6 +1,7 @@
 """An exported folder on the hub: only when asked for, private unless said otherwise, with a token from the environment."""
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,15 +27,11 @@ def check_push(repository: str) -> None:
         ValueError: If it is no name of a repository.
     """
     from huggingface_hub.constants import is_offline_mode
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # not in the list of its face
 
-    try:
-        validate_repo_id(repository)
-    except HFValidationError as error:
-        raise ValueError(f"--push_to_hub {repository!r} is no name of a repository: {error}") from error
-    if repository.count("/") != 1:
-        raise ValueError(f"--push_to_hub {repository!r} does not say whose it is: write OWNER/NAME")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository, re.ASCII):
+        raise ValueError(
+            f"--push_to_hub {repository!r} is no name of a repository: write OWNER/NAME, of letters, digits and the signs - _ ."
+        )
     if is_offline_mode():
         raise RuntimeError(
             "--push_to_hub: HF_HUB_OFFLINE is set, so that nothing is sent: unset it, or leave the option out"

@@ -97,8 +97,9 @@ def test_what_cannot_be_pushed_is_known_before_anything_is_read(monkeypatch):
     check_push("ann/model")
     with pytest.raises(ValueError, match="write OWNER/NAME"):
         check_push("model")
-    with pytest.raises(ValueError, match="no name of a repository"):
-        check_push("ann/mo del")
+    for name in ("ann/mo del", "ann/model/more", "/model"):
+        with pytest.raises(ValueError, match="no name of a repository"):
+            check_push(name)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(RuntimeError, match="HF_HUB_OFFLINE is set"):
         check_push("ann/model")
