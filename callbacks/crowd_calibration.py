@@ -274,7 +274,7 @@ class CrowdCalibration(Report[CrowdTable]):
                 f"calibration error of {escape(label)}",
                 f"calibration_error/{label}",
                 error,
-                f"by chance {chance:.3f}",
+                f"sampling noise alone: {chance:.3f}",
             )
             for label, error, chance in errors
         ]
@@ -301,10 +301,10 @@ class CrowdCalibration(Report[CrowdTable]):
         others = f"step {best['step']:,.0f}, the best of {len(self.history)} validations"
         if (first := self.history[0]) is not best and error > first[ERROR]:
             others += f", and from {first[ERROR]:.3f} at step {first['step']:,.0f}, the first"
-        little = "; less than chance gives, so it may be noise" if error - best[ERROR] < chance else ""
+        little = "; less than sampling noise alone gives" if error - best[ERROR] < chance else ""
         return (
             f"calibration got worse: mean error of the labels {error:.3f}, up from {best[ERROR]:.3f} at {others} "
-            f"(by chance {chance:.3f}{little})"
+            f"(sampling noise alone: {chance:.3f}{little})"
         )
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pluralign.datamodules.checks import check_range
+from pluralign.datamodules.whole_files import written_whole
 from pluralign.inference import Scorer, open_model
 from pluralign.inference.board import (
     Contestant,
@@ -23,13 +24,14 @@ from pluralign.inference.board import (
 )
 from pluralign.inference.opening import Which
 
+from .evaluate_page import board_page
 from .evaluate_sources import configured_data, local_data, named_models
 from .evaluate_tables import board_tables
 from .program import EPILOG
 
 __all__ = ["evaluate"]
 
-BOARD = "board.json"
+BOARD, REPORT = "board.json", "report.html"
 
 
 def evaluate(words: Sequence[str]) -> None:
@@ -55,15 +57,7 @@ def evaluate(words: Sequence[str]) -> None:
         raise FileExistsError(
             f"{folder / BOARD} is there already: give --resume to go on with the scores that are kept there, or another folder"
         )
-    sources = named_models(options.models)
-    data: dict[str, EvaluationData] = {}
-    for path in options.data:
-        data |= _new(configured_data(Path(path)), data)
-    data |= _new(local_data(options.local), data)
-    if not data:
-        raise ValueError(
-            "there is nothing to evaluate on: name data sets in a file, --data FILE, or own pairs, --local FILE"
-        )
+    sources, data = named_models(options.models), _data(options)
     opened = {
         name: partial(
             _open,
@@ -88,10 +82,27 @@ def evaluate(words: Sequence[str]) -> None:
         )
     write_items(folder / "items.parquet", folder / "responses.parquet", found.scored)
     found.board.write(folder / BOARD)
+    with written_whole(folder / REPORT) as stream:
+        stream.write(board_page(found.board).encode())
     for table in board_tables(found.board):
         console.print(table)
         console.print()
-    console.print(f"board: {folder / BOARD}", soft_wrap=True, highlight=False, markup=False)
+    for name in (BOARD, REPORT):
+        path = folder / name
+        console.print(f"{path.stem}: {path}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _data(options: argparse.Namespace) -> dict[str, EvaluationData]:
+    """Data sets by name, read."""
+    data: dict[str, EvaluationData] = {}
+    for path in options.data:
+        data |= _new(configured_data(Path(path)), data)
+    data |= _new(local_data(options.local), data)
+    if not data:
+        raise ValueError(
+            "there is nothing to evaluate on: name data sets in a file, --data FILE, or own pairs, --local FILE"
+        )
+    return data
 
 
 def _open(source: str, *, checkpoint: Which, trust_remote_code: bool, device: str, max_tokens: int) -> Scorer:

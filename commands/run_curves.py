@@ -69,7 +69,10 @@ def curve_lines(curves: Mapping[str, Curve], *, width: int, height: int = 8) -> 
     steps = f"step {first:,}"
     lines.append(Text(f"{'':{margin}} └{steps}{f'{last:,}':>{max(1, columns - len(steps))}}", style="dim"))
     if len(curves) > 1:
-        lines += [Text(f"{'':{margin}}  ━ {name}{_end(finite[name])}", style=_style(i)) for i, name in enumerate(curves)]
+        lines += [
+            Text(f"{'':{margin}}  ━ {name}{_end(finite[name])}", style=_style(i))
+            for i, name in enumerate(curves)
+        ]
     return lines
 
 

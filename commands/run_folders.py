@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -137,7 +138,8 @@ def _recorded(name: str, place: Path, record: Settings) -> Run:
 
 def _unrecorded(name: str, place: Path, config: Settings, curves: Mapping[str, Curve]) -> Run:
     """A run of before there was ``run.json``."""
-    measured = {key: curve for key, curve in curves.items() if key.startswith("val/")}
+    finite = {key: [(s, v) for s, v in curve if math.isfinite(v)] for key, curve in curves.items()}
+    measured = {key: curve for key, curve in finite.items() if curve and key.startswith("val/")}
     best = {
         key: (min if better == "min" else max)(value for _, value in curve)
         for key, curve in measured.items()

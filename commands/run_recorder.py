@@ -99,7 +99,14 @@ class RunRecorder(L.Callback):
             self.record["sessions"][-1]["from_step"] = trainer.global_step
             self._write(trainer)
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
         """Say once a minute that the run is still there."""
         if self._path is not None and time.monotonic() - self._written > HEARTBEAT:
             self._write(trainer)
@@ -135,7 +142,7 @@ class RunRecorder(L.Callback):
         }
         for name, tensor in trainer.callback_metrics.items():
             value = float(tensor)
-            if not name.startswith("val/") or "dataloader_idx" in name or math.isnan(value):
+            if not name.startswith("val/") or "dataloader_idx" in name or not math.isfinite(value):
                 continue
             better = watched.get(name) or better_of(name)
             now = {"value": value, "step": trainer.global_step}

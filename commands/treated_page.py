@@ -5,11 +5,7 @@ in this package, which it knows by their hashes.
 """
 
 import math
-from base64 import b64encode
 from collections.abc import Sequence
-from hashlib import sha256
-from html import escape
-from importlib.resources import files
 from string import Template
 from typing import Literal
 
@@ -17,6 +13,7 @@ import numpy as np
 
 from pluralign.datamodules.treatments import TreatmentReport
 
+from .page import page_text, policy, resource
 from .treated_axis import axis
 from .treated_sample import SampledComparison, Stratum
 
@@ -92,9 +89,6 @@ $axis
 <p class="said">$said</p>
 </article>""")
 
-VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
-"""Control characters, which would not be seen, as symbols of them."""
-
 
 def treated_page(
     title: str, report: TreatmentReport, groups: Sequence[Stratum], sample: Sequence[SampledComparison]
@@ -107,8 +101,7 @@ def treated_page(
         groups: Comparisons by what is done to them.
         sample: Those that are shown.
     """
-    folder = files("pluralign.commands")
-    style, script = ((folder / f"treated_page.{ending}").read_text("utf-8") for ending in ("css", "js"))
+    style, script = resource("treated_page.css"), resource("treated_page.js")
     sizes = [abs(x) for each in sample for x in (*each.votes, each.strength) if not math.isnan(x)]
     reach = float(np.percentile(sizes, EXTREME)) if sizes else 0.0
     known = [each.strength for each in sample if not math.isnan(each.strength)]
@@ -116,10 +109,10 @@ def treated_page(
     names = {group.number: _name(group) for group in groups}
     counts = {group.number: sum(each.stratum == group.number for each in sample) for group in shown}
     return PAGE.substitute(
-        policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'",
-        title=f"Treated labels: {_text(title)}",
+        policy=policy(style, script),
+        title=f"Treated labels: {page_text(title)}",
         by=report.by.capitalize(),
-        summary=_text(report.lines()[0]),
+        summary=page_text(report.lines()[0]),
         rules="\n".join(_row(group, counts[group.number]) for group in shown),
         boxes="\n".join(_box(group, counts[group.number]) for group in shown),
         least=_figure(min(known, default=0.0)),
@@ -129,15 +122,6 @@ def treated_page(
         style=style,
         script=script,
     )
-
-
-def _hash(content: str) -> str:
-    return f"'sha256-{b64encode(sha256(content.encode()).digest()).decode()}'"
-
-
-def _text(text: str) -> str:
-    """Text of the data as text of the page."""
-    return escape(text.translate(VISIBLE))
 
 
 def _figure(value: float) -> str:
@@ -177,7 +161,7 @@ def _body(text: str) -> str:
     if not text:
         return '<p class="empty">empty</p>'
     long = ' tabindex="0" role="group" aria-label="a long text"' if len(text) > LONG else ""
-    return f'<div class="text{" long" if long else ""}" dir="auto"{long}>{_text(text)}</div>'
+    return f'<div class="text{" long" if long else ""}" dir="auto"{long}>{page_text(text)}</div>'
 
 
 def _card(each: SampledComparison, drawn: int, treatment: str, reach: float) -> str:
@@ -199,7 +183,7 @@ def _card(each: SampledComparison, drawn: int, treatment: str, reach: float) -> 
         strength="" if math.isnan(strength) else f"{strength:.6g}",
         std="" if math.isnan(each.std) else f"{each.std:.6g}",
         drawn=drawn,
-        record=f"{_text(each.record)} <small>comparison {each.place}</small>",
+        record=f"{page_text(each.record)} <small>comparison {each.place}</small>",
         kind="drop" if each.dropped else "flip" if trained == "other" else "keep",
         treatment=treatment,
         prompt=_body(each.prompt),

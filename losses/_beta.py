@@ -63,7 +63,7 @@ def beta_wasserstein(
         crossings is our own derivation. Why beta distributions: the abstract of version 1 of Li et al.,
         *Aligning Crowd Feedback via Distributional Preference Reward Modeling*, 2024,
         https://arxiv.org/abs/2402.09764, names them as the model of a crowd's preference; that this
-        distance is taken between them is our inference. Departures: none from the definition.
+        distance is taken between them is our reading. Departures: none from the definition.
 
     .. versionadded:: 0.1
     """

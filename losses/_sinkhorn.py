@@ -86,7 +86,7 @@ def sinkhorn_divergence(
         Feydy et al., *Interpolating between Optimal Transport and MMD using Sinkhorn Divergences*, AISTATS
         2019, equation 3, https://arxiv.org/abs/1810.08278. Departures: for an asymmetric cost the own terms
         use the cost as it is; overrelaxed updates, averaged over both orders (Thibault et al., 2017,
-        https://arxiv.org/abs/1711.01851, has the former). That a reward model of crowds uses it is our inference; the solver of Li et
+        https://arxiv.org/abs/1711.01851, has the former). That a reward model of crowds uses it is our reading; the solver of Li et
         al., 2024 (https://arxiv.org/abs/2402.09764) is not known.
 
     .. versionadded:: 0.1

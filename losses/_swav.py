@@ -95,7 +95,7 @@ def swav_loss(
         Wang et al., *Secrets of RLHF in Large Language Models Part II: Reward Modeling*, 2024, equations 7
         and 8, https://arxiv.org/abs/2401.06080; Caron et al., 2020, equation 2,
         https://arxiv.org/abs/2006.09882. Departures: none; unit-length features and prototypes and the
-        temperature (SwAV's own) are inference.
+        temperature (SwAV's own) are our reading.
 
     .. versionadded:: 0.1
     """

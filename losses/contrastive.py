@@ -106,7 +106,7 @@ def simcse_loss(
         Wang et al., *Secrets of RLHF in Large Language Models Part II: Reward Modeling*, 2024, equation 9,
         https://arxiv.org/abs/2401.06080; Gao et al., *SimCSE: Simple Contrastive Learning of Sentence
         Embeddings*, EMNLP 2021, equation 1, https://arxiv.org/abs/2104.08821. Departures: mask; that there are
-        2 P rows and the temperature (SimCSE's own) are inference.
+        2 P rows and the temperature (SimCSE's own) are our reading.
 
     .. versionadded:: 0.1
     """
@@ -167,7 +167,7 @@ class ContrastiveMarginLoss(nn.Module):
     Source:
         Wang et al., *Secrets of RLHF in Large Language Models Part II: Reward Modeling*, 2024, section on
         contrastive learning and equation 6, https://arxiv.org/abs/2401.06080. Departures: the margin inside
-        the sigmoid, as in :func:`bradley_terry_loss`; margin and contrastive term together are inference.
+        the sigmoid, as in :func:`bradley_terry_loss`; margin and contrastive term together are our reading.
 
     .. versionadded:: 0.1
     """

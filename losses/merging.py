@@ -45,7 +45,7 @@ def linear_mixture(log_weights: Tensor, log_probs: Tensor, *, mask: Tensor | Non
     Source:
         Zhou et al., *Orchestrating LLMs with Different Personalizations*, 2024, https://arxiv.org/abs/2407.04181, equation 1
         of its conference version as cited by its public reviews. Departures: that weights come from a softmax, and the
-        mask, are inference.
+        mask, are our reading.
 
     .. versionadded:: 0.1
     """

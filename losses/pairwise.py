@@ -74,7 +74,7 @@ def bradley_terry_loss(
         Wang et al., *Secrets of RLHF in Large Language Models Part II: Reward Modeling*, 2024, equations 2
         (plain), 5 (smoothing) and 6 (margin), https://arxiv.org/abs/2401.06080. Departures: the margin is
         inside the sigmoid, the only reading under which it acts (equation 6 prints it outside), and
-        smoothing together with a margin puts equation 6's z into equation 5; both are inference. The
+        smoothing together with a margin puts equation 6's z into equation 5; both are our reading of it. The
         official code's log(sigmoid + 1e-5) saturates and is not used.
 
     .. versionadded:: 0.1
@@ -196,7 +196,7 @@ def smoothed_hinge_loss(
 
     Raises:
         ValueError: If shapes do not fit, a value is not finite, ``smoothing`` <= 0, or ``reduction`` is
-        unknown.
+            unknown.
 
     Source:
         Chen et al., *PAL: Pluralistic Alignment Framework for Learning from Heterogeneous Preferences*, 2024,

@@ -148,7 +148,7 @@ def mixture_log_prob(logits: Tensor, log_prob: Tensor, *, mask: Tensor | None = 
     Source:
         Zhou et al., *Orchestrating LLMs with Different Personalizations*, 2024,
         https://arxiv.org/abs/2407.04181, equation 1 of its conference version as cited by its public
-        reviews. Departures: that weights come from a softmax, and the mask, are inference.
+        reviews. Departures: that weights come from a softmax, and the mask, are our reading.
 
     .. versionadded:: 0.1
     """

@@ -47,8 +47,7 @@ def separation_objective(
 
     Raises:
         ValueError: If shapes do not fit, a value that counts is not finite, ``smoothing`` < 0, or
-        ``reduction``
-            is unknown.
+            ``reduction`` is unknown.
         TypeError: If ``mask`` is not boolean.
 
     Example:
@@ -59,7 +58,7 @@ def separation_objective(
     Source:
         Wang et al., *Secrets of RLHF in Large Language Models Part II: Reward Modeling*, 2024, equation 11,
         https://arxiv.org/abs/2401.06080; also Dou et al., *MetaRM: Shifted Distributions Alignment via
-        Meta-Learning*, https://arxiv.org/abs/2405.00438. Departures: the mean over prompts is inference;
+        Meta-Learning*, https://arxiv.org/abs/2405.00438. Departures: the mean over prompts is our reading;
         mask, group, smoothing and ``break_ties`` are additions.
 
     .. versionadded:: 0.1

@@ -86,7 +86,7 @@ def categorical_wasserstein(
         Li et al., *Aligning Crowd Feedback via Distributional Preference Reward Modeling*, 2024,
         https://arxiv.org/abs/2402.09764 (the method's optimal transport loss; its cost matrix, exponent,
         solver and equation numbers were not available, so that all of them are settings here and the
-        defaults our inference). Closed form: Villani, *Topics in Optimal Transportation*, 2003, theorem
+        defaults our reading). Closed form: Villani, *Topics in Optimal Transportation*, 2003, theorem
         2.18. Departures: none from the definition.
 
     .. versionadded:: 0.1

@@ -119,7 +119,7 @@ def item_outcomes(verdicts: Tensor) -> Tensor:
         ValueError: If the shape is not such a one.
 
     Source:
-        Inference: the paper (Zhou et al., *Orchestrating LLMs with Different Personalizations*, 2024) aggregates a
+        Our reading: the paper (Zhou et al., *Orchestrating LLMs with Different Personalizations*, 2024) aggregates a
         judge's verdicts on the dimensions asked for into one win or loss; how is not public.
     """
     _check_verdicts(verdicts)

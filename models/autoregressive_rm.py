@@ -62,7 +62,7 @@ class AutoregressiveRM(RewardModule):
             backbone: Which network, in which state; a causal one with a language-model head.
             beta: Factor of the log-probabilities in the ranking loss, > 0: of two responses the first wins with probability
                 sigma(beta (r_first - r_second)). Long responses need small values; 0.01 is that of PARM's script, and the
-                default is inference.
+                default is our reading.
             ranking: Weight of the ranking loss, >= 0; at 0 rewards are those of a model of preferred responses.
             imitation: Weight, >= 0, of the mean negative log-likelihood per token of the response that a comparison prefers.
             length_normalised: Whether the reward is the mean over a response's tokens, and no sum.

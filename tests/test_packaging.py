@@ -273,6 +273,18 @@ CONTRACTS = {
         top=("torch", "lightning", "numpy", "rich"),
         inside=("transformers", "peft", "safetensors", "pyarrow", "huggingface_hub"),
     ),
+    "inference/serving": Contract(
+        own=("pluralign.inference", "pluralign.datamodules"),
+        top=("torch",),
+        inside=("uvicorn",),
+    ),
+    **{
+        f"inference/serving/{name}.py": Contract(
+            own=("pluralign.inference", "pluralign.datamodules"),
+            top=("torch", "fastapi", "pydantic", "starlette"),
+        )
+        for name in ("app", "body", "forms")  # which nothing imports unless a server runs
+    },
     "commands": Contract(own=("pluralign",), top=("torch", "lightning", "numpy", "rich", "jsonargparse")),
     "train.py": Contract(own=("pluralign.commands",), top=()),
     "__init__.py": Contract(own=("pluralign.models", "pluralign.datamodules", "pluralign.inference"), top=()),

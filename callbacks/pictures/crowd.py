@@ -89,7 +89,7 @@ def _note(table: CrowdTable, k: int) -> str:
     """What stands in a label's panel."""
     lines = [
         f"calibration error {table.calibration_error[k]:.3f}",
-        f"by chance {table.calibration_error_floor[k]:.3f}",
+        f"sampling noise {table.calibration_error_floor[k]:.3f}",
     ]
     mirror = _mirror(table, k)
     if mirror is not None:

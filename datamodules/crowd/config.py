@@ -18,7 +18,7 @@ TOLERANCE = 1e-3
 class CrowdConfig:
     """How votes become the target distribution of a response.
 
-    That the prior weighs as much as ten votes, that it is floored, and everything below it, is our inference and not
+    That the prior weighs as much as ten votes, that it is floored, and everything below it, is our reading and not
     the paper's (see the module).
 
     Attributes:

@@ -12,7 +12,7 @@ Source: Li et al., *Aligning Crowd Feedback via Distributional Preference Reward
 https://arxiv.org/abs/2402.09764, updates a distribution of labels in a Bayesian way with the opinions of personas, and
 smooths it. Its formulas for that were not available to us: the update with pseudo-votes, the default strength 10, the
 floor of the prior, forgetting, the rule that smooths towards the second label, and the correction for correlated votes
-are our inference, not the paper's.
+are our reading, not the paper's.
 """
 
 import math
@@ -56,7 +56,7 @@ def effective_votes(votes: Tensor, *, correlation: float = 0.0, maximum: float |
     Source:
         The denominator is the design effect of a cluster sample: Kish, *Survey Sampling*, 1965, section 5.4.
         Departures: below one vote nothing is scaled, where the formula would count a fraction of a vote as more.
-        Its use for votes of personas is our inference.
+        Its use for votes of personas is our reading.
 
     Example:
         >>> effective_votes(torch.tensor([8.0, 2.0, 0.0]), correlation=1 / 9)
@@ -99,7 +99,7 @@ def dirichlet_update(
         ValueError: If there are neither votes nor a prior, or an argument is outside its range.
 
     Source:
-        Our inference; the paper's rule was not available to us (see the module).
+        Our reading; the paper's rule was not available to us (see the module).
 
     Example:
         >>> mean, strength = dirichlet_update(torch.tensor([0.5, 0.5]), 10.0, torch.tensor([9.0, 1.0]))
@@ -137,7 +137,7 @@ def beta_view(mean: Tensor, strength: Tensor | float) -> tuple[Tensor, Tensor]:
 
     Source:
         The first version of the paper speaks of beta distributions, the third of a categorical one; that the two are
-        one and the same in this way is our inference.
+        one and the same in this way is our reading.
 
     Example:
         >>> beta_view(torch.tensor([0.25, 0.75]), 8.0)
@@ -171,7 +171,7 @@ def forgetting_horizon(
         ValueError: If an argument is outside its range.
 
     Source:
-        Follows from :func:`dirichlet_update`, whose forgetting is our inference.
+        Follows from :func:`dirichlet_update`, whose forgetting is our reading.
 
     Example:
         >>> strength, steps = forgetting_horizon(0.9, votes_per_step=10)
@@ -210,7 +210,7 @@ def smooth_certain(
         ValueError: If an argument is outside its range or shapes do not fit.
 
     Source:
-        That smoothing favours the next most likely label is reported of the paper; this rule is our inference.
+        That smoothing favours the next most likely label is reported of the paper; this rule is our reading.
 
     Example:
         >>> smooth_certain(torch.tensor([[1.0, 0.0, 0.0]]), 0.1, prior=torch.tensor([0.5, 0.2, 0.3]))

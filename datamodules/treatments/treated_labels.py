@@ -42,7 +42,7 @@ def treated_batch(
     Source:
         Wang et al., *Secrets of RLHF in Large Language Models Part II: Reward Modeling*, 2024, section 2.2 and equations 5
         (smoothing) and 6 (margin), https://arxiv.org/abs/2401.06080. Departures: that a flipped label's margin is the
-        negated strength is inference; bound and scale are ours.
+        negated strength is our reading; bound and scale are ours.
 
     .. versionadded:: 0.1
     """

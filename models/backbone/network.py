@@ -36,6 +36,7 @@ from .rows import (
     row_order,
     separate_rows,
     take_rows,
+    with_tokens,
 )
 
 if TYPE_CHECKING:
@@ -75,11 +76,7 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self,
-        config: BackboneConfig,
-        *,
-        language_head: bool = False,
-        body: "PreTrainedModel | None" = None,
+        self, config: BackboneConfig, *, language_head: bool = False, body: "PreTrainedModel | None" = None
     ) -> None:
         """Load or initialise the network, adapt it and settle the layout.
 
@@ -351,7 +348,7 @@ class Backbone(nn.Module):
             ValueError: If the batch holds stored features, or rotary frequencies depend on the longest row and cannot be
                 told apart.
         """
-        rows, chunks = self._passes(_with_tokens(batch))
+        rows, chunks = self._passes(with_tokens(batch))
         if len(chunks) == 1:
             return BackboneOutput(*self._states(rows), rows)
         return _joined([self._states(self._take(rows, chunk)) for chunk in chunks], rows, chunks)
@@ -369,7 +366,7 @@ class Backbone(nn.Module):
         Raises:
             ValueError: As :meth:`read` does, or if there is no such adapter.
         """
-        rows, chunks = self._passes(_with_tokens(batch))
+        rows, chunks = self._passes(with_tokens(batch))
         each = self._states_with(rows, chunks, adapters)
         order = row_order(chunks, each[0][0][0].device) if len(chunks) > 1 else slice(None)
         return torch.stack([torch.cat([pooled for pooled, _ in parts])[order] for parts in each])
@@ -384,7 +381,7 @@ class Backbone(nn.Module):
         Raises:
             ValueError: As :meth:`read` does, or if there is no such adapter.
         """
-        rows, chunks = self._passes(_with_tokens(batch))
+        rows, chunks = self._passes(with_tokens(batch))
         each = self._states_with(rows, chunks, adapters)
         if len(chunks) == 1:
             return [BackboneOutput(*parts[0], rows) for parts in each]
@@ -440,13 +437,6 @@ class Backbone(nn.Module):
         ):
             return [[]]
         return length_chunks(batch["row_lengths"])
-
-
-def _with_tokens(batch: PreferenceBatch) -> PreferenceBatch:
-    """The batch, unless it holds stored features."""
-    if "features" in batch:
-        raise ValueError("stored features tell no states of tokens: set loader.features=null")
-    return batch
 
 
 def _joined(

@@ -22,6 +22,7 @@ __all__ = [
     "repeat",
     "separate_rows",
     "take_rows",
+    "with_tokens",
 ]
 
 REPEATED = frozenset(column.name for column in COLUMNS if column.item in ("record", "response")) | {
@@ -147,6 +148,13 @@ def places(numbers: Sequence[int], device: torch.device) -> Tensor:
 def row_order(chunks: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """Where every row stands among the rows of the chunks, (N,) int64."""
     return torch.argsort(places([row for rows in chunks for row in rows], device))
+
+
+def with_tokens(batch: PreferenceBatch) -> PreferenceBatch:
+    """The batch, unless it holds stored features."""
+    if "features" in batch:
+        raise ValueError("stored features tell no states of tokens: set loader.features=null")
+    return batch
 
 
 def take_rows(batch: PreferenceBatch, rows: Sequence[int]) -> PreferenceBatch:

@@ -24,7 +24,7 @@ PAPER_REWARDS = (1.0, 0.5, -1.0, -1.0, -1.5, -3.0)
 """Their rewards (its table 1)."""
 
 PAPER_COORDINATES = ((2.0, 1.0), (1.0, 1.0), (0.0, 1.0), (2.0, 0.0), (1.0, 0.0), (0.0, 0.0))
-"""Helpfulness (0 to 2) and harmlessness (0 or 1) of each; that they are used as places is our inference."""
+"""Helpfulness (0 to 2) and harmlessness (0 or 1) of each; that they are used as places is our reading."""
 
 
 class LabelSpace:

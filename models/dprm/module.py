@@ -46,7 +46,7 @@ class DPRM(RewardModule):
         https://arxiv.org/abs/2402.09764: labels, rewards and expected reward from its table 1 and figures,
         cross-entropy as its variant C; equation numbers, the cost matrix, the pooling and the update of the target
         were not available. The costs (``index`` read as its variant W, ``reward+grid`` as OT), the softmax and the
-        warm-up are our inference; the initial bias, labels of comparisons, the Beta head, the label sets and the
+        warm-up are our reading; the initial bias, labels of comparisons, the Beta head, the label sets and the
         risk-aware score are ours.
     """
 

@@ -74,7 +74,7 @@ class ContrastiveRM(BradleyTerryRM):
     Source:
         B. Wang et al., *Secrets of RLHF in Large Language Models Part II: Reward Modeling*, 2024, section on contrastive
         learning, equations 7 to 9, https://arxiv.org/abs/2401.06080. Departures: rows and weights as above; that a feature is
-        the state that the reward is read from, temperatures, and the settings of Sinkhorn's algorithm are inference.
+        the state that the reward is read from, temperatures, and the settings of Sinkhorn's algorithm are our reading.
     """
 
     def __init__(

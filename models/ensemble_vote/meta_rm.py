@@ -72,7 +72,7 @@ class MetaRM(BradleyTerryRM):
         Wang et al., *Secrets of RLHF in Large Language Models Part II: Reward Modeling*, 2024, equations 11 to 17 and
         Algorithm 1, https://arxiv.org/abs/2401.06080; also Dou et al., *MetaRM: Shifted Distributions Alignment via
         Meta-Learning*, https://arxiv.org/abs/2405.00438. Departures: J is a mean over the prompts of all ranks
-        (inference); the normalised step :math:`\eta \nabla J / \lVert \nabla J \rVert` (inference), the second order,
+        (our reading); the normalised step :math:`\eta \nabla J / \lVert \nabla J \rVert` (our reading), the second order,
         smoothing, breaking of ties and the check are additions; the ascent reads the same dropout as training does;
         labels, margins and weights count as in :class:`BradleyTerryRM`. Accumulated batches climb each by itself.
     """

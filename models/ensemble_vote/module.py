@@ -50,7 +50,7 @@ class EnsembleVoteRM(RewardModule):
         B. Wang et al., *Secrets of RLHF in Large Language Models Part II: Reward Modeling*, 2024, section 2.2 (strength:
         mean and standard deviation over ten models that differ by the order of their data),
         https://arxiv.org/abs/2401.06080. Departures: heads and adapters as members, bootstrap and folds, both by prompt, are
-        ours, and so are the combinations other than the mean; that members start from different heads is inference.
+        ours, and so are the combinations other than the mean; that members start from different heads is our reading.
     """
 
     def __init__(

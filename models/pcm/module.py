@@ -42,7 +42,7 @@ class PCM(MixtureModule):
 
     Source:
         Zhou et al., *Orchestrating LLMs with Different Personalizations*, 2024, https://arxiv.org/abs/2407.04181, equations 1
-        to 3 of its conference version as cited by its public reviews. Departures, each an inference where the paper's text
+        to 3 of its conference version as cited by its public reviews. Departures, each our reading where the paper's text
         is not available: the softmax, one output for each dimension with a mask of those asked for, how the preference is
         encoded, temperature before mixing.
 

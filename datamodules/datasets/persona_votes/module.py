@@ -2,7 +2,7 @@ r"""PersonaVotesDataModule: labels that a crowd of personas gave to responses, a
 
 * Source, licence, revision: yours. The form follows what Li et al., *Aligning Crowd Feedback via Distributional
   Preference Reward Modeling*, 2024, https://arxiv.org/abs/2402.09764, describe: a prior distribution over six labels for
-  each response, and personas who pick one label each. Their data were not released; the fields are our inference, not
+  each response, and personas who pick one label each. Their data were not released; the fields are our reading, not
   the paper's.
 * Split rule: one file a split; without a ``validation`` file a share of ``train`` is held out by a hash of the prompt.
   All responses to a prompt, in whichever rows, are on one side.

@@ -339,7 +339,7 @@ def update_posteriors(
         RuntimeError: If somebody else changed ``posterior_file`` meanwhile. Nothing is written then.
 
     Source:
-        The update, as the whole crowd's posterior, is our inference, not that of Li et al.
+        The update, as the whole crowd's posterior, is our reading, not that of Li et al.
 
     .. versionadded:: 0.1
     """
