@@ -280,7 +280,7 @@ CONTRACTS = {
             "pluralign.__version__",
         ),
         top=("torch", "lightning", "numpy", "rich"),
-        inside=("transformers", "peft", "safetensors", "pyarrow"),
+        inside=("transformers", "peft", "safetensors", "pyarrow", "huggingface_hub"),
     ),
     "inference/serving": Contract(
         own=("pluralign.inference", "pluralign.datamodules"),
