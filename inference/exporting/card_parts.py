@@ -43,7 +43,7 @@ def counts(training: TrainingRecord) -> str:
 
 def recipe(training: TrainingRecord) -> str:
     """Settings, versions and the state of the code."""
-    from huggingface_hub.utils import yaml_dump
+    from huggingface_hub import CardData
 
     session, lines = training.session, []
     versions = ", ".join(f"{name} {version}" for name, version in session.get("versions", {}).items())
@@ -66,7 +66,7 @@ def recipe(training: TrainingRecord) -> str:
     text = "\n".join(lines)
     if not training.recipe:
         return f"{text}\n- Settings: {UNKNOWN}"
-    settings = yaml_dump(dict(training.recipe), sort_keys=False).strip()
+    settings = CardData(**training.recipe).to_yaml().strip()
     return f"{text}\n\n<details><summary>Settings that were set</summary>\n\n```yaml\n{settings}\n```\n\n</details>"
 
 
