@@ -57,15 +57,7 @@ def evaluate(words: Sequence[str]) -> None:
         raise FileExistsError(
             f"{folder / BOARD} is there already: give --resume to go on with the scores that are kept there, or another folder"
         )
-    sources = named_models(options.models)
-    data: dict[str, EvaluationData] = {}
-    for path in options.data:
-        data |= _new(configured_data(Path(path)), data)
-    data |= _new(local_data(options.local), data)
-    if not data:
-        raise ValueError(
-            "there is nothing to evaluate on: name data sets in a file, --data FILE, or own pairs, --local FILE"
-        )
+    sources, data = named_models(options.models), _data(options)
     opened = {
         name: partial(
             _open,
@@ -98,6 +90,19 @@ def evaluate(words: Sequence[str]) -> None:
     for name in (BOARD, REPORT):
         path = folder / name
         console.print(f"{path.stem}: {path}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _data(options: argparse.Namespace) -> dict[str, EvaluationData]:
+    """Data sets by name, read."""
+    data: dict[str, EvaluationData] = {}
+    for path in options.data:
+        data |= _new(configured_data(Path(path)), data)
+    data |= _new(local_data(options.local), data)
+    if not data:
+        raise ValueError(
+            "there is nothing to evaluate on: name data sets in a file, --data FILE, or own pairs, --local FILE"
+        )
+    return data
 
 
 def _open(source: str, *, checkpoint: Which, trust_remote_code: bool, device: str, max_tokens: int) -> Scorer:

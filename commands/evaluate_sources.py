@@ -120,7 +120,7 @@ def _data_module(path: Path, name: str, settings: Mapping[str, Any]) -> Prepared
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--data", type=PreparedData)
     try:
-        module = parser.instantiate_classes(parser.parse_object({"data": dict(settings)})).data
+        module = vars(parser.instantiate_classes(parser.parse_object({"data": dict(settings)})))["data"]
     except ArgumentError as error:
         raise ValueError(f"{path}: {name}: {short_message(str(error))}") from error
     assert isinstance(module, PreparedData)  # the parser takes nothing else

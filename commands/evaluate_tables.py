@@ -22,25 +22,27 @@ SECOND = (
     "swap",
 )
 """And of the second."""
+NAME = 18
+"""Letters of a model's name that stay on one line, whatever else does not fit."""
 MARKS = {"best": "*", "not told apart": "=", "behind": "", "alone": "", "unknown": ""}
 OF = {measure.name: measure for measure in MEASURES}
 
 
 def board_tables(board: Board) -> Iterator[Table]:
-    """For each data set two tables of models by measures, then the pairs, then official numbers.
+    """For each data set two tables of models by measures and the best against the others, then official numbers.
 
     Args:
         board: What was found.
 
     Yields:
-        Tables that fit into 100 columns, unless names are long.
+        Tables that fit into 80 columns, unless names are long.
     """
     for data in board.data:
         cells = [cell for cell in board.cells if cell.data == data.name]
         yield _measures(data, cells, FIRST, _title(data), _first_caption(data, cells))
         yield _measures(data, cells, SECOND, None, _second_caption(cells))
-    if board.paired:
-        yield _pairs(board)
+        if (against := _against_best(board, data)) is not None:
+            yield against
     for official in board.official:
         yield _official(official.data, official.rule, official.numbers, official.reasons)
 
@@ -60,9 +62,11 @@ def _measures(
 ) -> Table:
     shown = [OF[name] for name in names if any(cell.measures[name].value is not None for cell in cells)]
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("", overflow="fold")
+    table.add_column(
+        "", overflow="fold", min_width=min(NAME, max((len(cell.model) for cell in cells), default=0))
+    )
     for measure in shown:
-        table.add_column(measure.title, justify="right", no_wrap=True)
+        table.add_column(measure.title.replace(" ", "\n"), justify="right", no_wrap=True)
     for cell in sorted(cells, key=lambda cell: -(cell.measures["accuracy"].value or 0.0)):
         mark = MARKS[cell.standing] if "accuracy" in names else ""
         name = f"{escape(cell.model)}{' [red]dead[/red]' if cell.dead else ''}"
@@ -74,6 +78,7 @@ def _cell(measure: Measure, value: Measured, mark: str) -> str:
     if value.value is None:
         return "-"
     text = f"{value.value:{measure.form}}"
+    text = text.lstrip("+-") if not float(text.rstrip("%")) else text
     if measure.name == "accuracy":
         return f"{text} {_interval(measure, value)}{mark or ' '}"
     return text
@@ -101,7 +106,7 @@ def _first_caption(data: BoardData, cells: Sequence[Cell]) -> str:
 
 
 def _second_caption(cells: Sequence[Cell]) -> str:
-    lines = ["1 is the best slope; length: correlation with it; swap: change with the order of responses"]
+    lines = ["slope: 1 is right; length: correlation with it; swap: change with the order"]
     for cell in cells:
         lines += [f"[yellow]{escape(cell.model)}[/yellow]: {escape(warning)}" for warning in cell.warnings]
         lines += [
@@ -112,28 +117,41 @@ def _second_caption(cells: Sequence[Cell]) -> str:
     return "\n".join(lines)
 
 
-def _pairs(board: Board) -> Table:
+def _against_best(board: Board, data: BoardData) -> Table | None:
+    """The best model against each of the others; None where there is none, or nobody else."""
+    standing = {cell.model: cell.standing for cell in board.cells if cell.data == data.name}
+    best = next((name for name, one in standing.items() if one == "best"), None)
+    if best is None or len(standing) < 2:
+        return None
     caption = (
-        f"difference in accuracy, the first less the second, on the comparisons that all models could read; p by exchanging the two "
-        f"prompt by prompt, corrected for {board.settings['tests']} tests (Holm)"
+        "difference in accuracy, in points, where all models could read both sides;\np by exchanging two models prompt by prompt; "
+        f"corrected (Holm) for {board.settings['tests']} tests:\nof every two models on all data, which board.json has"
     )
-    table = Table(title="Pairs", caption=caption, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("", overflow="fold")
-    for column in ("difference", "interval", "only first", "only second", "prompts", "p", "corrected"):
+    table = Table(
+        title=escape(f"{data.name}: {best} against"),
+        caption=caption,
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+    )
+    table.add_column("", overflow="fold", min_width=min(NAME, max(map(len, standing))))
+    for column in ("less", "interval", "right alone\nboth ways", "p", "corrected"):
         table.add_column(column, justify="right", no_wrap=True)
-    data = None
     for pair in board.paired:
-        if data is not None and pair.data != data:
-            table.add_section()
-        data = pair.data
-        low, high = pair.difference.low, pair.difference.high
+        if pair.data != data.name or best not in (pair.first, pair.second):
+            continue
+        other = pair.second if pair.first == best else pair.first
+        value, low, high = pair.difference.value, pair.difference.low, pair.difference.high
+        alone = pair.only_first, pair.only_second
+        if pair.first != best:
+            value = None if value is None else -value
+            low, high = (None if high is None else -high), (None if low is None else -low)
+            alone = alone[::-1]
         table.add_row(
-            escape(f"{pair.data}: {pair.first} - {pair.second}"),
-            "-" if pair.difference.value is None else f"{100 * pair.difference.value:+.1f}",
+            escape(other),
+            "-" if value is None else f"{100 * value:+.1f}",
             "-" if low is None or high is None else f"{100 * low:+.1f} to {100 * high:+.1f}",
-            f"{pair.only_first:,}",
-            f"{pair.only_second:,}",
-            f"{pair.prompts:,}",
+            f"{alone[0]:,} : {alone[1]:,}",
             _p(pair.p_value),
             _p(pair.p_corrected),
         )

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from pluralign.datamodules.prepared import PreparedData
 from pluralign.datamodules.records import listed
 from pluralign.models import DPRM, PAL, AutoregressiveRM, CustomizedRM, EnsembleVoteRM
 
@@ -229,6 +230,8 @@ def _data(data: EvaluationData, scores: Mapping[str, Scores]) -> BoardData:
 
 def _official(data: EvaluationData, scores: Mapping[str, Scores]) -> OfficialTable | None:
     """Numbers by the rule of the data, if it has one."""
+    if type(data.module).official_scores is PreparedData.official_scores:
+        return None
     numbers: dict[str, dict[str, float | None]] = {}
     reasons: dict[str, str] = {}
     rule = ""
@@ -239,9 +242,10 @@ def _official(data: EvaluationData, scores: Mapping[str, Scores]) -> OfficialTab
         parts = one.of_records.split([len(places) for places in data.places])
         official = data.module.official_scores(data.records, [part.tolist() for part in parts])
         if official is None:
-            return None
-        rule, numbers[name] = official.rule, dict(official.numbers)
+            reasons[name] = "the rule does not hold for these records"
+            continue
+        rule, numbers[name] = official.rule, {**official.numbers}
     if not numbers:  # that no model has any is said, too
         empty = data.module.official_scores([], [])
-        return None if empty is None else OfficialTable(data.name, empty.rule, {}, reasons)
+        rule = "" if empty is None else empty.rule
     return OfficialTable(data.name, rule, numbers, reasons)

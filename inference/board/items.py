@@ -4,9 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from pluralign.datamodules.whole_files import written_whole
 
 from .cells import rightness
@@ -15,36 +12,32 @@ from .scoring import Scores
 
 __all__ = ["write_items"]
 
-COMPARISONS = pa.schema(
-    [
-        ("data", pa.string()),
-        ("model", pa.string()),
-        ("record", pa.string()),
-        ("comparison", pa.int64()),
-        ("prompt", pa.int64()),
-        ("chosen", pa.int64()),
-        ("rejected", pa.int64()),
-        ("preference", pa.float64()),
-        ("user", pa.string()),
-        ("domain", pa.string()),
-        ("chosen_reward", pa.float64()),
-        ("rejected_reward", pa.float64()),
-        ("log_odds", pa.float64()),
-        ("right", pa.bool_()),
-    ]
-)
+COMPARISONS = {
+    "data": "string",
+    "model": "string",
+    "record": "string",
+    "comparison": "int64",
+    "prompt": "int64",
+    "chosen": "int64",
+    "rejected": "int64",
+    "preference": "float64",
+    "user": "string",
+    "domain": "string",
+    "chosen_reward": "float64",
+    "rejected_reward": "float64",
+    "log_odds": "float64",
+    "right": "bool_",
+}
 """Of a comparison: record and place there, places of both responses in the record, what people say, what the model says. ``right``
 is null for a tie of people, and rewards are where the model could not read a side."""
-RESPONSES = pa.schema(
-    [
-        ("data", pa.string()),
-        ("model", pa.string()),
-        ("record", pa.string()),
-        ("response", pa.int64()),
-        ("reward", pa.float64()),
-        ("labels", pa.list_(pa.float64())),
-    ]
-)
+RESPONSES = {
+    "data": "string",
+    "model": "string",
+    "record": "string",
+    "response": "int64",
+    "reward": "float64",
+    "labels": "float64s",
+}
 """Of a response: record and place there, and its reward, as the one user or in the one domain of its record's comparisons."""
 
 
@@ -58,17 +51,26 @@ def write_items(
         responses: File of responses.
         scored: Data with the scores of each model, by name.
     """
-    for path, schema, rows in (
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for path, columns, rows in (
         (comparisons, COMPARISONS, _comparisons),
         (responses, RESPONSES, _responses),
     ):
+        schema = pa.schema(
+            [
+                (name, pa.list_(pa.float64()) if kind == "float64s" else getattr(pa, kind)())
+                for name, kind in columns.items()
+            ]
+        )
         with written_whole(path) as stream, pq.ParquetWriter(stream, schema) as writer:
             for data, of_models in scored:
                 for model, scores in of_models.items():
-                    columns = rows(data, scores)
-                    number = len(columns["record"])
+                    values = rows(data, scores)
+                    number = len(values["record"])
                     names = {"data": [data.name] * number, "model": [model] * number}
-                    writer.write_table(pa.table(columns | names, schema=schema))
+                    writer.write_table(pa.table(values | names, schema=schema))
 
 
 def _comparisons(data: EvaluationData, scores: Scores) -> dict[str, list[object]]:

@@ -17,7 +17,7 @@ from .reading import GroupReader, ReadGroup, Whose, exchanged
 
 __all__ = ["NOT_FINITE", "Scores", "score_data"]
 
-PROBED = 64
+PROBED = 16
 """Prompts whose responses are read a second time, in the other order."""
 NOT_FINITE = "responses whose reward is not finite"
 

@@ -367,10 +367,10 @@ class Board:
             )
         return cls(
             models=tuple(BoardModel(**one) for one in content["models"]),
-            data=tuple(BoardData(**one | {"notes": tuple(one["notes"])}) for one in content["data"]),
+            data=tuple(BoardData(**_changed(one, notes=tuple(one["notes"]))) for one in content["data"]),
             cells=tuple(_cell(one) for one in content["cells"]),
             paired=tuple(
-                PairedDifference(**one | {"difference": Measured(**one["difference"])})
+                PairedDifference(**_changed(one, difference=Measured(**one["difference"])))
                 for one in content["paired"]
             ),
             official=tuple(OfficialTable(**one) for one in content["official"]),
@@ -383,18 +383,25 @@ def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def _changed(content: Mapping[str, Any], **values: object) -> dict[str, Any]:
+    """What a file holds, with some of it as the values that it stands for."""
+    return {**content, **values}
+
+
 def _cell(content: dict[str, Any]) -> Cell:
     bins = (
-        ReliabilityBin(**one | {"observed": Measured(**one["observed"])}) for one in content["reliability"]
+        ReliabilityBin(**_changed(one, observed=Measured(**one["observed"])))
+        for one in content["reliability"]
     )
     tables = {
         name: {key: Measured(**value) for key, value in content[name].items()}
         for name in ("measures", "domains", "groups", "lowest_users")
     }
-    return Cell(**content | tables | {"reliability": tuple(bins), "warnings": tuple(content["warnings"])})
+    warnings = tuple(content["warnings"])
+    return Cell(**_changed(content, reliability=tuple(bins), warnings=warnings, **tables))
 
 
 def _disagreement(content: dict[str, Any]) -> Disagreement:
     votes = content["votes"]
     rewards = {name: tuple(pair) for name, pair in content["rewards"].items()}
-    return Disagreement(**content | {"votes": None if votes is None else tuple(votes), "rewards": rewards})
+    return Disagreement(**_changed(content, votes=None if votes is None else tuple(votes), rewards=rewards))

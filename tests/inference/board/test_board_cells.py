@@ -2,13 +2,14 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pluralign.datamodules import Comparison, LocalDataModule, PreferenceRecord, Response
+from pluralign.datamodules import Comparison, LLMBarDataModule, LocalDataModule, PreferenceRecord, Response
 from pluralign.inference.board import (
     MEASURES,
     Board,
@@ -261,3 +262,40 @@ def test_names_are_told_apart():
     one = Contestant("m", lambda: Fixed([1.0]))
     with pytest.raises(ValueError, match="m is there twice: write NAME=PATH"):
         evaluate_models([one, one], [pairs([1.0])])
+
+
+def test_a_benchmarks_own_rule_and_why_a_model_has_no_numbers_of_it(monkeypatch):
+    data = pairs([1.0] * 6)
+    rule = LLMBarDataModule(data_dir="none")
+    rows = [
+        replace(record, comparisons=(replace(record.comparisons[0], domain="Natural"),))
+        for record in data.records
+    ]
+    judged = evaluation_data("llmbar", "test", rule, rows)
+    monkeypatch.setattr(evaluation, "score_data", lambda reward, of, advance=None: scores_of(of, reward.gaps))
+    models = {"good": [1.0, 1.0, 1.0, -1.0, 0.0, 1.0], "blind": [1.0] * 5 + [math.nan]}
+    contestants = [Contestant(name, lambda gaps=gaps: Fixed(gaps)) for name, gaps in models.items()]
+    (table,) = evaluate_models(contestants, [judged], how=HOW).board.official
+    assert table.data == "llmbar" and "LLMBar" in table.rule
+    assert table.numbers == {"good": {"Natural": 4.5 / 6}}  # equal rewards count a half there
+    assert table.reasons["blind"] == "2 responses could not be read, and the rule needs all"
+
+
+def test_votes_without_comparisons_have_a_transport_distance_and_nothing_else(monkeypatch):
+    rows = [
+        PreferenceRecord(
+            f"v{i}", f"Fruit {i}?", (Response("Fig", votes=(3.0, 1.0)), Response("Chair", votes=(0.0, 2.0)))
+        )
+        for i in range(3)
+    ]
+    data = data_of(rows)
+    labels = torch.tensor([[0.75, 0.25], [0.5, 0.5]] * 3, dtype=torch.float64)
+    scores = scores_of(data, [], labels=labels, label_names=("good", "bad"))
+    scores.reward[:] = torch.arange(6)
+    monkeypatch.setattr(evaluation, "score_data", lambda reward, of, advance=None: scores)
+    found = evaluate_models([Contestant("m", lambda: Fixed([]))], [data], how=HOW).board
+    (one,) = found.cells
+    assert value(one, "transport") == pytest.approx(0.25) and one.standing == "unknown" and not one.dead
+    assert one.measures["accuracy"].reason == "the data have no comparisons that the model could read"
+    assert "there are no comparisons, only votes" in found.data[0].notes[0]
+    assert found.data[0].votes == 6 and value(one, "spread") == 0.5
