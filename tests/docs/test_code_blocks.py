@@ -39,6 +39,7 @@ REASONS = (
 """How a reason begins."""
 SLOW = {
     "docs/concepts/checkpoints.md",
+    "docs/concepts/evaluation.md",
     "docs/concepts/export.md",
     "docs/methods/transformers_rm.md",
     "docs/start.md",
@@ -106,6 +107,17 @@ def scorer():
     return {"prompts": prompts, "responses": ["A fig.", "A chair."], "users": users}
 
 
+def two_runs():
+    """Runs of PAL, and pairs."""
+    for name in ("mine", "other"):
+        folder = Path("runs", name, "checkpoints")
+        folder.mkdir(parents=True)
+        shutil.copy(ROOT / "tests" / "saved" / "pal" / "last.ckpt", folder)
+    row = '{"prompt": "Fruit %d?", "chosen": "A fig.", "rejected": "A chair."}'
+    Path("pairs.jsonl").write_text("\n".join(row % number for number in range(8)), encoding="utf-8")
+    return {}
+
+
 def decoding():
     """A language model and padded prompts."""
     from transformers import AutoModelForCausalLM, LlamaConfig
@@ -124,6 +136,7 @@ def judged_batch():
 
 PREPARED = {
     "docs/concepts/checkpoints.md": checkpoint,
+    "docs/concepts/evaluation.md": two_runs,
     "docs/concepts/export.md": lambda: exported("helpful_rm"),
     "docs/concepts/generation.md": decoding,
     "docs/concepts/rewards.md": reward,
