@@ -107,14 +107,13 @@ def scorer():
     return {"prompts": prompts, "responses": ["A fig.", "A chair."], "users": users}
 
 
-def two_runs():
-    """Runs of PAL, and pairs."""
-    for name in ("mine", "other"):
-        folder = Path("runs", name, "checkpoints")
-        folder.mkdir(parents=True)
-        shutil.copy(ROOT / "tests" / "saved" / "pal" / "last.ckpt", folder)
-    row = '{"prompt": "Fruit %d?", "chosen": "A fig.", "rejected": "A chair."}'
-    Path("pairs.jsonl").write_text("\n".join(row % number for number in range(8)), encoding="utf-8")
+def two_models():
+    """Runs of two models, and pairs."""
+    for name, saved in (("mine", "pal"), ("other", "dprm")):
+        Path("runs", name).mkdir(parents=True)
+        shutil.copy(ROOT / "tests" / "saved" / saved / "last.ckpt", Path("runs", name))
+    pair = '{"prompt": "Name a fruit.", "chosen": "A fig.", "rejected": "A chair."}\n'
+    Path("pairs.jsonl").write_text(pair, encoding="utf-8")
     return {}
 
 
@@ -136,7 +135,7 @@ def judged_batch():
 
 PREPARED = {
     "docs/concepts/checkpoints.md": checkpoint,
-    "docs/concepts/evaluation.md": two_runs,
+    "docs/concepts/evaluation.md": two_models,
     "docs/concepts/export.md": lambda: exported("helpful_rm"),
     "docs/concepts/generation.md": decoding,
     "docs/concepts/rewards.md": reward,
