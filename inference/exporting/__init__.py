@@ -6,6 +6,8 @@ from .folder import ExportReport, Form, export_folder
 from .hub import check_push, push_folder
 from .language_model import LanguageModelReport, export_language_model
 from .language_notes import writing_code
+from .mixture import MixtureReport, export_mixture
+from .mixture_notes import mixture_code
 from .notes import folder_notes, loading_code
 from .parity import Check, Load, Parity
 from .whole_folder import check_target, folder_written_whole
@@ -18,14 +20,17 @@ __all__ = [
     "Form",
     "LanguageModelReport",
     "Load",
+    "MixtureReport",
     "Parity",
     "check_push",
     "check_target",
     "export_folder",
     "export_language_model",
+    "export_mixture",
     "folder_notes",
     "folder_written_whole",
     "loading_code",
+    "mixture_code",
     "push_folder",
     "writing_code",
 ]
