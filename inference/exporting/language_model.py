@@ -24,7 +24,7 @@ from .whole_folder import MARK, check_target, folder_written_whole
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["LanguageModelReport", "TRIED", "export_language_model", "write_causal", "writing_tokenizer"]
+__all__ = ["TRIED", "LanguageModelReport", "export_language_model", "write_causal", "writing_tokenizer"]
 
 TOLERANCE = 1e-5
 """Largest difference of logits in float32, relative to the largest one where that is above 1."""
@@ -145,7 +145,9 @@ def _meaning(module: BaseModule) -> str:
         ValueError: If what it does is more than its language model.
     """
     if isinstance(module, PCM):
-        raise TypeError("PCM mixes several language models token by token, and this is a folder of one: use export_mixture")
+        raise TypeError(
+            "PCM mixes several language models token by token, and this is a folder of one: use export_mixture"
+        )
     if isinstance(module, PolicyTuner) and module.baseline == "best_of_n":
         raise ValueError(
             "baseline='best_of_n' has trained nothing: it draws from the base and chooses by its rewards, which a language model's folder "

@@ -13,7 +13,6 @@ from torch import Tensor
 from pluralign import __version__
 from pluralign.datamodules import PersonalizedPromptsDataModule, TextConfig
 from pluralign.datamodules.prompt_batch import PromptBatch
-from pluralign.datamodules.tokens import RecordTokenizer
 from pluralign.models import PCM, restored_module
 from pluralign.models.pcm import AdapterExperts, ModelExperts
 from pluralign.models.restored import checkpoint_content
@@ -149,11 +148,16 @@ def _exportable(module: object, checkpoint: str) -> PCM:
             "mixture (baseline none or static); use `pluralign generate` for the others"
         )
     config = module.experts_config
-    bases = [module.backbone_config, *([config.base] if config is not None and config.base is not None else [])]
+    bases = [
+        module.backbone_config,
+        *([config.base] if config is not None and config.base is not None else []),
+    ]
     if any(base.quantization is not None for base in bases):
         raise ValueError("quantization: weights of few bits are not written; export with networks whole")
     if module.on_base and module.backbone_config.lora is not None:
-        raise ValueError("backbone.lora: the base beneath the experts has an adapter of its own, which a folder does not hold")
+        raise ValueError(
+            "backbone.lora: the base beneath the experts has an adapter of its own, which a folder does not hold"
+        )
     return module
 
 
@@ -269,7 +273,9 @@ def _trial_data(
     names = {f"{axis}.{pole}" for axis, poles in axes.items() for pole in poles}
     if module.experts_config is not None and names & set(module.experts_config.names):
         names &= set(module.experts_config.names)
-    asked = [[f"{axis}.{pole}" for pole in poles if f"{axis}.{pole}" in names] for axis, poles in axes.items()]
+    asked = [
+        [f"{axis}.{pole}" for pole in poles if f"{axis}.{pole}" in names] for axis, poles in axes.items()
+    ]
     asked = [poles for poles in asked if poles]
     wanted = [[poles[place] for poles in asked] for place in (0, -1)]
     data = PersonalizedPromptsDataModule(
@@ -304,11 +310,14 @@ def _tried(folder: Path, module: PCM, data: PersonalizedPromptsDataModule) -> tu
         prompts, preferences, batch["input_ids"], batch["attention_mask"], strict=True
     ):
         if read.item(prompt, preference, most).told != ids[mask.bool()].tolist():
-            raise RuntimeError(f"{folder.name}: the chat template gives other tokens of {prompt!r} than training had")
+            raise RuntimeError(
+                f"{folder.name}: the chat template gives other tokens of {prompt!r} than training had"
+            )
     given = generate(model, prompts, preferences, max_new_tokens=most)
     width = max(given.shape[1], expected.shape[1])
     rows = [
-        torch.nn.functional.pad(each, (0, width - each.shape[1]), value=data.pad_id) for each in (given, expected)
+        torch.nn.functional.pad(each, (0, width - each.shape[1]), value=data.pad_id)
+        for each in (given, expected)
     ]
     return len(prompts), int((rows[0] == rows[1]).all(1).sum())
 

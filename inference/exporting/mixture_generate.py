@@ -6,14 +6,23 @@ and the weights lie beside it. This file needs torch, transformers and safetenso
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
-from typing import Any, NamedTuple, TypedDict, cast
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypedDict, cast
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+)
 from transformers.utils.hub import cached_file
 
 __all__ = ["Mixture", "generate", "mixture_of"]
@@ -24,6 +33,19 @@ ANSWER = "abc"
 """A response, to see where a prompt's tokens end that do not depend on it."""
 
 Conversation = str | list[dict[str, str]]
+Added = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
+
+
+class Streamer(Protocol):
+    """What is told of tokens."""
+
+    def put(self, value: Tensor) -> None:
+        """Take the next token of each response, (S,)."""
+        ...
+
+    def end(self) -> None:
+        """Hear that it was the last."""
+        ...
 
 
 class Said(TypedDict):
@@ -74,12 +96,12 @@ class Rows:
         self.mask = torch.tensor(real, device=network.device)
         self.position = (self.mask.cumsum(1) - 1).clamp(min=0)
 
-    def read(self) -> Any:
+    def read(self) -> Mapping[str, Tensor]:
         """What the network says of the tokens that it has not read yet."""
         positions = {"position_ids": self.position} if self.takes_positions else {}
-        return self.network(
-            input_ids=self.tokens, attention_mask=self.mask, **positions, **cast("dict[str, Any]", self.fixed)
-        )
+        inputs = {"input_ids": self.tokens, "attention_mask": self.mask, **positions}
+        said: Mapping[str, Tensor] = self.network(**inputs, **self.fixed)
+        return said
 
     def add(self, tokens: Tensor) -> None:
         """Take the next token of each row, (M,)."""
@@ -108,7 +130,7 @@ class Adapters:
             self.owner[layer] = torch.tensor(owner)
             network.get_submodule(layer).register_forward_hook(self._hook(layer))
 
-    def _hook(self, layer: str) -> Any:
+    def _hook(self, layer: str) -> Added:
         def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             if self.mask is None:
                 return output
@@ -134,16 +156,10 @@ class Mixture:
     """What lies beside the network of an exported folder."""
 
     def __init__(self, model: PreTrainedModel, folder: str, revision: str | None) -> None:
-        """Read the rest of a folder.
-
-        Args:
-            model: The folder's network.
-            folder: Path, or name on the hub.
-            revision: On the hub.
-        """
+        """Read the rest of a folder: a path, or a name on the hub; its network is there."""
         place: dict[str, Any] = {} if revision is None else {"revision": revision}
-        with open(str(cached_file(folder, "mixture.json", **place)), encoding="utf-8") as file:
-            self.said: Said = json.load(file)
+        said = Path(str(cached_file(folder, "mixture.json", **place)))
+        self.said: Said = json.loads(said.read_text(encoding="utf-8"))
         tensors = load_file(str(cached_file(folder, "mixture.safetensors", **place)))
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, **place)
         self.tensors = {name: value for name, value in tensors.items() if not name.startswith("expert.")}
@@ -154,9 +170,7 @@ class Mixture:
         else:
             for number in range(1, len(self.said["experts"])):
                 where = f"experts/{number}"
-                network = AutoModelForCausalLM.from_pretrained(
-                    folder, subfolder=where, dtype="auto", **place
-                )
+                network = AutoModelForCausalLM.from_pretrained(folder, subfolder=where, dtype="auto", **place)
                 self.networks.append(network.eval())
         self.control: PreTrainedModel | None = None
         if self.said["weights"] == "control":
@@ -181,7 +195,9 @@ class Mixture:
         if sentence:
             users = [turn for turn in turns if turn["role"] == "user"]
             if not users:
-                raise ValueError("a conversation needs a turn of the user, behind which the preference is said")
+                raise ValueError(
+                    "a conversation needs a turn of the user, behind which the preference is said"
+                )
             text = users[-1]["content"]
             users[-1]["content"] = f"{text}{'' if not text or text[-1].isspace() else ' '}{sentence}"
         render = self.tokenizer.apply_chat_template
@@ -196,13 +212,7 @@ class Mixture:
         return list(alone[:shared] if blank else alone)
 
     def item(self, conversation: Conversation, preference: Sequence[str], room: int) -> Item:
-        """A prompt with a preference, as each network reads it.
-
-        Args:
-            conversation: Text, or messages.
-            preference: Dimensions, one of an axis at most.
-            room: Tokens that a response may have.
-        """
+        """A prompt with a preference, as each network reads it; a response may have ``room`` tokens."""
         said, sentences = self.said, self.said["dimensions"]
         asked = [name for name in sentences if name in preference]
         axes = [name.partition(".")[0] for name in asked]
@@ -286,7 +296,7 @@ class Run:
         if adapters is not None:
             adapters.switch(expert)
         try:
-            logits: Tensor = rows.read().logits
+            logits = rows.read()["logits"]
         finally:
             hook.remove()
             if adapters is not None:
@@ -300,7 +310,7 @@ class Run:
             logits = self.members.to(tensors["static"].dtype) @ tensors["static"]
         else:
             if self.control is not None:
-                states = self.control.read().last_hidden_state[:, -1]
+                states = self.control.read()["last_hidden_state"][:, -1]
             assert states is not None  # of the control network, or of the base
             logits = nn.functional.linear(states.float(), tensors["head.weight"], tensors["head.bias"])
         return logits.masked_fill(~self.members, -torch.inf).softmax(-1)
@@ -327,6 +337,38 @@ def mixture_of(model: PreTrainedModel) -> Mixture:
     return mixture
 
 
+class Loop:
+    """What transformers calls in the place of its own loop, with its processors and stopping criteria."""
+
+    def __init__(self, run: Run, *, samples: bool, streamer: Streamer | None) -> None:
+        self.run, self.samples, self.streamer = run, samples, streamer
+
+    # transformers passes attention_mask and the like a second time where the signature names them.
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: Callable[[Tensor, Tensor], Tensor],
+        stopping_criteria: Callable[[Tensor, None], Tensor],
+        generation_config: GenerationConfig,
+        **prepared: object,
+    ) -> Tensor:
+        """Prompts and responses, (S, L + T) int64."""
+        padding = int(cast(int, generation_config.pad_token_id))
+        going, texts = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device), input_ids
+        while True:
+            scores = logits_processor(texts, self.run.log_probs())
+            chosen = torch.multinomial(scores.softmax(-1), 1)[:, 0] if self.samples else scores.argmax(-1)
+            tokens = torch.where(going, chosen, padding)
+            texts = torch.cat([texts, tokens[:, None]], 1)
+            going = going & ~stopping_criteria(texts, None)
+            if self.streamer is not None:
+                self.streamer.put(tokens.cpu())
+            if not bool(going.any()):
+                return texts
+            self.run.add(tokens)
+
+
 @torch.no_grad()
 def generate(
     model: PreTrainedModel,
@@ -334,7 +376,8 @@ def generate(
     preferences: Sequence[Sequence[str]] | None = None,
     *,
     temperature: float = 1.0,
-    **settings: Any,
+    streamer: Streamer | None = None,
+    **settings: object,
 ) -> Tensor:
     """Responses to conversations, each with a preference; a network reads the wording that is meant for it.
 
@@ -343,6 +386,7 @@ def generate(
         conversations: S texts or lists of messages with ``role`` and ``content``.
         preferences: Of each the dimensions that it asks for, such as ``["tone.friendly"]``; None for none.
         temperature: Of every expert, before they are mixed, where ``do_sample`` is set.
+        streamer: Told of tokens as they are chosen.
         **settings: As ``generate`` of transformers has them, such as ``max_new_tokens``, ``do_sample`` and ``top_p``.
 
     Returns:
@@ -352,52 +396,51 @@ def generate(
         ValueError: If there are no conversations, a preference is unknown, or a prompt is too long.
     """
     given = {name: value for name, value in settings.items() if value is not None}
-    if not conversations or any(name in given for name in ("inputs", "input_ids")):
+    _check(given, conversations, preferences)
+    assert conversations is not None  # it was looked at
+    mixture, config = mixture_of(model), given.get("generation_config")
+    room = getattr(config, "max_new_tokens", None) or mixture.said["max_new_tokens"]
+    room = int(cast(int, given.setdefault("max_new_tokens", room)))
+    samples = bool(given.get("do_sample", getattr(config, "do_sample", False)))
+    given.setdefault("top_k", getattr(config, "top_k", None) or 0)  # transformers keeps the 50 best otherwise
+    asked = [()] * len(conversations) if preferences is None else preferences
+    items = [mixture.item(text, wanted, room) for text, wanted in zip(conversations, asked, strict=True)]
+    run, told = Run(mixture, items, temperature if samples else 1.0), Rows(model, [one.told for one in items])
+    plain = cast("type[GenerationMixin]", type(model))  # whose own generate this function has replaced
+    made = plain.generate(
+        cast(Any, model),
+        input_ids=told.tokens,
+        attention_mask=told.mask,
+        custom_generate=Loop(run, samples=samples, streamer=streamer),
+        use_cache=False,
+        **cast("dict[str, Any]", given),
+    )
+    if streamer is not None:
+        streamer.end()
+    return cast(Tensor, made)[:, told.tokens.shape[1] :]
+
+
+def _check(
+    given: Mapping[str, object],
+    conversations: Sequence[Conversation] | None,
+    preferences: Sequence[Sequence[str]] | None,
+) -> None:
+    """Refuse what a mixture cannot answer.
+
+    Raises:
+        ValueError: Naming it.
+    """
+    if not conversations or "inputs" in given or "input_ids" in given:
         raise ValueError(
             "each expert reads another wording of a prompt, so that tokens are not enough: call generate(conversations=[...], "
             "preferences=[...]) with texts or messages"
         )
-    preferences = [()] * len(conversations) if preferences is None else preferences
-    if len(preferences) != len(conversations):
+    if preferences is not None and len(preferences) != len(conversations):
         raise ValueError(f"{len(conversations)} conversations have {len(preferences)} preferences")
-    if int(given.get("num_beams", 1)) != 1 or int(given.get("num_return_sequences", 1)) != 1:
-        raise ValueError("each response goes its one way: repeat a conversation for several responses to it")
-    mixture = mixture_of(model)
     config = given.get("generation_config")
-    room = given.setdefault(
-        "max_new_tokens", getattr(config, "max_new_tokens", None) or mixture.said["max_new_tokens"]
-    )
-    samples = bool(given.get("do_sample", getattr(config, "do_sample", False)))
-    given.setdefault("top_k", getattr(config, "top_k", None) or 0)  # transformers keeps the 50 best otherwise
-    items = [mixture.item(*one, int(room)) for one in zip(conversations, preferences, strict=True)]
-    run, told = Run(mixture, items, temperature if samples else 1.0), Rows(model, [one.told for one in items])
-    streamer = given.pop("streamer", None)
-
-    def loop(
-        network: PreTrainedModel,
-        input_ids: Tensor,
-        logits_processor: Any,
-        stopping_criteria: Any,
-        generation_config: Any,
-        **prepared: object,
-    ) -> Tensor:
-        ends = generation_config.pad_token_id
-        going, texts = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device), input_ids
-        while True:
-            scores = logits_processor(texts, run.log_probs())
-            chosen = torch.multinomial(scores.softmax(-1), 1)[:, 0] if samples else scores.argmax(-1)
-            tokens = torch.where(going, chosen, ends)
-            texts = torch.cat([texts, tokens[:, None]], 1)
-            going = going & ~stopping_criteria(texts, None)
-            if streamer is not None:
-                streamer.put(tokens.cpu())
-            if not bool(going.any()):
-                return texts
-            run.add(tokens)
-
-    made: Tensor = cast(Any, type(model)).generate(
-        model, input_ids=told.tokens, attention_mask=told.mask, custom_generate=loop, use_cache=False, **given
-    )
-    if streamer is not None:
-        streamer.end()
-    return made[:, told.tokens.shape[1] :]
+    for name in ("num_beams", "num_return_sequences"):
+        value = given.get(name, getattr(config, name, None))
+        if value not in (None, 1):
+            raise ValueError(
+                f"{name}={value}: each response goes its one way; repeat a conversation for several responses to it"
+            )

@@ -44,18 +44,30 @@ def mixture_notes(report: "MixtureReport") -> str:
     """
     dimensions = ", ".join(f"`{name}`" for name in report.dimensions) or "none"
     experts = ", ".join(f"`{name}`" for name in report.experts)
+    what = (
+        "A PCM of pluralign: language models that are mixed token by token, with weights that depend on the prompt, on the preference "
+        "that is stated, and on the text so far."
+    )
+    trust = (
+        "`trust_remote_code=True` lets `custom_generate/generate.py` of this folder run, which needs torch, transformers and "
+        "safetensors: read it first. Without it, the network is the base (or the first expert) alone, and nothing is mixed."
+    )
+    asked = (
+        f"Experts ({report.kind}): {experts}. What a response may be asked for, of each axis one at most: {dimensions}. `generate` gives "
+        "the tokens of the responses alone. It takes conversations and no tokens, since each expert reads another wording of a prompt. "
+        f"A response ends with `{report.end_token}`."
+    )
+    measured = (
+        f"Greedy responses in plain transformers and in pluralign: {report.same} of {report.tried} have the same tokens (weights: "
+        f"{', '.join(report.dtypes)}). Quality: not measured here."
+    )
     parts = [
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- custom_generate\n---",
         f"# {report.folder.name}",
-        "A PCM of pluralign: language models that are mixed token by token, with weights that depend on the prompt, on the preference that "
-        "is stated, and on the text so far.",
+        what,
         f"```python\n{mixture_code(report)}\n```",
-        "`trust_remote_code=True` lets `custom_generate/generate.py` of this folder run, which needs torch, transformers and safetensors: "
-        "read it first. Without it, the network is the base (or the first expert) alone, and nothing is mixed.",
-        f"Experts ({report.kind}): {experts}. What a response may be asked for, of each axis one at most: {dimensions}. "
-        "`generate` gives the tokens of the responses alone. It takes conversations and no tokens, since each expert reads another wording "
-        "of a prompt.",
-        f"Greedy responses in plain transformers and in pluralign: {report.same} of {report.tried} have the same tokens (weights: "
-        f"{', '.join(report.dtypes)}). Quality: not measured here. A response ends with `{report.end_token}`.",
+        trust,
+        asked,
+        measured,
     ]
     return "\n\n".join(parts) + "\n"
