@@ -26,7 +26,17 @@ from .parser import short_message
 
 __all__ = ["TextCheckpoint", "export_texts", "refuse_axes", "text_checkpoint"]
 
-OF_REWARDS = ("user", "users", "domain", "member", "output_kind", "check", "trust_remote_code")
+OF_REWARDS = (
+    "user",
+    "users",
+    "domain",
+    "member",
+    "output_kind",
+    "check",
+    "trust_remote_code",
+    "board",
+    "license",
+)
 """Options that say something of rewards alone."""
 Axes = Mapping[str, Mapping[str, str]]
 

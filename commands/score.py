@@ -152,8 +152,8 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="let code run that ships with a model of transformers",
     )
-    add("--user", help="whose reward, where rows name nobody")
-    add("--domain", help="of which domain, where rows name none")
+    add("--user", help="whose reward, whoever rows name")
+    add("--domain", help="of which domain, whatever rows name")
     add("--label", help="of DPRM: a label or set of labels, whose probability is the reward")
     add(
         "--unknown_users",

@@ -1,5 +1,6 @@
 """A reward model leaves the project: folders that plain transformers loads, checked before they take their place."""
 
+from .card import CardSubject, evaluated_as, model_card
 from .choice import Choice
 from .classification import Dtype
 from .folder import ExportReport, Form, export_folder
@@ -10,9 +11,11 @@ from .mixture import MixtureReport, export_mixture
 from .mixture_notes import mixture_code
 from .notes import folder_notes, loading_code
 from .parity import Check, Load, Parity
+from .training import TrainingRecord, training_record
 from .whole_folder import check_target, folder_written_whole
 
 __all__ = [
+    "CardSubject",
     "Check",
     "Choice",
     "Dtype",
@@ -22,8 +25,10 @@ __all__ = [
     "Load",
     "MixtureReport",
     "Parity",
+    "TrainingRecord",
     "check_push",
     "check_target",
+    "evaluated_as",
     "export_folder",
     "export_language_model",
     "export_mixture",
@@ -31,6 +36,8 @@ __all__ = [
     "folder_written_whole",
     "loading_code",
     "mixture_code",
+    "model_card",
     "push_folder",
+    "training_record",
     "writing_code",
 ]

@@ -228,7 +228,8 @@ def _write_control(folder: Path, module: PCM) -> str:
 
     backbone: Any = module.backbone
     network: PreTrainedModel = getattr(backbone.model, "get_base_model", lambda: backbone.model)()
-    dtype, adapters = _dtype(network), ()
+    dtype = _dtype(network)
+    adapters: tuple[str, ...] = ()
     if module.backbone_config.lora is not None:
         dtype, adapters = "float32", (OWN_ADAPTER,)
     with in_float32(network) if adapters else torch.no_grad():

@@ -250,7 +250,7 @@ class Run:
 
     def __init__(self, mixture: Mixture, items: Sequence[Item], temperature: float) -> None:
         self.mixture, self.temperature, self.number = mixture, temperature, len(items)
-        device = mixture.networks[0].device
+        device = cast(torch.device, mixture.networks[0].device)
         rows = [(place, i, ids) for place, item in enumerate(items) for i, ids in item.experts.items()]
         if mixture.said["weights"] == "base":
             rows += [(place, BASE, item.told) for place, item in enumerate(items)]
@@ -331,7 +331,8 @@ def mixture_of(model: PreTrainedModel) -> Mixture:
     """
     mixture: Mixture | None = model.__dict__.get("_mixture")
     if mixture is None:
-        mixture = Mixture(model, model.name_or_path, getattr(model.config, "_commit_hash", None))
+        place = str(model.name_or_path)
+        mixture = Mixture(model, place, getattr(model.config, "_commit_hash", None))
         model.__dict__["_mixture"] = mixture  # no submodule: it is not the network's to save
     mixture.to(model.device)
     return mixture
@@ -402,7 +403,10 @@ def generate(
     room = getattr(config, "max_new_tokens", None) or mixture.said["max_new_tokens"]
     room = int(cast(int, given.setdefault("max_new_tokens", room)))
     samples = bool(given.get("do_sample", getattr(config, "do_sample", False)))
-    given.setdefault("top_k", getattr(config, "top_k", None) or 0)  # transformers keeps the 50 best otherwise
+    if samples:
+        given.setdefault(
+            "top_k", getattr(config, "top_k", None) or 0
+        )  # transformers keeps the 50 best otherwise
     asked = [()] * len(conversations) if preferences is None else preferences
     items = [mixture.item(text, wanted, room) for text, wanted in zip(conversations, asked, strict=True)]
     run, told = Run(mixture, items, temperature if samples else 1.0), Rows(model, [one.told for one in items])
