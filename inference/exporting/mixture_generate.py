@@ -20,7 +20,6 @@ from transformers import (
     AutoTokenizer,
     DynamicCache,
     GenerationConfig,
-    GenerationMixin,
     PreTrainedModel,
 )
 from transformers.utils.hub import cached_file
@@ -230,10 +229,11 @@ class Mixture:
             )
         told = self.tokens(conversation, " ".join(sentences[name] for name in asked))
         plain = self.tokens(conversation)
-        own = {"none": lambda name: plain, "all": lambda name: told}.get(
-            said["told"],
-            lambda name: self.tokens(conversation, sentences[name]) if name in sentences else plain,
-        )
+        read = {i: told if said["told"] == "all" else plain for i in members}
+        if said["told"] == "own":
+            read |= {
+                i: self.tokens(conversation, sentences[names[i]]) for i in members if names[i] in sentences
+            }
         first = said["first_pole"]
         control = told if first is None else [*(first + i for i in members), *plain]
         longest = max(map(len, (told, plain)))
@@ -242,7 +242,7 @@ class Mixture:
                 f"a prompt of {longest} tokens and a response of {room} are longer than {said['max_length']}: shorten the prompt, or "
                 "lower max_new_tokens"
             )
-        return Item(told, control, {i: own(names[i]) for i in members})
+        return Item(told, control, read)
 
 
 class Run:
@@ -250,7 +250,7 @@ class Run:
 
     def __init__(self, mixture: Mixture, items: Sequence[Item], temperature: float) -> None:
         self.mixture, self.temperature, self.number = mixture, temperature, len(items)
-        device = cast(torch.device, mixture.networks[0].device)
+        device = mixture.networks[0].device
         rows = [(place, i, ids) for place, item in enumerate(items) for i, ids in item.experts.items()]
         if mixture.said["weights"] == "base":
             rows += [(place, BASE, item.told) for place, item in enumerate(items)]
@@ -410,18 +410,18 @@ def generate(
     asked = [()] * len(conversations) if preferences is None else preferences
     items = [mixture.item(text, wanted, room) for text, wanted in zip(conversations, asked, strict=True)]
     run, told = Run(mixture, items, temperature if samples else 1.0), Rows(model, [one.told for one in items])
-    plain = cast("type[GenerationMixin]", type(model))  # whose own generate this function has replaced
-    made = plain.generate(
-        cast(Any, model),
+    kind = cast(Any, type(model))  # its own generate, which this function has replaced
+    made: Tensor = kind.generate(
+        model,
         input_ids=told.tokens,
         attention_mask=told.mask,
         custom_generate=Loop(run, samples=samples, streamer=streamer),
         use_cache=False,
-        **cast("dict[str, Any]", given),
+        **given,
     )
     if streamer is not None:
         streamer.end()
-    return cast(Tensor, made)[:, told.tokens.shape[1] :]
+    return made[:, told.tokens.shape[1] :]
 
 
 def _check(
