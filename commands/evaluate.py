@@ -172,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="NAME=FILE or FILE: own comparisons, in a form that LocalDataModule reads; may be given again",
     )
-    add("-o", "--output", required=True, metavar="FOLDER", help="folder to write")
+    add("--output", "-o", required=True, metavar="FOLDER", help="folder to write")
     add(
         "--resume",
         action="store_true",

@@ -142,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("source", metavar="SOURCE", help="checkpoint, or a run's folder")
-    add("-o", "--output", required=True, metavar="FOLDER", help="folder to write")
+    add("--output", "-o", required=True, metavar="FOLDER", help="folder to write")
     add("--overwrite", action="store_true", help="replace the folder, if an export wrote it")
     add("--checkpoint", choices=("best", "last"), default="best", help="which one of a run (%(default)s)")
     add("--class_path", metavar="CLASS", help="the module's class, where it is not the collection's")

@@ -137,12 +137,12 @@ def _parser() -> argparse.ArgumentParser:
         help="rows with responses: JSON Lines, JSON, CSV, Parquet; a pattern, or a folder",
     )
     add(
-        "-m",
         "--model",
+        "-m",
         required=True,
         help="checkpoint, run's folder, exported folder, or reward model of transformers",
     )
-    add("-o", "--output", required=True, metavar="FILE", help="scores: .parquet or .jsonl")
+    add("--output", "-o", required=True, metavar="FILE", help="scores: .parquet or .jsonl")
     add("--overwrite", action="store_true", help="replace what --output names, and begin anew")
     add("--checkpoint", choices=("best", "last"), default="best", help="which one of a run (%(default)s)")
     add("--tokenizer", metavar="NAME", help="where the tokenizer lies now, if not where it was in training")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -247,7 +247,11 @@ class Scorer(ModuleReward):
             ValueError: If it is none, or its texts do not fit the text format.
         """
         try:
-            given = Judgement(**judgement) if isinstance(judgement, Mapping) else Judgement(*judgement)
+            given = (
+                Judgement(**judgement)
+                if isinstance(judgement, Mapping)
+                else Judgement(*cast(Sequence[Any], judgement))
+            )
             prompt = given.prompt
             record = PreferenceRecord(
                 id=f"judgement {place}",
