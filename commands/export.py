@@ -1,4 +1,4 @@
-"""``pluralign export``: a reward model as a folder that plain transformers loads."""
+"""``pluralign export``: a model as a folder that plain transformers loads."""
 
 import argparse
 from collections.abc import Sequence
@@ -23,17 +23,19 @@ from pluralign.inference.exporting import (
     push_folder,
 )
 
+from .export_texts import export_texts, refuse_axes, text_checkpoint
 from .program import EPILOG
 
 __all__ = ["export"]
 
 
 def export(words: Sequence[str]) -> None:
-    """Write a reward model as a folder that plain transformers loads: a checkpoint, or a run.
+    """Write a model as a folder that plain transformers loads: a checkpoint, or a run.
 
-    One reward goes into one folder: everybody's, a user's or a group's (PAL), a domain's (CustomizedRM), an ensemble's or a
+    Of a reward model, one reward goes into one folder: everybody's, a user's or a group's (PAL), a domain's (CustomizedRM), an ensemble's or a
     member's, the reward that DPRM expects, or its labels. Before the folder takes its place, plain transformers loads it in a
-    process that cannot import this project, and its rewards are compared.
+    process that cannot import this project, and its rewards are compared. A policy or an autoregressive reward model becomes a
+    causal language model, PCM a folder with code that mixes its experts (`custom_generate`).
 
     Raises:
         FileExistsError: If there is something that is not to be replaced.
@@ -42,13 +44,6 @@ def export(words: Sequence[str]) -> None:
         ValueError: If options do not go together, or the model has no such reward.
     """
     options = _parser().parse_args(words)
-    choice = Choice(
-        user=options.user,
-        users=tuple(options.users),
-        domain=options.domain,
-        output=options.output_kind,
-        member=options.member,
-    )
     folder = Path(options.output)
     check_target(folder, overwrite=options.overwrite, source=options.source)
     if options.push_to_hub is not None:
@@ -57,6 +52,28 @@ def export(words: Sequence[str]) -> None:
         raise ValueError(
             "--public says who sees what is pushed: add --push_to_hub OWNER/NAME, or leave it out"
         )
+    console = Console()
+    if (texts := text_checkpoint(options)) is not None:
+        export_texts(texts, options, console)
+    else:
+        refuse_axes(options)
+        _export_rewards(options, folder, console)
+    if options.push_to_hub is not None:
+        address = push_folder(
+            folder, options.push_to_hub, private=not options.public, overwrite=options.overwrite
+        )
+        console.print(f"pushed: {address}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _export_rewards(options: argparse.Namespace, folder: Path, console: Console) -> None:
+    """Write one of a reward model's rewards, and say what was written."""
+    choice = Choice(
+        user=options.user,
+        users=tuple(options.users),
+        domain=options.domain,
+        output=options.output_kind,
+        member=options.member,
+    )
     opened = open_model(
         options.source,
         class_path=options.class_path,
@@ -71,19 +88,13 @@ def export(words: Sequence[str]) -> None:
         folder,
         choice=choice,
         adapter=options.adapter,
-        dtype=options.dtype,
-        check=options.check,
+        dtype=options.dtype or "float32",
+        check=options.check or "apart",
         allow_difference=options.allow_difference,
         overwrite=options.overwrite,
         notes=partial(folder_notes, board=board, name=name, licence=options.license),
     )
-    console = Console()
     _show(report, console)
-    if options.push_to_hub is not None:
-        address = push_folder(
-            folder, options.push_to_hub, private=not options.public, overwrite=options.overwrite
-        )
-        console.print(f"pushed: {address}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _show(report: ExportReport, console: Console) -> None:
@@ -160,14 +171,17 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        default="float32",
-        help="of the network's weights; loaded with no dtype named, a float32 folder is exact (%(default)s)",
+        help="of the network's weights; loaded with no dtype named, a float32 folder is exact (float32; of PCM as it decodes)",
     )
     add(
         "--check",
         choices=("apart", "here", "none"),
-        default="apart",
-        help="where plain transformers tries the folder: a process without pluralign, this one, or nowhere (%(default)s)",
+        help="where plain transformers tries a reward model's folder: a process without pluralign, this one, or nowhere (apart)",
+    )
+    add(
+        "--axes",
+        metavar="FILE",
+        help="of PCM: YAML with each axis, its poles and their sentences (those of the run's data)",
     )
     add("--allow_difference", action="store_true", help="write the folder although rewards or tokens differ")
     _add_publishing(parser)

@@ -10,7 +10,7 @@ import torch
 from ._initial_weights import read_checkpoint
 from .base import BaseModule
 
-__all__ = ["checkpoint_content", "restored_module"]
+__all__ = ["checkpoint_class", "checkpoint_content", "restored_module"]
 
 OWN = "pluralign.models."
 """Where classes are that a checkpoint may name by itself: importing a module runs it."""
@@ -55,7 +55,7 @@ def restored_module(
         >>> module = pluralign.restored_module("runs/version_0/checkpoints/last.ckpt")  # doctest: +SKIP
     """
     content = checkpoint_content(path)
-    kind = _class(content, str(path), class_path)
+    kind = checkpoint_class(content, str(path), class_path)
     plain = {
         name: value for name, value in content.get("hyper_parameters", {}).items() if not name.startswith("_")
     }
@@ -72,8 +72,13 @@ def restored_module(
     return module.eval().requires_grad_(False)
 
 
-def _class(content: Mapping[str, Any], path: str, given: str | None) -> type[BaseModule]:
-    """The class of a checkpoint's module.
+def checkpoint_class(content: Mapping[str, Any], path: str, given: str | None = None) -> type[BaseModule]:
+    """The class of a checkpoint's module; nothing is built.
+
+    Args:
+        content: Of the checkpoint.
+        path: Of the file, for messages.
+        given: The class, such as ``my_module.MyRM``; None for the one that the checkpoint names.
 
     Raises:
         ValueError: If it is not known, or is not the collection's and not given.

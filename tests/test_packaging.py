@@ -258,6 +258,9 @@ CONTRACTS = {
         top=("torch", "lightning", "torchmetrics", "rich"),
         inside=("matplotlib",),
     ),
+    "inference/exporting/mixture_generate.py": Contract(
+        own=(), top=("torch", "transformers", "safetensors")
+    ),  # runs without us
     "inference/exporting/hub.py": Contract(
         own=("pluralign.inference",), top=(), inside=("huggingface_hub",)
     ),  # which transformers brings

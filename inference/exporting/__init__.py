@@ -7,6 +7,8 @@ from .folder import ExportReport, Form, export_folder
 from .hub import check_push, push_folder
 from .language_model import LanguageModelReport, export_language_model
 from .language_notes import writing_code
+from .mixture import MixtureReport, export_mixture
+from .mixture_notes import mixture_code
 from .notes import folder_notes, loading_code
 from .parity import Check, Load, Parity
 from .training import TrainingRecord, training_record
@@ -21,6 +23,7 @@ __all__ = [
     "Form",
     "LanguageModelReport",
     "Load",
+    "MixtureReport",
     "Parity",
     "TrainingRecord",
     "check_push",
@@ -28,9 +31,11 @@ __all__ = [
     "evaluated_as",
     "export_folder",
     "export_language_model",
+    "export_mixture",
     "folder_notes",
     "folder_written_whole",
     "loading_code",
+    "mixture_code",
     "model_card",
     "push_folder",
     "training_record",

@@ -1,6 +1,6 @@
 """The network beneath a reward: which one of a module's, with which adapters, and its weights as plain transformers names them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -118,15 +118,16 @@ def _adapter_of_domain(module: CustomizedRM, domain: str | None) -> str | None:
     return f"domain_{module.customized_domains.index(domain)}"
 
 
-def merged_weights(body: Body) -> dict[str, Tensor]:
-    """Weights of the network as if it had never had adapters, float32, on the CPU; the reward's adapters are added to them.
+def merged_weights(network: "PreTrainedModel", adapters: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Weights of a network as if it had never had adapters, float32, on the CPU; some of its adapters are added to them.
 
     Args:
-        body: With its weights in float32, in which a sum is exact to 1e-7: of bfloat16 it would lose what was trained.
+        network: Below PEFT's wrapper; in float32 where adapters are added, in which a sum is exact to 1e-7: of bfloat16 it would
+            lose what was trained.
+        adapters: To add, in PEFT's names.
     """
     from peft.tuners.lora import LoraLayer
 
-    network = body.network
     state = network.state_dict()
     added = added_keys(network, state)
     weights = {
@@ -138,7 +139,7 @@ def merged_weights(body: Body) -> dict[str, Tensor]:
     }
     for name, part in network.named_modules():
         if isinstance(part, LoraLayer):
-            for adapter in body.adapters:
+            for adapter in adapters:
                 if adapter in part.lora_A:
                     update: Tensor = part.get_delta_weight(adapter)  # type: ignore[attr-defined]  # of its subclasses
                     weights[f"{name}.weight"] = weights[f"{name}.weight"] + update.detach().cpu()

@@ -194,7 +194,7 @@ def write_classification(
     found = split_class(config)
     assert found is not None  # it was tried
     model, prefix, place = found
-    weights = grown(merged_weights(body), body, config.get_text_config().vocab_size)
+    weights = grown(merged_weights(body.network, body.adapters), body, config.get_text_config().vocab_size)
     state = {f"{prefix}.{key}": value for key, value in stored(weights, dtype).items()}
     state[f"{place}.weight"] = _weight(head).cpu()
     model.load_state_dict(state, assign=True)

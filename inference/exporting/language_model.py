@@ -22,9 +22,9 @@ from .language_notes import language_notes
 from .whole_folder import MARK, check_target, folder_written_whole
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["LanguageModelReport", "export_language_model"]
+__all__ = ["TRIED", "LanguageModelReport", "export_language_model", "write_causal", "writing_tokenizer"]
 
 TOLERANCE = 1e-5
 """Largest difference of logits in float32, relative to the largest one where that is above 1."""
@@ -107,7 +107,7 @@ def export_language_model(
     if adapter and backbone.config.lora is None:
         raise ValueError("--adapter: the model was trained whole, without an adapter; leave --adapter out")
     records = RecordTokenizer(TextConfig.of_format(module.text_format, tokenizer=tokenizer))
-    made, prompts = _tokenizer(records), PromptTokenizer(records)
+    made, prompts = writing_tokenizer(records), PromptTokenizer(records)
     with folder_written_whole(target) as part, in_float32(module), torch.no_grad():
         adapters = () if backbone.config.lora is None else (OWN_ADAPTER,)
         body = Body(backbone, backbone.language_model(), adapters, None)
@@ -115,7 +115,9 @@ def export_language_model(
         if adapter:
             module.save_language_model(part)
         else:
-            _write(part, body, dtype, end_id=prompts.end_id, pad_id=prompts.pad_id)
+            weights = merged_weights(body.network, body.adapters)
+            ids = {"end_id": prompts.end_id, "pad_id": prompts.pad_id}
+            write_causal(part, weights, body.network.config, dtype, **ids)
         made.save_pretrained(str(part))
         difference, largest = _difference(part, body, expected, made, adapter=adapter)
         rounded = not adapter and dtype != "float32"
@@ -151,7 +153,9 @@ def _meaning(module: BaseModule) -> str:
         ValueError: If what it does is more than its language model.
     """
     if isinstance(module, PCM):
-        raise TypeError("PCM mixes several language models token by token, and this is a folder of one")
+        raise TypeError(
+            "PCM mixes several language models token by token, and this is a folder of one: use export_mixture"
+        )
     if isinstance(module, PolicyTuner) and module.baseline == "best_of_n":
         raise ValueError(
             "baseline='best_of_n' has trained nothing: it draws from the base and chooses by its rewards, which a language model's folder "
@@ -166,8 +170,12 @@ def _meaning(module: BaseModule) -> str:
     return "it writes responses"
 
 
-def _tokenizer(records: RecordTokenizer) -> "PreTrainedTokenizerBase":
-    """The tokenizer of training, made ready to write with: padding on the left, by a token that the network has a row for."""
+def writing_tokenizer(records: RecordTokenizer) -> "PreTrainedTokenizerBase":
+    """The tokenizer of training, made ready to write with: padding on the left, by a token that the network has a row for.
+
+    Args:
+        records: What made tokens in training.
+    """
     from copy import deepcopy
 
     made = deepcopy(records.tokenizer)
@@ -182,17 +190,34 @@ def _tokenizer(records: RecordTokenizer) -> "PreTrainedTokenizerBase":
     return made
 
 
-def _write(folder: Path, body: Body, dtype: Dtype, *, end_id: int, pad_id: int) -> None:
-    """Configuration, weights and generation settings of the whole model; adapters are merged."""
+def write_causal(
+    folder: Path,
+    weights: dict[str, Tensor],
+    config: "PretrainedConfig",
+    dtype: Dtype,
+    *,
+    end_id: int,
+    pad_id: int,
+) -> None:
+    """Configuration, weights and generation settings of a whole causal language model.
+
+    Args:
+        folder: That exists.
+        weights: Of the network with its head, float32, without adapters.
+        config: Of the network.
+        dtype: That weights are written in.
+        end_id: Token that ends a response.
+        pad_id: Token that pads rows.
+    """
     from copy import deepcopy
 
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    config = deepcopy(body.network.config)
+    config = deepcopy(config)
     config.dtype = dtype
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    model.load_state_dict(stored(merged_weights(body), dtype), assign=True)
+    model.load_state_dict(stored(weights, dtype), assign=True)
     model.tie_weights()
     model.generation_config = GenerationConfig(eos_token_id=end_id, pad_token_id=pad_id)
     model.save_pretrained(folder)

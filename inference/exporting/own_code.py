@@ -38,7 +38,7 @@ def write_own_code(
             f"{type(config).__name__} is code that ships with the base's weights, and the modelling file of an exported folder "
             "builds networks of transformers alone: this model cannot be exported"
         )
-    weights = grown(merged_weights(body), body, config.get_text_config().vocab_size)
+    weights = grown(merged_weights(body.network, body.adapters), body, config.get_text_config().vocab_size)
     with torch.device("meta"):
         network = AutoModel.from_config(config)
     if getattr(network, "pooler", None) is not None:
