@@ -105,7 +105,9 @@ def read_run(place: Path, root: Path) -> Run | None:
     name = str(place.relative_to(root)) if place != root else place.absolute().name
     record = _record(place / RECORD)
     if record:
-        with suppress(KeyError, TypeError, ValueError, AttributeError):  # written by something else, or mended by hand
+        with suppress(
+            KeyError, TypeError, ValueError, AttributeError
+        ):  # written by something else, or mended by hand
             return _recorded(name, place, record)
     config, log = place / CONFIG, place / LOG
     if not (config.is_file() and log.is_file()):

@@ -44,11 +44,11 @@ def json_object(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # of JSON, or of UTF-8
         raise ValueError(f"{path} is no JSON ({error}): copy or export the folder anew") from error
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{path} must hold an object of JSON, got {type(content).__name__}: copy or export the folder anew"
-        )
-    return content
+    if isinstance(content, dict):
+        return content
+    raise ValueError(
+        f"{path} must hold an object of JSON, got {type(content).__name__}: copy or export the folder anew"
+    )
 
 
 def adapter_base(name: str, revision: str | None) -> tuple[str, str | None] | None:

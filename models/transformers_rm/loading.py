@@ -330,5 +330,5 @@ def _stored(key: str, config: BackboneConfig, loaded: Tensor) -> Tensor:
     path = cached_file(config.name, name, **where)
     if path is None:
         return loaded
-    with _weights_of(adapter), safe_open(path, framework="pt") as stored:
+    with _weights_of(config.name), safe_open(path, framework="pt") as stored:
         return stored.get_tensor(key).to(loaded.device) if key in stored.keys() else loaded  # noqa: SIM118

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -78,7 +79,7 @@ def test_what_was_scored_is_not_scored_again(rows, tmp_path, monkeypatch, capsys
 
 def test_parts_of_other_scores_are_not_mixed(rows, tmp_path):
     output = tmp_path / "scores.parquet"
-    ScoredParts(output, {"model": "one"})
+    ScoredParts(output, {"model": "one"}).add(pa.table({"id": ["q0"]}))
     with pytest.raises(FileExistsError, match="by another model, from other data or with other options"):
         score([str(rows[0]), *WORDS, "-o", str(output)])
     score([str(rows[0]), *WORDS, "-o", str(output), "--overwrite"])
