@@ -98,5 +98,5 @@ def _parser() -> argparse.ArgumentParser:
         help="resamples of the bootstrap over prompts (%(default)s)",
     )
     add("--seed", type=int, default=0, help="seed of the bootstrap and of the tests (%(default)s)")
-    add("-o", "--output", metavar="FILE", help="JSON file to write, too")
+    add("--output", "-o", metavar="FILE", help="JSON file to write, too")
     return parser

@@ -281,8 +281,8 @@ def _show_parser() -> argparse.ArgumentParser:
         help="curve to show, such as val/loss; may be given again",
     )
     add(
-        "-o",
         "--output",
+        "-o",
         metavar="FILE",
         help="HTML file to write, which loads nothing, in place of the picture",
     )

@@ -137,12 +137,12 @@ def _parser() -> argparse.ArgumentParser:
         help="rows with responses: JSON Lines, JSON, CSV, Parquet; a pattern, or a folder",
     )
     add(
-        "-m",
         "--model",
+        "-m",
         required=True,
         help="checkpoint, run's folder, exported folder, or reward model of transformers",
     )
-    add("-o", "--output", required=True, metavar="FILE", help="scores: .parquet or .jsonl")
+    add("--output", "-o", required=True, metavar="FILE", help="scores: .parquet or .jsonl")
     add("--overwrite", action="store_true", help="replace what --output names, and begin anew")
     add("--checkpoint", choices=("best", "last"), default="best", help="which one of a run (%(default)s)")
     add("--tokenizer", metavar="NAME", help="where the tokenizer lies now, if not where it was in training")
@@ -152,8 +152,8 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="let code run that ships with a model of transformers",
     )
-    add("--user", help="whose reward, where rows name nobody")
-    add("--domain", help="of which domain, where rows name none")
+    add("--user", help="whose reward, whoever rows name")
+    add("--domain", help="of which domain, whatever rows name")
     add("--label", help="of DPRM: a label or set of labels, whose probability is the reward")
     add(
         "--unknown_users",

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -70,8 +70,8 @@ class Scorer(ModuleReward):
         Args:
             opened: The model, as :func:`open_model` gives it.
             label: As :class:`ModuleReward` has it, and so are the others.
-            user: Whose reward it is wherever none is named.
-            domain: Of which domain it is wherever none is named.
+            user: Whose reward it is, whoever is named beside an item.
+            domain: Of which domain it is, whatever is named beside an item.
             unknown_users: What somebody gets of whom the model knows nothing.
             unscored: Reward of a response that cannot be read; None refuses it.
             device: Where the model runs: ``auto`` for an accelerator if there is one.
@@ -247,7 +247,11 @@ class Scorer(ModuleReward):
             ValueError: If it is none, or its texts do not fit the text format.
         """
         try:
-            given = Judgement(**judgement) if isinstance(judgement, Mapping) else Judgement(*judgement)
+            given = (
+                Judgement(**judgement)
+                if isinstance(judgement, Mapping)
+                else Judgement(*cast(Sequence[Any], judgement))
+            )
             prompt = given.prompt
             record = PreferenceRecord(
                 id=f"judgement {place}",
@@ -305,6 +309,11 @@ class Scorer(ModuleReward):
 
     def _columns(self, number: int, user: str | None, domain: str | None) -> dict[str, Sequence[object]]:
         for column, value in (("user", user), ("domain", domain)):
+            fixed = self.user if column == "user" else self.domain
+            if value is not None and fixed not in (None, value):
+                raise ValueError(
+                    f"{self.name} was opened for {column} {fixed!r} alone, and {value!r} is asked for: open it without {column}"
+                )
             if value is not None:
                 self.check_asked(column, value)
         return {"user": [user] * number, "domain": [domain] * number}
@@ -339,8 +348,8 @@ def load(
         revision: Of a name on the hub.
         trust_remote_code: Whether code that ships with a model of transformers may run.
         label: Whose rewards, on what device, and in what batches: :class:`Scorer` says more of this and the others.
-        user: Whose reward it is wherever none is named.
-        domain: Of which domain it is wherever none is named.
+        user: Whose reward it is, whoever is named beside an item.
+        domain: Of which domain it is, whatever is named beside an item.
         unknown_users: ``error``, or ``mean`` for the mean of all users.
         unscored: Reward of a response that cannot be read; None refuses it.
         device: ``auto`` for an accelerator if there is one.

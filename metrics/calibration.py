@@ -64,7 +64,8 @@ def equal_mass_bins(values: Tensor, num_bins: int) -> Tensor:
     _, level, counts = values.double().unique(return_inverse=True, return_counts=True)
     middle = counts.cumsum(0).double() - counts / 2  # of the places that a value takes
     bins = (middle * num_bins / max(1, len(values))).long().clamp_max(num_bins - 1)
-    return bins.unique(return_inverse=True)[1][level]
+    place: Tensor = bins.unique(return_inverse=True)[1][level]
+    return place
 
 
 def reliability(

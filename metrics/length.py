@@ -48,4 +48,5 @@ def _ranks(values: Tensor) -> Tensor:
     both = torch.cat([values, -values])
     _, level, counts = both.unique(return_inverse=True, return_counts=True)
     middle = counts.cumsum(0).double() - counts / 2
-    return (middle - len(values))[level[: len(values)]]
+    ranks: Tensor = (middle - len(values))[level[: len(values)]]
+    return ranks

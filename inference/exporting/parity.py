@@ -133,10 +133,12 @@ def measure_parity(
 
 
 def _load(found: dict[str, Any], examples: Examples) -> Load:
-    given = {way: torch.tensor(found[way], dtype=torch.float32) for way in WAYS}
+    given: dict[Way, torch.Tensor] = {way: torch.tensor(found[way], dtype=torch.float32) for way in WAYS}
     if examples.shares:
         given = {way: values.log_softmax(-1) for way, values in given.items()}
-    differences = {way: float((values - examples.expected).abs().max()) for way, values in given.items()}
+    differences: dict[Way, float] = {
+        way: float((values - examples.expected).abs().max()) for way, values in given.items()
+    }
     pairs = [
         (i, j)
         for i, j in combinations(range(len(examples.prompts)), 2)

@@ -76,13 +76,13 @@ def exported_tokenizer(records: RecordTokenizer) -> ExportedTokenizer:
 
 def _pad_token(tokenizer: "PreTrainedTokenizerBase", end_id: int) -> str:
     """A token that stands for padding and nothing else: the tokenizer's own, one that it has for this, or a new one."""
-    taken = {
+    taken = [
         end_id,
         tokenizer.eos_token_id,
         tokenizer.sep_token_id,
         tokenizer.bos_token_id,
         tokenizer.unk_token_id,
-    }
+    ]
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in taken:
         return str(tokenizer.pad_token)
     vocabulary = tokenizer.get_vocab()

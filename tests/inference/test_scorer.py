@@ -44,6 +44,12 @@ def test_three_lines_score_a_text():
     user = scorer.users[0]
     own = scorer.score("Name a fruit.", ["A fig.", "A chair, or so."], user=user)
     assert not torch.allclose(own, rewards)
+    anns = pluralign.load(SAVED / "pal" / "last.ckpt", device="cpu", user=user)
+    torch.testing.assert_close(anns.score("Name a fruit.", ["A fig.", "A chair, or so."]), own)
+    with pytest.raises(
+        ValueError, match=f"was opened for user '{user}' alone, and '{scorer.users[1]}' is asked"
+    ):
+        anns.score("Name a fruit.", "A fig.", user=scorer.users[1])
     with pytest.raises(ValueError, match="user 'nobody here' has no weights in this model"):
         scorer.score("Name a fruit.", "A fig.", user="nobody here")
     with pytest.raises(ValueError, match="domain='law': PAL as it is set has one reward whatever the domain"):

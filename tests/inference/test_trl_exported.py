@@ -69,31 +69,26 @@ def check_rewards(result, scorer):
     torch.testing.assert_close(found, wanted, atol=1e-5 * float(wanted.abs().max()), rtol=0)
 
 
-slow_with_trl = [
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="needs the extra trl"),
-]
+needs_trl = pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="needs the extra trl")
 
 
-class TestPolicies:
-    """Policies of TRL."""
+@pytest.mark.slow
+@needs_trl
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_a_policy_is_tuned_on_a_folder_alone(reward_model, method, tmp_path):
+    scorer, folder = reward_model
+    result = tuned(folder, tmp_path, "--method", method, "--steps", "25")
+    assert result["class"] == "LlamaForSequenceClassification"
+    assert result["last"] > result["first"] + 5
+    check_rewards(result, scorer)
 
-    pytestmark = slow_with_trl
 
-    @pytest.mark.parametrize("method", ["grpo", "rloo"])
-    def test_a_policy_is_tuned_on_a_folder_alone(self, reward_model, method, tmp_path):
-        scorer, folder = reward_model
-        result = tuned(folder, tmp_path, "--method", method, "--steps", "25")
-        assert result["class"] == "LlamaForSequenceClassification"
-        assert result["last"] > result["first"] + 5
-        check_rewards(result, scorer)
-
-    def test_a_folder_with_code_of_its_own_is_one_users_reward(self, tmp_path):
-        scorer = load(SAVED / "pal" / "last.ckpt", device="cpu")
-        user = scorer.users[0]
-        folder = export_folder(
-            scorer.opened, tmp_path / "folder", choice=Choice(user=user), check="none"
-        ).folder
-        result = tuned(folder, tmp_path, "--steps", "2", "--trust_remote_code")
-        assert result["class"] == "PluralignForSequenceClassification"
-        check_rewards(result, load(SAVED / "pal" / "last.ckpt", device="cpu", user=user))
+@pytest.mark.slow
+@needs_trl
+def test_a_folder_with_code_of_its_own_is_one_users_reward(tmp_path):
+    scorer = load(SAVED / "pal" / "last.ckpt", device="cpu")
+    user = scorer.users[0]
+    folder = export_folder(scorer.opened, tmp_path / "folder", choice=Choice(user=user), check="none").folder
+    result = tuned(folder, tmp_path, "--steps", "2", "--trust_remote_code")
+    assert result["class"] == "PluralignForSequenceClassification"
+    check_rewards(result, load(SAVED / "pal" / "last.ckpt", device="cpu", user=user))
