@@ -5,6 +5,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -104,7 +105,10 @@ def read_run(place: Path, root: Path) -> Run | None:
     name = str(place.relative_to(root)) if place != root else place.absolute().name
     record = _record(place / RECORD)
     if record:
-        return _recorded(name, place, record)
+        with suppress(
+            KeyError, TypeError, ValueError, AttributeError
+        ):  # written by something else, or mended by hand
+            return _recorded(name, place, record)
     config, log = place / CONFIG, place / LOG
     if not (config.is_file() and log.is_file()):
         return None
@@ -197,7 +201,7 @@ def read_curves(path: Path) -> dict[str, Curve]:
     curves: dict[str, Curve] = {}
     if not path.is_file():
         return curves
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:  # one bad log hides no other run
         for row in csv.DictReader(file):
             step = row.pop("step", None)
             if not step or not step.isdigit():

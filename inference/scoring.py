@@ -1,7 +1,11 @@
 """Rewards of a whole file: record after record, kept chunk by chunk, so that what was scored is never scored again."""
 
 import json
+import logging
+import os
 import shutil
+import sys
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,7 +16,7 @@ import torch
 from pluralign.datamodules import PreferenceRecord
 from pluralign.datamodules.batch import Basis, Labels
 from pluralign.datamodules.prompt_batch import Prompt
-from pluralign.datamodules.whole_files import written_whole
+from pluralign.datamodules.whole_files import could_not_write, written_whole
 
 from .response_rows import ResponseRows
 from .scorer import Scorer
@@ -22,12 +26,14 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "ScoredParts", "Scores", "num_rows", "score_records"]
 
+log = logging.getLogger(__name__)
+
 FORMATS = (".parquet", ".jsonl")
 """Endings of files of scores."""
 CHUNK = 1024
 """Records that are scored together by default."""
 PARTS = ".parts"
-DESCRIPTION = "made_by.json"
+DESCRIPTION, LOCK = "made_by.json", "lock"
 
 
 class Scores(NamedTuple):
@@ -58,7 +64,7 @@ class ScoredParts:
             overwrite: Whether a file that is there, or parts of other scores, are replaced.
 
         Raises:
-            FileExistsError: If the file is there, or parts of other scores are.
+            FileExistsError: If the file is there, or parts of other scores are, or another process is making them.
             ValueError: If the ending is unknown.
         """
         if output.suffix not in FORMATS:
@@ -68,19 +74,45 @@ class ScoredParts:
         if output.exists() and not overwrite:
             raise FileExistsError(f"{output} is there already: name another file, or add --overwrite")
         self.output, self.folder = output, output.with_name(output.name + PARTS)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise could_not_write(self.folder, error, setting="--output") from error
+        self._unlock = weakref.finalize(self, os.close, self._lock)
+        self._take()
         description = self.folder / DESCRIPTION
         text = json.dumps(dict(made_by), sort_keys=True, default=str)
-        if self.folder.exists():
-            before = description.read_text(encoding="utf-8") if description.is_file() else ""
-            if before != text and not overwrite:
-                raise FileExistsError(
-                    f"{self.folder} holds what was scored for {output} by another model, from other data or with other options: name "
-                    "another file, or add --overwrite to begin anew"
-                )
-            if before != text:
-                shutil.rmtree(self.folder)
+        before = description.read_text(encoding="utf-8") if description.is_file() else ""
+        if before != text and self.parts and not overwrite:
+            raise FileExistsError(
+                f"{self.folder} holds what was scored for {output} by another model, from other data or with other options: name "
+                "another file, or add --overwrite to begin anew"
+            )
+        if before != text:
+            for part in self.folder.glob("part-*.parquet"):
+                part.unlink()
         with written_whole(description) as stream:
             stream.write(text.encode())
+
+    def _take(self) -> None:
+        """Keep other processes out until this one ends: parts of two would stand in the file twice.
+
+        Raises:
+            FileExistsError: If another one scores into the same file.
+        """
+        if sys.platform == "win32":  # it has no such locks
+            return
+        import fcntl
+
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise FileExistsError(
+                f"another process is scoring for {self.output} just now: wait for its end, or name another file"
+            ) from error
+        except OSError as error:  # a file system without locks keeps nobody out
+            log.warning("%s cannot be locked (%s): let no other process score into it", self.folder, error)
 
     @property
     def parts(self) -> list[Path]:
@@ -118,6 +150,7 @@ class ScoredParts:
             if writer is not None:
                 writer.close()
         shutil.rmtree(self.folder)
+        self._unlock()
         return number
 
 

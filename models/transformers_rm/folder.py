@@ -31,8 +31,24 @@ def _file(name: str, file: str, revision: str | None) -> dict[str, Any] | None:
     )
     if path is None:
         return None
-    content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-    return content
+    return json_object(Path(path))
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """The object that a file of JSON holds.
+
+    Raises:
+        ValueError: If it is none, such as of a copy that was cut short.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON, or of UTF-8
+        raise ValueError(f"{path} is no JSON ({error}): copy or export the folder anew") from error
+    if isinstance(content, dict):
+        return content
+    raise ValueError(
+        f"{path} must hold an object of JSON, got {type(content).__name__}: copy or export the folder anew"
+    )
 
 
 def adapter_base(name: str, revision: str | None) -> tuple[str, str | None] | None:
@@ -85,6 +101,10 @@ def folder_text(
     of_hub = revision if tokenizer is None else None
     said = _file(name, SAID, revision)
     if said is not None and said.get("text_format"):
+        if not isinstance(said["text_format"], dict):
+            raise ValueError(
+                f"{name}/{SAID}: text_format must be an object of settings, got {said['text_format']!r}: export the folder anew"
+            )
         text = TextConfig.of_format(said["text_format"], tokenizer=place)
         return replace(text, revision=of_hub, trust_remote_code=trust_remote_code)
     text = TextConfig(

@@ -1,6 +1,9 @@
 """A classification network of transformers, taken apart into what reads a text and what rates it, if that is what it computes."""
 
 import json
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -107,9 +110,10 @@ def _of_pluralign(config: BackboneConfig) -> Classifier:
             f"backbone.config={config.config!r}: {config.name!r} was exported by pluralign, and its network is taken as it is: leave "
             "backbone.config out"
         )
-    model, report = reader.from_pretrained(
-        config.name, revision=config.revision or "main", output_loading_info=True, **_settings(config)
-    )
+    with _weights_of(config.name):
+        model, report = reader.from_pretrained(
+            config.name, revision=config.revision or "main", output_loading_info=True, **_settings(config)
+        )
     _check_complete(report, config.name)
     network = model.config
     return Classifier(
@@ -145,7 +149,7 @@ def _read(config: BackboneConfig, network: "PretrainedConfig", adapter: str | No
         network.num_labels = fields.get("num_labels") or len(fields.get("id2label") or [0])
         if fields.get("id2label"):
             network.id2label = {int(place): name for place, name in fields["id2label"].items()}
-    try:
+    with _weights_of(config.name):
         model, report = _class(network, config).from_pretrained(
             config.name,
             config=network,
@@ -154,12 +158,27 @@ def _read(config: BackboneConfig, network: "PretrainedConfig", adapter: str | No
             output_loading_info=True,
             **_settings(config),
         )
-    except OSError as error:
-        raise ValueError(f"{config.name!r} has no weights that can be read ({error})") from error
     if adapter is None:
         _check_complete(report, str(config.name))
     found: PreTrainedModel = model
     return found
+
+
+@contextmanager
+def _weights_of(name: str | None) -> Iterator[None]:
+    """Say whose weights cannot be read: a missing file, or one that a copy or a download has cut short.
+
+    Raises:
+        ValueError: If they cannot be read.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{name!r} has no weights that can be read ({error}): copy, download or export the folder anew"
+        ) from error
 
 
 def _check_complete(report: dict[str, Any], name: str | None) -> None:
@@ -205,7 +224,7 @@ def _adapter_shapes(adapter: str) -> dict[str, tuple[int, ...]]:
         raise ValueError(
             f"{adapter!r} has no adapter_model.safetensors: write the adapter anew with a PEFT that does"
         )
-    with safe_open(path, framework="pt") as stored:
+    with _weights_of(adapter), safe_open(path, framework="pt") as stored:
         return {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
 
 
@@ -311,5 +330,5 @@ def _stored(key: str, config: BackboneConfig, loaded: Tensor) -> Tensor:
     path = cached_file(config.name, name, **where)
     if path is None:
         return loaded
-    with safe_open(path, framework="pt") as stored:
+    with _weights_of(config.name), safe_open(path, framework="pt") as stored:
         return stored.get_tensor(key).to(loaded.device) if key in stored.keys() else loaded  # noqa: SIM118

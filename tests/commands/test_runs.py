@@ -388,3 +388,19 @@ def test_a_logger_of_a_platform_beside_the_run_s_own(tmp_path, monkeypatch):
     folder = Path("runs", "lightning_logs", "version_0")
     assert record_of(folder)["status"] == "finished" and (folder / "metrics.csv").is_file()
     assert not list(folder.glob("events.*"))
+
+
+@pytest.mark.parametrize("record", [{"sessions": [{}]}, {"sessions": ["one"]}, {"sessions": {"a": 1}}])
+def test_a_damaged_run_hides_no_other_one(tmp_path, record):
+    for name in ("damaged", "other"):
+        place = tmp_path / name
+        place.mkdir()
+        (place / "config.yaml").write_text("model: {class_path: pluralign.models.PAL}\n", encoding="utf-8")
+        (place / "metrics.csv").write_text("step,val/loss\n3,0.5\n", encoding="utf-8")
+    (tmp_path / "damaged" / "run.json").write_text(json.dumps({"version": 1} | record), encoding="utf-8")
+    with (tmp_path / "damaged" / "metrics.csv").open("ab") as stream:
+        stream.write(b"\xff\x00")
+    found = {run.name: run for run in find_runs(tmp_path)}
+    assert {name: (run.status, dict(run.last)) for name, run in found.items()} == {
+        name: ("unknown", {"val/loss": 0.5}) for name in ("damaged", "other")
+    }

@@ -1,8 +1,11 @@
 """A file of scores holds what the scorer says, in the file's order, and is finished by whoever goes on with it."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -76,7 +79,7 @@ def test_what_was_scored_is_not_scored_again(rows, tmp_path, monkeypatch, capsys
 
 def test_parts_of_other_scores_are_not_mixed(rows, tmp_path):
     output = tmp_path / "scores.parquet"
-    ScoredParts(output, {"model": "one"})
+    ScoredParts(output, {"model": "one"}).add(pa.table({"id": ["q0"]}))
     with pytest.raises(FileExistsError, match="by another model, from other data or with other options"):
         score([str(rows[0]), *WORDS, "-o", str(output)])
     score([str(rows[0]), *WORDS, "-o", str(output), "--overwrite"])
@@ -103,3 +106,24 @@ def test_what_cannot_be_read_is_an_error_or_has_no_reward(tmp_path):
         score([*words, "--columns", "prompt"])
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="predicts no labels"):
         score([*words[:-1], str(tmp_path / "labels.jsonl"), "--labels", "--unread", "null"])
+
+
+def test_two_processes_do_not_score_into_one_file(tmp_path):
+    output = tmp_path / "scores.jsonl"
+    other = (
+        "import sys\nfrom pathlib import Path\nfrom pluralign.inference.scoring import ScoredParts\n"
+        "try:\n    ScoredParts(Path(sys.argv[1]), {'model': 'a'})\n"
+        "except FileExistsError as error:\n    print(error)\n"
+    )
+    parts = ScoredParts(output, {"model": "a"})
+    found = subprocess.run(
+        [sys.executable, "-c", other, str(output)], capture_output=True, text=True, check=True
+    )
+    assert "another process is scoring" in found.stdout, found.stderr
+    assert parts.folder.is_dir()
+
+
+def test_a_beginning_without_scores_is_no_hindrance(tmp_path):
+    output = tmp_path / "scores.jsonl"
+    ScoredParts(output, {"model": "a"})  # such as of a file that could not be read
+    assert not ScoredParts(output, {"model": "b"}).parts

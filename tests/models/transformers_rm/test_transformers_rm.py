@@ -271,3 +271,21 @@ def test_a_method_that_leaves_the_head_out_says_so(tmp_path, trainer):
     module = BradleyTerryRM(BackboneConfig(name=str(tmp_path), frozen=True))
     with pytest.warns(UserWarning, match=r"a head of its own \(score\.weight\), which is left out"):
         trainer().fit(module, SyntheticDataModule(num_train=4, num_validation=4, num_test=4))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("model.safetensors", b"", "has no weights that can be read"),
+        ("model.safetensors", b"\x10\x00", "has no weights that can be read"),
+        ("pluralign.json", b'{"text_format": {', "is no JSON"),
+        ("pluralign.json", b"\xff", "is no JSON"),
+        ("pluralign.json", b"[1]", "must hold an object of JSON"),
+        ("pluralign.json", b'{"text_format": "plain"}', "text_format must be an object"),
+    ],
+)
+def test_a_copy_that_was_cut_short_is_told(tmp_path, file, content, said):
+    save(tmp_path, "llama")
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        open_model(tmp_path)
