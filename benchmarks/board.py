@@ -41,8 +41,8 @@ TINY = {
         "max_position_embeddings": 4096,
     }
 }
-TEXT = {"max_length": 384, "prompt_format": "{text}\n", "response_format": "{text}"}
-BYTES = {"max_length": 2048}
+TEXT = {"max_length": 256, "prompt_format": "{text}\n", "response_format": "{text}"}
+BYTES = {"max_length": 1536}
 CROWD = {
     "labels": ["first", "equal", "second"],
     "rewards": [1.0, 0.0, -1.0],

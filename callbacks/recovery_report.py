@@ -134,7 +134,12 @@ class RecoveryReport(Report[Recovered]):
             title=f"Recovered truth on {len(finding.whole.reward):,} validation responses",
             caption="* within prompts: a constant per prompt cancels in every comparison",
         )
-        for title in ("", f"step {start['step']:.0f}", f"step {last['step']:.0f}", "true rewards (best possible)"):
+        for title in (
+            "",
+            f"step {start['step']:.0f}",
+            f"step {last['step']:.0f}",
+            "true rewards (best possible)",
+        ):
             table.add_column(title, justify="right")
         rows = {
             "agrees with the crowd's majority": "accuracy",

@@ -16,6 +16,7 @@ from pluralign.datamodules.whole_files import written_whole
 from pluralign.inference import Scorer, open_model
 from pluralign.inference.board import (
     Contestant,
+    Evaluation,
     EvaluationData,
     Resampling,
     Watch,
@@ -80,6 +81,11 @@ def evaluate(words: Sequence[str]) -> None:
             worst=options.worst,
             watch=watch,
         )
+    _report(folder, found, console)
+
+
+def _report(folder: Path, found: Evaluation, console: Console) -> None:
+    """Write and show what was found."""
     write_items(folder / "items.parquet", folder / "responses.parquet", found.scored)
     found.board.write(folder / BOARD)
     with written_whole(folder / REPORT) as stream:
@@ -172,6 +178,13 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="read scores that an evaluation before has kept in the folder, of the same weights and texts",
     )
+    _add_running(parser)
+    return parser
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
+    """Options of how models run, and of intervals."""
+    add = parser.add_argument
     add(
         "--checkpoint",
         choices=get_args(Which),
@@ -203,4 +216,3 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="disagreements of each model and data set that the board shows (%(default)s)",
     )
-    return parser

@@ -2,19 +2,23 @@
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from pluralign.inference import open_model
+from pluralign.inference.board import Board
 from pluralign.inference.exporting import (
     Choice,
     ExportReport,
     Parity,
     check_push,
     check_target,
+    evaluated_as,
     export_folder,
+    folder_notes,
     loading_code,
     push_folder,
 )
@@ -60,6 +64,8 @@ def export(words: Sequence[str]) -> None:
         checkpoint=options.checkpoint,
         trust_remote_code=options.trust_remote_code,
     )
+    board = None if options.board is None else Board.read(options.board)
+    name = None if board is None else evaluated_as(board, opened).name
     report = export_folder(
         opened,
         folder,
@@ -69,6 +75,7 @@ def export(words: Sequence[str]) -> None:
         check=options.check,
         allow_difference=options.allow_difference,
         overwrite=options.overwrite,
+        notes=partial(folder_notes, board=board, name=name, licence=options.license),
     )
     console = Console()
     _show(report, console)
@@ -163,6 +170,23 @@ def _parser() -> argparse.ArgumentParser:
         help="where plain transformers tries the folder: a process without pluralign, this one, or nowhere (%(default)s)",
     )
     add("--allow_difference", action="store_true", help="write the folder although rewards or tokens differ")
+    _add_publishing(parser)
+    return parser
+
+
+def _add_publishing(parser: argparse.ArgumentParser) -> None:
+    """What others are to know of the folder, and where they get it."""
+    add = parser.add_argument
+    add(
+        "--board",
+        metavar="FILE",
+        help="board.json of `pluralign evaluate`: its numbers of this model go into the model card, with their intervals",
+    )
+    add(
+        "--license",
+        metavar="NAME",
+        help="of the weights, as the hub spells it, such as cc-by-nc-4.0 (unknown)",
+    )
     add(
         "--push_to_hub",
         metavar="OWNER/NAME",
@@ -170,4 +194,3 @@ def _parser() -> argparse.ArgumentParser:
         "that is there",
     )
     add("--public", action="store_true", help="let everybody see what is pushed")
-    return parser

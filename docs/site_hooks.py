@@ -26,12 +26,17 @@ LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json", ".md": "markdown
 # Navigation --------------------------------------------------------------------------------------------
 
 
-def pages_of(folder: str) -> list[str]:
-    """Pages of a folder below docs, its README first."""
+def pages_of(folder: str) -> list[object]:
+    """Entries for the pages of a folder below docs, its README first; titles without what follows a colon."""
     if folder == "api/":
         return ["api/README.md", *(f"api/{room}.md" for room in ROOMS)]
     names = sorted(path.name for path in (ROOT / "docs" / folder).glob("*.md"))
-    return [folder + name for name in sorted(names, key=lambda name: name != "README.md")]
+    entries: list[object] = [f"{folder}README.md"] if "README.md" in names else []
+    for name in names:
+        if name != "README.md":
+            title = (ROOT / "docs" / folder / name).read_text(encoding="utf-8").partition("\n")[0]
+            entries.append({title.lstrip("# ").partition(":")[0]: folder + name})
+    return entries
 
 
 def expanded(entry: object) -> list[object]:
@@ -40,7 +45,7 @@ def expanded(entry: object) -> list[object]:
         ((title, inner),) = entry.items()
         pages = [page for part in (inner if isinstance(inner, list) else [inner]) for page in expanded(part)]
         return [{title: inner if pages == [inner] else pages}]
-    return list(pages_of(entry)) if isinstance(entry, str) and entry.endswith("/") else [entry]
+    return pages_of(entry) if isinstance(entry, str) and entry.endswith("/") else [entry]
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:

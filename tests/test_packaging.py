@@ -261,6 +261,15 @@ CONTRACTS = {
     "inference/exporting/hub.py": Contract(
         own=("pluralign.inference",), top=(), inside=("huggingface_hub",)
     ),  # which transformers brings
+    **{
+        f"inference/exporting/{name}.py": Contract(
+            own=("pluralign.inference", "pluralign.__version__"), top=(), inside=("huggingface_hub",)
+        )
+        for name in ("card_front", "card_parts")
+    },
+    "inference/exporting/training.py": Contract(  # a run's configuration is YAML as the command line reads it
+        own=("pluralign.models", "pluralign.datamodules"), top=(), inside=("jsonargparse",)
+    ),
     "inference": Contract(
         own=(
             "pluralign.inference",
@@ -271,7 +280,7 @@ CONTRACTS = {
             "pluralign.__version__",
         ),
         top=("torch", "lightning", "numpy", "rich"),
-        inside=("transformers", "peft", "safetensors", "pyarrow"),
+        inside=("transformers", "peft", "safetensors", "pyarrow", "huggingface_hub"),
     ),
     "inference/serving": Contract(
         own=("pluralign.inference", "pluralign.datamodules"),

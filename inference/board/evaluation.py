@@ -244,7 +244,8 @@ def _official(data: EvaluationData, scores: Mapping[str, Scores]) -> OfficialTab
         if official is None:
             reasons[name] = "the rule does not hold for these records"
             continue
-        rule, numbers[name] = official.rule, {**official.numbers}
+        rule = official.rule
+        numbers[name] = {**official.numbers}
     if not numbers:  # that no model has any is said, too
         empty = data.module.official_scores([], [])
         rule = "" if empty is None else empty.rule

@@ -37,7 +37,12 @@ class LanguageModelReport(NamedTuple):
 
     folder: Path
     method: str
-    """The module's class."""
+    """Name of the module's class."""
+    method_class: type[BaseModule]
+    checkpoint: Path
+    """Where it was read from."""
+    trained_from: str | None
+    """Base of the network; None if it had random weights."""
     meaning: str
     """What the language model is for."""
     base: str | None
@@ -121,6 +126,9 @@ def export_language_model(
         report = LanguageModelReport(
             folder=target,
             method=type(module).__name__,
+            method_class=type(module),
+            checkpoint=Path(checkpoint),
+            trained_from=backbone.config.name,
             meaning=meaning,
             base=str(backbone.config.name) if adapter else None,
             dtype=dtype,

@@ -1,6 +1,9 @@
-"""README.md of a language model's folder: how it is loaded, what it is for, which tokens end a text."""
+"""README.md of a language model's folder: code that loads it, and its model card."""
 
 from typing import TYPE_CHECKING
+
+from .card import CardSubject, model_card
+from .training import training_record
 
 if TYPE_CHECKING:
     from .language_model import LanguageModelReport
@@ -43,27 +46,26 @@ def writing_code(report: "LanguageModelReport") -> str:
     )
 
 
-def language_notes(report: "LanguageModelReport") -> str:
-    """What somebody must know who has the folder alone.
+def language_notes(report: "LanguageModelReport", *, licence: str | None = None) -> str:
+    """The model card of a language model's folder.
 
     Args:
         report: Of the export.
+        licence: Of the weights; None for unknown.
     """
-    library = "transformers" if report.base is None else "peft"
-    tokens = (
-        "Render conversations with the chat template of this folder and `add_generation_prompt=True`, and tokenise without adding special "
-        f"tokens. A response ends with `{report.end_token}`; `{report.pad_token}` pads, on the left."
+    alone = "" if report.base is None else " The folder holds the adapter alone."
+    subject = CardSubject(
+        folder=report.folder.name,
+        method=report.method_class,
+        task="text-generation",
+        library="transformers" if report.base is None else "peft",
+        base=report.trained_from,
+        about=f"The language model of a {report.method} of pluralign. Weights are stored as {report.dtype}.{alone}",
+        meaning=f"What it does: {report.meaning}.",
+        code=writing_code(report),
+        tokens="Render conversations with the chat template of this folder and `add_generation_prompt=True`, and tokenise without adding "
+        f"special tokens. A response ends with `{report.end_token}`; `{report.pad_token}` pads, on the left.",
+        check=f"Logits as plain transformers gives them differ from those of training by {report.difference:.1e} at most (two prompts, "
+        f"padded on the left, loaded in float32, weights stored as {report.dtype}; the largest logit is {report.largest_logit:.3g}).",
     )
-    measured = (
-        f"Logits as plain transformers gives them differ from those of training by {report.difference:.1e} at most (two prompts, padded "
-        f"on the left, float32, weights stored as {report.dtype}; the largest is {report.largest_logit:.3g})."
-    )
-    parts = [
-        f"---\nlibrary_name: {library}\npipeline_tag: text-generation\n---",
-        f"# {report.folder.name}",
-        f"The language model of a {report.method} of pluralign: {report.meaning}.",
-        f"```python\n{writing_code(report)}\n```",
-        tokens,
-        measured,
-    ]
-    return "\n\n".join(parts) + "\n"
+    return model_card(subject, training_record(report.checkpoint), licence=licence)

@@ -1,8 +1,13 @@
-"""README.md of an exported folder: how it is loaded, what it gives, which tokens it needs."""
+"""README.md of an exported reward: code that loads it, and its model card."""
 
 from typing import TYPE_CHECKING
 
+from ..board import Board
 from ..opening import OpenedModel
+from .card import CardSubject, model_card
+from .card_parts import table
+from .parity import Parity
+from .training import training_record
 
 if TYPE_CHECKING:
     from .folder import ExportReport
@@ -45,23 +50,78 @@ def loading_code(report: "ExportReport") -> str:
     return "\n".join(lines)
 
 
-def folder_notes(opened: OpenedModel, report: "ExportReport") -> str:
-    """What somebody must know who has the folder alone.
+def folder_notes(
+    opened: OpenedModel,
+    report: "ExportReport",
+    *,
+    board: Board | None = None,
+    name: str | None = None,
+    licence: str | None = None,
+) -> str:
+    """The model card of an exported reward.
 
     Args:
-        opened: The model.
+        opened: The model; of a checkpoint in its run's folder the card says how it was trained.
         report: Of the export.
+        board: Of an evaluation, whose numbers go into the card.
+        name: Of the model on that board.
+        licence: Of the weights; None for unknown.
     """
-    tokens = (
-        "Only differences between responses to one prompt mean something. Render conversations with the chat template of this folder "
-        f"and tokenise without adding special tokens: the text ends with `{report.end_token}` exactly once, and the padding token "
-        f"is `{report.pad_token}`."
+    chosen = ", ".join(f"{what} {value}" for what, value in report.choice.described().items())
+    written = {
+        "classification": f"a classification class of transformers (`{report.family}`) computes it",
+        "own_code": f"it ships with a modelling file that needs `trust_remote_code=True`: {report.why}",
+        "adapter": "adapter and head alone, put on the base by PEFT",
+    }[report.form]
+    limit = "" if report.max_length is None else f" Texts are at most {report.max_length} tokens long."
+    pad = " (added by the export)" if report.pad_added else ""
+    subject = CardSubject(
+        folder=report.folder.name,
+        method=type(opened.module),
+        task="text-classification",
+        library="peft" if report.form == "adapter" else "transformers",
+        base=report.base,
+        about=f"A reward model: {type(opened.module).__name__} of pluralign. In this folder {written}. "
+        f"Weights are stored as {report.dtype}.",
+        meaning=f"Output{'s' if len(report.outputs) > 1 else ''}: {', '.join(f'`{each}`' for each in report.outputs)}. Each "
+        f"logit is {report.meaning}.\nChosen at the export: {chosen or 'nothing, so the reward that the method gives when nobody is named'}.\n"
+        "Only differences between responses to one prompt mean something.",
+        code=loading_code(report),
+        tokens="Render conversations with the chat template of this folder and tokenise without adding special tokens: the text ends "
+        f"with `{report.end_token}` as the template has it, and the padding token is `{report.pad_token}`{pad}, which is never the end "
+        f"token.{limit}",
+        check=_check(report.parity),
+        own_code=report.form == "own_code",
+        tags=("reward-model",),
     )
-    parts = [
-        "---\nlibrary_name: transformers\npipeline_tag: text-classification\n---",
-        f"# {report.folder.name}",
-        f"A {type(opened.module).__name__} of pluralign. {len(report.outputs)} output(s): {report.meaning}.",
-        f"```python\n{loading_code(report)}\n```",
-        tokens,
+    return model_card(subject, training_record(opened.place), board=board, name=name, licence=licence)
+
+
+def _check(parity: Parity | None) -> str:
+    """What plain transformers made of the folder, as a table."""
+    if parity is None:
+        return "Not measured: the folder was exported with `--check none`."
+    where = "a process in which pluralign cannot be imported" if parity.apart else "the process of the export"
+    rows = [
+        [
+            "none" if load.asked is None else load.asked,
+            load.dtype,
+            *(f"{load.differences[way]:.1e}" for way in ("alone", "right", "left")),
+            f"{load.same_order:.1%}",
+        ]
+        for load in parity.loads
     ]
-    return "\n\n".join(parts) + "\n"
+    columns = [
+        "dtype asked for",
+        "network",
+        "alone",
+        "padded right",
+        "padded left",
+        "pairs in the same order",
+    ]
+    versions = ", ".join(f"{name} {version}" for name, version in parity.versions.items())
+    return (
+        f"Largest difference from the rewards of pluralign in float32, over {parity.conversations} conversations, rewards up to "
+        f"{parity.largest_reward:.3g}; {parity.equal_tokens} of them have the tokens of training. Measured in {where} ({versions}).\n\n"
+        + table(columns, rows)
+    )

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from pluralign.commands.evaluate_page import board_page
+from pluralign.commands.page import resource
 from pluralign.commands.svg import ticks
 from pluralign.inference.board import (
     MEASURES,
@@ -234,3 +235,25 @@ def test_a_board_of_one_model_without_more_has_no_empty_sections(board):
 )
 def test_ticks_are_round(low, high, wanted):
     assert ticks(low, high) == pytest.approx(wanted)
+
+
+def luminance(color):
+    digits = color.lstrip("#")
+    digits = digits if len(digits) == 6 else "".join(2 * digit for digit in digits)
+    parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_colours_can_be_told_from_their_background(scheme):
+    """By the Web Content Accessibility Guidelines 2.2: 4.5 for text, 3 for marks of pictures."""
+    blocks = re.findall(r":root \{(.*?)\}", resource("page.css"), flags=re.DOTALL)
+    color = dict(re.findall(r"--(\w+): (#[0-9a-f]{3,6})\b(?![0-9a-f])", blocks[scheme]))
+    for back in ("back", "card"):
+        for name, least in [
+            *((text, 4.5) for text in ("ink", "soft", "good", "bad", "focus")),
+            *((f"s{i}", 3) for i in range(8)),
+        ]:
+            light, dark = sorted((luminance(color[name]), luminance(color[back])), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= least, (name, back)

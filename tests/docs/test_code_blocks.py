@@ -5,10 +5,14 @@ Blocks of a page share names and a folder, as a reader's do. What the reader of 
 """
 
 import doctest
+import functools
 import importlib.util
 import re
+import runpy
 import shlex
 import shutil
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import lightning as L
@@ -33,7 +37,13 @@ REASONS = (
     "run by ",
 )
 """How a reason begins."""
-SLOW = {"docs/concepts/checkpoints.md", "docs/start.md"}
+SLOW = {
+    "docs/concepts/checkpoints.md",
+    "docs/concepts/evaluation.md",
+    "docs/concepts/export.md",
+    "docs/methods/transformers_rm.md",
+    "docs/start.md",
+}
 """Pages whose Python takes more than a second or two."""
 
 
@@ -70,6 +80,13 @@ def checkpoint():
     return {"BradleyTerryRM": pa.BradleyTerryRM}
 
 
+def exported(folder):
+    """A folder that `pluralign export` wrote."""
+    checkpoint()
+    main(["export", "last.ckpt", "-o", folder])
+    return {}
+
+
 def reward():
     """The checkpoint that docs/concepts/rewards.md asks."""
     folder = Path("runs/version_0/checkpoints")
@@ -90,6 +107,16 @@ def scorer():
     return {"prompts": prompts, "responses": ["A fig.", "A chair."], "users": users}
 
 
+def two_models():
+    """Runs of two models, and pairs."""
+    for name, saved in (("mine", "pal"), ("other", "dprm")):
+        Path("runs", name).mkdir(parents=True)
+        shutil.copy(ROOT / "tests" / "saved" / saved / "last.ckpt", Path("runs", name))
+    pair = '{"prompt": "Name a fruit.", "chosen": "A fig.", "rejected": "A chair."}\n'
+    Path("pairs.jsonl").write_text(pair, encoding="utf-8")
+    return {}
+
+
 def decoding():
     """A language model and padded prompts."""
     from transformers import AutoModelForCausalLM, LlamaConfig
@@ -108,12 +135,15 @@ def judged_batch():
 
 PREPARED = {
     "docs/concepts/checkpoints.md": checkpoint,
+    "docs/concepts/evaluation.md": two_models,
+    "docs/concepts/export.md": lambda: exported("helpful_rm"),
     "docs/concepts/generation.md": decoding,
     "docs/concepts/rewards.md": reward,
     "docs/concepts/rows_and_batches.md": lambda: {"data": batches("test"), "model": tiny(pa.BradleyTerryRM)},
     "docs/concepts/scoring.md": scorer,
     "docs/concepts/side_tables.md": judged_batch,
     "docs/methods/autoregressive_rm.md": lambda: {"module": tiny(pa.AutoregressiveRM)},
+    "docs/methods/transformers_rm.md": lambda: exported("my-reward-model"),
 }
 
 
@@ -137,10 +167,11 @@ def python_page(page):
 @pytest.mark.parametrize("page", [python_page(page) for page in pages("python")])
 def test_python_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = {"__name__": "page", **PREPARED.get(page, dict)()}
+    names = PREPARED.get(page, dict)()
     for block in BLOCKS:
         if (block.page, block.language, block.reason, block.is_session) == (page, "python", None, False):
-            exec(compile(block.code, page, "exec"), names)
+            Path("block.py").write_text(block.code, encoding="utf-8")
+            names |= runpy.run_path("block.py", init_globals=names)
 
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
@@ -176,12 +207,13 @@ def commands(code):
                 words.append(word)
 
 
+@functools.cache
 def options_of(verb):
-    """Options that a verb's page has in its table; None where it takes every option of `fit`."""
-    text = (ROOT / "docs" / "commands" / f"{verb.replace(' ', '_')}.md").read_text(encoding="utf-8")
-    if verb in ("fit", "validate", "test") or "It takes the options of `pluralign fit`" in text:
-        return None
-    return set(re.findall(r"^\| `(--[\w.]+)`", text, re.MULTILINE))
+    """Options that a verb's help names; None where it takes every option of `fit`."""
+    with redirect_stdout(StringIO()) as printed, pytest.raises(SystemExit):
+        main([*verb.split(), "--help"])
+    text = printed.getvalue()
+    return None if "--trainer.max_epochs" in text else set(re.findall(r"--[\w.]+", text))
 
 
 SHELL = [block for block in BLOCKS if block.language == "sh" and "pluralign " in block.code]

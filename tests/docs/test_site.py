@@ -48,7 +48,9 @@ def test_links_out_of_docs_lead_to_pages_of_the_site():
 def test_a_folder_in_the_navigation_stands_for_its_pages():
     hooks = loaded("site_hooks")
     (commands,) = hooks.expanded({"Commands": "commands/"})
-    assert commands["Commands"][0] == "commands/README.md" and "commands/fit.md" in commands["Commands"]
+    assert commands["Commands"][0] == "commands/README.md"
+    assert {"pluralign fit": "commands/fit.md"} in commands["Commands"]
+    assert {"DPRM": "methods/dprm.md"} in hooks.expanded("methods/")
     assert hooks.expanded("start.md") == ["start.md"]
 
 

@@ -44,6 +44,7 @@ def test_equal_models_do_not_differ_and_nothing_cannot_be_tested():
         paired_accuracy(right, right[:2], torch.arange(3))
 
 
+@pytest.mark.slow
 def test_false_alarms_are_as_rare_as_they_should_be_under_clustering():
     generator = torch.Generator().manual_seed(0)
     cluster = torch.arange(30).repeat_interleave(8)

@@ -103,7 +103,7 @@ def test_equal_prompts_and_responses_are_one():
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("max_tokens", [100, 16_384])
+@pytest.mark.parametrize("max_tokens", [100, pytest.param(16_384, marks=pytest.mark.slow)])
 def test_every_side_is_as_its_judge_would_give_it(reward, method, max_tokens):
     kind, settings = METHODS[method]
     model, data = reward(kind, max_tokens=max_tokens, **settings), judged()

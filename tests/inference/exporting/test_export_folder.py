@@ -102,6 +102,7 @@ def test_an_adapter_alone_and_merged(opened, pretrained, tmp_path):
     assert "lora_A" in "".join(model.module.state_dict()), "the model is as it was"
 
 
+@pytest.mark.slow
 def test_sixteen_bits_are_merged_and_written_in_float32(opened, pretrained, tmp_path):
     name = pretrained(dtype="bfloat16")
     model = opened(

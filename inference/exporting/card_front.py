@@ -1,0 +1,84 @@
+"""Front matter of a model card: what the hub reads."""
+
+from typing import TYPE_CHECKING
+
+from ..board import Board
+from .training import TrainingRecord, data_set_terms
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
+__all__ = ["front_matter"]
+
+
+def front_matter(
+    title: str,
+    *,
+    task: str,
+    library: str,
+    base: str | None,
+    tags: tuple[str, ...],
+    training: TrainingRecord,
+    board: Board | None,
+    model: str | None,
+    licence: str | None,
+) -> str:
+    """YAML that the hub understands; ``model-index`` only with numbers that were measured.
+
+    Args:
+        title: The model's name.
+        task: Pipeline of the hub.
+        library: What loads it.
+        base: On the hub; None if it is not there.
+        tags: Of the hub.
+        training: What is known of its training.
+        board: Of an evaluation.
+        model: Its name there.
+        licence: Of the weights; None for unknown.
+    """
+    from huggingface_hub import ModelCardData
+
+    results = _results(task, board, model)
+    data = ModelCardData(
+        license=licence or "unknown",
+        base_model=base,
+        datasets=[name for each in training.data for name in each.hub] or None,
+        library_name=library,
+        pipeline_tag=task,
+        tags=list(dict.fromkeys(tags)),
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
+    return f"{data.to_yaml()}\n"
+
+
+def _results(task: str, board: Board | None, model: str | None) -> list["EvalResult"]:
+    from huggingface_hub import EvalResult
+
+    if board is None:
+        return []
+    found = []
+    for data in board.data:
+        accuracy = next(
+            (
+                each.measures["accuracy"]
+                for each in board.cells
+                if (each.model, each.data) == (model, data.name)
+            ),
+            None,
+        )
+        if accuracy is None or accuracy.value is None:
+            continue
+        hub = data_set_terms(data.kind).hub
+        found.append(
+            EvalResult(
+                task_type=task,
+                dataset_type=hub[0] if hub else data.kind,
+                dataset_name=data.name,
+                dataset_split=data.split,
+                metric_type="accuracy",
+                metric_value=round(accuracy.value, 6),
+                metric_name="accuracy of decided comparisons",
+            )
+        )
+    return found
