@@ -166,7 +166,7 @@ def _plain(run: Run) -> dict[str, Any]:
 
 
 def _one(word: str) -> Run:
-    """The run that is meant: a folder, or the name of one in ``runs``."""
+    """The run that is meant: a folder, the name of one in ``runs``, or the end of a name that no other run there ends in."""
     places = [*dict.fromkeys((Path(word), Path(RUNS, word)))]
     for place in places:
         if place.is_dir() and (run := read_run(place, place)) is not None:
@@ -179,6 +179,15 @@ def _one(word: str) -> Run:
             raise ValueError(
                 f"{word} holds {len(found):,} runs, name one: {listed([str(run.folder) for run in found], 8)}"
             )
+    words = Path(word).parts
+    below = find_runs(Path(RUNS)) if words and Path(RUNS).is_dir() else []
+    ends = [run for run in below if run.folder.parts[-len(words) :] == words]
+    if len(ends) == 1:
+        return ends[0]
+    if ends:
+        raise ValueError(
+            f"{len(ends):,} runs are called {word}, name one: {listed([str(run.folder) for run in ends], 8)}"
+        )
     where = " nor ".join(str(place.absolute()) for place in places)
     raise FileNotFoundError(
         f"there is no run {word}: no folder {where}; `pluralign runs` lists those there are"
@@ -273,7 +282,12 @@ def _list_parser() -> argparse.ArgumentParser:
 def _show_parser() -> argparse.ArgumentParser:
     parser = _parser("runs show", show.__doc__)
     add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="folders of runs, or their names in runs/")
+    add(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="folders of runs, their names in runs/, or a name's end such as version_0",
+    )
     add(
         "--number",
         action="append",

@@ -16,6 +16,7 @@ __all__ = ["AskedResponse", "ResponseReader", "ResponseRows"]
 
 EMPTY = "without text"
 TOO_LONG = "longer than the text format's max_length"
+BEYOND = "longer than the network has positions"
 CUT = "responses whose prompt was cut from the left"
 LENGTH_REASONS = frozenset({"longer than max_length", "no response fits max_length"})
 """Reasons of errors that say that a text is too long, and of nothing else."""
@@ -60,7 +61,14 @@ class ResponseReader:
     own, with its own cut.
     """
 
-    def __init__(self, tokenizer: RecordTokenizer, *, max_tokens: int, apart: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: RecordTokenizer,
+        *,
+        max_tokens: int,
+        apart: bool = False,
+        positions: int | None = None,
+    ) -> None:
         """Keep the format.
 
         Args:
@@ -68,8 +76,10 @@ class ResponseReader:
             max_tokens: Bound on the tokens of a row of several responses.
             apart: Whether each response has a row of its own. In a row of several, what they begin with alike counts as the
                 prompt's, which matters where a reward is a sum over a response's own tokens.
+            positions: Tokens that the network can read, a prompt with one response; None for any number. The text format may
+                allow more than a small network has, where training met no such text.
         """
-        self.tokenizer, self.max_tokens, self.apart = tokenizer, max_tokens, apart
+        self.tokenizer, self.max_tokens, self.apart, self.positions = tokenizer, max_tokens, apart, positions
 
     def __call__(self, asked: Sequence[AskedResponse]) -> ResponseRows:
         """Tokenise responses, those of equal prompts together.
@@ -107,11 +117,21 @@ class ResponseReader:
                     divided += [[place] for place in places]
             elif len(places) > 1 and (tokens.cut or len(tokens.responses) < len(places)):
                 divided += [[place] for place in places]
+            elif self._is_beyond(tokens):
+                if len(places) == 1:
+                    found.unread[places[0]] = BEYOND
+                else:
+                    divided += [[place] for place in places]
             else:
                 found.counts[CUT] += bool(tokens.cut)
                 found.counts.update({name: n for name, n in tokens.dropped.items() if name != DROPPED})
                 self._add(places, record, tokens, found)
         return divided
+
+    def _is_beyond(self, tokens: TokenizedRecord) -> bool:
+        """Whether a response ends behind the network's last position."""
+        prefix, *own = tokens.lengths.tolist()
+        return self.positions is not None and prefix + max(own) > self.positions
 
     def _add(
         self, places: list[int], record: PreferenceRecord, tokens: TokenizedRecord, found: ResponseRows

@@ -21,7 +21,7 @@ from pluralign.datamodules.tokens import RecordTokenizer
 from pluralign.models import DPRM, PAL, AutoregressiveRM, CustomizedRM, RewardModule
 from pluralign.models.pal import UserModule
 
-from .response_rows import TOO_LONG, AskedResponse, ResponseReader, ResponseRows
+from .response_rows import BEYOND, TOO_LONG, AskedResponse, ResponseReader, ResponseRows
 from .reward_identity import module_identity
 
 __all__ = ["ModuleReward", "evaluating"]
@@ -98,7 +98,9 @@ class ModuleReward:
                 self.check_asked(column, value)
         tokenizer = _tokenizer(module, text, self.name)
         apart = isinstance(module, AutoregressiveRM)
-        self._reader = ResponseReader(tokenizer, max_tokens=max_tokens, apart=apart)
+        self._reader = ResponseReader(
+            tokenizer, max_tokens=max_tokens, apart=apart, positions=module.max_positions
+        )
         self.counts: Counter[str] = Counter()
 
     @property
@@ -233,15 +235,12 @@ class ModuleReward:
         """Count what happened to the texts, and warn of each kind once; refuse what cannot be read unless it has a reward."""
         if read.unread and self.unscored is None:
             place, reason = next(iter(sorted(read.unread.items())))
+            limits = {TOO_LONG: self._reader.tokenizer.config.max_length, BEYOND: self._reader.positions}
             raise ValueError(
                 f"{self.name}: {asked[place].name} is {reason}"
-                + (
-                    f" ({self._reader.tokenizer.config.max_length} tokens with its prompt)"
-                    if reason == TOO_LONG
-                    else ""
-                )
+                + (f" ({limits[reason]} tokens with its prompt)" if reason in limits else "")
                 + "; the model has no reward for it: "
-                + ("lower" if reason == TOO_LONG else "set min_new_tokens beside")
+                + ("lower" if reason in limits else "set min_new_tokens beside")
                 + " max_new_tokens of what writes the responses, or set unscored, the reward that such a response gets"
             )
         counts = read.counts + Counter(f"responses {reason}" for reason in read.unread.values())

@@ -54,7 +54,12 @@ class GroupReader:
         """
         self.reward, self.data = reward, data
         apart = isinstance(reward.module, AutoregressiveRM)
-        self._read = ResponseReader(reward.tokenizer, max_tokens=reward.max_tokens, apart=apart)
+        self._read = ResponseReader(
+            reward.tokenizer,
+            max_tokens=reward.max_tokens,
+            apart=apart,
+            positions=reward.module.max_positions,
+        )
         self._collate = reward.collator(["comparisons"])
         self._responses: list[list[int]] = [[] for _ in data.prompts]
         for place, prompt in enumerate(data.prompt_of):

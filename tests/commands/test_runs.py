@@ -269,6 +269,19 @@ def test_no_runs_says_where_it_looked(tmp_path, monkeypatch, words, message):
         main(words)
 
 
+def test_a_run_is_named_by_the_end_of_its_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    old_run(tmp_path / "runs" / "logs" / "version_0", [0.5])
+    main(["runs", "show", "version_0"])
+    assert "val/loss" in capsys.readouterr().out
+    old_run(tmp_path / "runs" / "others" / "version_0", [0.4])
+    with pytest.raises(ValueError, match=r"2 runs are called version_0, name one: .*logs.version_0"):
+        main(["runs", "show", "version_0"])
+    main(["runs", "show", "others/version_0"])
+    with pytest.raises(FileNotFoundError, match="there is no run sion_0"):
+        main(["runs", "show", "sion_0"])
+
+
 def test_a_process_that_is_there_runs(several):
     record = record_of(several / "killed")
     record["sessions"][-1]["process"] = os.getpid()

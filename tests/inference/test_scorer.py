@@ -19,9 +19,9 @@ FRUITS = ("fig", "plum", "pear", "quince")
 def opened(tiny):
     """A module that was never trained, with the built-in tokenizer, as if it had been opened."""
 
-    def build(kind, **settings):
+    def build(kind, config=None, **settings):
         torch.manual_seed(5)
-        module = kind(BackboneConfig(config=tiny()), **settings)
+        module = kind(BackboneConfig(config=tiny(**(config or {}))), **settings)
         module.configure_model()
         text = TextConfig(max_length=96)
         data = LocalDataModule(train="never.jsonl", text=text)
@@ -54,6 +54,20 @@ def test_three_lines_score_a_text():
         scorer.score("Name a fruit.", "A fig.", user="nobody here")
     with pytest.raises(ValueError, match="domain='law': PAL as it is set has one reward whatever the domain"):
         scorer.score("Name a fruit.", "A fig.", domain="law")
+
+
+def test_texts_beyond_the_network_s_positions_have_no_reward(opened):
+    made = opened(BradleyTerryRM, {"max_position_embeddings": 48})
+    texts = ["A fig.", "A chair " * 5, "A pear."]  # 60 tokens with its prompt, of 96 that the format allows
+    with pytest.raises(
+        ValueError, match=r"longer than the network has positions \(48 tokens with its prompt\)"
+    ):
+        Scorer(made, device="cpu").score("Name a fruit.", texts)
+    scorer = Scorer(made, device="cpu", unscored=-9.0)
+    with pytest.warns(UserWarning, match="longer than the network has positions"):
+        rewards = scorer.score("Name a fruit.", texts)
+    assert rewards[1] == -9.0
+    torch.testing.assert_close(rewards[[0, 2]], scorer.score("Name a fruit.", [texts[0], texts[2]]))
 
 
 def test_labels_are_in_the_responses_order(opened):
