@@ -42,7 +42,7 @@ TINY = {
     }
 }
 TEXT = {"max_length": 256, "prompt_format": "{text}\n", "response_format": "{text}"}
-BYTES = {"max_length": 1536}
+BYTES = {"max_length": 1024}
 CROWD = {
     "labels": ["first", "equal", "second"],
     "rewards": [1.0, 0.0, -1.0],
@@ -118,9 +118,9 @@ class Recipes:
             "DPRM": ({**frozen, **CROWD, "optimizer": optimizer(3e-3)}, arguments, 120),
             "EnsembleVoteRM": ({**frozen, **members, "optimizer": optimizer(3e-2)}, arguments, 120),
             "CustomizedRM": ({**frozen, **domains, "optimizer": optimizer(1e-2)}, self.answers(), 30),
-            "ContrastiveRM": ({**own, **views, "optimizer": optimizer(1e-3)}, tiny, 40),
-            "MetaRM": ({**own, "meta_rate": 0.01, "optimizer": optimizer(1e-3)}, mixed, 20),
-            "AutoregressiveRM": ({**own, "optimizer": optimizer(1e-3)}, tiny, 40),
+            "ContrastiveRM": ({**own, **views, "optimizer": optimizer(1e-3)}, tiny, 12),
+            "MetaRM": ({**own, "meta_rate": 0.01, "optimizer": optimizer(1e-3)}, mixed, 10),
+            "AutoregressiveRM": ({**own, "optimizer": optimizer(1e-3)}, tiny, 20),
         }
 
     def boards(self) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def score(words: Sequence[str]) -> None:
     output = Path(options.output)
     if output.exists() and not options.overwrite:  # before anything large is read
         raise FileExistsError(f"{output} is there already: name another file, or add --overwrite")
+    files = data.files("predict")  # says what is not there, before a model is read
     opened = open_model(
         options.model,
         tokenizer=options.tokenizer,
@@ -64,7 +65,7 @@ def score(words: Sequence[str]) -> None:
     )
     made_by = {
         "model": scorer.identity,
-        "input": hash_files(data.files("predict")),
+        "input": hash_files(files),
         **{name: getattr(options, name) for name in ("columns", "chunk", "labels", "members", "on_invalid")},
     }
     parts = ScoredParts(output, made_by, overwrite=options.overwrite)

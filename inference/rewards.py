@@ -240,8 +240,9 @@ class ModuleReward:
                 f"{self.name}: {asked[place].name} is {reason}"
                 + (f" ({limits[reason]} tokens with its prompt)" if reason in limits else "")
                 + "; the model has no reward for it: "
-                + ("lower" if reason in limits else "set min_new_tokens beside")
-                + " max_new_tokens of what writes the responses, or set unscored, the reward that such a response gets"
+                + ("shorten it" if reason in limits else "give it a text")
+                + f" ({'lower max_new_tokens' if reason in limits else 'set min_new_tokens'} of what writes responses), or set "
+                "unscored, the reward that such a response gets (--unread null of `pluralign score`)"
             )
         counts = read.counts + Counter(f"responses {reason}" for reason in read.unread.values())
         for reason, number in counts.items():

@@ -36,8 +36,11 @@ def read_checkpoint(path: str, setting: str = "init_from") -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, OSError) as error:  # OSError: a file that was cut off
         size = Path(path).stat().st_size
+        # torch goes on with advice to load whatever the file holds, which is to run it.
+        reason = str(error).partition("WeightsUnpickler error:")[2].strip() or str(error)
         raise ValueError(
-            f"{setting}={path!r} is no checkpoint of plain values, or not all of one ({size:,} bytes): {error}"
+            f"{setting}={path!r} is no checkpoint of plain values, or not all of one ({size:,} bytes): "
+            f"{reason.partition(chr(10))[0]}"
         ) from error
     states = content.get("state_dict") if isinstance(content, dict) else None
     if states is None:

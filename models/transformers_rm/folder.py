@@ -15,6 +15,10 @@ __all__ = ["adapter_base", "folder_text", "stored_dtype"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 SAID = "pluralign.json"
 """What an exported folder says of itself."""
+SETTLED = frozenset(
+    {"date", "format", "max_length", "prompt_format", "response_format", "tokenizer_digest", "truncation"}
+)
+"""What a settled text format says in any case."""
 
 
 def _file(name: str, file: str, revision: str | None) -> dict[str, Any] | None:
@@ -104,6 +108,11 @@ def folder_text(
         if not isinstance(said["text_format"], dict):
             raise ValueError(
                 f"{name}/{SAID}: text_format must be an object of settings, got {said['text_format']!r}: export the folder anew"
+            )
+        if missing := SETTLED - said["text_format"].keys():
+            raise ValueError(
+                f"{name}/{SAID}: text_format lacks {', '.join(sorted(missing))}, without which texts would be read in another format "
+                "in silence: export the folder anew"
             )
         text = TextConfig.of_format(said["text_format"], tokenizer=place)
         return replace(text, revision=of_hub, trust_remote_code=trust_remote_code)

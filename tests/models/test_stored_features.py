@@ -180,7 +180,7 @@ def test_scores_do_not_depend_on_the_batch(folders, tmp_path, network):
 def test_fit_from_features_loads_no_network(folders, tmp_path, dtype, monkeypatch):
     own = config(folders / "llama")
     embed(tmp_path / "s", own, dtype=dtype)
-    monkeypatch.setattr("pluralign.models.backbone.network.load_model", None)
+    monkeypatch.setattr("pluralign.models.backbone.network.load_network", None)
     module = BradleyTerryRM(own, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1))
     trainer().fit(module, synthetic(features=str(tmp_path / "s")))
     assert isinstance(module.backbone, StoredFeatures)

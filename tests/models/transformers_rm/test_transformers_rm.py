@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from pluralign.datamodules.tokens import byte_tokenizer
+from pluralign.datamodules import TextConfig
+from pluralign.datamodules.tokens import RecordTokenizer, byte_tokenizer
 from pluralign.inference import open_model
 from pluralign.models import BackboneConfig, BradleyTerryRM, LoRAConfig, TransformersRM, restored_module
 from pluralign.models.exported import assembled, exported_head
@@ -209,11 +210,18 @@ def test_texts_without_a_template_need_a_format(tmp_path):
 
 def test_a_folder_cannot_allow_its_own_code(tmp_path):
     save(tmp_path, "llama")
-    said = {"text_format": {"tokenizer": "elsewhere", "format": "plain", "trust_remote_code": True}}
+    settled = RecordTokenizer(TextConfig(tokenizer=str(tmp_path), format="plain")).fingerprint()
+    said = {"text_format": settled | {"tokenizer": "elsewhere", "trust_remote_code": True}}
     (tmp_path / "pluralign.json").write_text(json.dumps(said))
     opened = open_model(tmp_path)
     assert opened.kind == "exported" and not opened.text.trust_remote_code
     assert opened.text.tokenizer == str(tmp_path) and opened.text.format == "plain"
+    del said["text_format"]["response_format"]
+    (tmp_path / "pluralign.json").write_text(json.dumps(said))
+    with pytest.raises(
+        ValueError, match="text_format lacks response_format, without which texts would be read"
+    ):
+        open_model(tmp_path)
 
 
 # Training -----------------------------------------------------------------------------------------------
