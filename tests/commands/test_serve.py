@@ -80,8 +80,10 @@ def test_many_clients_of_a_process():
     with server() as (process, address):
         rewards = asyncio.run(run(address))
         with httpx.Client(base_url=address) as asking:  # who goes away in the middle
-            with pytest.raises(httpx.TimeoutException):
-                asking.post("/score", json=bodies[0] | {"responses": ["A fig. " * 4] * 1000}, timeout=0.05)
+            asking.get("/health")  # the connection is there: what times out is the answer
+            many = [f"{i} figs. " * 8 for i in range(1000)]
+            with pytest.raises(httpx.ReadTimeout):
+                asking.post("/score", json=bodies[0] | {"responses": many}, timeout=0.01)
             deadline = time.monotonic() + 30
             while asking.get("/health").json()["waiting"] and time.monotonic() < deadline:
                 time.sleep(0.05)
