@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from pluralign import __version__
 from pluralign.datamodules.checks import check_choices
@@ -21,6 +21,7 @@ from .notes import folder_notes
 from .own_code import write_own_code
 from .parity import Check, Parity, measure_parity
 from .tokenizer_files import ExportedTokenizer, exported_tokenizer
+from .training import told_settings
 from .whole_folder import MARK, check_target, folder_written_whole
 
 __all__ = ["ExportReport", "Form", "export_folder"]
@@ -203,13 +204,14 @@ def _facts(opened: OpenedModel, report: ExportReport, scorer: Scorer) -> Mapping
     content = checkpoint_content(opened.place) if opened.kind == "checkpoint" else {}
     kind = type(module)
     text = {name: value for name, value in scorer.tokenizer.fingerprint().items() if name != "chat_template"}
+    text["tokenizer"] = cast(str, told_settings(text["tokenizer"]))
+    settings = {name: value for name, value in module.hparams.items() if not name.startswith("_")}
     return {
         "version": __version__,
         "class_path": content.get("pluralign", {}).get("class_path")
         or f"{kind.__module__}.{kind.__qualname__}",
-        "settings": json.loads(
-            json.dumps({k: v for k, v in module.hparams.items() if not k.startswith("_")}, default=str)
-        ),
+        # A folder is for others: no place on this machine stands in it.
+        "settings": told_settings(json.loads(json.dumps(settings, default=str))),
         "form": report.form,
         "why": report.why,
         "whose": report.choice.described(),

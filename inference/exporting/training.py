@@ -12,7 +12,7 @@ from typing import Any
 from pluralign import datamodules
 from pluralign.models.restored import checkpoint_content
 
-__all__ = ["DataSetTerms", "TrainingRecord", "data_set_terms", "training_record"]
+__all__ = ["DataSetTerms", "TrainingRecord", "data_set_terms", "told_settings", "training_record"]
 
 RECORD, CONFIG = "run.json", "config.yaml"
 SECRET = re.compile(r"(?i)(api_?key|token|secret|password)$")
@@ -113,7 +113,8 @@ def training_record(place: str | Path) -> TrainingRecord:
         numbers=numbers,
         validated=validated,
         recipe={
-            name: _plain(value) for name, value in (sections or {"model": _hyperparameters(content)}).items()
+            name: told_settings(value)
+            for name, value in (sections or {"model": _hyperparameters(content)}).items()
         },
         session=run.get("sessions", [{}])[-1],
     )
@@ -180,17 +181,17 @@ def _numbers(noted: Mapping[str, Any], step: int | None) -> tuple[dict[str, floa
     return found, max(steps, default=None)
 
 
-def _plain(value: object, name: str = "") -> object:
+def told_settings(value: object, name: str = "") -> object:
     """Settings without what is not set, without secrets, and with the last name alone of paths that say where somebody keeps files."""
     if SECRET.search(name) and isinstance(value, str) and value:
         return "***"
     if isinstance(value, Mapping):
-        inner = {key: _plain(entry, str(key)) for key, entry in value.items()}
+        inner = {key: told_settings(entry, str(key)) for key, entry in value.items()}
         return {key: entry for key, entry in inner.items() if entry is not None and entry != {}}
     if isinstance(value, str):
         return _shortened(value)
     if isinstance(value, Sequence):
-        return [_plain(entry) for entry in value]
+        return [told_settings(entry) for entry in value]
     return value
 
 

@@ -152,6 +152,8 @@ def test_padding_gets_a_token_and_a_row_of_its_own(opened, pretrained, tmp_path)
     sizes = {"config": {**FAMILIES["llama"], "vocab_size": 259}, "tokenizer": str(tmp_path / "tokenizer")}
     text = TextConfig(tokenizer=sizes["tokenizer"])
     report = exported(opened(BradleyTerryRM, sizes, text=text), tmp_path / "out")
+    said = (report.folder / "pluralign.json").read_text() + (report.folder / "README.md").read_text()
+    assert str(tmp_path) not in said, "a folder is for others: nothing says where it was made"
     assert report.pad_added and report.pad_token == "<pad>" and report.end_token == "</s>"
     config = json.loads((report.folder / "config.json").read_text())
     assert (config["vocab_size"], config["pad_token_id"]) == (260, 259)
