@@ -374,3 +374,14 @@ def test_tables_of_policies():
             for heading, cell in row.items():
                 estimate = found[part][name][headings.get(heading, heading)]
                 assert cell == "{value:.3f} [{low:.3f}, {high:.3f}]".format(**estimate)
+
+
+def test_scoring_beside_plain_transformers():
+    found = recorded("scoring")
+    assert found["equal"] is True
+    page = (ROOT / "docs" / "concepts" / "scoring.md").read_text(encoding="utf-8")
+    for result in found["results"]:
+        fast, tokens = result["times_as_fast"], result["times_as_many_tokens"]
+        numbers = [of[name] for of in (fast, tokens) for name in ("8 pairs at a time", "one pair at a time")]
+        cells = [result["work"], f"{result['pairs']:,}", *(f"{number:.2f}" for number in numbers)]
+        assert f"| {' | '.join(cells)} |" in page

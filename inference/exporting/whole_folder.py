@@ -14,6 +14,8 @@ from pluralign.datamodules.whole_files import could_not_write
 __all__ = ["check_target", "folder_written_whole"]
 
 ENDING = ".part"
+ASIDE = ".before"
+"""Ending of the old folder's name in the moment in which the new one takes its place."""
 MARK = "pluralign.json"
 """By which an exported folder is known: no other one is replaced."""
 
@@ -42,6 +44,7 @@ def check_target(folder: Path, *, overwrite: bool, source: str) -> None:
             raise ValueError(
                 f"--output {folder} is where the model is read from ({source}), within it or around it: name a folder elsewhere"
             )
+    put_back(target)
     if not target.exists():
         return
     if not overwrite:
@@ -95,7 +98,7 @@ def _put(part: Path, target: Path) -> None:
     if not target.exists():
         part.rename(target)
     else:
-        aside = part.with_name(f"{part.name}.before")
+        aside = part.with_name(f"{part.name}{ASIDE}")
         target.rename(aside)
         try:
             part.rename(target)
@@ -121,17 +124,39 @@ def _umask() -> int:
     return mask
 
 
+def put_back(folder: Path) -> None:
+    """Have an old folder back that an export was about to replace when it was killed; or remove it, the new one being there.
+
+    Args:
+        folder: Where it was.
+    """
+    for aside in _left_by_killed(folder, f"{ENDING}{ASIDE}"):
+        if folder.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.rename(folder)
+
+
 def remove_begun(folder: Path) -> None:
     """Remove what exports of this machine have begun of the same folder that were killed: it may be large.
 
     Args:
         folder: Where it was to be.
     """
+    for left in _left_by_killed(folder, ENDING):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _left_by_killed(folder: Path, ending: str) -> list[Path]:
+    """What processes of this machine that are no more have left beside a folder, under names that end so."""
     prefix = f".{folder.name}.{socket.gethostname()}."
-    for left in folder.parent.glob(f"{prefix}*{ENDING}"):
-        process = left.name.removeprefix(prefix).partition(".")[0]
-        if process.isdigit() and not _runs(int(process)):
-            shutil.rmtree(left, ignore_errors=True)
+    found = sorted(folder.parent.glob(f"{prefix}*{ending}"))
+    processes = [path.name.removeprefix(prefix).partition(".")[0] for path in found]
+    return [
+        path
+        for path, process in zip(found, processes, strict=True)
+        if process.isdigit() and not _runs(int(process))
+    ]
 
 
 def _runs(process: int) -> bool:

@@ -83,6 +83,33 @@ def test_what_a_killed_export_began_is_removed(tmp_path):
         assert not left.exists()
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_an_export_that_was_killed_while_it_replaced_loses_no_folder(tmp_path, monkeypatch, replaced):
+    target = old_folder(tmp_path / "out")
+    monkeypatch.setattr("os.getpid", lambda: 4194304)  # above the largest process number
+
+    class KilledError(BaseException):
+        pass
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError), folder_written_whole(target) as part:
+        (part / "weights").write_text("new")
+        rename, done = type(part).rename, []
+
+        def dies(path, place):
+            done.append(rename(path, place))
+            if (
+                len(done) == 1 + replaced
+            ):  # the old one is aside; or the new one is there, and the old one still aside
+                raise KilledError
+
+        patch.setattr(type(part), "rename", dies)
+    assert target.exists() == replaced and len([*tmp_path.glob(".out.*.before")]) == 1
+    with pytest.raises(FileExistsError, match="is there already"):
+        check_target(target, overwrite=False, source="elsewhere")
+    assert (target / "weights").read_text() == ("new" if replaced else "old")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "and nothing is left over"
+
+
 def test_places_that_are_refused(tmp_path):
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
