@@ -548,3 +548,28 @@ def test_a_folder_that_is_called_as_a_tokenizer_that_is_built_in(tmp_path, monke
     with pytest.raises(ValueError, match=r"name the folder '\./words' if you mean it"):
         RecordTokenizer(TextConfig(tokenizer="words"))
     assert len(RecordTokenizer(TextConfig(tokenizer="./words")).tokenizer) == 259
+
+
+@pytest.mark.parametrize(
+    ("ending", "expected"), [("</s>\n", "</s>\n"), ("\n", "\n"), ("</s></s>", "</s></s>"), ("", "A fig.")]
+)
+def test_a_text_ends_as_its_template_does(tmp_path, ending, expected):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message['content'] + '"
+        + ending.replace("\n", "\\n")
+        + "' }}{% endfor %}"
+    )
+    tokenizer.save_pretrained(tmp_path)
+    record = PreferenceRecord("r", "Name a fruit.", (Response("A fig."),))
+    as_it_ends, once = (
+        RecordTokenizer(TextConfig(tokenizer=str(tmp_path), end=end))([record])[0].tokens
+        for end in ("template", "token")
+    )
+    conversation = [{"role": "user", "content": "Name a fruit."}, {"role": "assistant", "content": "A fig."}]
+    own = tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=False)
+    assert as_it_ends.tolist() == own
+    assert tokenizer.decode(own).endswith(expected)
+    assert once.tolist()[-1] == tokenizer.eos_token_id != once.tolist()[-2]
+    format_ = RecordTokenizer(TextConfig(tokenizer=str(tmp_path), end="template")).fingerprint()
+    assert format_["end"] == "template" and TextConfig.of_format(format_).end == "template"
