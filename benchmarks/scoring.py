@@ -247,8 +247,8 @@ def fitting(work: Work, tokens: RecordTokenizer) -> Work:
 def main() -> None:
     """Measure, and say whether rewards are equal."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--pairs", type=int, default=120)
-    parser.add_argument("--prompts", type=int, default=12)
+    parser.add_argument("--pairs", type=int, default=60)
+    parser.add_argument("--prompts", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
