@@ -336,13 +336,14 @@ def branch_attention(
             )
             continue
         k, v = (states.repeat_interleave(q.shape[1] // states.shape[1], dim=1) for states in (k, v))
-        scores = (q @ k.transpose(2, 3)).float() * scale
+        scores = q @ k.transpose(2, 3) * scale
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         if softcap is not None:
             scores = (scores / softcap).tanh() * softcap
         if hidden is not None:
             scores = scores.masked_fill(hidden, -torch.inf)
         if sinks is not None:
-            column = sinks.float()[None, :, None, None].expand(*scores.shape[:3], 1)
+            column = sinks.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)
             scores = torch.cat([scores, column], dim=3)
         weights = nn.functional.dropout(scores.softmax(dim=3), dropout)[..., : k.shape[2]]
         attended.append(weights.to(v.dtype) @ v)

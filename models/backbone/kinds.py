@@ -21,7 +21,7 @@ FULL_ATTENTION = {
     "llama": True,
     "mistral": True,
     "olmo2": True,
-    "opt": False,
+    "opt": True,
     "phi3": True,
     "qwen2": True,
     "qwen3": True,
