@@ -16,7 +16,6 @@ from ..backbone import (
     BackboneConfig,
     RewardHead,
     StoredFeatures,
-    attention_drops,
     dropout_rates,
     network_config,
     repeat,

@@ -10,9 +10,9 @@ from lightning.pytorch.plugins import MixedPrecision
 from pluralign.datamodules import LocalDataModule, TextConfig
 from pluralign.datamodules.batches.collate import PreferenceCollator
 from pluralign.metrics import PreferenceMetrics
-from pluralign.models.backbone.packing import PACKED
 from pluralign.models import BackboneConfig, CustomizedRM
 from pluralign.models.backbone import LoRAConfig
+from pluralign.models.backbone.packing import PACKED
 from pluralign.models.customized.imitation import imitation_weights
 
 
