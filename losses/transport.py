@@ -121,8 +121,8 @@ def _on_line(p: Tensor, q: Tensor, positions: Tensor, cost: Cost, exponent: floa
         order = positions.argsort()
         positions, p, q = positions[order], p[..., order], q[..., order]
     if exponent == 1:
-        surplus = (p - q).cumsum(-1)[..., :-1]
-        return (surplus.abs() * positions.diff()).sum(-1)
+        surplus = (p - q)[..., :-1].cumsum(-1).abs()
+        return (surplus if isinstance(cost, str) else surplus * positions.diff()).sum(-1)  # labels one apart
     # T_ij is the overlap of the i-th step of one distribution function with the j-th of the other.
     ends_p, ends_q = p.cumsum(-1).unsqueeze(-1), q.cumsum(-1).unsqueeze(-2)
     starts_p, starts_q = ends_p - p.unsqueeze(-1), ends_q - q.unsqueeze(-2)
