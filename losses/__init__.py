@@ -1,6 +1,6 @@
 """Losses: functions of tensors, each with a thin module; torch is all they need."""
 
-from ._common import argument_checks
+from ._check_mode import ArgumentChecksOnce, argument_checks
 from .contrastive import (
     ContrastiveMarginLoss,
     SimCSELoss,
@@ -57,6 +57,7 @@ from .transport import (
 )
 
 __all__ = [
+    "ArgumentChecksOnce",
     "BetaWassersteinLoss",
     "BetaWassersteinToShareLoss",
     "BradleyTerryLoss",

@@ -4,8 +4,9 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from ._check_mode import LossModule
 from ._common import Reduction, broadcast_double, check_choice, check_values, reduce_loss
 from ._incomplete_beta import beta_tails, incomplete_beta_float64, log_beta, off_the_ends
 
@@ -258,7 +259,7 @@ def _quantile(a: Tensor, b: Tensor, u: Tensor, not_u: Tensor) -> Tensor:
     return (x - (incomplete_beta_float64(a, b, x) - u) * rate).clamp(0, 1)
 
 
-class BetaWassersteinLoss(nn.Module):
+class BetaWassersteinLoss(LossModule):
     """Module form of :func:`beta_wasserstein`."""
 
     def __init__(self, *, order: Order = 1, reduction: Reduction = "mean") -> None:
@@ -287,7 +288,7 @@ class BetaWassersteinLoss(nn.Module):
         )
 
 
-class BetaWassersteinToShareLoss(nn.Module):
+class BetaWassersteinToShareLoss(LossModule):
     """Module form of :func:`beta_wasserstein_to_share`."""
 
     def __init__(self, *, order: Order = 1, reduction: Reduction = "mean") -> None:

@@ -2,18 +2,16 @@
 
 import math
 from collections.abc import Callable
-from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from ._check_mode import reads_values
+
 Reduction = Literal["mean", "sum", "none"]
-CheckMode = Literal["auto", "always", "never"]
 
 _REDUCTIONS = ("mean", "sum", "none")
-_CHECK_MODES = ("auto", "always", "never")
-_check_mode: CheckMode = "auto"
 
 
 class Context(Protocol):
@@ -27,57 +25,6 @@ class Context(Protocol):
 
     def mark_non_differentiable(self, *tensors: Tensor) -> None:
         """Say which outputs have no gradient."""
-
-
-class argument_checks:
-    """Say when the *values* of arguments are checked; shapes, types and plain numbers always are.
-
-    Reading a value makes the host wait for the device, so the default reads CPU tensors only:
-
-    - ``"auto"``: check eager CPU tensors; skip other devices.
-    - ``"always"``: check every eager tensor, also on an accelerator (one wait per check): for debugging.
-    - ``"never"``: check no values.
-
-    Under ``torch.compile`` no value is ever checked, nor where values cannot be read (``torch.func.vmap``,
-    meta and fake tensors). The setting holds for the process from the moment of the call; used in a
-    ``with`` statement, the former setting comes back at the end.
-
-    Args:
-        mode: One of the three settings.
-
-    Raises:
-        ValueError: If ``mode`` is none of them.
-
-    Example:
-        >>> import torch
-        >>> from pluralign.losses import argument_checks, bradley_terry_loss
-        >>> with argument_checks("never"):
-        ...     bradley_terry_loss(torch.tensor([float("nan")]), torch.tensor([0.0]))
-        tensor(nan)
-
-    .. versionadded:: 0.1
-    """
-
-    def __init__(self, mode: CheckMode) -> None:
-        """Switch to ``mode`` at once."""
-        global _check_mode
-        check_choice("mode", mode, _CHECK_MODES)
-        self._former: CheckMode = _check_mode
-        _check_mode = mode
-
-    def __enter__(self) -> Self:
-        """Keep the setting until the block ends."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Bring the former setting back."""
-        global _check_mode
-        _check_mode = self._former
 
 
 def check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
@@ -130,7 +77,16 @@ def check_values(
     open_low: bool = False,
 ) -> None:
     """Raise ``ValueError`` unless all values are finite and in [low, high]; (low, high] if ``open_low``."""
-    if tensor is None or not _reads_values(tensor):
+    if tensor is None or not reads_values(tensor):
+        return
+    values = tensor.detach()
+    extremes = _read(lambda: torch.aminmax(values)) if values.numel() else None
+    if extremes is None:
+        return
+    # One pass over the values; NaN is both extremes.
+    smallest, largest = extremes
+    above = low < smallest if open_low else low <= smallest
+    if above and largest <= high and -math.inf < smallest and largest < math.inf:
         return
 
     def is_fine(values: Tensor) -> Tensor:
@@ -140,17 +96,26 @@ def check_values(
     allowed = "finite"
     if low > -math.inf or high < math.inf:
         allowed = "finite and in " + _interval(low, high, open_low)
-    _raise_at_first_bad(name, tensor.detach(), is_fine, allowed)
+    _raise_at_first_bad(name, values, is_fine, allowed)
 
 
 def check_distribution(name: str, probabilities: Tensor, *, tolerance: float = 1e-3) -> None:
     """Raise ``ValueError`` unless the last dimension holds non-negative numbers that sum to 1."""
-    if not _reads_values(probabilities):
+    if not reads_values(probabilities):
         return
-    check_values(name, probabilities, 0.0)
-    sums = probabilities.detach().to(torch.promote_types(probabilities.dtype, torch.float32)).sum(-1)
+    values = probabilities.detach()
+    sums = values.sum(-1, dtype=torch.promote_types(values.dtype, torch.float32))
     # A bfloat16 probability carries an error of up to 2^-9 of itself, hence so does their sum.
-    slack = max(tolerance, torch.finfo(probabilities.dtype).eps if probabilities.is_floating_point() else 0.0)
+    slack = max(tolerance, torch.finfo(values.dtype).eps if values.is_floating_point() else 0.0)
+    if not values.numel():
+        return
+    read = _read(lambda: (values.amin(), *torch.aminmax(sums)))
+    if read is None:
+        return
+    smallest, least, most = read  # an infinite or NaN probability shows in its sum
+    if smallest >= 0 and 1 - slack <= least and most <= 1 + slack:
+        return
+    check_values(name, values, 0.0)
     _raise_at_first_bad(
         f"the sum of {name} over its last dimension",
         sums,
@@ -163,7 +128,10 @@ def check_indices(name: str, indices: Tensor, low: int, high: int) -> None:
     """Raise unless ``indices`` is an integer tensor (``TypeError``) within low..high (``ValueError``)."""
     if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
         raise TypeError(f"{name} must hold integers; got {indices.dtype}")
-    if _reads_values(indices):
+    if not reads_values(indices) or not indices.numel():
+        return
+    extremes = _read(lambda: torch.aminmax(indices))
+    if extremes is not None and not (low <= extremes[0] and extremes[1] <= high):
         _raise_at_first_bad(
             name, indices, lambda values: (values >= low) & (values <= high), f"in [{low}, {high}]"
         )
@@ -174,21 +142,21 @@ def _interval(low: float, high: float, open_low: bool) -> str:
     return f"{left}{low:g}, {high:g}{')' if high == math.inf else ']'}"
 
 
-def _reads_values(tensor: Tensor) -> bool:
-    if torch.compiler.is_compiling() or _check_mode == "never":
-        return False
-    return _check_mode == "always" or tensor.device.type == "cpu"
+def _read(numbers: Callable[[], tuple[Tensor, ...]]) -> tuple[float, ...] | None:
+    """Scalars as plain numbers; None where nothing can be read: inside vmap, or of tensors without values."""
+    try:
+        return tuple(float(number) for number in numbers())
+    except RuntimeError:
+        return None
 
 
 def _raise_at_first_bad(name: str, values: Tensor, is_fine: Callable[[Tensor], Tensor], allowed: str) -> None:
+    """Raise ``ValueError`` with the first value that is not fine; values must be readable."""
     fine = is_fine(values)
-    try:
-        if bool(fine.all()):
-            return
-    except RuntimeError:
-        return  # inside vmap, or a tensor without values: nothing can be read here
-    where = tuple(int(i) for i in (~fine).nonzero()[0])
-    raise ValueError(f"{name} must be {allowed}; got {values[where].item()!r} at index {where}")
+    bad = (~fine).nonzero()
+    if len(bad):
+        where = tuple(int(i) for i in bad[0])
+        raise ValueError(f"{name} must be {allowed}; got {values[where].item()!r} at index {where}")
 
 
 def as_compute(*tensors: Tensor) -> tuple[Tensor, ...]:

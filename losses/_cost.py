@@ -1,6 +1,6 @@
 """What moving probability from one label to another costs."""
 
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -44,6 +44,40 @@ def cost_matrix(cost: Cost, exponent: float, like: Tensor) -> Tensor:
     else:
         matrix = torch.as_tensor(cost).detach().to(like.device, like.dtype)
     return matrix if exponent == 1 else matrix.pow(exponent)
+
+
+class Ground(NamedTuple):
+    """What is known of a cost matrix without reading it again."""
+
+    span: float | None
+    """Largest entry less the smallest one; None if not known."""
+    symmetric: bool
+    """Whether it is known to be symmetric."""
+
+
+def ground_of(cost: Cost, exponent: float, labels: int) -> Ground:
+    """What can be known of a cost matrix without making a device wait; tensors are read on the CPU, in eager code.
+
+    Args:
+        cost: "index", (K,) or (K, K).
+        exponent: Costs are raised to this power, > 0.
+        labels: K.
+    """
+    if isinstance(cost, str):
+        return Ground(max(labels - 1, 0) ** exponent, True)
+    unknown = Ground(None, cost.ndim == 1)
+    if cost.device.type != "cpu" or torch.compiler.is_compiling() or not cost.numel():
+        return unknown
+    values = cost.detach()
+    try:
+        low, high = (float(extreme) for extreme in torch.aminmax(values))
+        if cost.ndim == 1:
+            return Ground((high - low) ** exponent, True)
+        return Ground(high**exponent - low**exponent, torch.equal(values, values.mT))
+    except RuntimeError:
+        return unknown  # inside vmap
+    except OverflowError:
+        return Ground(None, unknown.symmetric)
 
 
 def keep_bits(values: Cost | None) -> Tensor | None:

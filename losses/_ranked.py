@@ -4,8 +4,9 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from ._check_mode import LossModule
 from ._common import (
     Reduction,
     as_compute,
@@ -201,7 +202,7 @@ def plackett_luce_loss(
     return reduce_loss(torch.where(drawn, loss, torch.zeros_like(loss)).sum(-1), reduction, weight)
 
 
-class RankedPairsLoss(nn.Module):
+class RankedPairsLoss(LossModule):
     """Module form of :func:`ranked_pairs_loss`."""
 
     def __init__(self, *, average: PairAverage = "pair", reduction: Reduction = "mean") -> None:
@@ -236,7 +237,7 @@ class RankedPairsLoss(nn.Module):
         )
 
 
-class PlackettLuceLoss(nn.Module):
+class PlackettLuceLoss(LossModule):
     """Module form of :func:`plackett_luce_loss`."""
 
     def __init__(self, *, top: int | None = None, reduction: Reduction = "mean") -> None:

@@ -1,45 +1,11 @@
-"""Entropic transport: Sinkhorn's iterations in the log domain, and the divergence free of their bias."""
+"""Entropic transport: the divergence free of its bias, and plans."""
 
 import torch
 from torch import Tensor
 
 from ._common import Reduction, as_compute, check_distribution, check_number, check_same_shape, reduce_loss
-from ._cost import Cost, cost_matrix
-
-_PLAIN_STEPS = 10
-_STEP_LENGTH = 1.5  # overrelaxation; converges below 2
-
-
-def _log(p: Tensor) -> Tensor:
-    """Logarithm with -inf at zero; only used without gradients."""
-    return p.clamp_min(0).log()
-
-
-def _dual_potentials(
-    p: Tensor, q: Tensor, cost: Tensor, epsilon: float, num_iterations: int
-) -> tuple[Tensor, Tensor]:
-    """Potentials (f, g) after alternating updates; no gradient passes through the iterations.
-
-    Both updates look at whole rows, so potentials are right also where a probability is zero: the
-    derivative there is the one-sided one. They are the mean of two runs, one updating f first and one g, so
-    that p = q gives f = g, and thus no gradient, after any number of iterations. Steps longer than the plain
-    update make up for its slow last digits.
-    """
-    log_p, log_q = _log(torch.stack([p, q])), _log(torch.stack([q, p]))
-    scaled = torch.stack([cost, cost.T]).reshape(2, *(1,) * (p.ndim - 1), *cost.shape) / epsilon
-    f, g = torch.zeros_like(log_p), torch.zeros_like(log_p)
-    for step in range(num_iterations):
-        length = 1.0 if step < _PLAIN_STEPS else _STEP_LENGTH
-        f = f + length * (-((log_q + g).unsqueeze(-2) - scaled).logsumexp(-1) - f)
-        g = g + length * (-((log_p + f).unsqueeze(-1) - scaled).logsumexp(-2) - g)
-    f = -((log_q + g).unsqueeze(-2) - scaled).logsumexp(-1)
-    return epsilon * (f[0] + g[1]) / 2, epsilon * (g[0] + f[1]) / 2
-
-
-def _entropic_cost(p: Tensor, q: Tensor, cost: Tensor, epsilon: float, num_iterations: int) -> Tensor:
-    with torch.no_grad():
-        f, g = _dual_potentials(p, q, cost, epsilon, num_iterations)
-    return (f * p).sum(-1) + (g * q).sum(-1)
+from ._cost import Cost, Ground, cost_matrix, ground_of
+from ._scaling import mean_potentials
 
 
 def sinkhorn_divergence(
@@ -57,10 +23,10 @@ def sinkhorn_divergence(
 
     The exact cost has kinks, so its gradient does not fade towards the optimum; here it does, within about
     ``epsilon``. Zero at p = q, non-negative for metric costs at convergence; towards :func:`categorical_wasserstein` as
-    epsilon falls. Iterations run in the log domain; the gradient is that of the converged dual (the
-    potentials), not of the iterations. The smaller epsilon is against the costs, the more iterations it
-    takes; the defaults are within 0.01 of convergence for six labels one apart. For a symmetric cost, value
-    and gradient are zero at p = q after any number of iterations.
+    epsilon falls. All problems of a batch are solved together by products with one small matrix, and on logarithms where costs
+    span more than 500 epsilon. The gradient is that of the converged dual (the potentials), not of the iterations. The
+    smaller epsilon is against the costs, the more iterations it takes; the defaults are within 0.01 of convergence for six
+    labels one apart. For a symmetric cost, value and gradient are zero at p = q after any number of iterations.
 
     .. math::
         S = OT_\epsilon(p, q) - \tfrac12 OT_\epsilon(p, p) - \tfrac12 OT_\epsilon(q, q), \qquad
@@ -72,7 +38,8 @@ def sinkhorn_divergence(
         cost: As in :func:`categorical_wasserstein`.
         exponent: Costs are raised to this power, > 0.
         epsilon: Regularisation, > 0, in the unit of the cost.
-        num_iterations: Sinkhorn iterations, >= 1.
+        num_iterations: Sinkhorn iterations, >= 1: at most so many on the CPU, where they end when no row of the batch changes
+            any more; just as many on an accelerator, under ``torch.compile`` and inside ``torch.func.vmap``.
         weight: Weights >= 0, broadcast to (...,).
         reduction: ``"mean"`` (weighted), ``"sum"`` or ``"none"``.
 
@@ -91,12 +58,27 @@ def sinkhorn_divergence(
 
     .. versionadded:: 0.1
     """
+    ground = ground_of(cost, exponent, p.shape[-1] if p.ndim else 0)
+    loss = divergence(p, q, cost, exponent, ground, epsilon=epsilon, num_iterations=num_iterations)
+    return reduce_loss(loss, reduction, weight)
+
+
+def divergence(
+    p: Tensor, q: Tensor, cost: Cost, exponent: float, ground: Ground, *, epsilon: float, num_iterations: int
+) -> Tensor:
+    """:func:`sinkhorn_divergence` of each row, (...,), for a cost of which is known what ``ground`` says."""
     first, second, matrix = _prepare(p, q, cost, exponent, epsilon, num_iterations)
-    across = _entropic_cost(first, second, matrix, epsilon, num_iterations)
+    columns = [x.detach().reshape(-1, x.shape[-1]).mT for x in (first, second)]
+    across, own_p, own_q = mean_potentials(
+        [(columns[0], columns[1]), (columns[0], columns[0]), (columns[1], columns[1])],
+        matrix,
+        ground,
+        epsilon,
+        num_iterations,
+    )
     # The own terms symmetrically: half of the gradient comes through either argument.
-    own_p = _entropic_cost(first, first, matrix, epsilon, num_iterations)
-    own_q = _entropic_cost(second, second, matrix, epsilon, num_iterations)
-    return reduce_loss(across - (own_p + own_q) / 2, reduction, weight)
+    f, g = across[0] - (own_p[0] + own_p[1]) / 2, across[1] - (own_q[0] + own_q[1]) / 2
+    return (f.mT.reshape(p.shape) * first).sum(-1) + (g.mT.reshape(q.shape) * second).sum(-1)
 
 
 def sinkhorn_plan(
@@ -128,14 +110,17 @@ def sinkhorn_plan(
 
     Source:
         Cuturi, *Sinkhorn Distances: Lightspeed Computation of Optimal Transport*, NeurIPS 2013, lemma 2,
-        https://arxiv.org/abs/1306.0895. Departures: log domain.
+        https://arxiv.org/abs/1306.0895. Departures: as for :func:`sinkhorn_divergence`.
 
     .. versionadded:: 0.1
     """
     first, second, matrix = _prepare(p, q, cost, exponent, epsilon, num_iterations)
+    ground = ground_of(cost, exponent, p.shape[-1])
     with torch.no_grad():
-        f, g = _dual_potentials(first, second, matrix, epsilon, num_iterations)
-        logits = _log(first).unsqueeze(-1) + (f.unsqueeze(-1) + g.unsqueeze(-2) - matrix) / epsilon
+        columns = [x.reshape(-1, x.shape[-1]).mT for x in (first, second)]
+        ((f, g),) = mean_potentials([(columns[0], columns[1])], matrix, ground, epsilon, num_iterations)
+        f, g = f.mT.reshape(p.shape).unsqueeze(-1), g.mT.reshape(q.shape).unsqueeze(-2)
+        logits = first.clamp_min(0).log().unsqueeze(-1) + (f + g - matrix) / epsilon
         return second.unsqueeze(-2) * logits.softmax(-2)
 
 

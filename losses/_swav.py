@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, distributed, nn
 
+from ._check_mode import LossModule
 from ._common import (
     Reduction,
     as_compute,
@@ -163,7 +164,7 @@ def _gather_rows(rows: Tensor) -> tuple[Tensor, int]:
     return gathered, sum(numbers[: distributed.get_rank()])
 
 
-class SwAVLoss(nn.Module):
+class SwAVLoss(LossModule):
     """:func:`swav_loss` with trainable prototypes, and assignments balanced over more than one batch.
 
     Rows to balance over come from all processes and from a queue of earlier rows. The queue is updated in training mode

@@ -2,8 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from ._check_mode import LossModule
 from ._common import Reduction, check_broadcast, check_number, check_values, compared, reduce_loss
 
 
@@ -138,7 +139,7 @@ def davidson_loss(
     return _outcome_loss(log_win, log_lose, log_tie, tie, preference, weight, reduction)
 
 
-class RaoKupperLoss(nn.Module):
+class RaoKupperLoss(LossModule):
     """Module form of :func:`rao_kupper_loss`, with a fixed threshold."""
 
     def __init__(self, *, threshold: float = 0.5, reduction: Reduction = "mean") -> None:
@@ -173,7 +174,7 @@ class RaoKupperLoss(nn.Module):
         )
 
 
-class DavidsonLoss(nn.Module):
+class DavidsonLoss(LossModule):
     """Module form of :func:`davidson_loss`, with a fixed prevalence of ties."""
 
     def __init__(self, *, prevalence: float = 1.0, reduction: Reduction = "mean") -> None:

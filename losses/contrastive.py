@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ._check_mode import LossModule
 from ._common import Reduction, as_compute, check_number, check_same_shape, reduce_loss, unit_vector
 from ._swav import SwAVLoss, check_row_mask, check_views, masked_weight, sinkhorn_assignment, swav_loss
 from .pairwise import bradley_terry_loss
@@ -123,7 +124,7 @@ def simcse_loss(
     return reduce_loss(loss, reduction, masked_weight(weight, mask, loss))
 
 
-class SimCSELoss(nn.Module):
+class SimCSELoss(LossModule):
     """Module form of :func:`simcse_loss`."""
 
     def __init__(self, *, temperature: float = 0.05, reduction: Reduction = "mean") -> None:
@@ -156,7 +157,7 @@ class SimCSELoss(nn.Module):
         )
 
 
-class ContrastiveMarginLoss(nn.Module):
+class ContrastiveMarginLoss(LossModule):
     r"""Ranking with an adaptive margin, plus a coefficient times a contrastive term.
 
     .. math:: L = L_{BT}(r_c - r_r - \hat\mu) + \beta \, L_{CL}(H, H')

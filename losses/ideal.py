@@ -3,8 +3,9 @@
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ._check_mode import LossModule
 from ._common import (
     Reduction,
     as_compute,
@@ -277,7 +278,7 @@ def token_window_mean(values: Tensor, mask: Tensor, *, weighting: WindowWeightin
     return (weight * inside).sum(-1) / weight.sum(-1).clamp_min(1)
 
 
-class IdealPointLoss(nn.Module):
+class IdealPointLoss(LossModule):
     """Module form of :func:`ideal_point_loss`."""
 
     def __init__(
@@ -326,7 +327,7 @@ class IdealPointLoss(nn.Module):
         )
 
 
-class NormBoundLoss(nn.Module):
+class NormBoundLoss(LossModule):
     """Module form of :func:`norm_bound_loss`."""
 
     def __init__(self, *, bound: float = 4.0, reduction: Reduction = "mean") -> None:

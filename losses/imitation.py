@@ -3,8 +3,9 @@
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ._check_mode import LossModule
 from ._chunked import token_nll
 from ._common import Reduction, check_choice, check_indices, check_mask, check_values, reduce_loss
 
@@ -271,7 +272,7 @@ def imitation_loss(
     )
 
 
-class ImitationLoss(nn.Module):
+class ImitationLoss(LossModule):
     """Module form of :func:`imitation_loss`."""
 
     def __init__(

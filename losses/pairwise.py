@@ -3,8 +3,9 @@
 import math
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from ._check_mode import LossModule
 from ._common import Reduction, check_broadcast, check_number, check_values, compared, reduce_loss
 from ._ranked import PlackettLuceLoss, RankedPairsLoss, plackett_luce_loss, ranked_pairs_loss
 from ._ties import DavidsonLoss, RaoKupperLoss, davidson_loss, rao_kupper_loss
@@ -222,7 +223,7 @@ def _shortfall(chosen: Tensor, rejected: Tensor, margin: Tensor | float) -> Tens
     return margin - (first - second)
 
 
-class BradleyTerryLoss(nn.Module):
+class BradleyTerryLoss(LossModule):
     """Module form of :func:`bradley_terry_loss`."""
 
     def __init__(self, *, label_smoothing: float = 0.0, reduction: Reduction = "mean") -> None:
@@ -257,7 +258,7 @@ class BradleyTerryLoss(nn.Module):
         )
 
 
-class RewardCenteringLoss(nn.Module):
+class RewardCenteringLoss(LossModule):
     """Module form of :func:`reward_centering_loss`."""
 
     def __init__(self, *, reduction: Reduction = "mean") -> None:
@@ -274,7 +275,7 @@ class RewardCenteringLoss(nn.Module):
         return reward_centering_loss(chosen, rejected, weight=weight, reduction=self.reduction)
 
 
-class HingeLoss(nn.Module):
+class HingeLoss(LossModule):
     """Module form of :func:`hinge_loss`."""
 
     def __init__(self, *, margin: float = 1.0, reduction: Reduction = "mean") -> None:
@@ -296,7 +297,7 @@ class HingeLoss(nn.Module):
         return hinge_loss(chosen, rejected, margin=required, weight=weight, reduction=self.reduction)
 
 
-class SmoothedHingeLoss(nn.Module):
+class SmoothedHingeLoss(LossModule):
     """Module form of :func:`smoothed_hinge_loss`."""
 
     def __init__(self, *, margin: float = 1.0, smoothing: float = 5.0, reduction: Reduction = "mean") -> None:

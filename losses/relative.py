@@ -3,8 +3,9 @@
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ._check_mode import LossModule
 from ._common import (
     Reduction,
     as_compute,
@@ -164,7 +165,7 @@ def mixture_log_prob(logits: Tensor, log_prob: Tensor, *, mask: Tensor | None = 
     return joint.masked_fill(impossible, -torch.inf).logsumexp(-1) - z.logsumexp(-1)
 
 
-class RebelLoss(nn.Module):
+class RebelLoss(LossModule):
     """Module form of :func:`rebel_loss`."""
 
     def __init__(

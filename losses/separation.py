@@ -1,8 +1,9 @@
 """MetaRM's difference objective: how far apart rewards of responses to one prompt lie."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ._check_mode import LossModule
 from ._common import Reduction, as_compute, check_number, check_values, reduce_loss
 from ._ranked import keep_present, same_list
 
@@ -96,7 +97,7 @@ def _of_shares(found: Tensor, count: Tensor, reduction: Reduction, weight: Tenso
     return reduce_loss(shares, "sum", weight) / torch.where(number > 0, number, torch.ones_like(number))
 
 
-class SeparationObjective(nn.Module):
+class SeparationObjective(LossModule):
     """Module form of :func:`separation_objective`."""
 
     def __init__(

@@ -1,7 +1,7 @@
 """Transport distances: between label distributions, between beta distributions, to an observed share."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ._beta import (
     BetaWassersteinLoss,
@@ -9,11 +9,12 @@ from ._beta import (
     beta_wasserstein,
     beta_wasserstein_to_share,
 )
+from ._check_mode import LossModule
 from ._common import Reduction, as_compute, check_distribution, check_number, check_same_shape, reduce_loss
-from ._cost import Cost, cost_matrix, keep_bits, kept, positions_on_line
+from ._cost import Cost, cost_matrix, ground_of, keep_bits, kept, positions_on_line
 from ._incomplete_beta import regularized_incomplete_beta
 from ._potentials import best_potentials, exact_transport, transport_potentials
-from ._sinkhorn import sinkhorn_divergence, sinkhorn_plan
+from ._sinkhorn import divergence, sinkhorn_divergence, sinkhorn_plan
 
 __all__ = [
     "BetaWassersteinLoss",
@@ -120,8 +121,8 @@ def _on_line(p: Tensor, q: Tensor, positions: Tensor, cost: Cost, exponent: floa
         order = positions.argsort()
         positions, p, q = positions[order], p[..., order], q[..., order]
     if exponent == 1:
-        surplus = (p - q).cumsum(-1)[..., :-1]
-        return (surplus.abs() * positions.diff()).sum(-1)
+        surplus = (p - q)[..., :-1].cumsum(-1).abs()
+        return (surplus if isinstance(cost, str) else surplus * positions.diff()).sum(-1)  # labels one apart
     # T_ij is the overlap of the i-th step of one distribution function with the j-th of the other.
     ends_p, ends_q = p.cumsum(-1).unsqueeze(-1), q.cumsum(-1).unsqueeze(-2)
     starts_p, starts_q = ends_p - p.unsqueeze(-1), ends_q - q.unsqueeze(-2)
@@ -130,7 +131,7 @@ def _on_line(p: Tensor, q: Tensor, positions: Tensor, cost: Cost, exponent: floa
     return (plan * gap.pow(exponent)).sum((-2, -1))
 
 
-class CategoricalWassersteinLoss(nn.Module):
+class CategoricalWassersteinLoss(LossModule):
     """Module form of :func:`categorical_wasserstein`; looks at a cost matrix once, when it is made."""
 
     _cost: Tensor | None
@@ -171,8 +172,8 @@ class CategoricalWassersteinLoss(nn.Module):
         )
 
 
-class SinkhornDivergenceLoss(nn.Module):
-    """Module form of :func:`sinkhorn_divergence`."""
+class SinkhornDivergenceLoss(LossModule):
+    """Module form of :func:`sinkhorn_divergence`; looks at a cost matrix once, when it is made."""
 
     _cost: Tensor | None
 
@@ -200,17 +201,14 @@ class SinkhornDivergenceLoss(nn.Module):
         self.epsilon = epsilon
         self.num_iterations = num_iterations
         self.reduction: Reduction = reduction
+        self._ground = ground_of(cost, exponent, 0)
         self.register_buffer("_cost", keep_bits(cost), persistent=False)
 
     def forward(self, p: Tensor, q: Tensor, *, weight: Tensor | None = None) -> Tensor:
         """Divergence; arguments as in :func:`sinkhorn_divergence`."""
-        return sinkhorn_divergence(
-            p,
-            q,
-            cost=kept(self._cost, "index"),
-            exponent=self.exponent,
-            epsilon=self.epsilon,
-            num_iterations=self.num_iterations,
-            weight=weight,
-            reduction=self.reduction,
+        cost = kept(self._cost, "index")
+        ground = ground_of(cost, self.exponent, p.shape[-1]) if isinstance(cost, str) else self._ground
+        loss = divergence(
+            p, q, cost, self.exponent, ground, epsilon=self.epsilon, num_iterations=self.num_iterations
         )
+        return reduce_loss(loss, self.reduction, weight)

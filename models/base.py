@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, distributed
 
 from pluralign.datamodules.batch import DataSource, PreferenceBatch, TextFormat
+from pluralign.losses import ArgumentChecksOnce
 
 from ._data_source import AdaptedData
 from ._extents import batch_extents, check_extents
@@ -85,6 +86,7 @@ class BaseModule(SavedModule):
         backbone: The network; None before ``configure_model``.
         text_format: Format of the text it was trained on; from the data module, kept in checkpoints.
         init_from: Checkpoint that weights start from; None once others were loaded.
+        argument_checks: Which steps' losses have read the values of their arguments since a run's stage began.
     """
 
     not_saved: ClassVar[tuple[str, ...]] = ()
@@ -137,6 +139,7 @@ class BaseModule(SavedModule):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.backbone: Backbone | Several | StoredFeatures | None = None
         self.text_format: TextFormat | None = None
+        self.argument_checks = ArgumentChecksOnce()
         self._max_positions: tuple[int | None, ...] = ()  # once they were looked up
 
     def parameter_groups(self) -> Iterable[Any]:
@@ -239,8 +242,9 @@ class BaseModule(SavedModule):
     # Stages --------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Check the trainer before anything runs."""
+        """Check the trainer before anything runs, and in the first steps of this stage the arguments of losses."""
         self.check_trainer()
+        self.argument_checks.reset()
 
     def check_trainer(self) -> None:
         """Make sure that the module can run as the trainer is set; before anything is built, too.

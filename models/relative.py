@@ -135,9 +135,10 @@ class RolloutModule(RespondingModule, ABC):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """A round: responses, ratings, and the optimiser steps that learn from them."""
         self.check_resumed()
-        rollouts = self.round(batch)
-        eta, spread = self._scale(rollouts)
-        losses = [self._update(part.to(self.device), eta, weight) for part, weight in self._parts(rollouts)]
+        with self.argument_checks.of("train"):
+            rollouts = self.round(batch)
+            eta, spread = self._scale(rollouts)
+            losses = [self._update(part.to(self.device), eta, weight) for part, weight in self._parts(rollouts)]
         self.num_rounds += 1
         shown = {
             "loss": torch.stack(losses).mean(),

@@ -230,7 +230,8 @@ class MetaRM(BradleyTerryRM):
         groups, seen = batch["unlabelled"], list[Separation]()
 
         def objective() -> Tensor:
-            found = self.separation(groups)
+            with self.argument_checks.of("objective"):
+                found = self.separation(groups)
             seen.append(found)
             return found.objective
 
