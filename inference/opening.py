@@ -51,7 +51,8 @@ def open_model(
         tokenizer: Where the tokenizer lies now, if not where it was in training.
         checkpoint: Which checkpoint of a run's folder: the best by what it monitors, where it monitors something, or the last.
         revision: Branch, tag or commit of a name on the hub.
-        trust_remote_code: Whether code that ships with a model of transformers may run.
+        trust_remote_code: Whether code may run that ships with a model of transformers, with a checkpoint's base or with a
+            tokenizer; nothing that lies in a file or folder decides that.
 
     Returns:
         The model, with the text format that it was trained with.
@@ -65,7 +66,9 @@ def open_model(
     if path.is_dir() and not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
         path = run_checkpoint(path, checkpoint)
     if path.is_file():
-        return _of_checkpoint(path, class_path, settings, tokenizer)
+        if revision is not None:
+            raise ValueError(f"revision={revision!r}: only of names on the hub, and {source} is a checkpoint here")
+        return _of_checkpoint(path, class_path, settings, tokenizer, trust_remote_code=trust_remote_code)
     if class_path is not None:
         raise ValueError(f"class_path: only of checkpoints, and {source} is none")
     if not path.is_dir() and _is_path(str(source)):
@@ -88,9 +91,16 @@ def open_model(
 
 
 def _of_checkpoint(
-    path: Path, class_path: str | None, settings: Mapping[str, Any] | None, tokenizer: str | None
+    path: Path,
+    class_path: str | None,
+    settings: Mapping[str, Any] | None,
+    tokenizer: str | None,
+    *,
+    trust_remote_code: bool,
 ) -> OpenedModel:
-    module = restored_module(path, class_path=class_path, settings=settings)
+    module = restored_module(
+        path, class_path=class_path, settings=settings, trust_remote_code=trust_remote_code
+    )
     if not isinstance(module, RewardModule):
         raise TypeError(
             f"{path} is of {type(module).__name__}, which rates no responses: name a reward model"
@@ -100,7 +110,9 @@ def _of_checkpoint(
             f"{path} keeps no text format: it was trained without a data module of this collection; give a ModuleReward "
             "its module and the text settings that it was trained with"
         )
-    text = TextConfig.of_format(module.text_format, tokenizer=tokenizer)
+    text = TextConfig.of_format(
+        module.text_format, tokenizer=tokenizer, trust_remote_code=trust_remote_code
+    )
     folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     return OpenedModel(module, text, folder.name or path.stem, str(path), kind="checkpoint")
 

@@ -80,7 +80,9 @@ class TextConfig:
             raise ValueError(f"date must be an ISO day such as 2024-07-26, got {self.date!r}") from None
 
     @classmethod
-    def of_format(cls, description: TextFormat, *, tokenizer: str | None = None) -> Self:
+    def of_format(
+        cls, description: TextFormat, *, tokenizer: str | None = None, trust_remote_code: bool = False
+    ) -> Self:
         """The settings that a settled format was made of, as a checkpoint keeps it.
 
         Whether they give the same tokens today is to be compared: a tokenizer's name may stand for another one now.
@@ -88,11 +90,12 @@ class TextConfig:
         Args:
             description: What :meth:`RecordTokenizer.fingerprint` says.
             tokenizer: Name or folder of the tokenizer now; None for that of then.
+            trust_remote_code: Whether code that ships with the tokenizer may run; the description does not decide that.
         """
-        names = {each.name for each in fields(cls)}
+        names = {each.name for each in fields(cls)} - {"trust_remote_code"}
         settings: dict[str, Any] = {name: value for name, value in description.items() if name in names}
         if ignored := settings.get("ignored_message_keys"):
             settings["ignored_message_keys"] = tuple(str(ignored).split(", "))
         if tokenizer is not None:
             settings |= {"tokenizer": tokenizer, "revision": None}
-        return cls(**settings)
+        return cls(**settings, trust_remote_code=trust_remote_code)

@@ -114,8 +114,10 @@ def folder_text(
                 f"{name}/{SAID}: text_format lacks {', '.join(sorted(missing))}, without which texts would be read in another format "
                 "in silence: export the folder anew"
             )
-        text = TextConfig.of_format(said["text_format"], tokenizer=place)
-        return replace(text, revision=of_hub, trust_remote_code=trust_remote_code)
+        text = TextConfig.of_format(
+            said["text_format"], tokenizer=place, trust_remote_code=trust_remote_code
+        )
+        return replace(text, revision=of_hub)
     text = TextConfig(
         tokenizer=place, revision=of_hub, trust_remote_code=trust_remote_code, format="chat", end="template"
     )
