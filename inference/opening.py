@@ -67,7 +67,9 @@ def open_model(
         path = run_checkpoint(path, checkpoint)
     if path.is_file():
         if revision is not None:
-            raise ValueError(f"revision={revision!r}: only of names on the hub, and {source} is a checkpoint here")
+            raise ValueError(
+                f"revision={revision!r}: only of names on the hub, and {source} is a checkpoint here"
+            )
         return _of_checkpoint(path, class_path, settings, tokenizer, trust_remote_code=trust_remote_code)
     if class_path is not None:
         raise ValueError(f"class_path: only of checkpoints, and {source} is none")
@@ -110,9 +112,7 @@ def _of_checkpoint(
             f"{path} keeps no text format: it was trained without a data module of this collection; give a ModuleReward "
             "its module and the text settings that it was trained with"
         )
-    text = TextConfig.of_format(
-        module.text_format, tokenizer=tokenizer, trust_remote_code=trust_remote_code
-    )
+    text = TextConfig.of_format(module.text_format, tokenizer=tokenizer, trust_remote_code=trust_remote_code)
     folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     return OpenedModel(module, text, folder.name or path.stem, str(path), kind="checkpoint")
 
