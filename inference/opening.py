@@ -36,6 +36,7 @@ def open_model(
     class_path: str | None = None,
     settings: Mapping[str, Any] | None = None,
     tokenizer: str | None = None,
+    base: str | None = None,
     checkpoint: Which = "best",
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -49,6 +50,7 @@ def open_model(
         settings: Of a checkpoint: settings of the module that are to differ from it; of a model of transformers: those of
             :class:`TransformersRM`, such as ``{"output": "helpfulness"}`` where it has several.
         tokenizer: Where the tokenizer lies now, if not where it was in training.
+        base: Of a folder that holds an adapter: where its base lies, if the folder does not say or it lies elsewhere now.
         checkpoint: Which checkpoint of a run's folder: the best by what it monitors, where it monitors something, or the last.
         revision: Branch, tag or commit of a name on the hub.
         trust_remote_code: Whether code may run that ships with a model of transformers, with a checkpoint's base or with a
@@ -71,13 +73,14 @@ def open_model(
                 f"revision={revision!r}: only of names on the hub, and {source} is a checkpoint here"
             )
         return _of_checkpoint(path, class_path, settings, tokenizer, trust_remote_code=trust_remote_code)
-    if class_path is not None:
-        raise ValueError(f"class_path: only of checkpoints, and {source} is none")
+    _refuse(source, "no checkpoint", class_path=class_path)
     if not path.is_dir() and _is_path(str(source)):
         raise FileNotFoundError(
             f"{source}: there is no such file or folder; name a checkpoint, a run's folder, an exported folder, or a reward model "
             "of transformers (folder, or name on the hub)"
         )
+    if path.is_dir():
+        _refuse(source, "a folder of this machine", revision=revision)
     place = str(path) if path.is_dir() else str(source)
     from pluralign.models import TransformersRM
 
@@ -85,11 +88,23 @@ def open_model(
         place,
         revision=revision,
         tokenizer=tokenizer,
+        base=base,
         trust_remote_code=trust_remote_code,
         settings=settings,
     )
     exported = path.is_dir() and (path / EXPORTED).is_file()
     return OpenedModel(module, text, Path(place).name, place, kind="exported" if exported else "transformers")
+
+
+def _refuse(source: str | Path, what: str, **given: str | None) -> None:
+    """Say of what is given that it means nothing here: whoever gives it expects that it counts.
+
+    Raises:
+        ValueError: If anything is.
+    """
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name}={value!r} means nothing here, since {source} is {what}: leave it out")
 
 
 def _of_checkpoint(

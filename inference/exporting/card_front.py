@@ -1,5 +1,6 @@
 """Front matter of a model card: what the hub reads."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..board import Board
@@ -16,7 +17,7 @@ def front_matter(
     *,
     task: str,
     library: str,
-    base: str | None,
+    bases: Sequence[str],
     tags: tuple[str, ...],
     training: TrainingRecord,
     board: Board | None,
@@ -29,7 +30,7 @@ def front_matter(
         title: The model's name.
         task: Pipeline of the hub.
         library: What loads it.
-        base: On the hub; None if it is not there.
+        bases: What the networks started from, as far as it is on the hub.
         tags: Of the hub.
         training: What is known of its training.
         board: Of an evaluation.
@@ -41,7 +42,7 @@ def front_matter(
     results = _results(task, board, model)
     data = ModelCardData(
         license=licence or "unknown",
-        base_model=base,
+        base_model=(bases[0] if len(bases) == 1 else list(bases)) or None,
         datasets=[name for each in training.data for name in each.hub] or None,
         library_name=library,
         pipeline_tag=task,

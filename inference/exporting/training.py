@@ -12,7 +12,14 @@ from typing import Any
 from pluralign import datamodules
 from pluralign.models.restored import checkpoint_content
 
-__all__ = ["DataSetTerms", "TrainingRecord", "data_set_terms", "told_settings", "training_record"]
+__all__ = [
+    "DataSetTerms",
+    "TrainingRecord",
+    "data_set_terms",
+    "told_format",
+    "told_settings",
+    "training_record",
+]
 
 RECORD, CONFIG = "run.json", "config.yaml"
 SECRET = re.compile(r"(?i)(api_?key|token|secret|password)$")
@@ -193,6 +200,16 @@ def told_settings(value: object, name: str = "") -> object:
     if isinstance(value, Sequence):
         return [told_settings(entry) for entry in value]
     return value
+
+
+def told_format(text_format: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A text format for a folder that others get: the chat template lies there as a file, and nobody's path is told.
+
+    Args:
+        text_format: As :meth:`RecordTokenizer.fingerprint` says it.
+    """
+    told = {name: value for name, value in (text_format or {}).items() if name != "chat_template"}
+    return {**told, "tokenizer": told_settings(told.get("tokenizer"))}
 
 
 def _shortened(text: str) -> str:

@@ -35,7 +35,7 @@ SUBJECT = CardSubject(
     method=PAL,
     task="text-classification",
     library="transformers",
-    base="ann/base",
+    bases=("ann/base",),
     about="It rates.",
     meaning="Higher is better.",
     code="print(1)",
@@ -131,7 +131,7 @@ def test_nothing_secret_and_no_folder_of_anybody_is_in_a_card(run, monkeypatch):
     path.write_text(json.dumps({"model": settings, "trainer": {"logger": {"entity": "ann"}, "max_steps": 2}}))
     monkeypatch.setenv("HOME", "/homes/ann")
     base = "/homes/ann/base"
-    card = model_card(replace(SUBJECT, base=base, code=f'print("{base}/x")'), training_record(run))
+    card = model_card(replace(SUBJECT, bases=(base,), code=f'print("{base}/x")'), training_record(run))
     assert "/homes/ann" not in card and "/ann/" not in card and "hush" not in card and "entity" not in card
     assert "hub_token: '***'" in card and "'.../files'" in card and "'.../cache'" in card
     assert 'import os\nprint(os.path.expanduser("~/base/x"))' in card
