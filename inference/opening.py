@@ -9,6 +9,8 @@ from pluralign.datamodules.records import listed
 from pluralign.models import RewardModule, restored_module
 from pluralign.models.restored import checkpoint_content
 
+from .run_files import run_folder
+
 __all__ = ["OpenedModel", "best_of_run", "open_model", "run_checkpoint"]
 
 Which = Literal["best", "last"]
@@ -128,7 +130,7 @@ def _of_checkpoint(
             "its module and the text settings that it was trained with"
         )
     text = TextConfig.of_format(module.text_format, tokenizer=tokenizer, trust_remote_code=trust_remote_code)
-    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    folder = run_folder(path)
     return OpenedModel(module, text, folder.name or path.stem, str(path), kind="checkpoint")
 
 

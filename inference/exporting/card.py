@@ -9,6 +9,7 @@ from pluralign.models import BaseModule
 
 from ..board import Board, BoardModel
 from ..opening import OpenedModel
+from ..private import homeless
 from ..scorer import Scorer
 from .base import hub_name, shown_base
 from .card_front import front_matter
@@ -102,7 +103,7 @@ def model_card(
         model=name,
         licence=licence,
     )
-    return f"---\n{front}---\n\n{_homeless(body)}\n"
+    return f"---\n{front}---\n\n{homeless(body)}\n"
 
 
 def model_identity(opened: OpenedModel) -> str:
@@ -152,9 +153,3 @@ def _portable(code: str) -> str:
     """Code in which the home folder is that of whoever runs it."""
     quoted = re.sub(rf'"{re.escape(str(Path.home()))}(/[^"\n]*)"', r'os.path.expanduser("~\1")', code)
     return code if quoted == code else f"import os\n{quoted}"
-
-
-def _homeless(text: str) -> str:
-    """Text without the home folder."""
-    home = str(Path.home())
-    return re.sub(rf"{re.escape(home)}(?![\w-])", "~", text) if len(home) > 1 else text

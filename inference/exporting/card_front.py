@@ -1,5 +1,6 @@
 """Front matter of a model card: what the hub reads."""
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,23 @@ from .training import TrainingRecord, data_set_terms
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-__all__ = ["front_matter"]
+__all__ = ["check_licence", "front_matter"]
+
+
+def check_licence(licence: str | None) -> None:
+    """Refuse what the hub would not read as a licence, before anything large is read.
+
+    Args:
+        licence: As it was named; None for unknown.
+
+    Raises:
+        ValueError: If it is not spelled as the hub spells licences.
+    """
+    if licence is not None and not re.fullmatch(r"[a-z0-9]+(?:[.-][a-z0-9]+)*", licence):
+        raise ValueError(
+            f"--license {licence!r}: the hub spells licences in small letters, digits, dots and hyphens, such as apache-2.0 or "
+            "cc-by-nc-4.0; other is for those that it has no name for"
+        )
 
 
 def front_matter(
