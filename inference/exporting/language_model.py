@@ -20,6 +20,7 @@ from .body import OWN_ADAPTER, Body, in_float32, merged_weights
 from .chat_template import exported_template
 from .classification import Dtype, stored
 from .language_notes import language_notes
+from .tokenizer_files import plain_copy
 from .training import told_format
 from .whole_folder import MARK, check_target, folder_written_whole
 
@@ -186,13 +187,7 @@ def writing_tokenizer(records: RecordTokenizer) -> "PreTrainedTokenizerBase":
     Args:
         records: What made tokens in training.
     """
-    from copy import deepcopy
-
-    made = deepcopy(records.tokenizer)
-    backend = getattr(made, "backend_tokenizer", None)
-    if backend is not None:  # it must not read what stood in a saved file
-        backend.no_truncation()
-        backend.no_padding()
+    made = plain_copy(records)
     made.pad_token = made.convert_ids_to_tokens(PromptTokenizer(records).pad_id)
     made.chat_template = exported_template(records)
     made.padding_side = made.truncation_side = "left"

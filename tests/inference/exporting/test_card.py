@@ -18,6 +18,7 @@ from pluralign.inference.board import MEASURES, Board, BoardData, BoardModel, Ce
 from pluralign.inference.exporting import (
     CardSubject,
     TrainingRecord,
+    check_licence,
     evaluated_as,
     export_folder,
     folder_notes,
@@ -174,6 +175,14 @@ def test_numbers_of_an_evaluation_are_those_of_these_weights():
     (result,) = front.eval_results
     assert (result.metric_value, result.dataset_name, result.dataset_split) == (0.75, "law", "test")
     assert front.license == "mit" and front.model_name == "helpful_rm"
+
+
+def test_licences_are_those_of_the_hub():
+    for licence in (None, "mit", "cc-by-nc-4.0", "apache-2.0", "llama3.1", "other"):
+        check_licence(licence)
+    for licence in ("MIT", "Apache 2.0", "cc_by", "", "-mit", "a\nb"):
+        with pytest.raises(ValueError, match="--license .*: the hub spells licences in small letters"):
+            check_licence(licence)
 
 
 def test_data_modules_say_source_and_licence():
