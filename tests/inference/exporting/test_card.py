@@ -181,7 +181,7 @@ def test_licences_are_those_of_the_hub():
     for licence in (None, "mit", "cc-by-nc-4.0", "apache-2.0", "llama3.1", "other"):
         check_licence(licence)
     for licence in ("MIT", "Apache 2.0", "cc_by", "", "-mit", "a\nb"):
-        with pytest.raises(ValueError, match="--license .*: the hub spells licences in small letters"):
+        with pytest.raises(ValueError, match=r"--license .*: the hub spells licences in small letters"):
             check_licence(licence)
 
 

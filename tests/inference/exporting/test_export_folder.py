@@ -156,7 +156,7 @@ def test_an_adapter_over_a_folder_of_this_machine_does_not_say_where_it_lies(ope
         open_model(folder)
     other = pretrained(num_hidden_layers=1)
     shutil.move(other, tmp_path / "other")
-    with pytest.raises(ValueError, match="has other weights .* than the base that .* was trained over"):
+    with pytest.raises(ValueError, match=r"has other weights .* than the base that .* was trained over"):
         open_model(folder, base=str(tmp_path / "other"))
 
 
