@@ -27,7 +27,8 @@ def loggers(capsys):
 
 
 def of(kind, **settings):
-    return "{class_path: %s, init_args: {%s}}" % (kind, ", ".join(f"{k}: {v}" for k, v in settings.items()))
+    given = ", ".join(f"{name}: {value}" for name, value in settings.items())
+    return f"{{class_path: {kind}, init_args: {{{given}}}}}"
 
 
 def test_a_list_of_loggers_has_their_own_settings(loggers, tmp_path):
