@@ -162,11 +162,9 @@ def _left_by_killed(folder: Path, ending: str) -> list[Path]:
 
 
 def _system_error(error: Exception) -> OSError | None:
-    """The system's error behind another: safetensors tells of a full disk in an exception of its own."""
-    from safetensors import SafetensorError
-
+    """The system's error behind another: safetensors and tokenizers tell of a full disk in exceptions of their own."""
     if isinstance(error, OSError):
         return error if error.errno is not None and not isinstance(error, FileExistsError) else None
-    if isinstance(error, SafetensorError) and (number := re.search(r"os error (\d+)", str(error))):
+    if number := re.search(r"\(os error (\d+)\)", str(error)):
         return OSError(int(number[1]), os.strerror(int(number[1])))
     return None

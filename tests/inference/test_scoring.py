@@ -138,6 +138,22 @@ def test_what_cannot_be_read_is_an_error_or_has_no_reward(tmp_path):
         score([*words[:-1], str(tmp_path / "labels.jsonl"), "--labels", "--unread", "null"])
 
 
+def test_parts_behind_a_gap_are_scored_anew(tmp_path):
+    output, made_by = tmp_path / "scores.jsonl", {"model": "a"}
+    tables = [pa.table({"id": [f"q{number}"]}) for number in range(3)]
+    parts = ScoredParts(output, made_by)
+    for table in tables:
+        parts.add(table)
+    parts._unlock()
+    (parts.folder / "part-000000.parquet").unlink()  # killed while it removed them
+    again = ScoredParts(output, made_by)
+    assert not again.parts
+    for table in tables:
+        again.add(table)
+    assert again.finish() == 3
+    assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == ["q0", "q1", "q2"]
+
+
 def test_two_processes_do_not_score_into_one_file(tmp_path):
     output = tmp_path / "scores.jsonl"
     other = (

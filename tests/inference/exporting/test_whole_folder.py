@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import socket
 
 import pytest
 
@@ -47,6 +48,21 @@ def test_a_full_disk_that_safetensors_meets(opened, tmp_path, monkeypatch):
         export_folder(opened(BradleyTerryRM), place, overwrite=True, check="none")
     assert raised.value.errno == errno.ENOSPC
     assert (place / "weights").read_text() == "old" and [*tmp_path.iterdir()] == [place]
+
+
+def test_a_full_disk_that_tokenizers_meet(tmp_path):
+    with pytest.raises(OSError, match="No space left") as raised, folder_written_whole(tmp_path / "out"):
+        raise Exception("No space left on device (os error 28)")  # noqa: TRY002  as theirs is
+    assert raised.value.errno == errno.ENOSPC and not [*tmp_path.iterdir()]
+    with pytest.raises(ValueError, match="another"), folder_written_whole(tmp_path / "out"):
+        raise ValueError("another")
+
+
+def test_what_a_killed_export_began_is_removed_whatever_the_folder_is_called(tmp_path):
+    left = tmp_path / f".out[1].{socket.gethostname()}.999999999.x.part"
+    left.mkdir()
+    with folder_written_whole(tmp_path / "out[1]"):
+        assert not left.exists()
 
 
 def test_what_fails_while_it_is_put_in_place_leaves_the_old_folder(tmp_path, monkeypatch):
