@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 import torch
+from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
 
@@ -70,8 +71,7 @@ class SavedModule(HostModule):
         Raises:
             ValueError: If the checkpoint's own settings would let such code run.
         """
-        local = not isinstance(checkpoint_path, str | Path) or Path(checkpoint_path).is_file()
-        if local and weights_only is not False and hparams_file is None:
+        if weights_only is not False and hparams_file is None:
             kept = _hyperparameters(checkpoint_path)
             advice = "give the settings anew, such as backbone={..., 'trust_remote_code': True},"
             decided = {name: value for name, value in kept.items() if name not in settings}
@@ -275,12 +275,15 @@ class SavedModule(HostModule):
 
 
 def _hyperparameters(file: str | Path | IO[bytes]) -> Mapping[str, Any]:
-    """Those of a checkpoint, whose weights stay on the disk where it is a path."""
-    if isinstance(file, str | Path):
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    else:
+    """Those of a checkpoint; the weights of a file of this machine stay on the disk."""
+    if not isinstance(file, str | Path):
         start = file.tell()
         content = torch.load(file, map_location="cpu", weights_only=True)
         file.seek(start)
+    elif "://" in str(file):
+        with get_filesystem(file).open(str(file), "rb") as stream:
+            content = torch.load(stream, map_location="cpu", weights_only=True)
+    else:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     found: Mapping[str, Any] = content.get("hyper_parameters", {}) if isinstance(content, dict) else {}
     return found

@@ -76,6 +76,7 @@ def test_nobody_who_opens_a_checkpoint_runs_code_unasked(checkpoint, mark, tmp_p
         lambda: CheckpointReward(str(path)),
         lambda: BradleyTerryRM.load_from_checkpoint(path),
         lambda: BradleyTerryRM.load_from_checkpoint(stream),
+        lambda: BradleyTerryRM.load_from_checkpoint(f"file://{path}"),
         lambda: main(["score", str(rows), "-m", str(path), "-o", str(tmp_path / "scores.jsonl")]),
         lambda: main(["serve", str(path), "--port", "0"]),
         lambda: main(["export", str(path), "-o", str(tmp_path / "out")]),
