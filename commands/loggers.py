@@ -34,8 +34,10 @@ def _own(check: Check) -> Check:
         before = cfg.get(OPTION) if cfg else None
         if not append and isinstance(before, Namespace) and _names_class(value):
             alone = check(deepcopy(value), append=append, cfg=None, mode=mode)
-            if not isinstance(alone, Namespace) or alone.class_path != before.class_path:
+            if not isinstance(alone, Namespace):
                 return alone
+            if alone.class_path != before.class_path:
+                before.init_args = Namespace()  # what is there is laid over
         return check(value, append=append, cfg=cfg, mode=mode)
 
     return checked

@@ -70,10 +70,7 @@ def open_model(
     if path.is_dir() and not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
         path = run_checkpoint(path, checkpoint)
     if path.is_file():
-        if revision is not None:
-            raise ValueError(
-                f"revision={revision!r}: only of names on the hub, and {source} is a checkpoint here"
-            )
+        _refuse(source, "a checkpoint", revision=revision, base=base)
         return _of_checkpoint(path, class_path, settings, tokenizer, trust_remote_code=trust_remote_code)
     _refuse(source, "no checkpoint", class_path=class_path)
     if not path.is_dir() and _is_path(str(source)):

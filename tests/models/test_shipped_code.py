@@ -3,6 +3,7 @@
 import io
 import json
 
+import lightning
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaModel
@@ -53,6 +54,7 @@ def checkpoint(tmp_path, mark, tiny):
         module.text_format = LocalDataModule(train="never.jsonl").text_format()
         module.configure_model()
         content = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+        content["pytorch-lightning_version"] = lightning.__version__
         module.on_save_checkpoint(content)
         content["hyper_parameters"]["backbone"] |= {
             "name": str(base),

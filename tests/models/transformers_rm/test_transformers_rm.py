@@ -225,18 +225,20 @@ def test_the_head_of_an_adapter_is_neither_rounded_nor_that_of_the_base(tmp_path
 
 @pytest.mark.filterwarnings("ignore:.*pads with an end token")
 def test_pad_token_outputs_and_dtype_are_those_of_the_adapter_s_folder(tmp_path, batch):
-    tuned = adapted(
-        tmp_path, base_dtype="bfloat16", dtype="float32", pad_token_id=257, id2label={0: "helpfulness"}
-    )
+    from peft import PeftModel
+
+    adapted(tmp_path, base_dtype="bfloat16", dtype="float32", pad_token_id=257, id2label={0: "helpfulness"})
     module, _ = TransformersRM.from_folder(str(tmp_path / "adapter"), tokenizer=str(tmp_path / "base"))
     assert module.outputs == ("helpfulness",) and not module.pads_with_end
     assert {each.dtype for each in module.parameters()} == {torch.float32}
     tokens = batch()
     tokens["input_ids"][tokens["response_row"], tokens["response_end"]] = 0  # what the base pads with
-    tuned.float().config.pad_token_id = 257
+    config = AutoConfig.from_pretrained(tmp_path / "adapter")
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", config=config)
+    plain = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
     with torch.no_grad():
         rewards = module(tokens)["reward"]
-    torch.testing.assert_close(rewards, alone(tuned, tokens)[:, 0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(rewards, alone(plain, tokens)[:, 0], atol=1e-5, rtol=1e-4)
     half, _ = TransformersRM.from_folder(
         str(tmp_path / "adapter"), tokenizer=str(tmp_path / "base"), dtype="bfloat16"
     )
