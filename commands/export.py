@@ -25,7 +25,7 @@ from pluralign.inference.exporting import (
 
 from .export_texts import export_texts, refuse_axes, text_checkpoint
 from .model_options import add_opening, opened_model
-from .program import EPILOG
+from .program import verb_parser
 
 __all__ = ["export"]
 
@@ -130,12 +130,7 @@ def _parity_table(parity: Parity) -> Table:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pluralign export",
-        description=" ".join((export.__doc__ or "").partition("Raises:")[0].split()),
-        epilog=EPILOG,
-        allow_abbrev=False,
-    )
+    parser = verb_parser("export", export.__doc__)
     add = parser.add_argument
     add("source", metavar="SOURCE", help="checkpoint, or a run's folder")
     add("--output", "-o", required=True, metavar="FOLDER", help="folder to write")

@@ -22,7 +22,7 @@ from pluralign.datamodules.records import hash_files
 from pluralign.inference import ScoredParts, Scorer, num_rows, score_records
 
 from .model_options import MODEL, add_opening, add_reward, add_running, opened_scorer
-from .program import EPILOG
+from .program import verb_parser
 
 __all__ = ["score"]
 
@@ -110,12 +110,7 @@ def _columns(given: Sequence[str]) -> dict[str, str | None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pluralign score",
-        description=" ".join((score.__doc__ or "").partition("Raises:")[0].split()),
-        epilog=EPILOG,
-        allow_abbrev=False,
-    )
+    parser = verb_parser("score", score.__doc__)
     add = parser.add_argument
     add(
         "file",

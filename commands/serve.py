@@ -8,7 +8,7 @@ from rich.console import Console
 from pluralign.inference.serving import ServingLimits, run_server
 
 from .model_options import MODEL, add_opening, add_reward, add_running, opened_scorer
-from .program import EPILOG
+from .program import verb_parser
 
 __all__ = ["serve"]
 
@@ -45,12 +45,7 @@ def serve(words: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pluralign serve",
-        description=" ".join((serve.__doc__ or "").partition("Raises:")[0].split()),
-        epilog=EPILOG,
-        allow_abbrev=False,
-    )
+    parser = verb_parser("serve", serve.__doc__)
     add = parser.add_argument
     add("model", metavar="MODEL", help=MODEL)
     add("--host", default="127.0.0.1", help="address to listen at (%(default)s)")
