@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import socket
+from contextlib import contextmanager
 
 import pytest
 
@@ -47,6 +48,29 @@ def test_a_full_disk_that_safetensors_meets(opened, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left") as raised:
         export_folder(opened(BradleyTerryRM), place, overwrite=True, check="none")
     assert raised.value.errno == errno.ENOSPC
+    assert (place / "weights").read_text() == "old" and [*tmp_path.iterdir()] == [place]
+
+
+@contextmanager
+def no_file_beyond(size):
+    """Have the system refuse files that are longer, as a full disk does; in bytes."""
+    resource = pytest.importorskip("resource", reason="the system bounds no files")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    "size", [300, 1500, 3000, 40_000]
+)  # configuration, tokenizer, card and weights are longer
+def test_no_file_that_the_system_refuses_leaves_half_a_folder(opened, tmp_path, size):
+    place, model = old_folder(tmp_path / "out"), opened(BradleyTerryRM)
+    with no_file_beyond(size), pytest.raises(OSError, match=r"could not write .*File too large") as raised:
+        export_folder(model, place, overwrite=True, check="none")
+    assert raised.value.errno == errno.EFBIG
     assert (place / "weights").read_text() == "old" and [*tmp_path.iterdir()] == [place]
 
 
