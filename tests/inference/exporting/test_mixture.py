@@ -93,7 +93,9 @@ def test_adapters_write_the_same_tokens(mixture, tmp_path):
         "text-generation",
     )
     assert front.tags == ["pluralign", "PCM", "custom_generate"] and front.base_model is None
-    assert "- base `base`: not known here" in notes and "epoch 1" in notes, "a card as every other folder's"
+    assert "- base `base`: not known here" in notes and "## Training data" in notes, (
+        "a card as every other folder's"
+    )
     card = ModelCard(mixture_notes(report._replace(bases=("ann/one", "ann/two")), licence="mit"))
     assert card.data.license == "mit" and card.data.base_model == ["ann/one", "ann/two"]
     with pytest.raises(FileExistsError, match="--overwrite"):
