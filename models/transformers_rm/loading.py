@@ -58,6 +58,11 @@ def load_classifier(config: BackboneConfig, *, adapter: Adapter | None = None) -
         config.name is not None
         and files_config(config.name, config.revision).get("model_type") == "pluralign"
     ):
+        if adapter is not None:
+            raise ValueError(
+                f"{adapter.name!r} is an adapter over {config.name!r}, whose modelling file is pluralign's: adapters are put on classes of "
+                "transformers alone"
+            )
         return _of_pluralign(config)
     network = network_config(config)
     if config.name is None and not {"num_labels", "id2label"} & set(config.config):

@@ -276,6 +276,13 @@ def test_an_adapter_on_the_hub_is_read_at_its_revision(tmp_path, monkeypatch):
     assert {*asked} == {("ann/adapter", "v7")} and module.hparams["adapter_revision"] == "v7"
 
 
+def test_an_adapter_over_a_modelling_file_is_not_left_out_in_silence(tmp_path):
+    adapted(tmp_path)
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "pluralign"}')
+    with pytest.raises(ValueError, match="adapters are put on classes of transformers alone"):
+        TransformersRM.from_folder(str(tmp_path / "adapter"), tokenizer=str(tmp_path / "base"))
+
+
 def test_what_means_nothing_for_a_model_is_refused(tmp_path):
     adapted(tmp_path)
     for name, settings, said in (
