@@ -28,6 +28,7 @@ from .checkpoints import (
     recipe,
     settle_checkpoint,
 )
+from .loggers import have_own_settings
 from .notices import Notices
 from .parser import Parser
 from .program import EPILOG
@@ -165,6 +166,7 @@ class TextCLI(LightningCLI, Generic[OptionsT, ModelT, DataT]):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link what would otherwise be written twice, and add the callback everyone wants."""
+        have_own_settings(parser)
         backbone = "model.init_args.backbone"
         parser.link_arguments(
             (f"{backbone}.name", f"{backbone}.tokenizer"),

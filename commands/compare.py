@@ -14,7 +14,7 @@ from pluralign.inference import WrittenResponse, join_responses, read_responses
 from .compare_report import comparison_report
 from .compare_tables import comparison_tables
 from .judges import configured_judges
-from .program import EPILOG
+from .program import verb_parser
 
 __all__ = ["compare"]
 
@@ -69,12 +69,7 @@ def _files(given: Sequence[str]) -> dict[str, list[WrittenResponse]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pluralign compare",
-        description=" ".join((compare.__doc__ or "").partition("Raises:")[0].split()),
-        epilog=EPILOG,
-        allow_abbrev=False,
-    )
+    parser = verb_parser("compare", compare.__doc__)
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE", help="files of responses, FILE or NAME=FILE, two or more")
     add("--judges", metavar="FILE", help="YAML file with rewards, judges and tie_width")

@@ -1,6 +1,5 @@
 """``pluralign domains join`` and ``split``: checkpoints of single domains become one, and one becomes several."""
 
-import argparse
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from pluralign.callbacks import AtomicCheckpointIO
 from pluralign.datamodules.whole_files import written_whole
 
-from .program import EPILOG
+from .program import verb_parser
 
 __all__ = ["join", "split"]
 
@@ -27,7 +26,7 @@ def join(words: Sequence[str]) -> None:
     """
     from pluralign.models.customized import joined_domains
 
-    parser = _parser("join", join.__doc__)
+    parser = verb_parser("domains join", join.__doc__)
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="checkpoints of CustomizedRM")
     parser.add_argument("--output", required=True, help="file to write")
     options = parser.parse_args(words)
@@ -48,7 +47,7 @@ def split(words: Sequence[str]) -> None:
     """
     from pluralign.models.customized import split_domains
 
-    parser = _parser("split", split.__doc__)
+    parser = verb_parser("domains split", split.__doc__)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint of CustomizedRM")
     parser.add_argument("--output", required=True, help="folder to write to; files are named by the domains")
     options = parser.parse_args(words)
@@ -57,13 +56,6 @@ def split(words: Sequence[str]) -> None:
     for target, (name, content) in zip(targets, parts.items(), strict=True):
         _write(target, content)
         print(f"{target}: general, {name}")
-
-
-def _parser(verb: str, about: str | None) -> argparse.ArgumentParser:
-    description = " ".join((about or "").partition("Raises:")[0].split())
-    return argparse.ArgumentParser(
-        prog=f"pluralign domains {verb}", description=description, epilog=EPILOG, allow_abbrev=False
-    )
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pluralign.inference import open_model
 from pluralign.inference.board import Board
 from pluralign.inference.exporting import (
     Choice,
     ExportReport,
     Parity,
+    check_licence,
     check_push,
     check_target,
     evaluated_as,
@@ -24,7 +24,8 @@ from pluralign.inference.exporting import (
 )
 
 from .export_texts import export_texts, refuse_axes, text_checkpoint
-from .program import EPILOG
+from .model_options import add_opening, opened_model
+from .program import verb_parser
 
 __all__ = ["export"]
 
@@ -46,6 +47,7 @@ def export(words: Sequence[str]) -> None:
     options = _parser().parse_args(words)
     folder = Path(options.output)
     check_target(folder, overwrite=options.overwrite, source=options.source)
+    check_licence(options.license)
     if options.push_to_hub is not None:
         check_push(options.push_to_hub)
     elif options.public:
@@ -74,13 +76,7 @@ def _export_rewards(options: argparse.Namespace, folder: Path, console: Console)
         output=options.output_kind,
         member=options.member,
     )
-    opened = open_model(
-        options.source,
-        class_path=options.class_path,
-        tokenizer=options.tokenizer,
-        checkpoint=options.checkpoint,
-        trust_remote_code=options.trust_remote_code,
-    )
+    opened = opened_model(options.source, options)
     board = None if options.board is None else Board.read(options.board)
     name = None if board is None else evaluated_as(board, opened).name
     report = export_folder(
@@ -134,20 +130,12 @@ def _parity_table(parity: Parity) -> Table:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pluralign export",
-        description=" ".join((export.__doc__ or "").partition("Raises:")[0].split()),
-        epilog=EPILOG,
-        allow_abbrev=False,
-    )
+    parser = verb_parser("export", export.__doc__)
     add = parser.add_argument
     add("source", metavar="SOURCE", help="checkpoint, or a run's folder")
     add("--output", "-o", required=True, metavar="FOLDER", help="folder to write")
     add("--overwrite", action="store_true", help="replace the folder, if an export wrote it")
-    add("--checkpoint", choices=("best", "last"), default="best", help="which one of a run (%(default)s)")
-    add("--class_path", metavar="CLASS", help="the module's class, where it is not the collection's")
-    add("--tokenizer", metavar="NAME", help="where the tokenizer lies now, if not where it was in training")
-    add("--trust_remote_code", action="store_true", help="let code run that ships with the base")
+    add_opening(parser, hub=False)
     add("--user", help="of PAL: whose reward it is (the mean of all users)")
     add(
         "--users",

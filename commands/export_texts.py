@@ -2,10 +2,11 @@
 
 import argparse
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from jsonargparse import ArgumentError, ArgumentParser, get_loader
+from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
 from pluralign.datamodules.prompts import PromptDataModule
@@ -16,9 +17,12 @@ from pluralign.inference.exporting import (
     MixtureReport,
     export_language_model,
     export_mixture,
+    language_notes,
     mixture_code,
+    mixture_notes,
     writing_code,
 )
+from pluralign.inference.run_files import CONFIG, run_config, run_folder
 from pluralign.models import PCM, AutoregressiveRM, BaseModule, RewardModule
 from pluralign.models.restored import checkpoint_class, checkpoint_content
 
@@ -33,9 +37,7 @@ OF_REWARDS = (
     "member",
     "output_kind",
     "check",
-    "trust_remote_code",
     "board",
-    "license",
 )
 """Options that say something of rewards alone."""
 Axes = Mapping[str, Mapping[str, str]]
@@ -90,8 +92,10 @@ def export_texts(found: TextCheckpoint, options: argparse.Namespace, console: Co
             axes=_axes(options.axes, found.path),
             class_path=options.class_path,
             tokenizer=options.tokenizer,
+            trust_remote_code=options.trust_remote_code,
             allow_difference=options.allow_difference,
             overwrite=options.overwrite,
+            notes=partial(mixture_notes, licence=options.license),
         )
         _say(console, _of_mixture(mixture), mixture_code(mixture))
         return
@@ -102,7 +106,9 @@ def export_texts(found: TextCheckpoint, options: argparse.Namespace, console: Co
         dtype=options.dtype or "float32",
         class_path=options.class_path,
         tokenizer=options.tokenizer,
+        trust_remote_code=options.trust_remote_code,
         overwrite=options.overwrite,
+        notes=partial(language_notes, licence=options.license),
     )
     _say(console, _of_language_model(report), writing_code(report))
 
@@ -158,13 +164,13 @@ def _axes(file: str | None, checkpoint: Path) -> Axes:
     """
     if file is not None:
         return _axes_of_file(Path(file))
-    parent = checkpoint.parent
-    config = (parent.parent if parent.name == "checkpoints" else parent) / "config.yaml"
+    folder = run_folder(checkpoint)
+    config = folder / CONFIG
     missing = f"{checkpoint} does not say with which sentences preferences are stated, and"
     advice = "write each axis with its poles and their sentences into a YAML file, as data.axes has them, and add --axes FILE"
     if not config.is_file():
         raise ValueError(f"{missing} there is no {config}: {advice}")
-    settings = get_loader("yaml")(config.read_text(encoding="utf-8")).get("data") or {}
+    settings = run_config(folder).get("data") or {}
     name = str(settings.get("class_path", ""))
     if not name.startswith("pluralign."):  # importing a module runs it
         raise ValueError(f"{missing} the data of {config} are of {name or 'no class'}: {advice}")

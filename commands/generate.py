@@ -14,6 +14,7 @@ from pluralign.datamodules.prompts import PromptDataModule
 from pluralign.datamodules.text_data import TextData
 from pluralign.datamodules.votes import members_digest
 from pluralign.inference import ResponseFile, response_printer, write_responses
+from pluralign.inference.run_files import run_folder
 from pluralign.models.base import BaseModule
 from pluralign.models.responding import RespondingModule
 
@@ -75,8 +76,7 @@ class GenerateOptions:
         """
         if self.output is not None or not checkpoint:
             return None if self.output is None else Path(self.output)
-        parent = Path(checkpoint).parent
-        return (parent.parent if parent.name == "checkpoints" else parent) / "responses.jsonl"
+        return run_folder(Path(checkpoint)) / "responses.jsonl"
 
 
 class GenerateCLI(TextCLI[GenerateOptions, RespondingModule, PromptDataModule]):

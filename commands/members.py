@@ -13,7 +13,7 @@ from rich.table import Table
 
 from .chain import Chain, Stage, Which
 from .members_file import MEMBERS_FILE, Member, read_members, write_members
-from .program import EPILOG
+from .program import verb_parser
 from .sources import check_sources
 from .stage_folder import Completed, StageFolder
 from .stage_plan import Plan, print_plan
@@ -66,13 +66,7 @@ def members(words: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pluralign members",
-        usage="%(prog)s --config FILE --folder FOLDER [options]",
-        description=" ".join((members.__doc__ or "").partition("Raises:")[0].split()),
-        epilog=EPILOG,
-        allow_abbrev=False,
-    )
+    parser = verb_parser("members", members.__doc__, usage="%(prog)s --config FILE --folder FOLDER [options]")
     add = parser.add_argument_group("Options of members").add_argument
     add(
         "--config",

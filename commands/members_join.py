@@ -1,6 +1,5 @@
 """``pluralign members join``: the members of an ensemble become one checkpoint, which scores as one model."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from pluralign.callbacks import AtomicCheckpointIO
 from pluralign.datamodules.whole_files import written_whole
 
 from .members_file import read_members
-from .program import EPILOG
+from .program import verb_parser
 
 __all__ = ["join"]
 
@@ -31,12 +30,7 @@ def join(words: Sequence[str]) -> None:
     """
     from pluralign.models.ensemble_vote import joined_members
 
-    parser = argparse.ArgumentParser(
-        prog="pluralign members join",
-        description=" ".join((join.__doc__ or "").partition("Raises:")[0].split()),
-        epilog=EPILOG,
-        allow_abbrev=False,
-    )
+    parser = verb_parser("members join", join.__doc__)
     parser.add_argument("folder", metavar="FOLDER", help="folder of the ensemble, with members.json")
     parser.add_argument("--output", help=f"file to write; {JOINED} in the folder by default")
     options = parser.parse_args(words)

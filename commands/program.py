@@ -1,12 +1,13 @@
 """A verb as a program: what goes wrong is told in a line, and other libraries are quiet. It imports nothing heavy."""
 
+import argparse
 from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
 
 from .failures import ShownFailures
 from .quiet import quiet
 
-__all__ = ["EPILOG", "SWITCHES", "advice", "run_program"]
+__all__ = ["EPILOG", "SWITCHES", "advice", "run_program", "verb_parser"]
 
 SWITCHES = {
     "--traceback": "show where an error arose, not its message alone",
@@ -30,6 +31,23 @@ def advice(name: str, verbs: Collection[str]) -> str:
     if near := shared or get_close_matches(name, verbs, n=1):
         return f"did you mean {' or '.join(map(repr, near))}?"
     return f"there are {', '.join(verbs)}"
+
+
+def verb_parser(verb: str, about: str | None, *, usage: str | None = None) -> argparse.ArgumentParser:
+    """The parser of a verb that takes no configuration of model and data.
+
+    Args:
+        verb: As it is called.
+        about: Docstring of its function; what it says of errors is not shown.
+        usage: Where argparse's own says less.
+    """
+    return argparse.ArgumentParser(
+        prog=f"pluralign {verb}",
+        usage=usage,
+        description=" ".join((about or "").partition("Raises:")[0].split()),
+        epilog=EPILOG,
+        allow_abbrev=False,
+    )
 
 
 def run_program(verb: str, words: Sequence[str], function: Callable[[list[str]], None]) -> None:

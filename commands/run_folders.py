@@ -1,9 +1,7 @@
 """Runs as their folders tell of them: ``run.json`` where there is one, else configuration and log."""
 
 import csv
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,14 +9,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import get_loader
+from pluralign.datamodules.processes import is_alive
+from pluralign.inference.run_files import CONFIG, RECORD, run_config, run_record
 
-from .run_recorder import RECORD, VERSION, better_of
+from .run_recorder import better_of
 from .run_surroundings import host_code
 
 __all__ = ["Curve", "Run", "find_runs", "read_run"]
 
-CONFIG, LOG = "config.yaml", "metrics.csv"
+LOG = "metrics.csv"
 SILENT = 900.0
 """Seconds without a sign after which a run on another machine counts as stopped: they give one a minute."""
 
@@ -68,7 +67,7 @@ class Run:
 
     def settings(self) -> Settings:
         """Every option of the configuration by its full name; empty if there is none."""
-        return dict(_flat(_yaml(self.folder / CONFIG)))
+        return dict(_flat(run_config(self.folder)))
 
 
 def find_runs(folder: Path) -> list[Run]:
@@ -103,7 +102,7 @@ def read_run(place: Path, root: Path) -> Run | None:
         root: From where names are seen.
     """
     name = str(place.relative_to(root)) if place != root else place.absolute().name
-    record = _record(place / RECORD)
+    record = run_record(place)
     if record:
         with suppress(
             KeyError, TypeError, ValueError, AttributeError
@@ -115,7 +114,7 @@ def read_run(place: Path, root: Path) -> Run | None:
     curves = read_curves(log)
     if not any(key.startswith(("train/", "val/")) for key in curves):
         return None  # of a test, or of a prediction
-    return _unrecorded(name, place, _yaml(config), curves)
+    return _unrecorded(name, place, run_config(place), curves)
 
 
 def _recorded(name: str, place: Path, record: Settings) -> Run:
@@ -174,19 +173,9 @@ def _status(record: Mapping[str, Any]) -> str:
     if status != "running":
         return status
     if session["host"] == host_code():
-        return "running" if _alive(session["process"]) else "stopped"
+        return "running" if is_alive(session["process"]) else "stopped"
     silent = datetime.now(UTC).timestamp() - _time(record["updated"])
     return "running" if silent < SILENT else "stopped"
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True  # somebody else's
-    return True
 
 
 # Files -------------------------------------------------------------------------------------------------
@@ -217,31 +206,6 @@ def _number(text: str) -> float | None:
         return float(text)
     except (TypeError, ValueError):
         return None
-
-
-def _record(path: Path) -> Settings:
-    """What ``run.json`` says; empty if it is none of ours."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    known = isinstance(content, dict) and content.get("version") == VERSION and content.get("sessions")
-    return content if known else {}
-
-
-def _yaml(path: Path) -> Settings:
-    """A configuration; empty if there is none.
-
-    Raises:
-        ValueError: If it cannot be read.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        content = get_loader("yaml")(path.read_text(encoding="utf-8"))
-    except Exception as error:  # of whichever library reads YAML
-        raise ValueError(f"{path} cannot be read as YAML: mend it, or move it away") from error
-    return content if isinstance(content, dict) else {}
 
 
 def _flat(value: object, name: str = "") -> Sequence[tuple[str, object]]:

@@ -15,13 +15,14 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from pluralign.datamodules.prepared import PreparedData
 from pluralign.datamodules.whole_files import written_whole
+from pluralign.inference.private import homeless
+from pluralign.inference.run_files import RECORD, VERSION, run_record
 from pluralign.models.base import datamodule_of
 
-from .run_surroundings import device_name, git_state, homeless, host_code, plain_words, versions
+from .run_surroundings import device_name, git_state, host_code, plain_words, versions
 
-__all__ = ["RECORD", "VERSION", "RunRecorder", "better_of"]
+__all__ = ["RunRecorder", "better_of"]
 
-RECORD, VERSION = "run.json", 1
 HEARTBEAT = 60.0
 """Seconds after which a run says that it is still there."""
 SHRINKING = ("loss", "error", "brier", "distance", "wasserstein", "perplexity", "divergence")
@@ -64,7 +65,7 @@ class RunRecorder(L.Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run or "://" in str(folder):  # type: ignore[attr-defined]
             return
         self._path = Path(folder) / RECORD
-        before = _earlier(self._path) if trainer.ckpt_path else {}
+        before = _earlier(self._path.parent) if trainer.ckpt_path else {}
         parameters = list(pl_module.parameters())
         session = {
             "command": self.words,
@@ -206,14 +207,9 @@ def _below(path: Path, folder: Path) -> str:
     return str(whole.relative_to(root)) if whole.is_relative_to(root) else homeless(str(path))
 
 
-def _earlier(path: Path) -> dict[str, Any]:
+def _earlier(folder: Path) -> dict[str, Any]:
     """What is kept of the run that goes on; nothing where there is nothing, or nothing that can be read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(content, dict) or content.get("version") != VERSION:
-        return {}
+    content = run_record(folder)
     last = content["sessions"][-1] if content.get("sessions") else {}
     if last.get("status") == "running":
         last["status"] = "stopped"  # it was killed: whoever goes on knows

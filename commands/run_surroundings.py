@@ -2,7 +2,6 @@
 
 import os
 import platform
-import re
 import subprocess
 from collections.abc import Sequence
 from hashlib import sha256
@@ -12,12 +11,11 @@ from pathlib import Path
 import torch
 
 import pluralign
+from pluralign.inference.private import homeless, is_secret
 
-__all__ = ["device_name", "git_state", "homeless", "host_code", "plain_words", "versions"]
+__all__ = ["device_name", "git_state", "host_code", "plain_words", "versions"]
 
 LIBRARIES = ("torch", "lightning", "transformers", "peft", "torchmetrics", "datasets")
-SECRET = re.compile(r"(?i)(api_?key|token|secret|password)(?=$|=)")
-"""The end of the name of an option whose value is nobody's business."""
 SECONDS = 5.0
 """How long git may take, in a large folder or on a slow disk."""
 
@@ -65,12 +63,6 @@ def _git(folder: Path, *words: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def homeless(text: str) -> str:
-    """Text in which the home folder is ``~``."""
-    home = str(Path.home())
-    return re.sub(rf"{re.escape(home)}(?![\w-])", "~", text) if len(home) > 1 else text
-
-
 def plain_words(words: Sequence[str]) -> list[str]:
     """The words of a command without secrets and without the home folder.
 
@@ -81,7 +73,7 @@ def plain_words(words: Sequence[str]) -> list[str]:
     hide = False
     for word in words:
         name, equals, _ = word.partition("=")
-        secret = name.startswith("-") and SECRET.search(name) is not None
+        secret = name.startswith("-") and is_secret(name)
         plain.append("***" if hide else f"{name}=***" if secret and equals else homeless(word))
         hide = secret and not equals
     return plain

@@ -16,7 +16,7 @@ from rich.table import Table
 from pluralign.datamodules.records import listed
 from pluralign.datamodules.whole_files import written_whole
 
-from .program import EPILOG
+from .program import verb_parser
 from .run_curves import curve_lines
 from .run_folders import Curve, Run, find_runs, read_run
 from .runs_page import runs_page
@@ -256,15 +256,8 @@ def _surroundings(run: Run) -> Iterator[str]:
 # Options -----------------------------------------------------------------------------------------------
 
 
-def _parser(verb: str, doc: str | None) -> argparse.ArgumentParser:
-    description = " ".join((doc or "").partition("Raises:")[0].split())
-    return argparse.ArgumentParser(
-        prog=f"pluralign {verb}", description=description, epilog=EPILOG, allow_abbrev=False
-    )
-
-
 def _list_parser() -> argparse.ArgumentParser:
-    parser = _parser("runs", runs.__doc__)
+    parser = verb_parser("runs", runs.__doc__)
     add = parser.add_argument
     add("folder", nargs="?", default=RUNS, metavar="FOLDER", help="where to look, and below (%(default)s)")
     add(
@@ -280,7 +273,7 @@ def _list_parser() -> argparse.ArgumentParser:
 
 
 def _show_parser() -> argparse.ArgumentParser:
-    parser = _parser("runs show", show.__doc__)
+    parser = verb_parser("runs show", show.__doc__)
     add = parser.add_argument
     add(
         "runs",

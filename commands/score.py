@@ -19,9 +19,10 @@ from rich.progress import (
 from pluralign.datamodules import LocalDataModule
 from pluralign.datamodules.checks import check_range
 from pluralign.datamodules.records import hash_files
-from pluralign.inference import ScoredParts, Scorer, num_rows, open_model, score_records
+from pluralign.inference import ScoredParts, Scorer, num_rows, score_records
 
-from .program import EPILOG
+from .model_options import MODEL, add_opening, add_reward, add_running, opened_scorer
+from .program import verb_parser
 
 __all__ = ["score"]
 
@@ -46,23 +47,7 @@ def score(words: Sequence[str]) -> None:
     if output.exists() and not options.overwrite:  # before anything large is read
         raise FileExistsError(f"{output} is there already: name another file, or add --overwrite")
     files = data.files("predict")  # says what is not there, before a model is read
-    opened = open_model(
-        options.model,
-        tokenizer=options.tokenizer,
-        checkpoint=options.checkpoint,
-        revision=options.revision,
-        trust_remote_code=options.trust_remote_code,
-    )
-    scorer = Scorer(
-        opened,
-        label=options.label,
-        user=options.user,
-        domain=options.domain,
-        unknown_users=options.unknown_users,
-        unscored=0.0 if options.unread == "null" else None,
-        device=options.device,
-        max_tokens=options.max_tokens,
-    )
+    scorer = opened_scorer(options.model, options, unscored=0.0 if options.unread == "null" else None)
     made_by = {
         "model": scorer.identity,
         "input": hash_files(files),
@@ -125,43 +110,18 @@ def _columns(given: Sequence[str]) -> dict[str, str | None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pluralign score",
-        description=" ".join((score.__doc__ or "").partition("Raises:")[0].split()),
-        epilog=EPILOG,
-        allow_abbrev=False,
-    )
+    parser = verb_parser("score", score.__doc__)
     add = parser.add_argument
     add(
         "file",
         metavar="FILE",
         help="rows with responses: JSON Lines, JSON, CSV, Parquet; a pattern, or a folder",
     )
-    add(
-        "--model",
-        "-m",
-        required=True,
-        help="checkpoint, run's folder, exported folder, or reward model of transformers",
-    )
+    add("--model", "-m", required=True, help=MODEL)
     add("--output", "-o", required=True, metavar="FILE", help="scores: .parquet or .jsonl")
     add("--overwrite", action="store_true", help="replace what --output names, and begin anew")
-    add("--checkpoint", choices=("best", "last"), default="best", help="which one of a run (%(default)s)")
-    add("--tokenizer", metavar="NAME", help="where the tokenizer lies now, if not where it was in training")
-    add("--revision", metavar="NAME", help="branch, tag or commit of a model on the hub")
-    add(
-        "--trust_remote_code",
-        action="store_true",
-        help="let code run that ships with a model of transformers",
-    )
-    add("--user", help="whose reward, whoever rows name")
-    add("--domain", help="of which domain, whatever rows name")
-    add("--label", help="of DPRM: a label or set of labels, whose probability is the reward")
-    add(
-        "--unknown_users",
-        choices=("error", "mean"),
-        default="error",
-        help="what rows get that name a user of whom the model knows nothing (%(default)s)",
-    )
+    add_opening(parser)
+    add_reward(parser, "rows")
     add(
         "--unread",
         choices=("error", "null"),
@@ -190,15 +150,5 @@ def _add_options_of_files(parser: argparse.ArgumentParser) -> None:
         default="error",
         help="what to do with a row that is no valid record (%(default)s)",
     )
-    add(
-        "--device",
-        default="auto",
-        help="cpu, cuda, ...; auto for an accelerator if there is one (%(default)s)",
-    )
-    add(
-        "--max_tokens",
-        type=int,
-        default=16_384,
-        help="bound on rows x padded length of a batch (%(default)s)",
-    )
+    add_running(parser)
     add("--chunk", type=int, default=1024, help="records that are scored and kept together (%(default)s)")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .chain import Chain, Stage, read_chain
-from .program import EPILOG
+from .program import verb_parser
 from .stage_plan import Plan, print_plan, print_results
 from .stage_run import StageRunner, fail, first_rank, say
 from .stage_settings import settle
@@ -43,13 +43,7 @@ def stages(words: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pluralign stages",
-        usage="%(prog)s --config CHAIN [options]",
-        description=" ".join((stages.__doc__ or "").partition("Raises:")[0].split()),
-        epilog=EPILOG,
-        allow_abbrev=False,
-    )
+    parser = verb_parser("stages", stages.__doc__, usage="%(prog)s --config CHAIN [options]")
     add = parser.add_argument_group("Options of stages").add_argument
     add("--config", required=True, metavar="CHAIN", help="file of the chain: folder, stages, strategies")
     add("--strategy", metavar="NAME", help="one of the file's strategies; by default the stages as they are")

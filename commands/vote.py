@@ -22,6 +22,7 @@ from pluralign.datamodules.votes import (
     members_digest,
 )
 from pluralign.inference import SplitVotes, cast_votes, check_votes, gather_votes
+from pluralign.inference.run_files import run_folder
 from pluralign.models import EnsembleVoteRM, RewardModule
 
 from .checkpoints import checkpoint_last
@@ -98,8 +99,7 @@ class VoteOptions:
             return Path(self.output)
         if self.members is not None:
             return Path(self.members) / "votes" if Path(self.members).is_dir() else None
-        parent = Path(checkpoint or "").parent
-        return (parent.parent if parent.name == "checkpoints" else parent) / "votes"
+        return run_folder(Path(checkpoint or "")) / "votes"
 
 
 class _Voters(NamedTuple):

@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from .processes import is_alive
+
 __all__ = ["could_not_write", "written_whole"]
 
 ENDING = ".part"
@@ -84,21 +86,10 @@ def _clean(folder: Path, host: str) -> None:
     """Remove what processes that are no more, of this machine, have begun in a folder."""
     for left in folder.glob(f".*.{host}.*{ENDING}"):
         process = left.name.removesuffix(ENDING).rpartition(".")[2]
-        if process.isdigit() and not _alive(int(process)):
+        # What this process writes now has not begun.
+        if process.isdigit() and (int(process) == os.getpid() or not is_alive(int(process))):
             with suppress(OSError):
                 left.unlink()
-
-
-def _alive(process: int) -> bool:
-    if process == os.getpid():
-        return False  # what it writes now has not begun
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True  # somebody else's
-    return True
 
 
 def _sync(folder: Path) -> None:

@@ -29,6 +29,7 @@ class CheckpointReward(Scorer):
         class_path: str | None = None,
         settings: dict[str, Any] | None = None,
         tokenizer: str | None = None,
+        base: str | None = None,
         checkpoint: Which = "best",
         revision: str | None = None,
         trust_remote_code: bool = False,
@@ -48,9 +49,10 @@ class CheckpointReward(Scorer):
             settings: Of a checkpoint: settings of the module that are to differ from it, such as ``combine`` of
                 :class:`EnsembleVoteRM` or ``risk_aversion`` of :class:`DPRM`.
             tokenizer: Where the tokenizer lies now, if it is not where it was in training: a folder, or a name on the hub.
+            base: Of an adapter's folder: where its base lies, if the folder does not say or it lies elsewhere now.
             checkpoint: Which checkpoint of a run's folder.
             revision: Branch, tag or commit of a name on the hub.
-            trust_remote_code: Whether code that ships with a model of transformers may run.
+            trust_remote_code: Whether code that ships with weights or tokenizer may run; no file decides that.
             label: Of a :class:`DPRM` that judges responses: a label, or one of ``label_sets``, whose probability is the reward.
             user: Of :class:`PAL`: whose reward it is; None for whom the column ``user`` of each item names, and for the mean
                 of all users where it names nobody or there is no such column.
@@ -74,6 +76,7 @@ class CheckpointReward(Scorer):
                 class_path=class_path,
                 settings=settings,
                 tokenizer=tokenizer,
+                base=base,
                 checkpoint=checkpoint,
                 revision=revision,
                 trust_remote_code=trust_remote_code,

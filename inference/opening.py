@@ -9,6 +9,8 @@ from pluralign.datamodules.records import listed
 from pluralign.models import RewardModule, restored_module
 from pluralign.models.restored import checkpoint_content
 
+from .run_files import run_folder
+
 __all__ = ["OpenedModel", "best_of_run", "open_model", "run_checkpoint"]
 
 Which = Literal["best", "last"]
@@ -36,6 +38,7 @@ def open_model(
     class_path: str | None = None,
     settings: Mapping[str, Any] | None = None,
     tokenizer: str | None = None,
+    base: str | None = None,
     checkpoint: Which = "best",
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -49,9 +52,11 @@ def open_model(
         settings: Of a checkpoint: settings of the module that are to differ from it; of a model of transformers: those of
             :class:`TransformersRM`, such as ``{"output": "helpfulness"}`` where it has several.
         tokenizer: Where the tokenizer lies now, if not where it was in training.
+        base: Of a folder that holds an adapter: where its base lies, if the folder does not say or it lies elsewhere now.
         checkpoint: Which checkpoint of a run's folder: the best by what it monitors, where it monitors something, or the last.
         revision: Branch, tag or commit of a name on the hub.
-        trust_remote_code: Whether code that ships with a model of transformers may run.
+        trust_remote_code: Whether code may run that ships with a model of transformers, with a checkpoint's base or with a
+            tokenizer; nothing that lies in a file or folder decides that.
 
     Returns:
         The model, with the text format that it was trained with.
@@ -65,14 +70,16 @@ def open_model(
     if path.is_dir() and not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
         path = run_checkpoint(path, checkpoint)
     if path.is_file():
-        return _of_checkpoint(path, class_path, settings, tokenizer)
-    if class_path is not None:
-        raise ValueError(f"class_path: only of checkpoints, and {source} is none")
+        _refuse(source, "a checkpoint", revision=revision, base=base)
+        return _of_checkpoint(path, class_path, settings, tokenizer, trust_remote_code=trust_remote_code)
+    _refuse(source, "no checkpoint", class_path=class_path)
     if not path.is_dir() and _is_path(str(source)):
         raise FileNotFoundError(
             f"{source}: there is no such file or folder; name a checkpoint, a run's folder, an exported folder, or a reward model "
             "of transformers (folder, or name on the hub)"
         )
+    if path.is_dir():
+        _refuse(source, "a folder of this machine", revision=revision)
     place = str(path) if path.is_dir() else str(source)
     from pluralign.models import TransformersRM
 
@@ -80,6 +87,7 @@ def open_model(
         place,
         revision=revision,
         tokenizer=tokenizer,
+        base=base,
         trust_remote_code=trust_remote_code,
         settings=settings,
     )
@@ -87,10 +95,28 @@ def open_model(
     return OpenedModel(module, text, Path(place).name, place, kind="exported" if exported else "transformers")
 
 
+def _refuse(source: str | Path, what: str, **given: str | None) -> None:
+    """Say of what is given that it means nothing here: whoever gives it expects that it counts.
+
+    Raises:
+        ValueError: If anything is.
+    """
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name}={value!r} means nothing here, since {source} is {what}: leave it out")
+
+
 def _of_checkpoint(
-    path: Path, class_path: str | None, settings: Mapping[str, Any] | None, tokenizer: str | None
+    path: Path,
+    class_path: str | None,
+    settings: Mapping[str, Any] | None,
+    tokenizer: str | None,
+    *,
+    trust_remote_code: bool,
 ) -> OpenedModel:
-    module = restored_module(path, class_path=class_path, settings=settings)
+    module = restored_module(
+        path, class_path=class_path, settings=settings, trust_remote_code=trust_remote_code
+    )
     if not isinstance(module, RewardModule):
         raise TypeError(
             f"{path} is of {type(module).__name__}, which rates no responses: name a reward model"
@@ -100,8 +126,8 @@ def _of_checkpoint(
             f"{path} keeps no text format: it was trained without a data module of this collection; give a ModuleReward "
             "its module and the text settings that it was trained with"
         )
-    text = TextConfig.of_format(module.text_format, tokenizer=tokenizer)
-    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    text = TextConfig.of_format(module.text_format, tokenizer=tokenizer, trust_remote_code=trust_remote_code)
+    folder = run_folder(path)
     return OpenedModel(module, text, folder.name or path.stem, str(path), kind="checkpoint")
 
 

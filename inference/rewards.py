@@ -17,7 +17,7 @@ from pluralign.datamodules.batches import PreferenceCollator, TokenBudgetBatchSa
 from pluralign.datamodules.checks import check_choices, check_range
 from pluralign.datamodules.prompt_batch import Prompt
 from pluralign.datamodules.records import listed, shown
-from pluralign.datamodules.tokens import RecordTokenizer
+from pluralign.datamodules.tokens import WHERE, RecordTokenizer
 from pluralign.models import DPRM, PAL, AutoregressiveRM, CustomizedRM, RewardModule
 from pluralign.models.pal import UserModule
 
@@ -114,8 +114,9 @@ class ModuleReward:
 
     @property
     def identity(self) -> str:
-        """What tells this reward from others: module, settings, whose it is, and samples of all weights, wherever they lie."""
-        asked = [self._label, self.user, self.domain, self.unknown_users, self.unscored]
+        """What tells this reward from others: module, settings, text format, whose it is, and samples of all weights."""
+        format_ = {name: value for name, value in self.tokenizer.fingerprint().items() if name not in WHERE}
+        asked = [self._label, self.user, self.domain, self.unknown_users, self.unscored, format_]
         return module_identity(self.module, asked)
 
     def __call__(

@@ -325,6 +325,7 @@ def load(
     class_path: str | None = None,
     settings: Mapping[str, Any] | None = None,
     tokenizer: str | None = None,
+    base: str | None = None,
     checkpoint: Which = "best",
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -340,13 +341,14 @@ def load(
 
     Args:
         source: A checkpoint, a run's folder, a folder that ``pluralign export`` wrote, or a reward model of transformers (a
-            folder, or a name on the hub); :func:`open_model` says more of it, and of the next six.
+            folder, or a name on the hub); :func:`open_model` says more of it, and of the next seven.
         class_path: Of a checkpoint: its class, where it is not the collection's.
         settings: Of a checkpoint: settings that are to differ.
         tokenizer: Where the tokenizer lies now.
+        base: Of an adapter's folder: where its base lies now.
         checkpoint: Which one of a run's folder, ``best`` or ``last``.
         revision: Of a name on the hub.
-        trust_remote_code: Whether code that ships with a model of transformers may run.
+        trust_remote_code: Whether code that ships with weights or tokenizer may run; no file decides that.
         label: Whose rewards, on what device, and in what batches: :class:`Scorer` says more of this and the others.
         user: Whose reward it is, whoever is named beside an item.
         domain: Of which domain it is, whatever is named beside an item.
@@ -365,6 +367,7 @@ def load(
         class_path=class_path,
         settings=settings,
         tokenizer=tokenizer,
+        base=base,
         checkpoint=checkpoint,
         revision=revision,
         trust_remote_code=trust_remote_code,

@@ -89,8 +89,9 @@ class ScoredParts:
                 f"{self.folder} holds what was scored for {output} by another model, from other data or with other options: name "
                 "another file, or add --overwrite to begin anew"
             )
-        if before != text:
-            for part in self.folder.glob("part-*.parquet"):
+        kept = self.parts if before == text else []
+        for part in self.folder.glob("part-*.parquet"):
+            if part not in kept:  # of other scores, or behind a gap: what comes next has their numbers
                 part.unlink()
         with written_whole(description) as stream:
             stream.write(text.encode())

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Self
 
 import torch
+from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from . import _averages as averages
 from ._base_files import Identity, check_base, check_scales, network_changes
 from ._callbacks import HostModule
 from ._initial_weights import begins, read_checkpoint
+from ._shipped_code import refuse_shipped_code
 from .backbone import BackboneConfig, added_keys, renamed
 
 __all__ = ["SavedModule"]
@@ -45,6 +47,38 @@ class SavedModule(HostModule):
         self._base_of_checkpoint: Identity | None = None
 
     # Checkpoints ---------------------------------------------------------------------------------------
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: str | Path | IO[bytes],
+        map_location: Any = None,  # noqa: ANN401  as torch and Lightning have it
+        hparams_file: str | Path | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **settings: Any,  # noqa: ANN401  of any module
+    ) -> Self:
+        """As Lightning has it, but that a checkpoint lets no code run that ships with a network's weights.
+
+        Args:
+            checkpoint_path: The file.
+            map_location: Where weights go.
+            hparams_file: Settings in place of the checkpoint's.
+            strict: Kept for the interface.
+            weights_only: False runs whatever the file holds, which is to trust it.
+            **settings: In place of the checkpoint's.
+
+        Raises:
+            ValueError: If the checkpoint's own settings would let such code run.
+        """
+        if weights_only is not False and hparams_file is None:
+            kept = _hyperparameters(checkpoint_path)
+            advice = "give the settings anew, such as backbone={..., 'trust_remote_code': True},"
+            decided = {name: value for name, value in kept.items() if name not in settings}
+            refuse_shipped_code(decided, str(checkpoint_path), advice=advice)
+        return super().load_from_checkpoint(
+            checkpoint_path, map_location, hparams_file, strict, weights_only, **settings
+        )
 
     def saved_keys(self) -> set[str]:
         """Names of the state that a checkpoint holds: all that the backbone's own files lack.
@@ -238,3 +272,18 @@ class SavedModule(HostModule):
 
     def _may_differ(self, name: str) -> bool:
         return any(begins(name, start) for start in self.init_may_differ)
+
+
+def _hyperparameters(file: str | Path | IO[bytes]) -> Mapping[str, Any]:
+    """Those of a checkpoint; the weights of a file of this machine stay on the disk."""
+    if not isinstance(file, str | Path):
+        start = file.tell()
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        file.seek(start)
+    elif "://" in str(file):
+        with get_filesystem(file).open(str(file), "rb") as stream:
+            content = torch.load(stream, map_location="cpu", weights_only=True)
+    else:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    found: Mapping[str, Any] = content.get("hyper_parameters", {}) if isinstance(content, dict) else {}
+    return found

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ._initial_weights import read_checkpoint
+from ._shipped_code import refuse_shipped_code
 from .base import BaseModule
 
 __all__ = ["checkpoint_class", "checkpoint_content", "restored_module"]
@@ -30,7 +31,11 @@ def checkpoint_content(path: str | Path) -> dict[str, Any]:
 
 
 def restored_module(
-    path: str | Path, *, class_path: str | None = None, settings: Mapping[str, Any] | None = None
+    path: str | Path,
+    *,
+    class_path: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
 ) -> BaseModule:
     """The module that a checkpoint was written by, with its settings and weights, in evaluation mode and frozen.
 
@@ -40,13 +45,16 @@ def restored_module(
             collection's.
         settings: Settings that are to differ from the checkpoint's, such as ``{"combine": "lower_bound"}``; none of them may
             change the weights' names and shapes.
+        trust_remote_code: Whether code that ships with the network's weights may run, where it ran in training; the checkpoint
+            alone does not decide that.
 
     Returns:
         The module, on the CPU, without a trainer. Random numbers go on as if it had not been built.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no checkpoint, or names no class, or settings are unknown or off range.
+        ValueError: If it is no checkpoint, or names no class, or settings are unknown or off range, or its network needs code
+            that may not run.
         TypeError: If the class is no module of this kind.
         RuntimeError: If its weights are not the class's.
 
@@ -65,6 +73,9 @@ def restored_module(
             f"settings: {path} is of {kind.__name__}, which keeps no {', '.join(map(repr, unknown))}; it has "
             f"{', '.join(sorted(plain))}"
         )
+    if not trust_remote_code:
+        kept = {name: value for name, value in plain.items() if name not in changed}
+        refuse_shipped_code(kept, str(path))
     with torch.random.fork_rng(devices=[]):  # what a run draws must not depend on what it reads
         module = kind(**(plain | changed))
         module.on_load_checkpoint(content)

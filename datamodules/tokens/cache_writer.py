@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from ..columns import optional_columns
+from ..processes import is_alive
 from ..records import FLOAT32_MAX, PreferenceRecord, RecordError
 from .cache import TokenTable
 from .integrity import cache_damage, write_meta
@@ -33,12 +34,9 @@ def remove_left_overs(folder: Path) -> None:
     """Remove what processes of this machine left unfinished when they were killed."""
     prefix = f"{folder.name}.{socket.gethostname()}."
     for path in folder.parent.glob(f"{glob.escape(prefix)}*.partial"):
-        try:
-            os.kill(int(path.name.removeprefix(prefix).split(".")[0]), 0)
-        except ProcessLookupError:
+        process = path.name.removeprefix(prefix).partition(".")[0]
+        if process.isdigit() and not is_alive(int(process)):
             shutil.rmtree(path, ignore_errors=True)
-        except (PermissionError, ValueError):
-            continue  # alive under another user, or not ours
 
 
 @contextmanager

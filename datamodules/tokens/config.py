@@ -7,12 +7,14 @@ from typing import Any, Literal, Self
 from ..batch import TextFormat
 from ..checks import check_choices
 
-__all__ = ["BYTE", "WORDS", "TextConfig"]
+__all__ = ["BYTE", "WHERE", "WORDS", "TextConfig"]
 
 BYTE = "byte"
 """Name of the built-in byte-level tokenizer: 256 bytes and three special tokens, made in code."""
 WORDS = "words"
 """Name of the built-in tokenizer of whole words, those of the small language of :class:`StyleGrammarDataModule`."""
+WHERE = ("tokenizer", "revision", "trust_remote_code")
+"""Entries of a text format that say where a tokenizer lies; its digest says which one it is."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,9 @@ class TextConfig:
             raise ValueError(f"date must be an ISO day such as 2024-07-26, got {self.date!r}") from None
 
     @classmethod
-    def of_format(cls, description: TextFormat, *, tokenizer: str | None = None) -> Self:
+    def of_format(
+        cls, description: TextFormat, *, tokenizer: str | None = None, trust_remote_code: bool = False
+    ) -> Self:
         """The settings that a settled format was made of, as a checkpoint keeps it.
 
         Whether they give the same tokens today is to be compared: a tokenizer's name may stand for another one now.
@@ -88,11 +92,12 @@ class TextConfig:
         Args:
             description: What :meth:`RecordTokenizer.fingerprint` says.
             tokenizer: Name or folder of the tokenizer now; None for that of then.
+            trust_remote_code: Whether code that ships with the tokenizer may run; the description does not decide that.
         """
-        names = {each.name for each in fields(cls)}
+        names = {each.name for each in fields(cls)} - {"trust_remote_code"}
         settings: dict[str, Any] = {name: value for name, value in description.items() if name in names}
         if ignored := settings.get("ignored_message_keys"):
             settings["ignored_message_keys"] = tuple(str(ignored).split(", "))
         if tokenizer is not None:
             settings |= {"tokenizer": tokenizer, "revision": None}
-        return cls(**settings)
+        return cls(**settings, trust_remote_code=trust_remote_code)

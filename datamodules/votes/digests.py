@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from ..content import NOT_TRAINED_ON, content_changes, plain_content, without
+from ..tokens import WHERE
 
 __all__ = ["Description", "check_same_data", "data_digest", "described_data", "members_digest"]
-
-WHERE = ("tokenizer", "revision", "trust_remote_code")
-"""Entries of a text format that say where a tokenizer lies; its digest says which one it is."""
 
 Description = dict[str, Any]
 """Plain values: ``parts``, the content of each source by name, and ``text``, the text format."""

@@ -1,14 +1,15 @@
 """A reward model leaves the project: folders that plain transformers loads, checked before they take their place."""
 
 from .card import CardSubject, evaluated_as, model_card
+from .card_front import check_licence
 from .choice import Choice
 from .classification import Dtype
 from .folder import ExportReport, Form, export_folder
 from .hub import check_push, push_folder
 from .language_model import LanguageModelReport, export_language_model
-from .language_notes import writing_code
+from .language_notes import language_notes, writing_code
 from .mixture import MixtureReport, export_mixture
-from .mixture_notes import mixture_code
+from .mixture_notes import mixture_code, mixture_notes
 from .notes import folder_notes, loading_code
 from .parity import Check, Load, Parity
 from .training import TrainingRecord, training_record
@@ -26,6 +27,7 @@ __all__ = [
     "MixtureReport",
     "Parity",
     "TrainingRecord",
+    "check_licence",
     "check_push",
     "check_target",
     "evaluated_as",
@@ -34,8 +36,10 @@ __all__ = [
     "export_mixture",
     "folder_notes",
     "folder_written_whole",
+    "language_notes",
     "loading_code",
     "mixture_code",
+    "mixture_notes",
     "model_card",
     "push_folder",
     "training_record",

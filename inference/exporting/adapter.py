@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pluralign.models.exported import ExportedHead
 
+from .base import hub_name
 from .body import Body
 from .classification import split_class
 from .tokenizer_files import ExportedTokenizer
@@ -26,7 +27,8 @@ def write_adapter(
 ) -> None:
     """Write an adapter that ``PeftModel.from_pretrained`` puts on the base's classification class, and the head with it.
 
-    Names are those of the whole class's layers: PEFT loads others as no adapter at all, and warns.
+    Names are those of the whole class's layers: PEFT loads others as no adapter at all, and warns. A base on the hub is named with
+    its revision; one that lies in a folder of this machine is not named, and whoever loads the adapter says where theirs lies.
 
     Args:
         folder: That exists.
@@ -68,7 +70,8 @@ def write_adapter(
     settings = deepcopy(wrapper.peft_config[adapter])
     assert isinstance(settings, LoraConfig)  # as lora_settings made it
     settings.task_type, settings.inference_mode, settings.modules_to_save = "SEQ_CLS", True, [place]
-    settings.base_model_name_or_path, settings.revision = backbone.config.name, backbone.config.revision
+    told = hub_name(backbone.config.name)  # of a folder of this machine the path is nobody else's
+    settings.base_model_name_or_path, settings.revision = told, backbone.config.revision if told else None
     if isinstance(settings.target_modules, str):  # a pattern of whole names
         settings.target_modules = rf"{re.escape(prefix)}\.(?:{settings.target_modules})"
     tensors = {

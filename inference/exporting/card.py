@@ -9,7 +9,9 @@ from pluralign.models import BaseModule
 
 from ..board import Board, BoardModel
 from ..opening import OpenedModel
+from ..private import homeless
 from ..scorer import Scorer
+from .base import hub_name, shown_base
 from .card_front import front_matter
 from .card_parts import citation, counts, data_lines, evaluation, limits, recipe, validation
 from .training import UNKNOWN, TrainingRecord
@@ -26,7 +28,7 @@ class CardSubject:
         method: The module's class.
         task: What the hub calls it.
         library: What loads it.
-        base: Base of the network, a name on the hub or a path; None if it had random weights.
+        bases: What the networks started from, names on the hub or paths; none if they had random weights.
         about: What it is, sentences.
         meaning: What a number of it means, sentences.
         code: Python that loads and runs it.
@@ -40,7 +42,7 @@ class CardSubject:
     method: type[BaseModule]
     task: Literal["text-classification", "text-generation"]
     library: Literal["transformers", "peft"]
-    base: str | None
+    bases: tuple[str, ...]
     about: str
     meaning: str
     code: str
@@ -94,14 +96,14 @@ def model_card(
         subject.folder,
         task=subject.task,
         library=subject.library,
-        base=_hub_name(subject.base),
+        bases=[base for base in subject.bases if hub_name(base) is not None],
         tags=("pluralign", subject.method.__name__, *subject.tags),
         training=training,
         board=board,
         model=name,
         licence=licence,
     )
-    return f"---\n{front}---\n\n{_homeless(body)}\n"
+    return f"---\n{front}---\n\n{homeless(body)}\n"
 
 
 def model_identity(opened: OpenedModel) -> str:
@@ -136,35 +138,18 @@ def evaluated_as(board: Board, opened: OpenedModel) -> BoardModel:
 
 
 def _licences(subject: CardSubject, training: TrainingRecord, licence: str | None) -> str:
-    if subject.base is None:
-        base = "none: the network started from random weights"
-    else:
-        base = f"`{_shown(subject.base)}`: {UNKNOWN} here, see its own card"
+    bases = (
+        "\n".join(f"- base `{shown_base(base)}`: {UNKNOWN} here, see its own card" for base in subject.bases)
+        or "- base none: the network started from random weights"
+    )
     data = (
         "\n".join(f"- data `{each.name}`: {each.licence}" for each in training.data) or f"- data: {UNKNOWN}"
     )
     whole = licence or f"{UNKNOWN}: whoever exported did not say; it follows from the terms below"
-    return f"- these weights: {whole}\n- base {base}\n{data}\n- code of pluralign: Apache-2.0"
-
-
-def _hub_name(base: str | None) -> str | None:
-    """A base's name, if it can be one on the hub."""
-    if base is None or Path(base).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base, re.ASCII):
-        return None
-    return base
-
-
-def _shown(base: str) -> str:
-    return base if _hub_name(base) else Path(base).name
+    return f"- these weights: {whole}\n{bases}\n{data}\n- code of pluralign: Apache-2.0"
 
 
 def _portable(code: str) -> str:
     """Code in which the home folder is that of whoever runs it."""
     quoted = re.sub(rf'"{re.escape(str(Path.home()))}(/[^"\n]*)"', r'os.path.expanduser("~\1")', code)
     return code if quoted == code else f"import os\n{quoted}"
-
-
-def _homeless(text: str) -> str:
-    """Text without the home folder."""
-    home = str(Path.home())
-    return re.sub(rf"{re.escape(home)}(?![\w-])", "~", text) if len(home) > 1 else text

@@ -1,5 +1,7 @@
 """Front matter of a model card: what the hub reads."""
 
+import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..board import Board
@@ -8,7 +10,23 @@ from .training import TrainingRecord, data_set_terms
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-__all__ = ["front_matter"]
+__all__ = ["check_licence", "front_matter"]
+
+
+def check_licence(licence: str | None) -> None:
+    """Refuse what the hub would not read as a licence, before anything large is read.
+
+    Args:
+        licence: As it was named; None for unknown.
+
+    Raises:
+        ValueError: If it is not spelled as the hub spells licences.
+    """
+    if licence is not None and not re.fullmatch(r"[a-z0-9]+(?:[.-][a-z0-9]+)*", licence):
+        raise ValueError(
+            f"--license {licence!r}: the hub spells licences in small letters, digits, dots and hyphens, such as apache-2.0 or "
+            "cc-by-nc-4.0; other is for those that it has no name for"
+        )
 
 
 def front_matter(
@@ -16,7 +34,7 @@ def front_matter(
     *,
     task: str,
     library: str,
-    base: str | None,
+    bases: Sequence[str],
     tags: tuple[str, ...],
     training: TrainingRecord,
     board: Board | None,
@@ -29,7 +47,7 @@ def front_matter(
         title: The model's name.
         task: Pipeline of the hub.
         library: What loads it.
-        base: On the hub; None if it is not there.
+        bases: What the networks started from, as far as it is on the hub.
         tags: Of the hub.
         training: What is known of its training.
         board: Of an evaluation.
@@ -41,7 +59,7 @@ def front_matter(
     results = _results(task, board, model)
     data = ModelCardData(
         license=licence or "unknown",
-        base_model=base,
+        base_model=(bases[0] if len(bases) == 1 else list(bases)) or None,
         datasets=[name for each in training.data for name in each.hub] or None,
         library_name=library,
         pipeline_tag=task,

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 from pluralign import __version__
 from pluralign.datamodules.checks import check_choices
@@ -13,6 +13,7 @@ from pluralign.models.restored import checkpoint_content
 from ..opening import OpenedModel
 from ..scorer import Scorer
 from .adapter import write_adapter
+from .base import base_facts
 from .body import Body, body_of, in_float32
 from .choice import Choice
 from .classification import Dtype, exported_config, labelled, why_not_plain, write_classification
@@ -21,7 +22,7 @@ from .notes import folder_notes
 from .own_code import write_own_code
 from .parity import Check, Parity, measure_parity
 from .tokenizer_files import ExportedTokenizer, exported_tokenizer
-from .training import told_settings
+from .training import told_format, told_settings
 from .whole_folder import MARK, check_target, folder_written_whole
 
 __all__ = ["ExportReport", "Form", "export_folder"]
@@ -46,7 +47,9 @@ class ExportReport(NamedTuple):
     family: str
     """The network's ``model_type``."""
     base: str | None
-    """What adapters are put on."""
+    """Of the network: a name on the hub, or the path of a folder; None for random weights."""
+    base_revision: str | None
+    """Branch, tag or commit of a base on the hub."""
     pad_token: str
     pad_added: bool
     end_token: str
@@ -123,9 +126,9 @@ def export_folder(
         parity = None
         if check != "none":
             examples = examples_of(scorer, choice)
-            parity = measure_parity(
-                part, examples, adapter=form == "adapter", own_code=form == "own_code", check=check
-            )
+            config = body.backbone.config
+            base = (str(config.name), config.revision or "main") if form == "adapter" else None
+            parity = measure_parity(part, examples, base=base, own_code=form == "own_code", check=check)
             if (problem := parity.problem()) and not allow_difference:
                 raise RuntimeError(
                     f"{target} was not written: {problem}. Export with --dtype float32, or add --allow_difference and the folder "
@@ -134,7 +137,10 @@ def export_folder(
         report = _report(
             target, head, body, tokenizer, choice, form=form, why=why, dtype=dtype, parity=parity
         )
-        facts = json.dumps(_facts(opened, report, scorer), indent=2, ensure_ascii=False, allow_nan=False)
+        told = base_facts(body.backbone.config) if form == "adapter" else None
+        facts = json.dumps(
+            _facts(opened, report, scorer, told), indent=2, ensure_ascii=False, allow_nan=False
+        )
         (part / MARK).write_text(facts + "\n", encoding="utf-8")
         report = report._replace(size=_size(part))
         (part / "README.md").write_text(notes(opened, report), encoding="utf-8")
@@ -189,6 +195,7 @@ def _report(
         dtype=dtype,
         family=str(body.network.config.model_type),
         base=body.backbone.config.name,
+        base_revision=body.backbone.config.revision,
         pad_token=names[0],
         pad_added=tokenizer.added,
         end_token=names[1],
@@ -198,13 +205,13 @@ def _report(
     )
 
 
-def _facts(opened: OpenedModel, report: ExportReport, scorer: Scorer) -> Mapping[str, Any]:
+def _facts(
+    opened: OpenedModel, report: ExportReport, scorer: Scorer, base: Mapping[str, Any] | None
+) -> Mapping[str, Any]:
     """What an exported folder says of itself."""
     module = opened.module
     content = checkpoint_content(opened.place) if opened.kind == "checkpoint" else {}
     kind = type(module)
-    text = {name: value for name, value in scorer.tokenizer.fingerprint().items() if name != "chat_template"}
-    text["tokenizer"] = cast(str, told_settings(text["tokenizer"]))
     settings = {name: value for name, value in module.hparams.items() if not name.startswith("_")}
     return {
         "version": __version__,
@@ -213,12 +220,13 @@ def _facts(opened: OpenedModel, report: ExportReport, scorer: Scorer) -> Mapping
         # A folder is for others: no place on this machine stands in it.
         "settings": told_settings(json.loads(json.dumps(settings, default=str))),
         "form": report.form,
+        "base": base,
         "why": report.why,
         "whose": report.choice.described(),
         "outputs": report.outputs,
         "meaning": report.meaning,
         "dtype": report.dtype,
-        "text_format": text,
+        "text_format": told_format(scorer.tokenizer.fingerprint()),
         "pad_token": report.pad_token,
         "end_token": report.end_token,
         "parity": None if report.parity is None else report.parity.described(),

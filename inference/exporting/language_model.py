@@ -15,10 +15,13 @@ from pluralign.datamodules.tokens import PromptTokenizer, RecordTokenizer
 from pluralign.models import PCM, AutoregressiveRM, BaseModule, PolicyTuner, restored_module
 from pluralign.models.restored import checkpoint_content
 
+from .base import base_facts, leave_out_path, refuse_own_class
 from .body import OWN_ADAPTER, Body, in_float32, merged_weights
 from .chat_template import exported_template
 from .classification import Dtype, stored
 from .language_notes import language_notes
+from .tokenizer_files import plain_copy
+from .training import told_format
 from .whole_folder import MARK, check_target, folder_written_whole
 
 if TYPE_CHECKING:
@@ -46,7 +49,9 @@ class LanguageModelReport(NamedTuple):
     meaning: str
     """What the language model is for."""
     base: str | None
-    """What adapters are put on; None for a whole model."""
+    """What adapters are put on, name or path; None for a whole model."""
+    base_revision: str | None
+    """Branch, tag or commit of a base on the hub."""
     dtype: Dtype
     pad_token: str
     end_token: str
@@ -64,6 +69,7 @@ def export_language_model(
     dtype: Dtype = "float32",
     class_path: str | None = None,
     tokenizer: str | None = None,
+    trust_remote_code: bool = False,
     overwrite: bool = False,
     notes: Callable[[LanguageModelReport], str] = language_notes,
 ) -> LanguageModelReport:
@@ -76,6 +82,7 @@ def export_language_model(
         dtype: Of a whole model's weights. What is tried is float32; another dtype rounds the weights once, when they are written.
         class_path: The module's class, where it is not the collection's.
         tokenizer: Where the tokenizer lies now, if not where it was in training.
+        trust_remote_code: Whether code that ships with the base or the tokenizer may run.
         overwrite: Replace a folder that an export wrote.
         notes: Writes README.md.
 
@@ -93,7 +100,7 @@ def export_language_model(
     target = Path(folder)
     check_target(target, overwrite=overwrite, source=str(checkpoint))
     content = checkpoint_content(checkpoint)
-    module = restored_module(checkpoint, class_path=class_path)
+    module = restored_module(checkpoint, class_path=class_path, trust_remote_code=trust_remote_code)
     meaning = _meaning(module)
     if not module.text_format:
         raise ValueError(
@@ -106,7 +113,9 @@ def export_language_model(
         )
     if adapter and backbone.config.lora is None:
         raise ValueError("--adapter: the model was trained whole, without an adapter; leave --adapter out")
-    records = RecordTokenizer(TextConfig.of_format(module.text_format, tokenizer=tokenizer))
+    refuse_own_class(backbone.language_model().config)
+    text = TextConfig.of_format(module.text_format, tokenizer=tokenizer, trust_remote_code=trust_remote_code)
+    records = RecordTokenizer(text)
     made, prompts = writing_tokenizer(records), PromptTokenizer(records)
     with folder_written_whole(target) as part, in_float32(module), torch.no_grad():
         adapters = () if backbone.config.lora is None else (OWN_ADAPTER,)
@@ -114,6 +123,7 @@ def export_language_model(
         expected = _logits(body.network, made)
         if adapter:
             module.save_language_model(part)
+            leave_out_path(part)
         else:
             weights = merged_weights(body.network, body.adapters)
             ids = {"end_id": prompts.end_id, "pad_id": prompts.pad_id}
@@ -133,6 +143,7 @@ def export_language_model(
             trained_from=backbone.config.name,
             meaning=meaning,
             base=str(backbone.config.name) if adapter else None,
+            base_revision=backbone.config.revision,
             dtype=dtype,
             pad_token=str(made.pad_token),
             end_token=str(records.tokenizer.convert_ids_to_tokens(prompts.end_id)),
@@ -176,13 +187,7 @@ def writing_tokenizer(records: RecordTokenizer) -> "PreTrainedTokenizerBase":
     Args:
         records: What made tokens in training.
     """
-    from copy import deepcopy
-
-    made = deepcopy(records.tokenizer)
-    backend = getattr(made, "backend_tokenizer", None)
-    if backend is not None:  # it must not read what stood in a saved file
-        backend.no_truncation()
-        backend.no_padding()
+    made = plain_copy(records)
     made.pad_token = made.convert_ids_to_tokens(PromptTokenizer(records).pad_id)
     made.chat_template = exported_template(records)
     made.padding_side = made.truncation_side = "left"
@@ -249,7 +254,7 @@ def _difference(
     if adapter:
         assert config.name is not None  # adapters are over a base that lies somewhere
         base = AutoModelForCausalLM.from_pretrained(
-            config.name, revision=config.revision, dtype=torch.float32
+            config.name, revision=config.revision or "main", dtype=torch.float32
         )
         loaded: Any = PeftModel.from_pretrained(base, str(folder))
     else:
@@ -261,14 +266,14 @@ def _difference(
 def _facts(report: LanguageModelReport, module: BaseModule, content: dict[str, Any]) -> dict[str, Any]:
     """What the folder says of itself."""
     kind = type(module)
-    text = {name: value for name, value in (module.text_format or {}).items() if name != "chat_template"}
     return {
         "version": __version__,
         "class_path": f"{kind.__module__}.{kind.__qualname__}",
         "form": "language_model" if report.base is None else "language_model_adapter",
+        "base": None if report.base is None else base_facts(module.backbone_config),
         "meaning": report.meaning,
         "dtype": report.dtype,
-        "text_format": text,
+        "text_format": told_format(module.text_format),
         "pad_token": report.pad_token,
         "end_token": report.end_token,
         "parity": {"largest_difference": report.difference, "largest_logit": report.largest_logit},

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from .base import base_lines, where_base
 from .card import CardSubject, model_card
 from .training import training_record
 
@@ -23,8 +24,9 @@ def writing_code(report: "LanguageModelReport") -> str:
     else:
         lines.append("from peft import PeftModel")
         load = [
-            f'base = AutoModelForCausalLM.from_pretrained("{report.base}", dtype=torch.float32)',
-            "model = PeftModel.from_pretrained(base, folder).eval()",
+            *base_lines(report.base, report.base_revision),
+            "network = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype=torch.float32)",
+            "model = PeftModel.from_pretrained(network, folder).eval()",
         ]
     return "\n".join(
         [
@@ -53,13 +55,13 @@ def language_notes(report: "LanguageModelReport", *, licence: str | None = None)
         report: Of the export.
         licence: Of the weights; None for unknown.
     """
-    alone = "" if report.base is None else " The folder holds the adapter alone."
+    alone = "" if report.base is None else f" The folder holds the adapter alone{where_base(report.base)}."
     subject = CardSubject(
         folder=report.folder.name,
         method=report.method_class,
         task="text-generation",
         library="transformers" if report.base is None else "peft",
-        base=report.trained_from,
+        bases=() if report.trained_from is None else (report.trained_from,),
         about=f"The language model of a {report.method} of pluralign. Weights are stored as {report.dtype}.{alone}",
         meaning=f"What it does: {report.meaning}.",
         code=writing_code(report),

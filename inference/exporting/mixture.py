@@ -17,10 +17,12 @@ from pluralign.models import PCM, restored_module
 from pluralign.models.pcm import AdapterExperts, ModelExperts
 from pluralign.models.restored import checkpoint_content
 
+from .base import refuse_own_class
 from .body import OWN_ADAPTER, in_float32, merged_weights
 from .classification import Dtype, stored
 from .language_model import TRIED, write_causal, writing_tokenizer
 from .mixture_notes import mixture_notes
+from .training import told_format
 from .whole_folder import MARK, check_target, folder_written_whole
 
 if TYPE_CHECKING:
@@ -40,6 +42,11 @@ class MixtureReport(NamedTuple):
     """What was written."""
 
     folder: Path
+    method_class: type[PCM]
+    checkpoint: Path
+    """Where it was read from."""
+    bases: tuple[str, ...]
+    """What the networks started from, names on the hub or paths."""
     experts: tuple[str, ...]
     kind: str
     """``adapters`` over one base, or whole ``models``."""
@@ -61,6 +68,7 @@ def export_mixture(
     axes: Mapping[str, Mapping[str, str]],
     class_path: str | None = None,
     tokenizer: str | None = None,
+    trust_remote_code: bool = False,
     allow_difference: bool = False,
     overwrite: bool = False,
     notes: Callable[[MixtureReport], str] = mixture_notes,
@@ -73,6 +81,7 @@ def export_mixture(
         axes: Sentence that says each pole of each axis, as the data of training had them; ``{}`` for none.
         class_path: The module's class, where it is not the collection's.
         tokenizer: Where the tokenizer lies now, if not where it was in training.
+        trust_remote_code: Whether code that ships with a base or the tokenizer may run.
         allow_difference: Write the folder although greedy tokens differ; the report says how many responses do.
         overwrite: Replace a folder that an export wrote.
         notes: Writes README.md.
@@ -96,9 +105,10 @@ def export_mixture(
             f"{checkpoint}: its experts were set by hand, such as black boxes behind a server, and a folder cannot hold them; export "
             "needs experts.adapters or experts.models"
         )
-    module = _exportable(restored_module(checkpoint, class_path=class_path), str(checkpoint))
+    restored = restored_module(checkpoint, class_path=class_path, trust_remote_code=trust_remote_code)
+    module = _exportable(restored, str(checkpoint))
     assert module.text_format is not None  # it was looked at
-    text = TextConfig.of_format(module.text_format, tokenizer=tokenizer)
+    text = TextConfig.of_format(module.text_format, tokenizer=tokenizer, trust_remote_code=trust_remote_code)
     with tempfile.TemporaryDirectory() as place:
         data = _trial_data(module, text, axes, Path(place))
     module.prompt_source = data
@@ -112,6 +122,9 @@ def export_mixture(
             )
         report = MixtureReport(
             folder=target,
+            method_class=type(module),
+            checkpoint=Path(checkpoint),
+            bases=_bases(module),
             experts=module.expert_names,
             kind="adapters" if isinstance(module.experts, AdapterExperts) else "models",
             dimensions=data.dimensions,
@@ -161,6 +174,15 @@ def _exportable(module: object, checkpoint: str) -> PCM:
     return module
 
 
+def _bases(module: PCM) -> tuple[str, ...]:
+    """What its networks started from, each once: base or models of the experts, and that of the control network."""
+    config = module.experts_config
+    assert config is not None  # no pool that was set by hand
+    experts = [config.base.name] if config.base is not None else [*config.models.values()]
+    control = module.backbone_config.name
+    return tuple(dict.fromkeys(name for name in (*experts, control) if name is not None))
+
+
 # Writing ----------------------------------------------------------------------------------------------------
 
 
@@ -183,6 +205,7 @@ def _write(folder: Path, module: PCM, data: PersonalizedPromptsDataModule) -> tu
         place = folder / "experts" / str(number) if number else folder
         place.mkdir(parents=True, exist_ok=True)
         dtype = _dtype(network)
+        refuse_own_class(network.config)
         write_causal(
             place, merged_weights(network), network.config, dtype, end_id=data.end_id, pad_id=data.pad_id
         )
@@ -326,14 +349,13 @@ def _tried(folder: Path, module: PCM, data: PersonalizedPromptsDataModule) -> tu
 def _facts(report: MixtureReport, module: PCM, content: Mapping[str, Any]) -> dict[str, Any]:
     """What the folder says of itself."""
     kind = type(module)
-    text = {name: value for name, value in (module.text_format or {}).items() if name != "chat_template"}
     return {
         "version": __version__,
         "class_path": f"{kind.__module__}.{kind.__qualname__}",
         "form": "mixture",
         "experts": list(report.experts),
         "dtypes": list(report.dtypes),
-        "text_format": text,
+        "text_format": told_format(module.text_format),
         "end_token": report.end_token,
         "parity": {"responses": report.tried, "equal": report.same},
         "trained_on": {name: content[name] for name in ("epoch", "global_step") if name in content},

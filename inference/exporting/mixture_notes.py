@@ -3,6 +3,9 @@
 import json
 from typing import TYPE_CHECKING
 
+from .card import CardSubject, model_card
+from .training import training_record
+
 if TYPE_CHECKING:
     from .mixture import MixtureReport
 
@@ -36,38 +39,32 @@ def mixture_code(report: "MixtureReport") -> str:
     )
 
 
-def mixture_notes(report: "MixtureReport") -> str:
-    """What somebody must know who has the folder alone.
+def mixture_notes(report: "MixtureReport", *, licence: str | None = None) -> str:
+    """The model card of a mixture's folder.
 
     Args:
         report: Of the export.
+        licence: Of the weights; None for unknown.
     """
     dimensions = ", ".join(f"`{name}`" for name in report.dimensions) or "none"
     experts = ", ".join(f"`{name}`" for name in report.experts)
-    what = (
-        "A PCM of pluralign: language models that are mixed token by token, with weights that depend on the prompt, on the preference "
-        "that is stated, and on the text so far."
+    subject = CardSubject(
+        folder=report.folder.name,
+        method=report.method_class,
+        task="text-generation",
+        library="transformers",
+        bases=report.bases,
+        about="A PCM of pluralign: language models that are mixed token by token, with weights that depend on the prompt, on the "
+        "preference that is stated, and on the text so far.",
+        meaning=f"Experts ({report.kind}): {experts}. What a response may be asked for, of each axis one at most: {dimensions}.",
+        code=mixture_code(report),
+        tokens="`generate` takes conversations and no tokens, since each expert reads another wording of a prompt, and gives the tokens "
+        f"of the responses alone. A response ends with `{report.end_token}`. `trust_remote_code=True` lets "
+        "`custom_generate/generate.py` of this folder run, which needs torch, transformers and safetensors. Without it, the network is "
+        "the base (or the first expert) alone, and nothing is mixed.",
+        check=f"Greedy responses in plain transformers and in pluralign: {report.same} of {report.tried} have the same tokens (weights: "
+        f"{', '.join(report.dtypes)}).",
+        own_code=True,
+        tags=("custom_generate",),
     )
-    trust = (
-        "`trust_remote_code=True` lets `custom_generate/generate.py` of this folder run, which needs torch, transformers and "
-        "safetensors: read it first. Without it, the network is the base (or the first expert) alone, and nothing is mixed."
-    )
-    asked = (
-        f"Experts ({report.kind}): {experts}. What a response may be asked for, of each axis one at most: {dimensions}. `generate` gives "
-        "the tokens of the responses alone. It takes conversations and no tokens, since each expert reads another wording of a prompt. "
-        f"A response ends with `{report.end_token}`."
-    )
-    measured = (
-        f"Greedy responses in plain transformers and in pluralign: {report.same} of {report.tried} have the same tokens (weights: "
-        f"{', '.join(report.dtypes)}). Quality: not measured here."
-    )
-    parts = [
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- custom_generate\n---",
-        f"# {report.folder.name}",
-        what,
-        f"```python\n{mixture_code(report)}\n```",
-        trust,
-        asked,
-        measured,
-    ]
-    return "\n\n".join(parts) + "\n"
+    return model_card(subject, training_record(report.checkpoint), licence=licence)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from ..board import Board
 from ..opening import OpenedModel
+from .base import base_lines, where_base
 from .card import CardSubject, model_card
 from .card_parts import table
 from .parity import Parity
@@ -28,10 +29,13 @@ def loading_code(report: "ExportReport") -> str:
         lines += [
             "from peft import PeftModel",
             "",
-            f'folder, base = "{report.folder.name}", "{report.base}"',
+            f'folder = "{report.folder.name}"',
+            *base_lines(report.base, report.base_revision),
             "tokenizer = AutoTokenizer.from_pretrained(folder)",
             "config = AutoConfig.from_pretrained(folder)",
-            "network = AutoModelForSequenceClassification.from_pretrained(base, config=config, dtype=torch.float32)",
+            "network = AutoModelForSequenceClassification.from_pretrained(",
+            "    base, revision=revision, config=config, dtype=torch.float32",
+            ")",
             "model = PeftModel.from_pretrained(network, folder).eval()",
         ]
     else:
@@ -71,7 +75,7 @@ def folder_notes(
     written = {
         "classification": f"a classification class of transformers (`{report.family}`) computes it",
         "own_code": f"it ships with a modelling file that needs `trust_remote_code=True`: {report.why}",
-        "adapter": "adapter and head alone, put on the base by PEFT",
+        "adapter": f"adapter and head alone, put on the base by PEFT{where_base(report.base)}",
     }[report.form]
     limit = "" if report.max_length is None else f" Texts are at most {report.max_length} tokens long."
     pad = " (added by the export)" if report.pad_added else ""
@@ -80,7 +84,7 @@ def folder_notes(
         method=type(opened.module),
         task="text-classification",
         library="peft" if report.form == "adapter" else "transformers",
-        base=report.base,
+        bases=() if report.base is None else (report.base,),
         about=f"A reward model: {type(opened.module).__name__} of pluralign. In this folder {written}. "
         f"Weights are stored as {report.dtype}.",
         meaning=f"Output{'s' if len(report.outputs) > 1 else ''}: {', '.join(f'`{each}`' for each in report.outputs)}. Each "

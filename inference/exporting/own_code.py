@@ -7,6 +7,7 @@ import torch
 
 from pluralign.models.exported import ExportedHead, assembled
 
+from .base import refuse_own_class
 from .body import Body, merged_weights
 from .classification import Dtype, grown, labelled, stored
 
@@ -33,11 +34,7 @@ def write_own_code(
     """
     from transformers import AutoModel
 
-    if getattr(config, "auto_map", None):
-        raise ValueError(
-            f"{type(config).__name__} is code that ships with the base's weights, and the modelling file of an exported folder "
-            "builds networks of transformers alone: this model cannot be exported"
-        )
+    refuse_own_class(config)
     weights = grown(merged_weights(body.network, body.adapters), body, config.get_text_config().vocab_size)
     with torch.device("meta"):
         network = AutoModel.from_config(config)

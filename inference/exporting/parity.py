@@ -98,7 +98,7 @@ def measure_parity(
     folder: Path,
     examples: Examples,
     *,
-    adapter: bool,
+    base: tuple[str, str] | None,
     own_code: bool,
     check: Literal["apart", "here"] = "apart",
 ) -> Parity:
@@ -107,7 +107,7 @@ def measure_parity(
     Args:
         folder: The exported one.
         examples: What is to come out.
-        adapter: Whether it holds adapters over a base.
+        base: Of adapters: name and revision of what they are put on; None for a whole model.
         own_code: Whether it ships a modelling file.
         check: In a process of its own, or in this one.
 
@@ -122,7 +122,7 @@ def measure_parity(
         "conversations": examples.conversations,
         "ids": examples.ids,
         "dtypes": [None, "float32", "bfloat16"],
-        "adapter": adapter,
+        "base": base,
         "own_code": own_code,
     }
     found = plain_transformers.answer(request) if check == "here" else _answer_apart(request)

@@ -39,12 +39,12 @@ class Refusal(MetaPathFinder):
         return None
 
 
-def load(folder: str, *, adapter: bool, own_code: bool, dtype: str | None) -> "PreTrainedModel":
+def load(folder: str, *, base: Sequence[str] | None, own_code: bool, dtype: str | None) -> "PreTrainedModel":
     """The model of a folder as somebody loads it who has its card alone.
 
     Args:
         folder: The exported one.
-        adapter: Whether it holds adapters and head over a base.
+        base: Of adapters and head: name and revision of what they are put on; None for a whole model.
         own_code: Whether it ships a modelling file.
         dtype: Of the weights; None leaves it to the folder.
     """
@@ -52,18 +52,14 @@ def load(folder: str, *, adapter: bool, own_code: bool, dtype: str | None) -> "P
 
     kind: Any = AutoModelForSequenceClassification
     asked = {} if dtype is None else {"dtype": getattr(torch, dtype)}
-    if not adapter:
+    if base is None:
         model: PreTrainedModel = kind.from_pretrained(folder, trust_remote_code=own_code, **asked).eval()
         return model
     from peft import PeftModel
 
-    settings = json.loads(Path(folder, "adapter_config.json").read_text(encoding="utf-8"))
-    network = kind.from_pretrained(
-        settings["base_model_name_or_path"],
-        revision=settings.get("revision") or "main",
-        config=AutoConfig.from_pretrained(folder),
-        **asked,
-    )
+    name, revision = base
+    config = AutoConfig.from_pretrained(folder)
+    network = kind.from_pretrained(name, revision=revision, config=config, **asked)
     adapted: PreTrainedModel = cast("PreTrainedModel", PeftModel.from_pretrained(network, folder).eval())
     return adapted
 
@@ -99,7 +95,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         request: ``folder``; ``conversations``, each a list of messages; ``ids``, the tokens that each should be; ``dtypes``, to
-            load with, null for none; ``adapter`` and ``own_code``, which kind of folder it is.
+            load with, null for none; ``base``, name and revision of what an adapter is put on, null for a whole model; ``own_code``, whether
+            the folder ships a modelling file.
 
     Returns:
         ``ids`` that the tokenizer gives, and ``loads``: for each dtype, but one that came before, the ``dtype`` of the network as it was loaded, and
@@ -118,7 +115,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     for dtype in request["dtypes"]:
         if dtype in [each["dtype"] for each in loads]:  # it came in this one unasked
             continue
-        model = load(folder, adapter=request["adapter"], own_code=request["own_code"], dtype=dtype)
+        model = load(folder, base=request["base"], own_code=request["own_code"], dtype=dtype)
         ways = {"alone": None, "right": "right", "left": "left"}
         loads.append(
             {"asked": dtype, "dtype": str(next(model.parameters()).dtype).removeprefix("torch.")}

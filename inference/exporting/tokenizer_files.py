@@ -10,7 +10,7 @@ from .chat_template import exported_template
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["ExportedTokenizer", "exported_tokenizer"]
+__all__ = ["ExportedTokenizer", "exported_tokenizer", "plain_copy"]
 
 PAD = "<pad>"
 UNUSED = ("<|finetune_right_pad_id|>", "<|PAD_TOKEN|>", "[PAD]", PAD, "<|endoftext|>")
@@ -44,17 +44,9 @@ def exported_tokenizer(records: RecordTokenizer) -> ExportedTokenizer:
     Args:
         records: What made tokens in training; its own tokenizer is left as it is.
     """
-    from copy import deepcopy
-
-    tokenizer = deepcopy(records.tokenizer)
+    tokenizer = plain_copy(records)
     before = len(tokenizer)
     pad = _pad_token(tokenizer, records.end_id)
-    # Of a tokenizer that is called for any text: it must not read what stood in a saved file.
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode_special_tokens = False
     if tokenizer.pad_token != pad:
         tokenizer.add_special_tokens({"pad_token": pad})
     tokenizer.chat_template = exported_template(records)
@@ -72,6 +64,25 @@ def exported_tokenizer(records: RecordTokenizer) -> ExportedTokenizer:
         size=1 + max(tokenizer.get_vocab().values()),
         added=len(tokenizer) > before,
     )
+
+
+def plain_copy(records: RecordTokenizer) -> "PreTrainedTokenizerBase":
+    """The tokenizer of training as one that is called for any text: nothing of what stood in its own file cuts or pads.
+
+    Transformers sets both for each call; others that read ``tokenizer.json`` do as it says.
+
+    Args:
+        records: What made tokens in training; its own tokenizer is left as it is.
+    """
+    from copy import deepcopy
+
+    tokenizer = deepcopy(records.tokenizer)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = False
+    return tokenizer
 
 
 def _pad_token(tokenizer: "PreTrainedTokenizerBase", end_id: int) -> str:

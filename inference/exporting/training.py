@@ -1,6 +1,5 @@
 """What a run's folder and its checkpoint tell of how a model was trained: for its card, without secrets and nobody's folders."""
 
-import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,11 +11,18 @@ from typing import Any
 from pluralign import datamodules
 from pluralign.models.restored import checkpoint_content
 
-__all__ = ["DataSetTerms", "TrainingRecord", "data_set_terms", "told_settings", "training_record"]
+from ..private import is_secret
+from ..run_files import run_config, run_folder, run_record
 
-RECORD, CONFIG = "run.json", "config.yaml"
-SECRET = re.compile(r"(?i)(api_?key|token|secret|password)$")
-"""The end of the name of a setting whose value is nobody's business."""
+__all__ = [
+    "DataSetTerms",
+    "TrainingRecord",
+    "data_set_terms",
+    "told_format",
+    "told_settings",
+    "training_record",
+]
+
 HUB = re.compile(r"https://huggingface\.co/datasets/([\w.-]+/[\w-]+(?:\.[\w-]+)*)")
 HOUSEKEEPING = ("logger", "callbacks", "default_root_dir", "enable_progress_bar", "enable_model_summary")
 """Settings of the trainer that change no weight."""
@@ -84,8 +90,8 @@ def training_record(place: str | Path) -> TrainingRecord:
     if not path.is_file():
         return TrainingRecord()
     content = checkpoint_content(path)
-    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    run, config = _run(folder / RECORD), _config(folder / CONFIG)
+    folder = run_folder(path)
+    run, config = run_record(folder), run_config(folder)
     step = content.get("global_step")
     module = str((config.get("data") or {}).get("class_path", "")).rpartition(".")[2]
     told = run.get("data", {})
@@ -144,28 +150,6 @@ def data_set_terms(name: str) -> DataSetTerms:
     return DataSetTerms(name)
 
 
-def _run(path: Path) -> dict[str, Any]:
-    """What a run has noted; empty without a note that can be read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _config(path: Path) -> dict[str, Any]:
-    """A run's configuration; empty without one."""
-    from jsonargparse import get_loader
-
-    if not path.is_file():
-        return {}
-    try:
-        content = get_loader("yaml")(path.read_text(encoding="utf-8"))
-    except Exception as error:  # of whichever library reads YAML
-        raise ValueError(f"{path} cannot be read as YAML: mend it, or move it away") from error
-    return content if isinstance(content, dict) else {}
-
-
 def _hyperparameters(content: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in content.get("hyper_parameters", {}).items() if name[:1] != "_"}
 
@@ -183,7 +167,7 @@ def _numbers(noted: Mapping[str, Any], step: int | None) -> tuple[dict[str, floa
 
 def told_settings(value: object, name: str = "") -> object:
     """Settings without what is not set, without secrets, and with the last name alone of paths that say where somebody keeps files."""
-    if SECRET.search(name) and isinstance(value, str) and value:
+    if is_secret(name) and isinstance(value, str) and value:
         return "***"
     if isinstance(value, Mapping):
         inner = {key: told_settings(entry, str(key)) for key, entry in value.items()}
@@ -193,6 +177,16 @@ def told_settings(value: object, name: str = "") -> object:
     if isinstance(value, Sequence):
         return [told_settings(entry) for entry in value]
     return value
+
+
+def told_format(text_format: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A text format for a folder that others get: the chat template lies there as a file, and nobody's path is told.
+
+    Args:
+        text_format: As :meth:`RecordTokenizer.fingerprint` says it.
+    """
+    told = {name: value for name, value in (text_format or {}).items() if name != "chat_template"}
+    return {**told, "tokenizer": told_settings(told.get("tokenizer"))}
 
 
 def _shortened(text: str) -> str:

@@ -1,5 +1,6 @@
 """A folder that is there whole or not at all: written beside, on the disk, and put in place."""
 
+import glob
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pluralign.datamodules.processes import is_alive
 from pluralign.datamodules.whole_files import could_not_write
 
 __all__ = ["check_target", "folder_written_whole"]
@@ -150,31 +152,19 @@ def remove_begun(folder: Path) -> None:
 def _left_by_killed(folder: Path, ending: str) -> list[Path]:
     """What processes of this machine that are no more have left beside a folder, under names that end so."""
     prefix = f".{folder.name}.{socket.gethostname()}."
-    found = sorted(folder.parent.glob(f"{prefix}*{ending}"))
+    found = sorted(folder.parent.glob(f"{glob.escape(prefix)}*{ending}"))
     processes = [path.name.removeprefix(prefix).partition(".")[0] for path in found]
     return [
         path
         for path, process in zip(found, processes, strict=True)
-        if process.isdigit() and not _runs(int(process))
+        if process.isdigit() and not is_alive(int(process))
     ]
 
 
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True  # somebody else's
-    return True
-
-
 def _system_error(error: Exception) -> OSError | None:
-    """The system's error behind another: safetensors tells of a full disk in an exception of its own."""
-    from safetensors import SafetensorError
-
+    """The system's error behind another: safetensors and tokenizers tell of a full disk in exceptions of their own."""
     if isinstance(error, OSError):
         return error if error.errno is not None and not isinstance(error, FileExistsError) else None
-    if isinstance(error, SafetensorError) and (number := re.search(r"os error (\d+)", str(error))):
+    if number := re.search(r"\(os error (\d+)\)", str(error)):
         return OSError(int(number[1]), os.strerror(int(number[1])))
     return None

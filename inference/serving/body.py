@@ -52,15 +52,18 @@ class BoundedBody:
             OverflowError: If it is too large.
         """
         parts: list[bytes] = []
+        size = 0  # counted on: a body may come in as many pieces as it has bytes
         more = True
         while more:
             message = await receive()
             if message["type"] != "http.request":
                 return None
-            parts.append(message.get("body", b""))
-            more = message.get("more_body", False)
-            if sum(map(len, parts)) > self.max_body:
+            part: bytes = message.get("body", b"")
+            size += len(part)
+            if size > self.max_body:
                 raise OverflowError
+            parts.append(part)
+            more = message.get("more_body", False)
         return b"".join(parts)
 
 

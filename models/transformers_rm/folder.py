@@ -1,16 +1,16 @@
-"""What the files of a reward model say besides its weights: the base of an adapter, the precision, the format of texts."""
+"""What the files of a reward model say besides its weights: the precision, the format of texts, which base."""
 
-import json
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from .loading import files_config
+from ..backbone import BackboneConfig
+from .files import json_file
 
 if TYPE_CHECKING:
     from pluralign.datamodules import TextConfig
 
-__all__ = ["adapter_base", "folder_text", "stored_dtype"]
+__all__ = ["check_given_base", "folder_text", "stored_dtype"]
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 SAID = "pluralign.json"
@@ -21,62 +21,36 @@ SETTLED = frozenset(
 """What a settled text format says in any case."""
 
 
-def _file(name: str, file: str, revision: str | None) -> dict[str, Any] | None:
-    """A file of JSON in a folder or on the hub; None if it is not there."""
-    from transformers.utils.hub import cached_file
+def stored_dtype(*said: Mapping[str, Any]) -> Dtype:
+    """The precision that weights are stored in, as the first configuration says that names one; float32 where all are silent.
 
-    path = cached_file(
-        name,
-        file,
-        revision=revision or "main",
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-    )
-    if path is None:
-        return None
-    return json_object(Path(path))
+    Args:
+        *said: Configurations, as plain values.
+    """
+    for fields in said:
+        named = str(fields.get("dtype") or fields.get("torch_dtype")).removeprefix("torch.")
+        if named in ("float32", "bfloat16", "float16"):
+            return cast(Dtype, named)
+    return "float32"
 
 
-def json_object(path: Path) -> dict[str, Any]:
-    """The object that a file of JSON holds.
+def check_given_base(name: str, revision: str | None, base: str) -> None:
+    """Make sure that a base which somebody names has the weights that an exported adapter was trained over, as far as it says.
+
+    Args:
+        name: Folder of the adapter, or name on the hub.
+        revision: Of the hub.
+        base: Folder, or name on the hub.
 
     Raises:
-        ValueError: If it is none, such as of a copy that was cut short.
+        ValueError: If it has others.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON, or of UTF-8
-        raise ValueError(f"{path} is no JSON ({error}): copy or export the folder anew") from error
-    if isinstance(content, dict):
-        return content
-    raise ValueError(
-        f"{path} must hold an object of JSON, got {type(content).__name__}: copy or export the folder anew"
-    )
-
-
-def adapter_base(name: str, revision: str | None) -> tuple[str, str | None] | None:
-    """The base that an adapter of PEFT is put on, with its revision; None for what is no adapter.
-
-    Raises:
-        ValueError: If it does not say which.
-    """
-    said = _file(name, "adapter_config.json", revision)
-    if said is None:
-        return None
-    base = said.get("base_model_name_or_path")
-    if not base:
+    digest = ((json_file(name, SAID, revision) or {}).get("base") or {}).get("digest")
+    there = (BackboneConfig(name=base).identity() or {})["digest"]
+    if digest and there and digest != there:
         raise ValueError(
-            f"{name!r} is an adapter that names no base: write base_model_name_or_path into adapter_config.json"
+            f"base={base!r} has other weights ({there}) than the base that {name!r} was trained over ({digest}): name a copy of that"
         )
-    return str(base), said.get("revision")
-
-
-def stored_dtype(name: str, revision: str | None) -> Dtype:
-    """The precision that weights are stored in, as the configuration says; float32 where it is silent."""
-    fields = files_config(name, revision)
-    said = str(fields.get("dtype") or fields.get("torch_dtype") or "float32").removeprefix("torch.")
-    return cast(Dtype, said) if said in ("float32", "bfloat16", "float16") else "float32"
 
 
 def folder_text(
@@ -103,7 +77,7 @@ def folder_text(
 
     place = tokenizer or name
     of_hub = revision if tokenizer is None else None
-    said = _file(name, SAID, revision)
+    said = json_file(name, SAID, revision)
     if said is not None and said.get("text_format"):
         if not isinstance(said["text_format"], dict):
             raise ValueError(
@@ -114,8 +88,8 @@ def folder_text(
                 f"{name}/{SAID}: text_format lacks {', '.join(sorted(missing))}, without which texts would be read in another format "
                 "in silence: export the folder anew"
             )
-        text = TextConfig.of_format(said["text_format"], tokenizer=place)
-        return replace(text, revision=of_hub, trust_remote_code=trust_remote_code)
+        text = TextConfig.of_format(said["text_format"], tokenizer=place, trust_remote_code=trust_remote_code)
+        return replace(text, revision=of_hub)
     text = TextConfig(
         tokenizer=place, revision=of_hub, trust_remote_code=trust_remote_code, format="chat", end="template"
     )

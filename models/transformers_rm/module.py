@@ -13,7 +13,9 @@ from ..backbone import Backbone, BackboneConfig, WholeClassifier
 from ..base import ModuleSettings
 from ..bradley_terry import BradleyTerryRM
 from ..reward import compared
-from .folder import adapter_base, folder_text, stored_dtype
+from .adapter import Adapter, adapter_base, adapter_config
+from .files import files_config
+from .folder import check_given_base, folder_text, stored_dtype
 from .loading import Classifier, load_classifier
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ class TransformersRM(BradleyTerryRM):
         *,
         output: int | str | None = None,
         adapter: str | None = None,
+        adapter_revision: str | None = None,
         label_smoothing: float = 0.0,
         reward_centering: float = 0.0,
         **settings: Unpack[ModuleSettings],
@@ -68,6 +71,7 @@ class TransformersRM(BradleyTerryRM):
             output: Which number is the reward, by its name or place; None where there is one alone.
             adapter: Folder, or name on the hub, of an adapter of PEFT with the head (``modules_to_save``) over the network; it is
                 merged.
+            adapter_revision: Branch, tag or commit of the adapter on the hub.
             label_smoothing: As :class:`BradleyTerryRM` has it.
             reward_centering: As :class:`BradleyTerryRM` has it.
             **settings: As :class:`BaseModule` has them.
@@ -78,7 +82,7 @@ class TransformersRM(BradleyTerryRM):
         super().__init__(
             backbone, label_smoothing=label_smoothing, reward_centering=reward_centering, **settings
         )
-        self.output, self.adapter = output, adapter
+        self.output, self.adapter = output, None if adapter is None else Adapter(adapter, adapter_revision)
         self.outputs: tuple[str, ...] = ()
         self.column, self.pads_with_end = 0, False
         self.head_settings: dict[str, Any] = {}
@@ -91,6 +95,7 @@ class TransformersRM(BradleyTerryRM):
         *,
         revision: str | None = None,
         tokenizer: str | None = None,
+        base: str | None = None,
         trust_remote_code: bool = False,
         settings: Mapping[str, Any] | None = None,
         text: "TextConfig | None" = None,
@@ -103,10 +108,11 @@ class TransformersRM(BradleyTerryRM):
                 of PEFT over one.
             revision: Branch, tag or commit on the hub.
             tokenizer: Where the tokenizer lies, if not there.
+            base: Of an adapter: where its base lies now, if not where its folder says.
             trust_remote_code: Whether code that ships with it may run; an exported folder needs none.
             settings: Settings of the module, such as ``{"output": "helpfulness"}``.
             text: The format, where the folder does not say it: what the tokenizer has is its chat template, which ends a text.
-            dtype: Of the network's weights; None for what they are stored in.
+            dtype: Of the network's weights; None for what the folder says, else what they are stored in.
 
         Returns:
             The module, built, on the CPU, frozen and in evaluation mode, and the format.
@@ -115,21 +121,25 @@ class TransformersRM(BradleyTerryRM):
             ValueError: If it holds no reward model, has several outputs and none is chosen, or nothing says how a text is
                 written.
         """
-        base, adapter = name, None
-        if (found := adapter_base(name, revision)) is not None:
-            base, adapter = found[0], name
-        of_base = revision if adapter is None else (found or ("", None))[1]
-        kind = dtype or stored_dtype(base, of_base)
+        place, of_place, said = name, revision, dict[str, Any]()
+        found = adapter_base(name, revision)
+        if found is not None:
+            place, of_place = _base_of(name, revision, found, base)
+            said = adapter_config(name, revision)
+        elif base is not None:
+            raise ValueError(f"base={base!r}: only of adapters, and {name!r} is none")
+        kind = dtype or stored_dtype(said, files_config(place, of_place))
         format = text or folder_text(name, revision, tokenizer, trust_remote_code=trust_remote_code)
         config = BackboneConfig(
-            name=base,
-            revision=of_base,
+            name=place,
+            revision=of_place,
             dtype=kind,
             trust_remote_code=trust_remote_code,
             tokenizer=format.tokenizer,
         )
         with torch.random.fork_rng(devices=[]):
-            module = cls(config, adapter=adapter, **dict(settings or {}))
+            over = {} if found is None else {"adapter": name, "adapter_revision": revision}
+            module = cls(config, **over, **dict(settings or {}))
             module.configure_model()
         module.eval().requires_grad_(False)
         return module, format
@@ -217,3 +227,23 @@ class TransformersRM(BradleyTerryRM):
         changed = batch.copy()
         changed["response_end"] = torch.where(read, place, 0).amax(1)
         return changed
+
+
+def _base_of(
+    name: str, revision: str | None, found: tuple[str | None, str | None], given: str | None
+) -> tuple[str, str | None]:
+    """Where the base of an adapter lies, and at which revision.
+
+    Raises:
+        ValueError: If neither its folder nor anybody else says so, or another base is given.
+    """
+    said, of_said = found
+    if given is not None:
+        check_given_base(name, revision, given)
+        return given, of_said if given == said else None
+    if said is None:
+        raise ValueError(
+            f"{name!r} is an adapter whose folder does not name its base, such as one that lay on the machine of training: give base, "
+            "the folder or the name on the hub where it lies (--base)"
+        )
+    return said, of_said

@@ -23,6 +23,7 @@ def test_of_a_module_it_changes_with_settings_and_weights(tiny):
     reward(["Name a tree."], ["An oak."], {"user": ["ann"]})
     assert reward.identity == first, "having been asked changes nothing"
     assert ModuleReward(module, text=TEXT, unscored=0.0).identity != first
+    assert ModuleReward(module, text=TextConfig(max_length=65)).identity != first
     with torch.no_grad():
         next(module.backbone.parameters())[0, 0] += 1e-3
     assert reward.identity != first

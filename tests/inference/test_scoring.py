@@ -8,9 +8,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 import pluralign
 from pluralign.commands.score import score
+from pluralign.datamodules.tokens import byte_tokenizer
 from pluralign.inference import ScoredParts, scoring
 
 MODEL = str(Path(__file__).parents[1] / "saved" / "pal" / "last.ckpt")
@@ -86,6 +88,34 @@ def test_parts_of_other_scores_are_not_mixed(rows, tmp_path):
     assert output.exists()
 
 
+def test_parts_of_another_text_format_are_not_mixed(rows, tmp_path, tiny, monkeypatch):
+    fields = {
+        name: value for name, value in tiny(num_labels=1, pad_token_id=0).items() if name != "model_type"
+    }
+    LlamaForSequenceClassification(LlamaConfig(**fields)).save_pretrained(tmp_path / "rm")
+    words, output = byte_tokenizer(), tmp_path / "scores.jsonl"
+    whole = scoring._scored
+
+    def stopped(scorer, records, **settings):
+        if records[0].id != "q0":
+            raise KeyboardInterrupt
+        return whole(scorer, records, **settings)
+
+    def run():
+        words.save_pretrained(tmp_path / "rm")
+        score(
+            [str(rows[0]), "-m", str(tmp_path / "rm"), "--device", "cpu", "--chunk", "4", "-o", str(output)]
+        )
+
+    words.chat_template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    monkeypatch.setattr(scoring, "_scored", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    words.chat_template = "{% for m in messages %}({{ m.content }}){% endfor %}"  # no setting of the module
+    with pytest.raises(FileExistsError, match="by another model"):
+        run()
+
+
 def test_what_cannot_be_read_is_an_error_or_has_no_reward(tmp_path):
     path = tmp_path / "rows.jsonl"
     lines = [
@@ -106,6 +136,22 @@ def test_what_cannot_be_read_is_an_error_or_has_no_reward(tmp_path):
         score([*words, "--columns", "prompt"])
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="predicts no labels"):
         score([*words[:-1], str(tmp_path / "labels.jsonl"), "--labels", "--unread", "null"])
+
+
+def test_parts_behind_a_gap_are_scored_anew(tmp_path):
+    output, made_by = tmp_path / "scores.jsonl", {"model": "a"}
+    tables = [pa.table({"id": [f"q{number}"]}) for number in range(3)]
+    parts = ScoredParts(output, made_by)
+    for table in tables:
+        parts.add(table)
+    parts._unlock()
+    (parts.folder / "part-000000.parquet").unlink()  # killed while it removed them
+    again = ScoredParts(output, made_by)
+    assert not again.parts
+    for table in tables:
+        again.add(table)
+    assert again.finish() == 3
+    assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == ["q0", "q1", "q2"]
 
 
 def test_two_processes_do_not_score_into_one_file(tmp_path):

@@ -199,6 +199,42 @@ def test_bodies_are_bounded_in_bytes_and_must_be_json(scorer):
     assert broken.status_code == 422 and page.status_code == 422  # a page of another site cannot ask
 
 
+def test_a_body_in_many_pieces_is_counted_once():
+    from pluralign.inference.serving.app import refusal
+    from pluralign.inference.serving.body import BoundedBody
+
+    counted, got = [], []
+
+    class Piece(bytes):
+        def __len__(self):
+            counted.append(self)
+            return super().__len__()
+
+    async def app(scope, receive, send):
+        got.append((await receive())["body"])
+
+    async def run(pieces, max_body):
+        messages = iter(
+            {"type": "http.request", "body": piece, "more_body": i + 1 < len(pieces)}
+            for i, piece in enumerate(pieces)
+        )
+
+        async def receive():
+            return next(messages)
+
+        async def send(message):
+            got.append(message.get("status"))
+
+        bounded = BoundedBody(app, max_body=max_body, seconds=5, refusal=refusal)
+        await bounded({"type": "http", "headers": [], "method": "POST"}, receive, send)
+
+    pieces = [Piece(b"x")] * 500
+    asyncio.run(run(pieces, max_body=500))
+    assert got == [b"x" * 500] and len(counted) <= 2 * 500
+    asyncio.run(run(pieces, max_body=499))
+    assert got[1] == 413
+
+
 def test_a_slow_body_is_given_up():
     from pluralign.inference.serving.app import refusal
     from pluralign.inference.serving.body import BoundedBody

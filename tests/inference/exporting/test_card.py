@@ -18,6 +18,7 @@ from pluralign.inference.board import MEASURES, Board, BoardData, BoardModel, Ce
 from pluralign.inference.exporting import (
     CardSubject,
     TrainingRecord,
+    check_licence,
     evaluated_as,
     export_folder,
     folder_notes,
@@ -35,7 +36,7 @@ SUBJECT = CardSubject(
     method=PAL,
     task="text-classification",
     library="transformers",
-    base="ann/base",
+    bases=("ann/base",),
     about="It rates.",
     meaning="Higher is better.",
     code="print(1)",
@@ -131,7 +132,7 @@ def test_nothing_secret_and_no_folder_of_anybody_is_in_a_card(run, monkeypatch):
     path.write_text(json.dumps({"model": settings, "trainer": {"logger": {"entity": "ann"}, "max_steps": 2}}))
     monkeypatch.setenv("HOME", "/homes/ann")
     base = "/homes/ann/base"
-    card = model_card(replace(SUBJECT, base=base, code=f'print("{base}/x")'), training_record(run))
+    card = model_card(replace(SUBJECT, bases=(base,), code=f'print("{base}/x")'), training_record(run))
     assert "/homes/ann" not in card and "/ann/" not in card and "hush" not in card and "entity" not in card
     assert "hub_token: '***'" in card and "'.../files'" in card and "'.../cache'" in card
     assert 'import os\nprint(os.path.expanduser("~/base/x"))' in card
@@ -174,6 +175,14 @@ def test_numbers_of_an_evaluation_are_those_of_these_weights():
     (result,) = front.eval_results
     assert (result.metric_value, result.dataset_name, result.dataset_split) == (0.75, "law", "test")
     assert front.license == "mit" and front.model_name == "helpful_rm"
+
+
+def test_licences_are_those_of_the_hub():
+    for licence in (None, "mit", "cc-by-nc-4.0", "apache-2.0", "llama3.1", "other"):
+        check_licence(licence)
+    for licence in ("MIT", "Apache 2.0", "cc_by", "", "-mit", "a\nb"):
+        with pytest.raises(ValueError, match=r"--license .*: the hub spells licences in small letters"):
+            check_licence(licence)
 
 
 def test_data_modules_say_source_and_licence():

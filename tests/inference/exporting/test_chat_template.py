@@ -1,5 +1,7 @@
 """A folder's tokenizer gives the tokens of training, once loaded by plain transformers, and pads with a token of its own."""
 
+import json
+
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -7,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from pluralign.datamodules import TextConfig
 from pluralign.datamodules.records import Message, PreferenceRecord, Response
 from pluralign.datamodules.tokens import RecordTokenizer, byte_tokenizer
+from pluralign.inference.exporting.language_model import writing_tokenizer
 from pluralign.inference.exporting.tokenizer_files import exported_tokenizer
 
 CHATML = (
@@ -16,6 +19,7 @@ CHATML = (
 NO_END = "{%- for m in messages %}\n    {%- if m.role == 'user' %}\n[Q] {{ m.content | trim }}{% else %} [A] {{ m.content }}{% endif %}\n  {%- endfor %}"
 DATED = "{{ bos_token }}Today is {{ strftime_now('%d %B %Y') }}.{% for m in messages %}\n{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
 TWO_ENDS = "{% for m in messages %}{{ m.content }}{{ eos_token }}{{ eos_token }} {% endfor %}"
+LINE_BREAK = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{{ '' }}\n"  # which Jinja does not render
 CONVERSATIONS = [
     [("user", "Name a fruit."), ("assistant", "A fig.")],
     [
@@ -73,6 +77,9 @@ FORMATS = {
     "chatml, another end": lambda folder: TextConfig(tokenizer=saved(chat_tokenizer(CHATML), folder)),
     "no end": lambda folder: TextConfig(tokenizer=saved(chat_tokenizer(NO_END), folder), lost_text="count"),
     "a day": lambda folder: TextConfig(tokenizer=saved(chat_tokenizer(DATED), folder), date="2024-05-01"),
+    "a line break at the template's end": lambda folder: TextConfig(
+        tokenizer=saved(chat_tokenizer(LINE_BREAK), folder)
+    ),
     "two ends": lambda folder: TextConfig(tokenizer=saved(chat_tokenizer(TWO_ENDS), folder)),
     "as the template ends": lambda folder: TextConfig(
         tokenizer=saved(chat_tokenizer(CHATML), folder), end="template"
@@ -98,6 +105,22 @@ def test_the_template_gives_the_tokens_of_training(tmp_path, name):
     started = "".join(plain.convert_ids_to_tokens(records.start_ids)) if not records.chat else ""
     bare = PreferenceRecord("one", (Message(*CONVERSATIONS[-1][0]),), (Response("x"),), ())
     assert opening == started + records.render(bare)[0], "what a policy goes on from"
+
+
+@pytest.mark.parametrize("ready", [exported_tokenizer, writing_tokenizer])
+def test_what_cuts_or_pads_in_the_file_of_training_does_not_in_the_folder(tmp_path, ready):
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.enable_truncation(4)
+    tokenizer.backend_tokenizer.enable_padding(length=9)
+    records = RecordTokenizer(TextConfig(tokenizer=saved(tokenizer, tmp_path / "there"), format="plain"))
+    made = ready(records)
+    (made.tokenizer if ready is exported_tokenizer else made).save_pretrained(tmp_path)
+    said = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert said["truncation"] is None and said["padding"] is None
+    ids = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(
+        "a longer text", add_special_tokens=False
+    )
+    assert len(ids.ids) == 13, "whoever reads the file, not transformers alone"
 
 
 def test_a_text_prompt_is_one_turn_of_the_user(tmp_path):

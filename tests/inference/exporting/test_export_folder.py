@@ -1,6 +1,7 @@
 """What is exported gives the same rewards in plain transformers: families, methods, adapters, dtypes, padding."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from pluralign.models import (
     DPRM,
     PAL,
     AutoregressiveRM,
+    BackboneConfig,
     BradleyTerryRM,
     ContrastiveRM,
     CustomizedRM,
@@ -130,12 +132,32 @@ def test_a_folder_is_opened_again(opened, pretrained, tmp_path, form):
     model = opened(BradleyTerryRM, backbone)
     report = export_folder(model, tmp_path / "out", check="none", adapter=form == "adapter")
     assert report.form == form
-    again = open_model(report.folder)
+    base = {"base": backbone["name"]} if form == "adapter" else {}
+    again = open_model(report.folder, **base)
     assert again.kind == "exported" and again.text.max_length == 500
     texts = ["A fig.", "A plum, or so."]
     expected = Scorer(model, device=None).score("Name a fruit.", texts)
     found = Scorer(again, device=None).score("Name a fruit.", texts)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_adapter_over_a_folder_of_this_machine_does_not_say_where_it_lies(opened, pretrained, tmp_path):
+    name = pretrained()
+    backbone = {"name": name, "tokenizer": "byte", "config": {}, "lora": {"rank": 2}}
+    folder = exported(opened(BradleyTerryRM, backbone), tmp_path / "out", adapter=True).folder
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] is None
+    facts = json.loads((folder / "pluralign.json").read_text())
+    assert facts["base"] == {**BackboneConfig(name=name).identity(), "name": "base_llama_float32"}
+    assert "`base_llama_float32`, lay in a folder of whoever trained" in (folder / "README.md").read_text()
+    for path in folder.rglob("*"):
+        assert str(tmp_path).encode() not in path.read_bytes(), path
+    with pytest.raises(ValueError, match=r"does not name its base, .* give base, .*\(--base\)"):
+        open_model(folder)
+    other = pretrained(num_hidden_layers=1)
+    shutil.move(other, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"has other weights .* than the base that .* was trained over"):
+        open_model(folder, base=str(tmp_path / "other"))
 
 
 def test_padding_gets_a_token_and_a_row_of_its_own(opened, pretrained, tmp_path):

@@ -101,7 +101,14 @@ def test_adapters_are_merged_or_written_alone(policy, tiny, tmp_path):
     merged = export_language_model(path, tmp_path / "merged")
     alone = export_language_model(path, tmp_path / "alone", adapter=True)
     assert max(merged.difference, alone.difference) <= 1e-5 < merged.largest_logit
-    assert (tmp_path / "alone" / "adapter_config.json").is_file()
+    settings = json.loads((tmp_path / "alone" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] is None, "nobody else has this folder"
+    facts = json.loads((tmp_path / "alone" / "pluralign.json").read_text())
+    assert facts["base"]["name"] == "base" and facts["base"]["digest"]
+    for file in [*(tmp_path / "alone").iterdir(), *(tmp_path / "merged").iterdir()]:
+        assert str(tmp_path).encode() not in file.read_bytes(), file
+    card = (tmp_path / "alone" / "README.md").read_text()
+    assert 'base, revision = "base", "main"  # a folder of whoever trained' in card
     assert not (tmp_path / "alone" / "model.safetensors").exists()
     rounded = export_language_model(path, tmp_path / "rounded", dtype="bfloat16")
     assert 1e-5 < rounded.difference < 0.05

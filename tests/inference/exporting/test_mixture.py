@@ -7,11 +7,12 @@ import sys
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pluralign.datamodules import PersonalizedPromptsDataModule
-from pluralign.inference.exporting import export_mixture
+from pluralign.inference.exporting import export_mixture, mixture_notes
 from pluralign.models import PCM, BackboneConfig, BradleyTerryRM, ExpertsConfig
 
 AXES = {
@@ -77,12 +78,26 @@ def mixture(experts, tiny, tmp_path):
 def test_adapters_write_the_same_tokens(mixture, tmp_path):
     report = export_mixture(mixture(), tmp_path / "out", axes=AXES)
     assert (report.tried, report.same) == (4, 4) and report.dtypes == ("float32", "float32")
+    for file in (tmp_path / "out").rglob("*"):
+        assert file.is_dir() or str(tmp_path.parent).encode() not in file.read_bytes(), file
     said = json.loads((tmp_path / "out" / "mixture.json").read_text())
     assert said["dimensions"]["tone.warm"] == "Be warm." and said["told"] == "own"
     code = (tmp_path / "out" / "custom_generate" / "generate.py").read_text()
     assert "import pluralign" not in code and "from pluralign" not in code
     notes = (tmp_path / "out" / "README.md").read_text()
-    assert "4 of 4 have the same tokens" in notes and str(tmp_path) not in notes
+    assert "4 of 4 have the same tokens" in notes and "- these weights: not known" in notes
+    front = ModelCard(notes).data
+    assert (front.license, front.library_name, front.pipeline_tag) == (
+        "unknown",
+        "transformers",
+        "text-generation",
+    )
+    assert front.tags == ["pluralign", "PCM", "custom_generate"] and front.base_model is None
+    assert "- base `base`: not known here" in notes and "## Training data" in notes, (
+        "a card as every other folder's"
+    )
+    card = ModelCard(mixture_notes(report._replace(bases=("ann/one", "ann/two")), licence="mit"))
+    assert card.data.license == "mit" and card.data.base_model == ["ann/one", "ann/two"]
     with pytest.raises(FileExistsError, match="--overwrite"):
         export_mixture(mixture(), tmp_path / "out", axes=AXES)
 

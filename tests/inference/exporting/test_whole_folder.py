@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import socket
+from contextlib import contextmanager
 
 import pytest
 
@@ -47,6 +49,44 @@ def test_a_full_disk_that_safetensors_meets(opened, tmp_path, monkeypatch):
         export_folder(opened(BradleyTerryRM), place, overwrite=True, check="none")
     assert raised.value.errno == errno.ENOSPC
     assert (place / "weights").read_text() == "old" and [*tmp_path.iterdir()] == [place]
+
+
+@contextmanager
+def no_file_beyond(size):
+    """Have the system refuse files that are longer, as a full disk does; in bytes."""
+    resource = pytest.importorskip("resource", reason="the system bounds no files")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    "size", [300, 1500, 3000, 40_000]
+)  # configuration, tokenizer, card and weights are longer
+def test_no_file_that_the_system_refuses_leaves_half_a_folder(opened, tmp_path, size):
+    place, model = old_folder(tmp_path / "out"), opened(BradleyTerryRM)
+    with no_file_beyond(size), pytest.raises(OSError, match=r"could not write .*File too large") as raised:
+        export_folder(model, place, overwrite=True, check="none")
+    assert raised.value.errno == errno.EFBIG
+    assert (place / "weights").read_text() == "old" and [*tmp_path.iterdir()] == [place]
+
+
+def test_a_full_disk_that_tokenizers_meet(tmp_path):
+    with pytest.raises(OSError, match="No space left") as raised, folder_written_whole(tmp_path / "out"):
+        raise Exception("No space left on device (os error 28)")  # noqa: TRY002  as theirs is
+    assert raised.value.errno == errno.ENOSPC and not [*tmp_path.iterdir()]
+    with pytest.raises(ValueError, match="another"), folder_written_whole(tmp_path / "out"):
+        raise ValueError("another")
+
+
+def test_what_a_killed_export_began_is_removed_whatever_the_folder_is_called(tmp_path):
+    left = tmp_path / f".out[1].{socket.gethostname()}.999999999.x.part"
+    left.mkdir()
+    with folder_written_whole(tmp_path / "out[1]"):
+        assert not left.exists()
 
 
 def test_what_fails_while_it_is_put_in_place_leaves_the_old_folder(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from pluralign.datamodules import TextConfig
@@ -38,7 +39,7 @@ WHOLE = {
 TEMPLATE = "{% for message in messages %}{{ '[' ~ message['role'] ~ ']' ~ message['content'] ~ eos_token }}{% endfor %}"
 
 
-def save(folder, family, *, tokenizer=True, **changes):
+def save(folder, family, *, tokenizer=True, dtype=None, **changes):
     """A random reward model of transformers in a folder; returns its class."""
     sizes = {**CAUSAL, **WHOLE}[family]
     settings = {"num_labels": 1, "pad_token_id": 0, "eos_token_id": 2, "bos_token_id": 1, **changes}
@@ -49,6 +50,8 @@ def save(folder, family, *, tokenizer=True, **changes):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
+    if dtype is not None:
+        model.to(getattr(torch, dtype))
     model.eval().save_pretrained(folder)
     if tokenizer:
         words = byte_tokenizer()
@@ -179,26 +182,124 @@ def test_an_exported_folder_is_read_without_its_code(tmp_path, llama, batch, out
 
 
 def test_an_adapter_with_its_head_is_merged(tmp_path, batch):
+    tuned = adapted(tmp_path)
+    module, text = TransformersRM.from_folder(str(tmp_path / "adapter"), tokenizer=str(tmp_path / "base"))
+    assert text.tokenizer == str(tmp_path / "base") and text.end == "template"
+    with torch.no_grad():
+        rewards = module(batch())["reward"]
+    torch.testing.assert_close(rewards, alone(tuned, batch())[:, 0], atol=1e-5, rtol=1e-4)
+
+
+def adapted(folder, **said):
+    """A reward model, and an adapter over it with a head of its own; what its folder says of base and network."""
     from peft import LoraConfig, TaskType, get_peft_model
 
-    base, adapter = tmp_path / "base", tmp_path / "adapter"
-    model = save(base, "llama")
+    model = save(folder / "base", "llama", dtype=said.pop("base_dtype", None))
     shape = LoraConfig(task_type=TaskType.SEQ_CLS, r=2, target_modules=["q_proj", "v_proj"])
     tuned = get_peft_model(model, shape)
     with torch.no_grad():
         for parameter in tuned.parameters():
             if parameter.requires_grad:
-                parameter.copy_(torch.randn_like(parameter) * 0.3)
-    tuned.eval().save_pretrained(adapter)
-    settings = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(
-        json.dumps({**settings, "base_model_name_or_path": str(base)})
+                parameter.copy_(torch.randn_like(parameter, dtype=torch.float32) * 0.3)
+    tuned.eval().save_pretrained(folder / "adapter")
+    file = folder / "adapter" / "adapter_config.json"
+    file.write_text(
+        json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": str(folder / "base")})
     )
-    module, text = TransformersRM.from_folder(str(adapter), tokenizer=str(base))
-    assert text.tokenizer == str(base) and text.end == "template"
+    if said:
+        config = AutoConfig.from_pretrained(folder / "base")
+        for name, value in said.items():
+            setattr(config, name, value)
+        config.save_pretrained(folder / "adapter")
+    return tuned
+
+
+def test_the_head_of_an_adapter_is_neither_rounded_nor_that_of_the_base(tmp_path):
+    tuned = adapted(tmp_path, base_dtype="bfloat16")
+    module, _ = TransformersRM.from_folder(str(tmp_path / "adapter"), tokenizer=str(tmp_path / "base"))
+    assert next(module.backbone.parameters()).dtype == torch.bfloat16, "as the base is stored"
+    (weight,) = [each for name, each in tuned.named_parameters() if "score.modules_to_save" in name]
+    stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")["base_model.model.score.weight"]
+    assert stored.dtype == weight.dtype and torch.equal(module.head.weight, stored.float())
+
+
+@pytest.mark.filterwarnings("ignore:.*pads with an end token")
+def test_pad_token_outputs_and_dtype_are_those_of_the_adapter_s_folder(tmp_path, batch):
+    from peft import PeftModel
+
+    adapted(tmp_path, base_dtype="bfloat16", dtype="float32", pad_token_id=257, id2label={0: "helpfulness"})
+    module, _ = TransformersRM.from_folder(str(tmp_path / "adapter"), tokenizer=str(tmp_path / "base"))
+    assert module.outputs == ("helpfulness",) and not module.pads_with_end
+    assert {each.dtype for each in module.parameters()} == {torch.float32}
+    tokens = batch()
+    tokens["input_ids"][tokens["response_row"], tokens["response_end"]] = 0  # what the base pads with
+    config = AutoConfig.from_pretrained(tmp_path / "adapter")
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", config=config)
+    plain = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
     with torch.no_grad():
-        rewards = module(batch())["reward"]
-    torch.testing.assert_close(rewards, alone(tuned, batch())[:, 0], atol=1e-5, rtol=1e-4)
+        rewards = module(tokens)["reward"]
+    torch.testing.assert_close(rewards, alone(plain, tokens)[:, 0], atol=1e-5, rtol=1e-4)
+    half, _ = TransformersRM.from_folder(
+        str(tmp_path / "adapter"), tokenizer=str(tmp_path / "base"), dtype="bfloat16"
+    )
+    assert next(half.backbone.parameters()).dtype == torch.bfloat16
+
+
+def test_an_adapter_on_the_hub_is_read_at_its_revision(tmp_path, monkeypatch):
+    import peft
+    from transformers.utils import hub
+
+    adapted(tmp_path)
+    file = tmp_path / "adapter" / "adapter_config.json"
+    said = {"base_model_name_or_path": "ann/base", "revision": "v1"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | said))
+    asked, places = [], {"ann/adapter": tmp_path / "adapter", "ann/base": tmp_path / "base"}
+    read, merge = hub.cached_file, peft.PeftModel.from_pretrained
+
+    def cached(name, filename, **settings):
+        if name in places:
+            asked.append((name, settings["revision"]))
+        return read(str(places.get(name, name)), filename, **settings)
+
+    def merged(model, name, revision=None):
+        asked.append((name, revision))
+        return merge(model, str(places[name]))
+
+    monkeypatch.setattr(hub, "cached_file", cached)
+    monkeypatch.setattr(peft.PeftModel, "from_pretrained", merged)
+    asked.clear()
+    with pytest.raises(ValueError, match="'ann/base' could not be loaded"):
+        TransformersRM.from_folder("ann/adapter", revision="v7", tokenizer=str(tmp_path / "base"))
+    assert {*asked} == {("ann/adapter", "v7")}
+    given = str(tmp_path / "base")
+    module, _ = TransformersRM.from_folder("ann/adapter", revision="v7", tokenizer=given, base=given)
+    assert {*asked} == {("ann/adapter", "v7")} and module.hparams["adapter_revision"] == "v7"
+
+
+def test_an_adapter_over_a_modelling_file_is_not_left_out_in_silence(tmp_path):
+    adapted(tmp_path)
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "pluralign"}')
+    with pytest.raises(ValueError, match="adapters are put on classes of transformers alone"):
+        TransformersRM.from_folder(str(tmp_path / "adapter"), tokenizer=str(tmp_path / "base"))
+
+
+def test_what_means_nothing_for_a_model_is_refused(tmp_path):
+    adapted(tmp_path)
+    for name, settings, said in (
+        ("base", {"base": "ann/base"}, "only of adapters"),
+        (
+            "base",
+            {"revision": "v1"},
+            "revision='v1' means nothing here, since .* is a folder of this machine",
+        ),
+        ("base", {"class_path": "mine.RM"}, "class_path='mine.RM' means nothing here"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            open_model(tmp_path / name, **settings)
+    (tmp_path / "run.ckpt").touch()
+    for name in ("revision", "base"):
+        with pytest.raises(ValueError, match=f"{name}='v1' means nothing here, since .* is a checkpoint"):
+            open_model(tmp_path / "run.ckpt", **{name: "v1"})
 
 
 def test_texts_without_a_template_need_a_format(tmp_path):
