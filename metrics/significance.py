@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .clustered import clustered_means, clustered_sums
 from .estimate import Estimate
-from .win_rate import sign_flip_test
+from .sign_flip import sign_flip_test
 
 __all__ = ["PairedAccuracy", "holm_correction", "paired_accuracy"]
 
