@@ -10,7 +10,7 @@ from .calibration import (
     fitted_log_loss,
     reliability,
 )
-from .clustered import clustered_means
+from .clustered import clustered_means, clustered_shares
 from .crowd import NUM_BINS, SMALLEST_PROBABILITY, Bin, CrowdTable, crowd_table, item_values
 from .distribution import StrengthHistogram
 from .diversity import Diversity, response_diversity
@@ -87,6 +87,7 @@ __all__ = [
     "bootstrap_sums",
     "calibration_slope",
     "clustered_means",
+    "clustered_shares",
     "crossed_estimates",
     "crowd_table",
     "equal_mass_bins",
