@@ -98,8 +98,13 @@ def clustered_shares(values: Tensor, cluster: Tensor) -> list[Estimate]:
     ratio = half_width_quantile(clusters).square() / worth
     middle = (mean + ratio / 2) / (1 + ratio)
     half = (ratio * bernoulli + ratio.square() / 4).sqrt() / (1 + ratio)
-    low, high = torch.minimum((middle - half).clamp_min(0), mean), torch.maximum((middle + half).clamp_max(1), mean)
-    rows = torch.stack([mean, low.masked_fill(clusters < 2, torch.nan), high.masked_fill(clusters < 2, torch.nan)], 1)
+    low, high = (
+        torch.minimum((middle - half).clamp_min(0), mean),
+        torch.maximum((middle + half).clamp_max(1), mean),
+    )
+    rows = torch.stack(
+        [mean, low.masked_fill(clusters < 2, torch.nan), high.masked_fill(clusters < 2, torch.nan)], 1
+    )
     return [Estimate(*row) for row in rows.tolist()]
 
 

@@ -61,7 +61,9 @@ def paired_accuracy(first: Tensor, second: Tensor, cluster: Tensor, *, seed: int
         )
     for name, right in (("first", first), ("second", second)):
         if not bool(((right == 0) | (right == 1)).all()):
-            raise ValueError(f"{name} must be 1 where the model is right and 0 where it is wrong, and nothing else")
+            raise ValueError(
+                f"{name} must be 1 where the model is right and 0 where it is wrong, and nothing else"
+            )
     gain = first.double() - second.double()
     columns = clustered_sums(torch.stack([gain, torch.ones_like(gain), gain.abs()], 1), cluster)
     p_value = sign_flip_test(columns[:, 0], seed=seed)

@@ -14,7 +14,8 @@ def by_hand(values):
     least = abs(sum(values)) - 1e-9
     patterns = [*itertools.product((1, -1), repeat=len(values))]
     return sum(
-        abs(sum(sign * value for sign, value in zip(signs, values, strict=True))) >= least for signs in patterns
+        abs(sum(sign * value for sign, value in zip(signs, values, strict=True))) >= least
+        for signs in patterns
     ) / len(patterns)
 
 
