@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 import torch
-
 from scipy.stats import binomtest, t
 
 from pluralign.metrics import clustered_means, clustered_shares

@@ -104,8 +104,13 @@ def test_users_groups_and_domains():
     assert value(found, "user_accuracy") == pytest.approx(np.mean([*of_user.values()]))
     assert found.groups["young"].value == pytest.approx((of_user["ann"] + of_user["bob"]) / 2)
     assert value(found, "worst_group") == pytest.approx(of_user["cy"])
-    assert found.measures["worst_group"].reason == "group old"
-    assert next(iter(found.lowest_users)) == "cy" and found.lowest_users["cy"].reason == "4 comparisons"
+    worst = found.measures["worst_group"]
+    assert worst.reason == "group old, 1 user, the lowest of 2" and worst.of_few and worst.low is None
+    assert found.groups["young"].reason == "2 users" and found.groups["young"].number == 2
+    assert found.groups["young"].low < found.groups["young"].value < found.groups["young"].high
+    lowest = found.lowest_users["cy"]
+    assert next(iter(found.lowest_users)) == "cy" and lowest.reason == "4 comparisons of 4 prompts"
+    assert lowest.low < lowest.value == of_user["cy"] < lowest.high
     assert found.domains["trees"].value == pytest.approx(np.mean(np.array(gaps[::2]) > 0))
 
     without = pairs(shares, domains=domains)
@@ -128,7 +133,7 @@ def test_transport_is_the_distance_in_label_places():
     names = ("first", "tie", "second")
     found = cell(data, scores_of(data, [1.0, 1.0], labels=labels, label_names=names, on_comparisons=True))
     assert value(found, "transport") == pytest.approx((0 + 2) / 2)
-    assert found.measures["transport"].reason == "2 comparisons with votes"
+    assert found.measures["transport"].reason == "2 pairs with votes"
     of_responses = cell(data, scores_of(data, [1.0, 1.0], labels=labels.repeat(2, 1), label_names=names))
     assert of_responses.measures["transport"].reason == "the data have no votes on responses"
     wide = cell(
@@ -278,7 +283,7 @@ def test_a_benchmarks_own_rule_and_why_a_model_has_no_numbers_of_it(monkeypatch)
     (table,) = evaluate_models(contestants, [judged], how=HOW).board.official
     assert table.data == "llmbar" and "LLMBar" in table.rule
     assert table.numbers == {"good": {"Natural": 4.5 / 6}}  # equal rewards count a half there
-    assert table.reasons["blind"] == "2 responses could not be read, and the rule needs all"
+    assert table.reasons["blind"] == "2 responses have no reward, and the rule needs all"
 
 
 def test_votes_without_comparisons_have_a_transport_distance_and_nothing_else(monkeypatch):
