@@ -50,7 +50,7 @@ def keep_scores(path: Path, scores: Scores) -> None:
     arrays = {name: getattr(scores, name).numpy() for name in NUMBERS}
     if scores.labels is not None:
         arrays["labels"] = scores.labels.numpy()
-    with written_whole(path) as stream:
+    with written_whole(path, setting="--output") as stream:
         np.savez(stream, told=np.asarray(json.dumps(told)), **arrays)
 
 

@@ -358,7 +358,7 @@ class Board:
     def write(self, path: str | Path) -> None:
         """Write it as JSON, whole or not at all."""
         text = json.dumps(self.content(), ensure_ascii=False, indent=1, allow_nan=False)
-        with written_whole(Path(path)) as stream:
+        with written_whole(Path(path), setting="--output") as stream:
             stream.write(f"{text}\n".encode())
 
     @classmethod
