@@ -218,7 +218,9 @@ def _board_row(cell: Cell, shown: Sequence[Measure], best: Mapping[str, float | 
 
 def _is(one: Measured | None, best: float | None, measure: Measure) -> bool:
     value = _value(one)
-    return None not in (value, best) and _distance(value, measure) == _distance(best, measure)
+    if value is None or best is None:
+        return False
+    return _distance(value, measure) == _distance(best, measure)
 
 
 def _pairs(board: Board, numbers: Mapping[str, int]) -> str:
