@@ -408,19 +408,27 @@ def test_numbers_of_choosing_a_method():
     lost = recorded("customized_rm")["network"]["strategies"]["none"]["forgetting"]
     utility = {name: row["utility"]["value"] for name, row in recorded("policy")["dprm"].items()}
     for said in (
-        f"one reward for all reaches {crowd['accuracy K=1'][0]:.3f} and three prototypes {crowd['accuracy K=3'][0]:.3f}; five "
-        f"labels of a new user give {crowd['users 5'][0]:.3f}",
-        f"({votes[1]['prediction']:.3f}, total variation) than five votes on the reply itself ({votes[5]['votes']:.3f}), and "
-        f"about as near as ten ({votes[10]['votes']:.3f})",
-        f"by {-gaps['dices', 'W on Betas']:.3f} in the error of the expected reward, on UKPConvArg1 transport by index, by "
-        f"{-gaps['ukpconvarg1', 'W index']:.3f}.",
+        (
+            f"one reward for all reaches {crowd['accuracy K=1'][0]:.3f} and three prototypes {crowd['accuracy K=3'][0]:.3f}; five "
+            f"labels of a new user give {crowd['users 5'][0]:.3f}"
+        ),
+        (
+            f"({votes[1]['prediction']:.3f}, total variation) than five votes on the reply itself ({votes[5]['votes']:.3f}), and "
+            f"about as near as ten ({votes[10]['votes']:.3f})"
+        ),
+        (
+            f"by {-gaps['dices', 'W on Betas']:.3f} in the error of the expected reward, on UKPConvArg1 transport by index, by "
+            f"{-gaps['ukpconvarg1', 'W index']:.3f}."
+        ),
         f"loses, {gaps['dices', 'constant']:.3f} and {gaps['ukpconvarg1', 'constant']:.3f} (",
         "the weakest 15 % hold {:.3f} in a synthetic crowd, {:.3f} in UKPConvArg1 and {:.3f} in HH-RLHF".format(
             *recalls
         ),
         "costs general ability: {value:.3f} [{low:.3f}, {high:.3f}] of accuracy".format(**lost),
-        f"the true utility from {utility['start']:.3f} to {utility['REBEL']:.3f}, best of eight without training to "
-        f"{utility['best of 8']:.3f}",
+        (
+            f"the true utility from {utility['start']:.3f} to {utility['REBEL']:.3f}, best of eight without training to "
+            f"{utility['best of 8']:.3f}"
+        ),
     ):
         assert said in page, said
     debates = recorded("pal_workers")["debates"]["methods"]
