@@ -6,7 +6,7 @@ Every method is fitted by ``pluralign fit``: linear rewards, users, crowds and m
 those that need a network of their own on a Llama of two layers that begins at random. Then ``pluralign evaluate`` puts them on one
 board of UKPConvArg1 (pairs held out), DSP, LLMBar and HHH. It asserts what a board must be: every model on every data set, every
 number that is missing with a reason, equal scores when an evaluation goes on from what was kept, and no model whose rewards change
-with the order of responses. It prints the board, a table of accuracies and one line of JSON; the exit status is 1 if something fails.
+with the order of responses. It prints the board and, last, one line of JSON; the exit status is 1 if something fails.
 
 The accuracies say what a minute of training is worth, and nothing of the methods: the data have users, crowds and domains for one
 of them each.
@@ -30,6 +30,18 @@ from pluralign.train import main as pluralign
 GOAL_SECONDS = 600
 ORDER_GOAL = 1e-3
 """Largest change of a reward when responses of a prompt are read in the other order."""
+PAIR = (
+    "data",
+    "first",
+    "second",
+    "p_value",
+    "p_corrected",
+    "comparisons",
+    "prompts",
+    "only_first",
+    "only_second",
+)
+"""What is recorded of two models, beside their difference."""
 TINY = {
     "config": {
         "model_type": "llama",
@@ -251,6 +263,18 @@ def main() -> int:
         "evaluation_seconds": first,
         "evaluation_seconds_from_kept_scores": second,
         "seconds": total,
+        "data": {
+            one.name: {"comparisons": one.comparisons, "prompts": one.prompts, "ties": one.ties}
+            for one in board.data
+        },
+        "tests": board.settings["tests"],
+        "paired": [
+            {
+                **{name: getattr(pair, name) for name in PAIR},
+                "difference": [pair.difference.value, pair.difference.low, pair.difference.high],
+            }
+            for pair in board.paired
+        ],
         "cells": {
             f"{cell.model} on {cell.data}": {
                 "standing": cell.standing,

@@ -77,5 +77,5 @@ def _paths(folder: Path, names: Sequence[str]) -> list[Path]:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    with written_whole(path) as stream:
+    with written_whole(path, setting="--output") as stream:
         torch.save(dict(content), stream)

@@ -1,6 +1,7 @@
 """``pluralign evaluate``: any number of reward models on any number of data sets, on one board."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pluralign.datamodules.checks import check_range
-from pluralign.datamodules.whole_files import written_whole
+from pluralign.datamodules.whole_files import locked_folder, written_whole
 from pluralign.inference import Scorer, open_model
 from pluralign.inference.board import (
     Contestant,
@@ -32,7 +33,7 @@ from .program import EPILOG
 
 __all__ = ["evaluate"]
 
-BOARD, REPORT = "board.json", "report.html"
+BOARD, REPORT, SCORES = "board.json", "report.html", "scores"
 
 
 def evaluate(words: Sequence[str]) -> None:
@@ -45,7 +46,7 @@ def evaluate(words: Sequence[str]) -> None:
 
     Raises:
         FileNotFoundError: If a model or a file is not there.
-        FileExistsError: If the folder holds a board already.
+        FileExistsError: If the folder holds a board already, or another process is writing one there.
         ValueError: If two have one name, or data have nothing to evaluate; says what to change.
     """
     options = _parser().parse_args(words)
@@ -71,24 +72,36 @@ def evaluate(words: Sequence[str]) -> None:
         for name, source in sources.items()
     }
     console = Console()
-    with _progress(console) as watch:
-        found = evaluate_models(
-            [Contestant(name, one) for name, one in opened.items()],
-            [*data.values()],
-            folder=folder / "scores",
-            resume=options.resume,
-            how=Resampling(options.num_resamples, options.seed),
-            worst=options.worst,
-            watch=watch,
-        )
-    _report(folder, found, console)
+    with _alone(folder):
+        with _progress(console) as watch:
+            found = evaluate_models(
+                [Contestant(name, one) for name, one in opened.items()],
+                [*data.values()],
+                folder=folder / SCORES,
+                resume=options.resume,
+                how=Resampling(options.num_resamples, options.seed),
+                worst=options.worst,
+                watch=watch,
+            )
+        _report(folder, found, console)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """While no other process writes a board there: files of two would not fit each other."""
+    busy = f"another process is writing a board into {folder} just now: wait for its end, or name another folder with --output"
+    lock = locked_folder(folder / SCORES, busy=busy, setting="--output")
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 def _report(folder: Path, found: Evaluation, console: Console) -> None:
     """Write and show what was found."""
     write_items(folder / "items.parquet", folder / "responses.parquet", found.scored)
     found.board.write(folder / BOARD)
-    with written_whole(folder / REPORT) as stream:
+    with written_whole(folder / REPORT, setting="--output") as stream:
         stream.write(board_page(found.board).encode())
     for table in board_tables(found.board):
         console.print(table)

@@ -22,7 +22,7 @@ STANDINGS = {
     "not told apart": ("near", "&asymp; not told apart"),
     "behind": ("behind", "&#9660; behind"),
     "alone": ("near", "alone"),
-    "unknown": ("near", "unknown"),
+    "unknown": ("near", "? not ranked"),
 }
 """Class and words of a model's place on a data set; no place is told by colour alone."""
 
@@ -100,9 +100,12 @@ def _swatch(number: int) -> str:
 
 
 def _cells(board: Board, data: BoardData) -> list[Cell]:
-    """Cells of a data set, the most accurate model first."""
+    """Cells of a data set, the most accurate model first and what is not ranked last."""
     cells = [cell for cell in board.cells if cell.data == data.name]
-    return sorted(cells, key=lambda cell: -(_value(cell.measures.get("accuracy")) or 0.0))
+    return sorted(
+        cells,
+        key=lambda cell: (cell.standing == "unknown", -(_value(cell.measures.get("accuracy")) or 0.0)),
+    )
 
 
 def _value(one: Measured | None) -> float | None:
@@ -129,6 +132,8 @@ def _measured(one: Measured | None, form: str, *, best: bool = False) -> str:
     interval = ""
     if one.low is not None and one.high is not None:
         interval = f"<small>{signed(one.low, form)} to {signed(one.high, form)}</small>"
+    if one.number is not None:
+        interval += f"<small>n = {one.number:,}{' (few)' if one.of_few else ''}</small>"
     about = f' title="{page_text(one.reason)}"' if one.reason else ""
     return f'<td class="figure{" best" if best else ""}"{about}>{signed(one.value, form)}{interval}</td>'
 
@@ -137,9 +142,14 @@ def _best(values: Sequence[float], measure: Measure) -> float | None:
     """The best of several values; None where they are equal, or one is alone."""
     if len({*values}) < 2:
         return None
-    if measure.best == "highest":
-        return max(values)
-    return min(values, key=lambda value: abs(value - {"lowest": -1e9, "one": 1, "zero": 0}[measure.best]))
+    return min(values, key=lambda value: _distance(value, measure))
+
+
+def _distance(value: float, measure: Measure) -> float:
+    """How far a value is from the best there could be, but for a constant."""
+    if measure.best in ("highest", "lowest"):
+        return -value if measure.best == "highest" else value
+    return abs(value - (1 if measure.best == "one" else 0))
 
 
 # Sections ----------------------------------------------------------------------------------------------
@@ -154,7 +164,13 @@ def _boards(board: Board, numbers: Mapping[str, int]) -> str:
         ]
         best = {
             one.name: _best(
-                [v for cell in cells if (v := _value(cell.measures.get(one.name))) is not None], one
+                [
+                    value
+                    for cell in cells
+                    if cell.standing != "unknown"
+                    and (value := _value(cell.measures.get(one.name))) is not None
+                ],
+                one,
             )
             for one in shown
         }
@@ -187,7 +203,11 @@ def _board_row(cell: Cell, shown: Sequence[Measure], best: Mapping[str, float | 
     kind, words = STANDINGS[cell.standing]
     dead = " <small>(dead: all its rewards are equal)</small>" if cell.dead else ""
     values = "".join(
-        _measured(one := cell.measures.get(measure.name), measure.form, best=_is(one, best[measure.name]))
+        _measured(
+            one := cell.measures.get(measure.name),
+            measure.form,
+            best=cell.standing != "unknown" and _is(one, best[measure.name], measure),
+        )
         for measure in shown
     )
     return (
@@ -196,8 +216,11 @@ def _board_row(cell: Cell, shown: Sequence[Measure], best: Mapping[str, float | 
     )
 
 
-def _is(one: Measured | None, best: float | None) -> bool:
-    return best is not None and _value(one) == best
+def _is(one: Measured | None, best: float | None, measure: Measure) -> bool:
+    value = _value(one)
+    if value is None or best is None:
+        return False
+    return _distance(value, measure) == _distance(best, measure)
 
 
 def _pairs(board: Board, numbers: Mapping[str, int]) -> str:
@@ -257,7 +280,7 @@ def _parts(board: Board, numbers: Mapping[str, int]) -> str:
             ]
             closed = len(keys) > 12 or name == "lowest_users"
             table = _table(f"{data.name} by {title}", heads, rows)
-            label = f"{page_text(data.name)}: accuracy by {title} ({len(keys):,})"
+            label = f"{page_text(data.name)}: accuracy by {title} ({len(keys):,}), n {'users' if name == 'groups' else 'prompts'}"
             parts.append(f"<details{'' if closed else ' open'}><summary>{label}</summary>{table}</details>")
     return "".join(parts)
 
@@ -283,7 +306,8 @@ def _official(board: Board, numbers: Mapping[str, int]) -> str:
 def _official_table(table: OfficialTable, numbers: Mapping[str, int]) -> str:
     columns = dict.fromkeys(name for values in table.numbers.values() for name in values)
     rows = []
-    for model, values in table.numbers.items():
+    for model in dict.fromkeys([*table.numbers, *table.reasons]):
+        values = table.numbers.get(model, {})
         reason = f" <small>{page_text(table.reasons[model])}</small>" if model in table.reasons else ""
         cells = "".join(_official_cell(values.get(name)) for name in columns)
         rows.append(

@@ -24,7 +24,7 @@ SECOND = (
 """And of the second."""
 NAME = 18
 """Letters of a model's name that stay on one line, whatever else does not fit."""
-MARKS = {"best": "*", "not told apart": "=", "behind": "", "alone": "", "unknown": ""}
+MARKS = {"best": "*", "not told apart": "=", "behind": "", "alone": "", "unknown": "?"}
 OF = {measure.name: measure for measure in MEASURES}
 
 
@@ -67,7 +67,9 @@ def _measures(
     )
     for measure in shown:
         table.add_column(measure.title.replace(" ", "\n"), justify="right", no_wrap=True)
-    for cell in sorted(cells, key=lambda cell: -(cell.measures["accuracy"].value or 0.0)):
+    for cell in sorted(
+        cells, key=lambda cell: (cell.standing == "unknown", -(cell.measures["accuracy"].value or 0.0))
+    ):
         mark = MARKS[cell.standing] if "accuracy" in names else ""
         name = f"{escape(cell.model)}{' [red]dead[/red]' if cell.dead else ''}"
         table.add_row(name, *(_cell(measure, cell.measures[measure.name], mark) for measure in shown))
@@ -96,6 +98,13 @@ def _first_caption(data: BoardData, cells: Sequence[Cell]) -> str:
     lines = ["accuracy with its 95 % interval over prompts"]
     if len(cells) > 1:
         lines[0] += "; * the best, = not told apart from the best after correction"
+    if len(cells) > 1 and any(cell.standing == "unknown" for cell in cells):
+        lines[0] += ", ? not ranked"
+    for cell in cells:
+        worst = cell.measures["worst_group"]
+        if worst.value is not None and worst.reason:
+            few = " (few)" if worst.of_few else ""
+            lines.append(f"worst group of {escape(cell.model)}: {escape(worst.reason)}{few}")
     lines += [escape(note) for note in data.notes]
     if data.invalid:
         told = ", ".join(f"{name} {number:,}" for name, number in data.invalid.items())
@@ -124,8 +133,8 @@ def _against_best(board: Board, data: BoardData) -> Table | None:
     if best is None or len(standing) < 2:
         return None
     caption = (
-        "difference in accuracy, in points, where all models could read both sides;\np by exchanging two models prompt by prompt; "
-        f"corrected (Holm) for {board.settings['tests']} tests:\nof every two models on all data, which board.json has"
+        "difference in accuracy, in points, where all ranked models could read both sides;\np exact, by exchanging two models prompt "
+        f"by prompt; corrected (Holm) for {board.settings['tests']} tests:\nof every two models on all data, which board.json has"
     )
     table = Table(
         title=escape(f"{data.name}: {best} against"),

@@ -322,5 +322,5 @@ def _write(
         ],
     }
     AtomicCheckpointIO().save_checkpoint(checkpoint, output)
-    with written_whole(report) as stream:
+    with written_whole(report, setting="--output") as stream:
         stream.write(f"{json.dumps(content, indent=1)}\n".encode())

@@ -43,7 +43,7 @@ def join(words: Sequence[str]) -> None:
         str(path): AtomicCheckpointIO().load_checkpoint(path, "cpu", weights_only=True) for path in paths
     }
     joined = joined_members(contents)
-    with written_whole(target) as stream:
+    with written_whole(target, setting="--output") as stream:
         torch.save(joined, stream)
     settings = joined["hyper_parameters"]
     print(

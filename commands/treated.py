@@ -50,7 +50,7 @@ def treated(words: Sequence[str]) -> None:
     data.setup("fit")
     page, number = sample_page(data, num_per_rule=options.num_per_rule, seed=options.seed)
     path = Path(options.output)
-    with written_whole(path) as stream:
+    with written_whole(path, setting="--output") as stream:
         stream.write(page.encode())
     print(f"{number:,} comparisons are shown in {path}")
 

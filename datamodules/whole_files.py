@@ -1,9 +1,11 @@
-"""Files that are there whole or not at all, and what to say where a disk does not take them."""
+"""Files that are there whole or not at all, written by one process at a time, and what to say where a disk does not take them."""
 
 import errno
+import logging
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,14 +13,17 @@ from typing import BinaryIO
 
 from .processes import is_alive
 
-__all__ = ["could_not_write", "written_whole"]
+__all__ = ["could_not_write", "locked_folder", "written_whole"]
+
+log = logging.getLogger(__name__)
 
 ENDING = ".part"
+SETTING, LOCK = "--trainer.default_root_dir", "lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LOCKED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def could_not_write(path: Path, error: OSError, *, setting: str = "--trainer.default_root_dir") -> OSError:
+def could_not_write(path: Path, error: OSError, *, setting: str = SETTING) -> OSError:
     """What to raise where a file could not be written: names file, disk and what to do.
 
     Args:
@@ -43,7 +48,7 @@ def could_not_write(path: Path, error: OSError, *, setting: str = "--trainer.def
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
+def written_whole(path: Path, *, setting: str = SETTING) -> Iterator[BinaryIO]:
     """A stream whose bytes become the file once all are on the disk; until then the file stays as it was.
 
     They are written beside the file, in its folder: a file moves in one step only within one file system. What killed
@@ -51,6 +56,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
     Args:
         path: Of the file; its folder is made.
+        setting: What may name another place, for the message where the disk does not take it.
 
     Raises:
         OSError: If the disk is full, the folder cannot be written or the like; nothing is left of it then.
@@ -72,7 +78,41 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         error = _system_error(problem)
         if error is None:
             raise
-        raise could_not_write(path, error) from error
+        raise could_not_write(path, error, setting=setting) from error
+
+
+def locked_folder(folder: Path, *, busy: str, setting: str = SETTING) -> int:
+    """Keep other processes out of a folder until this one ends, or closes what is returned.
+
+    Args:
+        folder: Made if it is not there; it gets a file called ``lock``, which stays.
+        busy: What to say where another process has it.
+        setting: What may name another place, for the message where the disk does not take it.
+
+    Returns:
+        An open file descriptor; ``os.close`` lets others in. On Windows, and where the file system has no locks, nobody is kept out.
+
+    Raises:
+        FileExistsError: If another process has it.
+        OSError: If the folder cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise could_not_write(folder / LOCK, error, setting=setting) from error
+    if sys.platform == "win32":  # it has no such locks
+        return lock
+    import fcntl
+
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        os.close(lock)
+        raise FileExistsError(busy) from error
+    except OSError as error:
+        log.warning("%s cannot be locked (%s): let no other process write into it", folder, error)
+    return lock
 
 
 def _system_error(problem: BaseException | None) -> OSError | None:

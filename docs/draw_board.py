@@ -1,15 +1,19 @@
 """Draw the picture of an evaluation's report from invented numbers: ``python docs/draw_board.py``.
 
 It writes the page and takes its picture with a browser (``--browser``, chromium by default). With ``--page FILE`` it writes the page
-alone.
+alone. With ``--methods`` it draws the accuracies of benchmarks/results/board.json instead, without a browser.
 """
 
 import argparse
+import json
 import random
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
+from pluralign.callbacks.pictures import save_picture
+from pluralign.callbacks.pictures.style import BLUE, GREY, ORANGE, bare_axes
 from pluralign.commands.evaluate_page import board_page
 from pluralign.inference.board import (
     MEASURES,
@@ -26,6 +30,14 @@ from pluralign.inference.board import (
 )
 
 IMAGE = Path(__file__).parent / "images" / "board.png"
+METHODS = Path(__file__).parent / "images" / "board_methods"
+RECORDED = Path(__file__).parents[1] / "benchmarks" / "results" / "board.json"
+MARKS = {
+    "best": (BLUE, "o", "the best"),
+    "not told apart": (BLUE, "s", "not told apart from it"),
+    "behind": (ORANGE, "v", "behind"),
+}
+"""Colour, shape and words of a model's place; no place is told by colour alone."""
 SIZE = "1200,1500"
 MODELS = {"PAL": 0.735, "DPRM": 0.71, "BradleyTerryRM": 0.69, "a plain reward model": 0.61}
 """Invented accuracies."""
@@ -183,12 +195,48 @@ def invented_board() -> Board:
     return Board(models, data, cells, tuple(paired), (official,), worst, settings)
 
 
+def draw_methods(found: dict[str, Any]) -> None:
+    """Accuracies of a recorded run of benchmarks/board.py with their intervals, a panel for each data set.
+
+    Args:
+        found: The recorded JSON object.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    panels = figure.subplots(1, len(found["data"]), sharey=True)
+    methods = [*found["training_seconds"]]
+    for panel, (data, sizes) in zip(panels, found["data"].items(), strict=True):
+        panel.axvline(0.5, color=GREY, lw=1, ls="--")
+        for place, method in enumerate(reversed(methods)):
+            cell = found["cells"][f"{method} on {data}"]
+            value, low, high = cell["accuracy"]
+            color, marker, _ = MARKS[cell["standing"]]
+            panel.plot([low, high], [place, place], color=color, lw=2)
+            panel.plot(value, place, marker, color=color, ms=6)
+        panel.set_yticks(range(len(methods)), reversed(methods), fontsize="small")
+        panel.set_title(
+            f"{data}\n{sizes['comparisons']:,} comparisons, {sizes['prompts']:,} prompts", fontsize="small"
+        )
+        bare_axes(panel)
+        panel.tick_params(axis="y", labelsize="small")
+    for color, marker, words in MARKS.values():
+        panels[0].plot([], [], marker, color=color, label=words)
+    figure.legend(loc="outside lower center", ncols=len(MARKS), fontsize="small", frameon=False)
+    figure.supxlabel("accuracy, 95 % intervals; dashed: a coin", fontsize="small")
+    save_picture(figure, METHODS, ["png"])
+
+
 def main() -> None:
-    """Write the page and take its picture."""
+    """Write the page and take its picture, or draw the recorded board."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--browser", default="chromium")
     parser.add_argument("--page", type=Path)
+    parser.add_argument("--methods", action="store_true", help="draw the recorded accuracies")
     options = parser.parse_args()
+    if options.methods:
+        draw_methods(json.loads(RECORDED.read_text(encoding="utf-8")))
+        return
     text = board_page(invented_board())
     if options.page is not None:
         options.page.write_text(text, encoding="utf-8")

@@ -1,10 +1,8 @@
 """Rewards of a whole file: record after record, kept chunk by chunk, so that what was scored is never scored again."""
 
 import json
-import logging
 import os
 import shutil
-import sys
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -16,7 +14,7 @@ import torch
 from pluralign.datamodules import PreferenceRecord
 from pluralign.datamodules.batch import Basis, Labels
 from pluralign.datamodules.prompt_batch import Prompt
-from pluralign.datamodules.whole_files import could_not_write, written_whole
+from pluralign.datamodules.whole_files import locked_folder, written_whole
 
 from .response_rows import ResponseRows
 from .scorer import Scorer
@@ -26,14 +24,12 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "ScoredParts", "Scores", "num_rows", "score_records"]
 
-log = logging.getLogger(__name__)
-
 FORMATS = (".parquet", ".jsonl")
 """Endings of files of scores."""
 CHUNK = 1024
 """Records that are scored together by default."""
 PARTS = ".parts"
-DESCRIPTION, LOCK = "made_by.json", "lock"
+DESCRIPTION = "made_by.json"
 
 
 class Scores(NamedTuple):
@@ -74,13 +70,10 @@ class ScoredParts:
         if output.exists() and not overwrite:
             raise FileExistsError(f"{output} is there already: name another file, or add --overwrite")
         self.output, self.folder = output, output.with_name(output.name + PARTS)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise could_not_write(self.folder, error, setting="--output") from error
-        self._unlock = weakref.finalize(self, os.close, self._lock)
-        self._take()
+        busy = f"another process is scoring for {output} just now: wait for its end, or name another file"
+        self._unlock = weakref.finalize(
+            self, os.close, locked_folder(self.folder, busy=busy, setting="--output")
+        )
         description = self.folder / DESCRIPTION
         text = json.dumps(dict(made_by), sort_keys=True, default=str)
         before = description.read_text(encoding="utf-8") if description.is_file() else ""
@@ -93,27 +86,8 @@ class ScoredParts:
         for part in self.folder.glob("part-*.parquet"):
             if part not in kept:  # of other scores, or behind a gap: what comes next has their numbers
                 part.unlink()
-        with written_whole(description) as stream:
+        with written_whole(description, setting="--output") as stream:
             stream.write(text.encode())
-
-    def _take(self) -> None:
-        """Keep other processes out until this one ends: parts of two would stand in the file twice.
-
-        Raises:
-            FileExistsError: If another one scores into the same file.
-        """
-        if sys.platform == "win32":  # it has no such locks
-            return
-        import fcntl
-
-        try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise FileExistsError(
-                f"another process is scoring for {self.output} just now: wait for its end, or name another file"
-            ) from error
-        except OSError as error:  # a file system without locks keeps nobody out
-            log.warning("%s cannot be locked (%s): let no other process score into it", self.folder, error)
 
     @property
     def parts(self) -> list[Path]:
@@ -128,7 +102,7 @@ class ScoredParts:
         """Write one more part; it is there whole or not at all."""
         import pyarrow.parquet as pq
 
-        with written_whole(self._part(len(self.parts))) as stream:
+        with written_whole(self._part(len(self.parts)), setting="--output") as stream:
             pq.write_table(table, stream)
 
     def finish(self) -> int:
@@ -136,7 +110,7 @@ class ScoredParts:
         import pyarrow.parquet as pq
 
         number = 0
-        with written_whole(self.output) as stream:
+        with written_whole(self.output, setting="--output") as stream:
             writer = None
             for part in self.parts:
                 table = pq.read_table(part)

@@ -10,7 +10,7 @@ from .calibration import (
     fitted_log_loss,
     reliability,
 )
-from .clustered import clustered_means
+from .clustered import clustered_means, clustered_shares
 from .crowd import NUM_BINS, SMALLEST_PROBABILITY, Bin, CrowdTable, crowd_table, item_values
 from .distribution import StrengthHistogram
 from .diversity import Diversity, response_diversity
@@ -27,6 +27,7 @@ from .member_correlation import MemberCorrelation
 from .paired import crossed_estimates
 from .preference import TIE, PreferenceMetrics, log_loss, outcomes, within_prompts
 from .prototypes import Example, Extremes, PrototypeTable, Sample, principal_plane
+from .sign_flip import sign_flip_test
 from .significance import PairedAccuracy, holm_correction, paired_accuracy
 from .strength import StrengthGroup, StrengthRow, StrengthSummary, strength_summary
 from .trade_off import JudgedColumns, Measure, TradeOff, TradeOffNames, TradeOffStart, trade_off_summary
@@ -39,7 +40,6 @@ from .win_rate import (
     item_outcomes,
     outcome_rate,
     reward_verdicts,
-    sign_flip_test,
     win_rates,
 )
 
@@ -87,6 +87,7 @@ __all__ = [
     "bootstrap_sums",
     "calibration_slope",
     "clustered_means",
+    "clustered_shares",
     "crossed_estimates",
     "crowd_table",
     "equal_mass_bins",

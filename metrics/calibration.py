@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .clustered import clustered_sums, ratio_interval
-from .estimate import Estimate, bootstrap_sums, percentile_interval
+from .clustered import clustered_shares, clustered_sums, ratio_interval
+from .estimate import CONFIDENCE, Estimate, bootstrap_sums
 from .preference import log_loss
 
 __all__ = [
@@ -22,6 +22,8 @@ __all__ = [
 
 STEPS = 200
 """Halvings of the interval in which a slope lies."""
+HALVINGS = 20
+"""And of that in which the end of a calibration error's interval does."""
 
 
 class ConfidenceBin(NamedTuple):
@@ -39,6 +41,8 @@ class Reliability(NamedTuple):
 
     error: Estimate
     """Expected calibration error: mean over comparisons of how far the bins are off, in [0, 1]; chance alone makes it > 0."""
+    by_chance: float
+    """What it would be on average, were the model calibrated: what chance alone makes of so many; NaN of one cluster."""
     bins: tuple[ConfidenceBin, ...]
 
 
@@ -81,6 +85,12 @@ def reliability(
 
     .. math:: ECE = \sum_b \tfrac{n_b}{M} \, |\bar q_b - \bar c_b|
 
+    The mean of absolute values of what varies is too large, and in a resample, which varies once more, larger still, so that
+    percentiles of resamples lie above the error that is there. The interval turns a test round instead: with the bins' gaps
+    :math:`g_b` and their noise :math:`e_b`, a resample's gaps less :math:`g_b`, it holds every :math:`\lambda E` for which the
+    error that was found lies among the middle 95 % of :math:`\sum_b |\lambda g_b + e_b|`. It begins at 0 where a calibrated model
+    might have had as large an error. Bins have Wilson's interval (:func:`clustered_shares`).
+
     Args:
         odds: Predicted log-odds of the first, (M,).
         share: Share that prefers the first, (M,) in [0, 1].
@@ -96,9 +106,10 @@ def reliability(
         Equal-mass bins: K. Nguyen and B. O'Connor, *Posterior calibration and exploratory analysis for natural language
         processing models*, EMNLP 2015, section 3. Departures: of the predicted side, since which response comes first is
         no property of it.
+        The interval is ours; coverage is measured in tests/metrics/test_coverage.py.
     """
     if not len(odds):
-        return Reliability(Estimate(*[float("nan")] * 3), ())
+        return Reliability(Estimate(*[float("nan")] * 3), float("nan"), ())
     odds, share = odds.double(), share.double()
     confidence = odds.abs().sigmoid()
     # An undecided prediction is of neither side, whichever comes first.
@@ -110,34 +121,57 @@ def reliability(
         torch.cat([member, confidence[:, None] * member, agreed[:, None] * member], 1), cluster
     )
     counts, predicted, observed = sums.sum(0).view(3, number)
-    low, high = ratio_interval(
-        sums[:, 2 * number :], sums[:, :number], num_resamples=num_resamples, seed=seed
-    )
-    gaps = (observed - predicted).abs().sum() / len(odds)
+    value = float((observed - predicted).abs().sum()) / len(odds)
+    low, high, by_chance = _error_interval(value, sums, number, num_resamples=num_resamples, seed=seed)
+    nothing = odds.new_tensor(torch.nan)
+    shares = clustered_shares(torch.where(member > 0, agreed[:, None], nothing), cluster)
     edges = [(confidence[bins == b].min(), confidence[bins == b].max()) for b in range(number)]
     return Reliability(
-        Estimate(float(gaps), *_error_interval(sums, number, num_resamples=num_resamples, seed=seed)),
+        Estimate(value, low, high),
+        by_chance,
         tuple(
             ConfidenceBin(
                 float(edges[b][0]),
                 float(edges[b][1]),
                 int(counts[b]),
                 float(predicted[b] / counts[b]),
-                Estimate(float(observed[b] / counts[b]), float(low[b]), float(high[b])),
+                shares[b],
             )
             for b in range(number)
         ),
     )
 
 
-def _error_interval(sums: Tensor, number: int, *, num_resamples: int, seed: int) -> tuple[float, float]:
-    """Ends of the calibration error's interval, from sums (clusters, 3 bins)."""
-    if len(sums) < 2:
-        return float("nan"), float("nan")
+def _error_interval(
+    value: float, sums: Tensor, number: int, *, num_resamples: int, seed: int
+) -> tuple[float, float, float]:
+    """Ends of the calibration error's interval, and its mean for a calibrated model, from sums (clusters, 3 bins)."""
+    clusters = len(sums)
+    if clusters < 2:
+        return float("nan"), float("nan"), float("nan")
+    _, predicted, observed = sums.sum(0).view(3, number)
+    gaps = (observed - predicted) / sums[:, :number].sum()
     drawn = bootstrap_sums(sums, num_resamples=num_resamples, seed=seed).view(num_resamples, 3, number)
-    errors = (drawn[:, 2] - drawn[:, 1]).abs().sum(1) / drawn[:, 0].sum(1)
-    low, high = percentile_interval(errors).tolist()
-    return low, high
+    noise = (drawn[:, 2] - drawn[:, 1]) / drawn[:, 0].sum(1, keepdim=True) - gaps
+    noise *= (clusters / (clusters - 1)) ** 0.5
+
+    def errors(times: float) -> Tensor:
+        return (times * gaps + noise).abs().sum(1)
+
+    def least(level: float) -> float:
+        """The smallest error of which so large a share of resamples is above the one that was found, or at it."""
+        low, high = 0.0, 1.0
+        if float(errors(0.0).quantile(level)) >= value:
+            return 0.0
+        while high * value < 1 and float(errors(high).quantile(level)) < value:
+            low, high = high, 2 * high
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if float(errors(middle).quantile(level)) < value else (low, middle)
+        return min(1.0, high * value)
+
+    tail = (1 - CONFIDENCE) / 2
+    return least(1 - tail), least(tail), float(errors(0.0).mean())
 
 
 def calibration_slope(

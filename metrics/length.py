@@ -39,7 +39,9 @@ def length_correlation(
     if len(sums) < 2 or math.isnan(value):
         return Estimate(value, float("nan"), float("nan"))
     drawn = bootstrap_sums(sums, num_resamples=num_resamples, seed=seed)
-    return Estimate(value, *percentile_interval(correlation(drawn)).tolist())
+    drawn_from = torch.tensor([len(sums)])
+    ends = percentile_interval(correlation(drawn).unsqueeze(1), drawn_from=drawn_from)
+    return Estimate(value, *ends[:, 0].tolist())
 
 
 def _ranks(values: Tensor) -> Tensor:

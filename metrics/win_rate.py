@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .estimate import Estimate, bootstrap_sums, percentile_interval
+from .sign_flip import sign_flip_test
 
 __all__ = [
     "WinRate",
@@ -15,16 +16,8 @@ __all__ = [
     "item_outcomes",
     "outcome_rate",
     "reward_verdicts",
-    "sign_flip_test",
     "win_rates",
 ]
-
-MOST_EXACT = 14
-"""Prompts up to which every pattern of signs is counted in the test."""
-NUM_FLIPS = 20_000
-"""Patterns that are drawn where there are more prompts."""
-CHUNK = 4_000_000
-"""Signs at a time."""
 
 
 class WinRate(NamedTuple):
@@ -163,38 +156,6 @@ def outcome_rate(outcomes: Tensor, prompt: Tensor, *, num_resamples: int = 2000,
         prompts=len(sums),
         p_value=sign_flip_test(sums[:, 1] - sums[:, 0] / 2, seed=seed),
     )
-
-
-def sign_flip_test(values: Tensor, *, seed: int = 0) -> float:
-    """Two-sided p-value of values being symmetric around zero, by turning the sign of each at random.
-
-    Where every value is one outcome of equal size this is the sign test. Up to fourteen values that are not zero all
-    patterns of signs are counted; of more 20,000 are drawn, and the observed one counts among them.
-
-    Args:
-        values: Independent values, (n,), such as a prompt's outcomes, each less a half, added up.
-        seed: Seed of the drawn patterns.
-
-    Returns:
-        In (0, 1]; 1 where all are zero, NaN without values.
-    """
-    if not len(values):
-        return float("nan")
-    values = values.double()
-    values = values[values != 0]
-    number = len(values)
-    # Sums of the same values in another order differ in the last digits.
-    least = float(values.sum().abs()) * (1 - 1e-9)
-    if number <= MOST_EXACT:
-        patterns = torch.arange(2**number).unsqueeze(1) >> torch.arange(number) & 1
-        return float(((patterns.double() * 2 - 1) @ values).abs().ge(least).double().mean())
-    generator = torch.Generator().manual_seed(seed)
-    as_far, step = 1, max(1, CHUNK // number)
-    for start in range(0, NUM_FLIPS, step):
-        size = min(step, NUM_FLIPS - start)
-        signs = torch.randint(2, (size, number), generator=generator).double() * 2 - 1
-        as_far += int((signs @ values).abs().ge(least).sum())
-    return as_far / (NUM_FLIPS + 1)
 
 
 def win_rates(

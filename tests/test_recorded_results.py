@@ -385,3 +385,56 @@ def test_scoring_beside_plain_transformers():
         numbers = [of[name] for of in (fast, tokens) for name in ("8 pairs at a time", "one pair at a time")]
         cells = [result["work"], f"{result['pairs']:,}", *(f"{number:.2f}" for number in numbers)]
         assert f"| {' | '.join(cells)} |" in page
+
+
+# Pages that tell what others measured ---------------------------------------------------------------------
+
+
+def test_numbers_of_choosing_a_method():
+    page = " ".join((ROOT / "docs" / "choosing_a_method.md").read_text(encoding="utf-8").split())
+    crowd = recorded("pal")["synthetic"]
+    votes = {row["num_votes"]: row for row in recorded("dprm_votes")["votes_per_item"]}
+    gaps = {
+        (data, method): recorded("dprm")[data]["methods"][method]["minus cross-entropy"]["expected_reward_error"][
+            "over_prompts_and_seeds"
+        ]["value"]
+        for data, method in (("dices", "W on Betas"), ("dices", "constant"), ("ukpconvarg1", "W index"), ("ukpconvarg1", "constant"))
+    }  # fmt: skip
+    found = recorded("ensemble_vote_rm")
+    recalls = [
+        voters["head, bootstrap"]["recall"]["value"]
+        for voters in (found["synthetic"]["voters"], *(found[name]["features"]["voters"] for name in ("arguments", "dialogues")))
+    ]  # fmt: skip
+    lost = recorded("customized_rm")["network"]["strategies"]["none"]["forgetting"]
+    utility = {name: row["utility"]["value"] for name, row in recorded("policy")["dprm"].items()}
+    for said in (
+        (
+            f"one reward for all reaches {crowd['accuracy K=1'][0]:.3f} and three prototypes {crowd['accuracy K=3'][0]:.3f}; five "
+            f"labels of a new user give {crowd['users 5'][0]:.3f}"
+        ),
+        (
+            f"({votes[1]['prediction']:.3f}, total variation) than five votes on the reply itself ({votes[5]['votes']:.3f}), and "
+            f"about as near as ten ({votes[10]['votes']:.3f})"
+        ),
+        (
+            f"by {-gaps['dices', 'W on Betas']:.3f} in the error of the expected reward, on UKPConvArg1 transport by index, by "
+            f"{-gaps['ukpconvarg1', 'W index']:.3f}."
+        ),
+        f"loses, {gaps['dices', 'constant']:.3f} and {gaps['ukpconvarg1', 'constant']:.3f} (",
+        "the weakest 15 % hold {:.3f} in a synthetic crowd, {:.3f} in UKPConvArg1 and {:.3f} in HH-RLHF".format(
+            *recalls
+        ),
+        "costs general ability: {value:.3f} [{low:.3f}, {high:.3f}] of accuracy".format(**lost),
+        (
+            f"the true utility from {utility['start']:.3f} to {utility['REBEL']:.3f}, best of eight without training to "
+            f"{utility['best of 8']:.3f}"
+        ),
+    ):
+        assert said in page, said
+    debates = recorded("pal_workers")["debates"]["methods"]
+    gains = [
+        row["minus longer wins"]["accuracy"]["over_prompts_and_seeds"]
+        for name, row in debates.items()
+        if name.startswith("K=")
+    ]
+    assert len(gains) > 1 and all(gain["low"] <= 0 for gain in gains)

@@ -1,8 +1,8 @@
 """The measures of one model on one data set."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,19 +12,18 @@ from pluralign.metrics import (
     Estimate,
     calibration_slope,
     clustered_means,
+    clustered_shares,
     fitted_log_loss,
     item_values,
     length_correlation,
     log_loss,
     outcomes,
     reliability,
-    user_margin_accuracy,
     within_prompts,
 )
-from pluralign.metrics.users import UserAccuracy
 
 from .data import EvaluationData
-from .scoring import NOT_FINITE, Scores
+from .scoring import NOT_FINITE, NOT_FINITE_COMPARED, Scores
 from .types import Cell, Measured, ReliabilityBin, Standing
 
 __all__ = ["Resampling", "model_cell", "rightness"]
@@ -33,7 +32,7 @@ LOWEST_USERS = 10
 FEW = 100
 """Decided comparisons below which a board warns that intervals are wide and bins mean little."""
 SWAPPED = 1e-3
-"""Change of a reward by exchanging responses above which a board warns."""
+"""Change of a reward by exchanging responses, beside the largest reward or 1, above which a board warns."""
 NO_COMPARISONS = "the data have no comparisons that the model could read"
 
 
@@ -112,14 +111,16 @@ class _Table:
         users = {name: i for i, name in enumerate(self.user_names)}
         domains = {name: i for i, name in enumerate(self.domain_names)}
         self.user = torch.tensor(
-            [users.get(str(one.user), -1) if one.user is not None else -1 for one in comparisons]
+            [users.get(str(one.user), -1) if one.user is not None else -1 for one in comparisons],
+            dtype=torch.int64,
         )
         self.domain = torch.tensor(
-            [domains.get(str(one.domain), -1) if one.domain is not None else -1 for one in comparisons]
+            [domains.get(str(one.domain), -1) if one.domain is not None else -1 for one in comparisons],
+            dtype=torch.int64,
         )
         self.temperature: float | None = None
         self._reliability = reliability(self.odds, self.share, self.prompt, **self._bins)
-        self.users = self._users()
+        self._accuracy_of_user = self._users()
 
     @property
     def _bootstrap(self) -> dict[str, int]:
@@ -147,63 +148,75 @@ class _Table:
                 "user_accuracy": self._user_accuracy(),
                 "worst_group": self._worst_group(),
                 "fitted_log_loss": self._fitted(),
-                "calibration_error": _measured(self._reliability.error),
+                "calibration_error": self._calibration(),
                 "calibration_slope": self._slope(),
                 "length_correlation": self._length(),
             }
-        swap = Measured.of(
-            self.scores.swap, reason=None if math.isfinite(self.scores.swap) else "nothing was read twice"
-        )
-        return {**found, "transport": self._transport(), "swap": swap, "spread": self._spread()}
+        return {**found, "transport": self._transport(), "swap": self._swap(), "spread": self._spread()}
 
     def _means(self) -> dict[str, Measured]:
         decided = self.decided
         nothing = self.odds.new_tensor(torch.nan)
-        columns = {
+        shares = {
             "accuracy": torch.where(decided, self.right.double(), nothing),
             "tied_rewards": torch.where(decided, (self.odds == 0).double(), nothing),
+        }
+        losses = {
             "log_loss": log_loss(self.odds, self.share),
             "brier": (self.odds.sigmoid() - self.share).square(),
         }
-        estimates = clustered_means(torch.stack([*columns.values()], 1), self.prompt, **self._bootstrap)
-        found = {name: _measured(one) for name, one in zip(columns, estimates, strict=True)}
+        estimates = clustered_shares(torch.stack([*shares.values()], 1), self.prompt)
+        estimates += clustered_means(torch.stack([*losses.values()], 1), self.prompt, **self._bootstrap)
+        found = {name: _measured(one) for name, one in zip(shares | losses, estimates, strict=True)}
         if not bool(decided.any()):
             reason = f"people call all {len(decided):,} comparisons a tie"
             found |= {name: Measured.none(reason) for name in ("accuracy", "tied_rewards")}
         return found
 
-    def _users(self) -> UserAccuracy | None:
-        named = self.user >= 0
-        if not bool((named & self.decided).any()):
-            return None
-        return user_margin_accuracy(
-            self.user[named],
-            self.odds[named],
-            self.share[named],
-            names=self.user_names,
-            group_of_user=self.data.group_of_user,
-            num_anonymous=int((~named).sum()),
-            **self._bootstrap,
-        )
+    def _users(self) -> dict[str, float]:
+        """Accuracy of each user who decided anything, by name."""
+        counted = self.decided & (self.user >= 0)
+        of, right = self.user[counted], self.right[counted].double()
+        numbers = of.bincount(minlength=len(self.user_names))
+        accuracies = right.new_zeros(len(self.user_names)).index_add_(0, of, right) / numbers
+        return {
+            name: value
+            for name, value in zip(self.user_names, accuracies.tolist(), strict=True)
+            if not math.isnan(value)
+        }
 
     def _user_accuracy(self) -> Measured:
-        users = self.users
-        if users is None:
+        if not self._accuracy_of_user:
             return Measured.none("nobody who judged is named")
-        ends = (users.user_accuracy_low, users.user_accuracy_high) if users.num_users > 1 else ()
-        return Measured.of(
-            users.user_accuracy, *ends, reason=f"{users.num_users:,} users; interval over users"
-        )
+        return _mean_of_users([*self._accuracy_of_user.values()])
 
     def _worst_group(self) -> Measured:
-        if self.users is not None and (worst := self.users.worst_group) is not None:
-            return Measured.of(self.users.group_accuracy[worst], reason=f"group {worst}")
-        domains = {name: one for name, one in self.of_domains().items() if one.value is not None}
-        if len(domains) < 2:
-            return Measured.none("the data have no groups of users, and fewer than two domains")
-        name = min(domains, key=lambda one: domains[one].value or 0.0)
-        worst_domain = domains[name]
-        return Measured(worst_domain.value, worst_domain.low, worst_domain.high, f"domain {name}")
+        groups, what = self.of_groups(), "group"
+        if not groups:
+            groups, what = (
+                {name: one for name, one in self.of_domains().items() if one.value is not None},
+                "domain",
+            )
+            if len(groups) < 2:
+                return Measured.none("the data have no groups of users, and fewer than two domains")
+        counted = {name: one for name, one in groups.items() if not one.of_few} or groups
+        name = min(counted, key=lambda one: counted[one].value or 0.0)
+        told = f"{what} {name}, {counted[name].reason}, the lowest of {len(counted):,}"
+        if small := len(groups) - len(counted):
+            told += f"; {small:,} smaller left out"
+        return replace(counted[name], reason=told)
+
+    def _calibration(self) -> Measured:
+        found = self._reliability
+        if math.isnan(found.by_chance):
+            return _measured(found.error)
+        return _measured(found.error, f"a calibrated model would have {found.by_chance:.3f} by chance")
+
+    def _swap(self) -> Measured:
+        swap = self.scores.swap
+        if math.isinf(swap):
+            return Measured.none("a reward is finite in one order of the responses only")
+        return Measured.of(swap, reason=None if math.isfinite(swap) else "nothing was read in both orders")
 
     def _fitted(self) -> Measured:
         try:
@@ -238,26 +251,30 @@ class _Table:
         labels, scores = self.scores.labels, self.scores
         if labels is None:
             return Measured.none("the method predicts no labels")
-        items = self.data.comparisons if scores.on_comparisons else self.data.responses
-        what = "comparisons" if scores.on_comparisons else "responses"
-        votes = [one.votes for one in items]
-        wide = {len(one) for one in votes if one is not None}
+        votes = self.data.votes_of_pairs if scores.on_comparisons else self.data.votes
+        what = "pairs" if scores.on_comparisons else "responses"
+        wide = sorted({width for _, width in votes})
         if not wide:
             return Measured.none(f"the data have no votes on {what}")
-        if wide != {labels.shape[1]}:
+        if wide != [labels.shape[1]]:
             return Measured.none(
-                f"votes are of {', '.join(map(str, sorted(wide)))} categories, the model's labels are {labels.shape[1]}"
+                f"votes are of {', '.join(map(str, wide))} categories, the model's labels are {labels.shape[1]}"
             )
-        judged = [i for i, one in enumerate(votes) if one is not None and sum(one) > 0]
-        judged = [i for i in judged if not bool(labels[i].isnan().any())]
+        told = labels.isfinite().all(1).tolist()
+        judged = [place for (place, _), numbers in votes.items() if sum(numbers) > 0 and told[place]]
         if not judged:
             return Measured.none(f"no {what} with votes could be read")
-        counts = torch.tensor([votes[i] for i in judged], dtype=torch.float64)
+        counts = torch.tensor([votes[place, wide[0]] for place in judged], dtype=torch.float64)
         places = torch.arange(labels.shape[1], dtype=torch.float64)
         distance = item_values(labels[judged], counts, places)["wasserstein_index"]
         of_item = self.data.prompt if scores.on_comparisons else torch.tensor(self.data.prompt_of)
         (mean,) = clustered_means(distance.unsqueeze(1), of_item[judged], **self._bootstrap)
         return _measured(mean, f"{len(judged):,} {what} with votes")
+
+    def _largest_reward(self) -> float:
+        """Beside which rounding is to be seen, at least 1."""
+        rewards = self._rewards()[0]
+        return max(1.0, float(rewards.abs().amax())) if len(rewards) else 1.0
 
     def _rewards(self) -> tuple[Tensor, Tensor, int]:
         read = ~self.scores.reward.isnan()
@@ -275,34 +292,34 @@ class _Table:
 
     def of_domains(self) -> dict[str, Measured]:
         """Accuracy of each domain."""
+        return self._parts(self.domain, range(len(self.domain_names)), self.domain_names)
+
+    def _parts(self, part: Tensor, wanted: Sequence[int], names: Sequence[str]) -> dict[str, Measured]:
+        """Accuracy over the prompts of each of several parts of the decided comparisons."""
         found = {}
-        for i, name in enumerate(self.domain_names):
-            here = (self.domain == i) & self.decided
-            right = self.right[here].double().unsqueeze(1)
-            (mean,) = clustered_means(right, self.prompt[here], **self._bootstrap)
-            found[name] = _measured(mean, f"{int(here.sum()):,} comparisons")
+        for number in wanted:
+            here = (part == number) & self.decided
+            (share,) = clustered_shares(self.right[here].double().unsqueeze(1), self.prompt[here])
+            comparisons, prompts = int(here.sum()), int(self.prompt[here].unique().numel())
+            told = f"{_counted(comparisons, 'comparison')} of {_counted(prompts, 'prompt')}"
+            found[names[number]] = replace(_measured(share, told), number=prompts)
         return found
 
     def of_groups(self) -> dict[str, Measured]:
         """Mean accuracy of each group's users."""
-        groups: Mapping[str, float] = {} if self.users is None else self.users.group_accuracy
-        sizes = {name: 0 for name in groups}
-        for user in {} if self.users is None else self.users.of_user:
-            if (group := self.data.group_of_user.get(user)) in sizes:
-                sizes[group] += 1
-        return {name: Measured.of(value, reason=f"{sizes[name]:,} users") for name, value in groups.items()}
+        groups: dict[str, list[float]] = {}
+        for user, value in self._accuracy_of_user.items():
+            if (group := self.data.group_of_user.get(user)) is not None:
+                groups.setdefault(group, []).append(value)
+        return {name: _mean_of_users(groups[name]) for name in sorted(groups)}
 
     def lowest_users(self) -> dict[str, Measured]:
         """Users who are served worst."""
-        if self.users is None:
-            return {}
         counts = self.user[self.decided & (self.user >= 0)].bincount(minlength=len(self.user_names)).tolist()
         number = dict(zip(self.user_names, counts, strict=True))
-        lowest = sorted(self.users.of_user.items(), key=lambda one: (one[1], -number[one[0]], one[0]))
-        return {
-            name: Measured.of(value, reason=f"{number[name]:,} comparisons")
-            for name, value in lowest[:LOWEST_USERS]
-        }
+        lowest = sorted(self._accuracy_of_user.items(), key=lambda one: (one[1], -number[one[0]], one[0]))
+        place = {name: i for i, name in enumerate(self.user_names)}
+        return self._parts(self.user, [place[name] for name, _ in lowest[:LOWEST_USERS]], self.user_names)
 
     def bins(self) -> tuple[ReliabilityBin, ...]:
         """Reliability."""
@@ -335,12 +352,15 @@ class _Table:
             found.append(
                 f"{counts['comparisons not read']:,} comparisons have a side that the model could not read"
             )
-        if NOT_FINITE in counts:
-            found.append(
-                f"{counts[NOT_FINITE]:,} rewards are not finite: its weights are damaged, or its dtype is too small"
-            )
+        for what in (NOT_FINITE, NOT_FINITE_COMPARED):
+            if what in counts:
+                found.append(
+                    f"{counts[what]:,} {what}: its weights are damaged, or its dtype is too small; it is not ranked"
+                )
         swap = measures["swap"].value
-        if swap is not None and swap > SWAPPED:
+        if math.isinf(self.scores.swap):
+            found.append(f"{measures['swap'].reason}")
+        if swap is not None and swap > SWAPPED * self._largest_reward():
             found.append(f"rewards change by up to {swap:.2g} with the order of responses")
         equal = measures["tied_rewards"].value
         if not self.dead and equal is not None and equal > 0.01:
@@ -355,6 +375,17 @@ PAIRED = (
     "calibration_slope", "length_correlation",
 )  # fmt: skip
 """Measures of comparisons."""
+
+
+def _mean_of_users(accuracies: Sequence[float]) -> Measured:
+    """Mean over users, with an interval over them."""
+    values = torch.tensor(accuracies, dtype=torch.float64).unsqueeze(1)
+    (share,) = clustered_shares(values, torch.arange(len(values)))
+    return replace(_measured(share, _counted(len(values), "user")), number=len(values))
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _measured(estimate: Estimate, reason: str | None = None) -> Measured:

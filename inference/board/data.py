@@ -55,6 +55,7 @@ class EvaluationData:
         places: Responses of each record, as places among all.
         comparisons: Those whose sides differ.
         group_of_user: Where users are of groups.
+        votes: Votes on each response, those of all records added up, by its place and their number of categories.
     """
 
     name: str
@@ -68,6 +69,7 @@ class EvaluationData:
     places: list[list[int]] = field(default_factory=list)
     comparisons: list[JudgedComparison] = field(default_factory=list)
     group_of_user: dict[str, str] = field(default_factory=dict)
+    votes: dict[tuple[int, int], tuple[float, ...]] = field(default_factory=dict)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -108,6 +110,22 @@ class EvaluationData:
         """Domains of comparisons, in order of appearance."""
         return list(dict.fromkeys(one.domain for one in self.comparisons if one.domain is not None))
 
+    @cached_property
+    def votes_of_pairs(self) -> dict[tuple[int, int], tuple[float, ...]]:
+        """Votes on each pair of responses, those of all its comparisons added up, by its first one and the number of categories.
+
+        A comparison the other way round has its categories reversed.
+        """
+        first_of: dict[frozenset[int], int] = {}
+        found: dict[tuple[int, int], tuple[float, ...]] = {}
+        for place, one in enumerate(self.comparisons):
+            if one.votes is None:
+                continue
+            leading = first_of.setdefault(frozenset((one.first, one.second)), place)
+            turned = self.comparisons[leading].first != one.first
+            _add_votes(found, leading, one.votes[::-1] if turned else one.votes)
+        return found
+
     def judges_of(self, record: int) -> tuple[str | None, str | None]:
         """The one user and the one domain of a record's comparisons; None where there are none, or several."""
         comparisons = self.records[record].comparisons
@@ -143,8 +161,7 @@ def read_data(name: str, module: PreparedData, split: Split | None = None) -> Ev
     invalid: Counter[str] = Counter()
     records = list(module.records(split, skipped=invalid))
     found = evaluation_data(name, split, module, records, invalid)
-    votes = any(response.votes for response in found.responses)
-    if not found.comparisons and not votes:
+    if not found.comparisons and not found.votes:
         raise ValueError(
             f"{name}: nothing in the {split} split was judged: {len(records):,} records with {found.identical:,} comparisons of "
             "equal texts, and no votes; an evaluation needs comparisons"
@@ -177,6 +194,9 @@ def evaluation_data(
             found.prompts.append(record.prompt)
         own = [_response_place(found, responses, prompt, response) for response in record.responses]
         found.places.append(own)
+        for at, response in zip(own, record.responses, strict=True):
+            if response.votes is not None:
+                _add_votes(found.votes, at, response.votes)
         for place, one in enumerate(record.comparisons):
             first, second = own[one.chosen], own[one.rejected]
             if first != second:
@@ -185,6 +205,13 @@ def evaluation_data(
             if one.user is not None and one.group is not None:
                 found.group_of_user[one.user] = one.group
     return found
+
+
+def _add_votes(found: dict[tuple[int, int], tuple[float, ...]], place: int, votes: tuple[float, ...]) -> None:
+    """Add votes to those of before on the same item with as many categories."""
+    key = place, len(votes)
+    before = found.get(key, (0.0,) * len(votes))
+    found[key] = tuple(one + other for one, other in zip(before, votes, strict=True))
 
 
 def _response_place(

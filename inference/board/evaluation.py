@@ -16,7 +16,7 @@ from .cells import Resampling, model_cell
 from .data import EvaluationData
 from .disagreements import worst_disagreements
 from .kept import keep_scores, kept_scores, scores_file
-from .paired import common_comparisons, corrected, paired_differences, standings
+from .paired import common_comparisons, corrected, paired_differences, standings, without_rank
 from .scoring import Scores, score_data
 from .types import Board, BoardData, BoardModel, OfficialTable
 
@@ -191,22 +191,23 @@ def _data(data: EvaluationData, scores: Mapping[str, Scores]) -> BoardData:
     common = common_comparisons(data, scores)
     left_out = int(decided.sum()) - int(common.sum())
     notes = []
+    notes += [f"{name} is not ranked: {reason}" for name, reason in without_rank(data, scores).items()]
     if left_out:
         notes.append(
-            f"{left_out:,} decided comparisons are left out of paired numbers for all models, since one of them could not read a "
-            "side; each model's own numbers are over all that it could read"
+            f"{left_out:,} decided comparisons are left out of paired numbers for all models, since a ranked one could not read "
+            "a side; each model's own numbers are over all that it could read"
         )
     if not len(data.comparisons):
         notes.append("there are no comparisons, only votes: nothing but the transport distance is measured")
     prompts = int(data.prompt.unique().numel())
     if len(data.comparisons) and prompts < 20:
         notes.append(
-            f"only {prompts:,} prompts are independent of each other: intervals over so few are too short"
+            f"only {prompts:,} prompts are independent of each other: intervals of means over so few are too short"
         )
     named = [one.user is not None for one in data.comparisons]
     if any(named) and not all(named):
         notes.append(f"{len(named) - sum(named):,} comparisons name nobody who judged")
-    votes = [*(one.votes for one in data.comparisons), *(one.votes for one in data.responses)]
+    voted = len({place for place, _ in data.votes}) + len({place for place, _ in data.votes_of_pairs})
     return BoardData(
         name=data.name,
         kind=type(data.module).__name__,
@@ -221,7 +222,7 @@ def _data(data: EvaluationData, scores: Mapping[str, Scores]) -> BoardData:
         users=len(data.users),
         groups=len(set(data.group_of_user.values())),
         domains=len(data.domains),
-        votes=sum(one is not None for one in votes),
+        votes=voted,
         invalid=dict(data.invalid),
         left_out=left_out,
         notes=tuple(notes),
@@ -237,7 +238,7 @@ def _official(data: EvaluationData, scores: Mapping[str, Scores]) -> OfficialTab
     rule = ""
     for name, one in scores.items():
         if missing := int(one.of_records.isnan().sum()):
-            reasons[name] = f"{missing:,} responses could not be read, and the rule needs all"
+            reasons[name] = f"{missing:,} responses have no reward, and the rule needs all"
             continue
         parts = one.of_records.split([len(places) for places in data.places])
         official = data.module.official_scores(data.records, [part.tolist() for part in parts])

@@ -64,7 +64,7 @@ def write_items(
                 for name, kind in columns.items()
             ]
         )
-        with written_whole(path) as stream, pq.ParquetWriter(stream, schema) as writer:
+        with written_whole(path, setting="--output") as stream, pq.ParquetWriter(stream, schema) as writer:
             for data, of_models in scored:
                 for model, scores in of_models.items():
                     values = rows(data, scores)

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import logging
 import zipfile
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +18,9 @@ from .scoring import Scores
 
 __all__ = ["keep_scores", "kept_scores", "scores_file"]
 
-VERSION = 1
+log = logging.getLogger(__name__)
+
+VERSION = 2
 """Of the files; raised where what is scored changes."""
 NUMBERS = ("reward", "first", "second", "odds", "of_records")
 
@@ -46,21 +50,39 @@ def keep_scores(path: Path, scores: Scores) -> None:
     arrays = {name: getattr(scores, name).numpy() for name in NUMBERS}
     if scores.labels is not None:
         arrays["labels"] = scores.labels.numpy()
-    with written_whole(path) as stream:
+    with written_whole(path, setting="--output") as stream:
         np.savez(stream, told=np.asarray(json.dumps(told)), **arrays)
 
 
 def kept_scores(path: Path, data: EvaluationData) -> Scores | None:
-    """Scores that were written before; None if there are none, or the file is damaged."""
+    """Scores that were written before; None if there are none. A file that is damaged counts for none, and a warning names it."""
+    if not path.exists():
+        return None
     try:
-        with np.load(path, allow_pickle=False) as content:
-            told = json.loads(str(content["told"]))
-            arrays = {name: torch.from_numpy(content[name]) for name in NUMBERS}
-            labels = torch.from_numpy(content["labels"]) if "labels" in content else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return _read(path, data)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        log.warning(
+            "%s, the scores kept of %s, is damaged and made anew (%s: %s)",
+            path,
+            data.name,
+            type(error).__name__,
+            error,
+        )
         return None
-    if len(arrays["reward"]) != len(data.responses) or len(arrays["odds"]) != len(data.comparisons):
-        return None
+
+
+def _read(path: Path, data: EvaluationData) -> Scores:
+    with np.load(path, allow_pickle=False) as content:
+        told = json.loads(str(content["told"]))
+        arrays = {name: torch.from_numpy(content[name]) for name in NUMBERS}
+        labels = torch.from_numpy(content["labels"]) if "labels" in content else None
+    sizes = dict.fromkeys(NUMBERS, len(data.comparisons))
+    sizes |= {"reward": len(data.responses), "of_records": sum(map(len, data.places))}
+    if wrong := [name for name, size in sizes.items() if arrays[name].shape != (size,)]:
+        raise ValueError(f"{', '.join(wrong)} of another number of items")
+    labelled = sizes["odds" if told["on_comparisons"] else "reward"], len(told["label_names"])
+    if labels is not None and labels.shape != labelled:
+        raise ValueError("labels of another number of items")
     return Scores(
         **arrays,
         labels=labels,

@@ -15,16 +15,17 @@ from ..rewards import ModuleReward, evaluating
 from .data import EvaluationData
 from .reading import GroupReader, ReadGroup, Whose, exchanged
 
-__all__ = ["NOT_FINITE", "Scores", "score_data"]
+__all__ = ["NOT_FINITE", "NOT_FINITE_COMPARED", "Scores", "score_data"]
 
 PROBED = 16
 """Prompts whose responses are read a second time, in the other order."""
 NOT_FINITE = "responses whose reward is not finite"
+NOT_FINITE_COMPARED = "comparisons with a reward, as their judge would give it, that is not finite"
 
 
 @dataclass
 class Scores:
-    """Numbers of a model on a data set; NaN where it could not read a text.
+    """Numbers of a model on a data set; NaN where it could not read a text, or said nothing finite of it.
 
     Attributes:
         reward: Of every response: of the mean of all users, of no domain in particular, (R,) float64.
@@ -37,7 +38,8 @@ class Scores:
         label_names: K names.
         on_comparisons: Whether labels are of comparisons.
         predicted: Whether the method predicts the share itself, rather than its reward gap being taken for log-odds.
-        swap: Largest change of a reward or a predicted share when order and sides are exchanged; NaN if nothing was probed.
+        swap: Largest change of a reward or a predicted share when order and sides are exchanged; infinite if one is finite in one
+            order only, NaN if nothing was read in both.
         counts: What happened, by reason.
         seconds: Time it took.
     """
@@ -213,16 +215,31 @@ class _Said:
             scores.labels[self.places[on]] = values["labels"]
         if "asked" in values:
             self.asked.values[self.places["asked"]] = values["asked"]
-        if broken := int((~torch.isfinite(values["reward"])).sum()):
-            scores.counts[NOT_FINITE] += broken
-            for name in ("reward", "first", "second", "odds"):
-                numbers: Tensor = getattr(scores, name)
-                numbers[~torch.isfinite(numbers)] = torch.nan
+        self._leave_out_what_is_not_finite()
         own = torch.tensor(self.asked.of_records, dtype=torch.int64)
         general = scores.reward[torch.tensor([place for places in data.places for place in places])]
         scores.of_records = general
         if len(self.asked.values):
             scores.of_records = torch.where(own >= 0, self.asked.values[own.clamp_min(0)], general)
+
+    def _leave_out_what_is_not_finite(self) -> None:
+        """Make it NaN, and count it: no infinite reward is right or wrong about anything."""
+        scores, counts = self.scores, self.scores.counts
+        read = torch.zeros(len(scores.reward), dtype=torch.bool)
+        read[self.places["response"]] = True
+        compared = torch.zeros(len(scores.odds), dtype=torch.bool)
+        compared[self.places["comparison"]] = True
+        broken = ~scores.reward.isfinite() & read
+        torn = ~torch.stack([scores.first, scores.second, scores.odds]).isfinite().all(0) & compared
+        scores.reward[broken] = torch.nan
+        for numbers in (scores.first, scores.second, scores.odds):
+            numbers[torn] = torch.nan
+        self.asked.values[~self.asked.values.isfinite()] = torch.nan
+        if scores.labels is not None:
+            scores.labels[~scores.labels.isfinite().all(1)] = torch.nan
+        for name, places in ((NOT_FINITE, broken), (NOT_FINITE_COMPARED, torn)):
+            if number := int(places.sum()):
+                counts[name] = number
 
 
 def _count_strangers(reward: ModuleReward, data: EvaluationData, counts: Counter[str]) -> None:
@@ -244,15 +261,22 @@ def _swap_probe(
     reward: ModuleReward, reader: GroupReader, data: EvaluationData, scores: Scores, prompts: Sequence[int]
 ) -> float:
     """Largest change of a reward, or of a predicted share, with the order of responses and the sides exchanged."""
-    largest = [torch.zeros((), dtype=torch.float64)]
+    largest = torch.tensor(torch.nan, dtype=torch.float64)
     for groups, output in _outputs(reward, reader, prompts, Counter(), None, exchange=True):
         responses = [place for group in groups for place in group.responses]
         comparisons = [place for group in groups for place in group.comparisons]
-        changes = [
-            output["reward"].double().cpu() - scores.reward[responses],
-            output["rejected"].double().cpu() - scores.first[comparisons],
-            output["chosen"].double().cpu() - scores.second[comparisons],
-            (-_odds(output)).sigmoid().cpu() - scores.odds[comparisons].sigmoid(),
-        ]
-        largest += [change.abs().nan_to_num(0.0).amax() for change in changes if change.numel()]
-    return float(torch.stack(largest).amax()) if len(largest) > 1 else float("nan")
+        for after, before in (
+            (output["reward"].double().cpu(), scores.reward[responses]),
+            (output["rejected"].double().cpu(), scores.first[comparisons]),
+            (output["chosen"].double().cpu(), scores.second[comparisons]),
+            ((-_odds(output)).sigmoid().cpu(), scores.odds[comparisons].sigmoid()),
+        ):
+            largest = torch.fmax(largest, _largest_change(after, before))
+    return float(largest)
+
+
+def _largest_change(after: Tensor, before: Tensor) -> Tensor:
+    """Of numbers that are finite in both orders; infinite if one is so in one order only, NaN without any."""
+    finite, known = after.isfinite() & before.isfinite(), after.isfinite() | before.isfinite()
+    change = torch.where(finite, (after - before).abs(), torch.inf)[known]
+    return change.amax() if len(change) else after.new_tensor(torch.nan)

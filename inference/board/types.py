@@ -29,7 +29,9 @@ VERSION = 1
 """Of the form of ``board.json``."""
 Standing = Literal["best", "not told apart", "behind", "alone", "unknown"]
 """Of a model on a data set by accuracy: the best; not told apart from the best after the correction; told apart; the only model
-there; or without an accuracy."""
+that is ranked there; or not ranked, since it has no accuracy, or rewards that are not finite."""
+FEW = 10
+"""Prompts, or users, below which a number of a part of the data is marked."""
 
 
 class Measure(NamedTuple):
@@ -52,7 +54,8 @@ MEASURES: tuple[Measure, ...] = (
             "higher reward. Ties of people do not count; equal rewards are wrong."),
     Measure("user_accuracy", "mean user", "highest", ".1%", "Accuracy of each user's own comparisons, every user counting alike."),
     Measure("worst_group", "worst group", "highest", ".1%", "Mean accuracy of the users of the group that is served worst; of "
-            "domains where the data have no groups."),
+            "domains where the data have no groups. Groups of fewer than ten users (prompts) count only where all are so small. "
+            "The lowest of many is low by chance, too: its interval does not know that it was chosen."),
     Measure("tied_rewards", "equal rewards", "lowest", ".1%", "Share of decided comparisons in which both rewards are equal."),
     Measure("log_loss", "log loss", "lowest", ".3f", "Mean surprise at the observed shares, in nats; 0.693 is what a coin has. "
             "Of the reward gap taken for log-odds, unless the method predicts a share itself."),
@@ -60,15 +63,15 @@ MEASURES: tuple[Measure, ...] = (
             "every fifth of the prompts with that of the other four. Compares models whose rewards have no scale."),
     Measure("brier", "Brier", "lowest", ".3f", "Mean squared difference of predicted and observed share; 0.25 is a coin."),
     Measure("calibration_error", "calibration", "lowest", ".3f", "How far confidence is from what was observed, over bins of equally "
-            "many comparisons."),
+            "many comparisons; chance alone makes it larger than 0, and the interval is of what is more than that."),
     Measure("calibration_slope", "slope", "one", ".2f", "By what the log-odds would have to be multiplied: below 1 the model is too "
             "sure, above 1 too unsure."),
     Measure("transport", "transport", "lowest", ".3f", "Wasserstein-1 distance between predicted labels and votes, in label "
             "places; of methods that predict labels, where the data have votes."),
     Measure("length_correlation", "length", "zero", "+.2f", "Spearman correlation of differences in reward and in length, of "
             "responses to one prompt."),
-    Measure("swap", "swap", "lowest", ".1e", "Largest change of a reward when sides and order of responses are exchanged; more "
-            "than rounding is an error of the model or of its loading."),
+    Measure("swap", "swap", "lowest", ".1e", "Largest change of a reward, or of a predicted share, when sides and order of responses are "
+            "exchanged; more than rounding is an error of the model or of its loading. None where one is finite in one order only."),
     Measure("spread", "spread", "highest", ".3g", "Standard deviation of rewards within prompts; 0 is a dead model."),
 )  # fmt: skip
 """Every measure, in the order of the table."""
@@ -83,6 +86,8 @@ class Measured:
     high: float | None = None
     reason: str | None = None
     """Why there is no value, or no interval; or what is to be known of it."""
+    number: int | None = None
+    """Of how many prompts, or, of a mean over users, of how many users; None where that is not told."""
 
     @classmethod
     def of(
@@ -92,9 +97,15 @@ class Measured:
         high: float = math.nan,
         *,
         reason: str | None = None,
+        number: int | None = None,
     ) -> "Measured":
         """From numbers of which those that are not finite are none."""
-        return cls(_finite(value), _finite(low), _finite(high), reason)
+        return cls(_finite(value), _finite(low), _finite(high), reason, number)
+
+    @property
+    def of_few(self) -> bool:
+        """Whether it is of so few that it says little."""
+        return self.number is not None and self.number < FEW
 
     @classmethod
     def none(cls, reason: str) -> "Measured":
@@ -164,7 +175,7 @@ class BoardData:
         users: Users who judged; 0 where nobody is named.
         groups: Groups of users.
         domains: Domains of comparisons.
-        votes: Items with votes.
+        votes: Different responses and pairs of responses with votes.
         invalid: Rows that were no valid records and were skipped, by reason.
         left_out: Comparisons left out of paired numbers, since some model could not read a side.
         notes: Sentences to be read beside the numbers.
@@ -198,9 +209,9 @@ class Cell:
         data: Name of the data set.
         standing: By accuracy, among all models on these data.
         measures: By the names of :data:`MEASURES`, all of them.
-        domains: Accuracy of each domain.
-        groups: Mean accuracy of each group's users.
-        lowest_users: Accuracy of the users who are served worst, at most ten, with a reason that says how many comparisons.
+        domains: Accuracy of each domain, over its prompts.
+        groups: Mean accuracy of each group's users, over them.
+        lowest_users: Accuracy of the users who are served worst, at most ten, over the prompts that they judged.
         reliability: Bins of equally many comparisons.
         temperature: What the gaps were divided by for the fitted log loss, mean over parts; None without one.
         counts: How many comparisons were judged, decided, tied by people; texts that could not be read, by reason; users whom
@@ -233,8 +244,9 @@ class PairedDifference:
         data: Name of the data set.
         first: Name of a model.
         second: Name of another one.
-        difference: Accuracy of the first less that of the second; interval clustered by prompt.
-        p_value: Two-sided, from exchanging the two models prompt by prompt; None where there is nothing to compare.
+        difference: Accuracy of the first less that of the second; its interval is over prompts, before the correction.
+        p_value: Two-sided and exact, from exchanging the two models prompt by prompt; None where there is nothing to compare, or one
+            of the two is not ranked.
         p_corrected: After Holm's correction over every pair and data set of the board.
         comparisons: Decided comparisons that both could read.
         prompts: Of so many prompts.
@@ -346,7 +358,7 @@ class Board:
     def write(self, path: str | Path) -> None:
         """Write it as JSON, whole or not at all."""
         text = json.dumps(self.content(), ensure_ascii=False, indent=1, allow_nan=False)
-        with written_whole(Path(path)) as stream:
+        with written_whole(Path(path), setting="--output") as stream:
             stream.write(f"{text}\n".encode())
 
     @classmethod

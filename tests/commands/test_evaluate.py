@@ -1,12 +1,17 @@
 """One board from the command line: what it says, what it writes, what it refuses, and where it goes on."""
 
+import errno
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from pluralign.datamodules import whole_files
 from pluralign.inference.board import Board
 from pluralign.train import main
 
@@ -128,6 +133,32 @@ def test_killed_midway_loses_the_model_that_was_being_scored(tmp_path, pairs, mo
     assert not (tmp_path / "out" / "board.json").exists()
     board = run(tmp_path / "out", "--local", pairs, "--resume")
     assert board.cell("votes", "fruits").seconds is None and board.cell("users", "fruits").seconds is not None
+
+
+def test_two_processes_do_not_write_one_board(tmp_path, pairs):
+    other = (
+        "import sys, time\nfrom pathlib import Path\nfrom pluralign.datamodules.whole_files import locked_folder\n"
+        "lock = locked_folder(Path(sys.argv[1]), busy='')\nprint('has it', flush=True)\nsys.stdin.read()\n"
+    )
+    folder = tmp_path / "out"
+    with subprocess.Popen(
+        [sys.executable, "-c", other, str(folder / "scores")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"has it\n"
+        with pytest.raises(FileExistsError, match=r"another process is writing a board into .*out just now"):
+            run(folder, "--local", pairs)
+        process.stdin.close()
+    assert not (folder / "board.json").exists()
+    run(folder, "--local", pairs, models=(f"votes={DPRM}",))  # whoever waited may go on
+
+
+def test_a_full_disk_names_the_verbs_own_option(tmp_path, pairs, monkeypatch):
+    def full(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(whole_files.os, "fsync", full)
+    with pytest.raises(OSError, match=r"could not write .*\.npz: No space left.*let --output name a folder"):
+        run(tmp_path / "out", "--local", pairs, models=(f"votes={DPRM}",))
 
 
 @pytest.mark.parametrize(

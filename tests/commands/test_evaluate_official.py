@@ -46,7 +46,7 @@ def test_the_board_has_the_numbers_of_the_rule(tmp_path, capsys):
 def test_a_model_that_could_not_read_all_has_none_and_the_board_says_why(tmp_path, capsys):
     (table,) = board(tmp_path, [row(i, 1 + 400 * (i == 3)) for i in range(12)]).official
     assert not table.numbers and "LLMBar" in table.rule
-    reason = "1 responses could not be read, and the rule needs all"
+    reason = "1 responses have no reward, and the rule needs all"
     assert table.reasons == {"votes": reason, "users": reason}
     shown = " ".join(capsys.readouterr().out.split())
-    assert "llmbar by its own rule" in shown and "votes: 1 responses could not be read" in shown
+    assert "llmbar by its own rule" in shown and "votes: 1 responses have no reward" in shown

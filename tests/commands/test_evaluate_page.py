@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from pluralign.commands.evaluate_page import board_page
+from pluralign.commands.evaluate_page import _best, board_page
 from pluralign.commands.page import resource
 from pluralign.commands.svg import ticks
 from pluralign.inference.board import (
@@ -133,6 +133,46 @@ def test_everything_of_the_board_is_there(board):
     assert "4 no answer" in read.text
     assert any("50.0%" in row and "75.0%" in row and "sweet" in row for row in rows)
     assert 'title="of 12"' in page
+
+
+def test_what_is_not_ranked_stands_last_and_is_no_best_and_small_numbers_are_marked(board):
+    few = {
+        "old": Measured.of(0.25, 0.1, 0.5, reason="3 users", number=3),
+        "young": Measured.of(0.7, number=40),
+    }
+    first, second = board.cells
+    odd = replace(
+        first, standing="unknown", measures={**second.measures, "accuracy": Measured.of(0.95)}, groups=few
+    )
+    tiny = {**second.measures, "swap": Measured.of(2e-7)}
+    changed = replace(
+        board,
+        cells=(odd, replace(second, measures=tiny, standing="alone")),
+        official=(
+            OfficialTable("pies", "the rule", {"fine": {"total": 1.0}}, {"plain": "2 have no reward"}),
+        ),
+    )
+    page = board_page(changed)
+    rows = re.findall(r'<tr><th scope="row">.*?</tr>', page)
+    assert next(i for i, row in enumerate(rows) if "80.0%" in row) < next(
+        i for i, row in enumerate(rows) if "95.0%" in row
+    )
+    assert "? not ranked" in page and 'best"' not in next(row for row in rows if "95.0%" in row)
+    assert "n = 3 (few)" in page and "n = 40<" in page and "n users" in page
+    assert "2 have no reward" in page, "who has no official number is there, with the reason"
+
+
+@pytest.mark.parametrize(
+    ("measure", "values", "best"),
+    [
+        ("swap", [3e-8, 2e-8, 1e-8], 1e-8),
+        ("calibration_slope", [0.7, 1.2], 1.2),
+        ("accuracy", [0.5, 0.5], None),
+    ],
+)
+def test_the_best_of_near_values_is_found(measure, values, best):
+    of = next(one for one in MEASURES if one.name == measure)
+    assert _best(values, of) == best
 
 
 def test_measures_that_no_model_has_are_no_columns_and_columns_are_explained(board):

@@ -52,7 +52,7 @@ def test_false_alarms_are_as_rare_as_they_should_be_under_clustering():
     for seed in range(200):
         # Two equal models: on a prompt one of the two is right throughout, whichever.
         side = torch.randint(2, (30,), generator=generator).repeat_interleave(8)
-        alarms += paired_accuracy(side, 1 - side, cluster, num_resamples=1, seed=seed).p_value < 0.05
+        alarms += paired_accuracy(side, 1 - side, cluster, seed=seed).p_value < 0.05
     assert alarms <= 20
 
 
@@ -62,3 +62,30 @@ def test_holms_steps_by_hand():
     first, second, third = holm_correction([math.nan, 0.02, 0.03])
     assert math.isnan(first) and (second, third) == pytest.approx((0.04, 0.04))
     assert holm_correction([]) == []
+
+
+def test_the_interval_of_a_difference_has_width_and_says_what_the_test_says():
+    right = torch.ones(10, dtype=torch.int64)
+    low, high = paired_accuracy(right, right, torch.arange(10)).difference[1:]
+    assert low == pytest.approx(-high) and 0.15 < high < 0.25
+    # Five to nothing: the sign test says 0.0625, and without it the interval would leave out 0.
+    first = torch.tensor([1] * 100)
+    found = paired_accuracy(first, torch.tensor([0] * 5 + [1] * 95), torch.arange(100))
+    assert found.p_value == pytest.approx(1 / 16) and found.difference.low == 0.0
+    found = paired_accuracy(first, torch.tensor([0] * 6 + [1] * 94), torch.arange(100))
+    assert found.p_value == pytest.approx(1 / 32) and found.difference.low > 0
+    assert math.isnan(paired_accuracy(first, first, first * 0).difference.low)
+
+
+def test_with_many_single_comparisons_it_is_agrestis_and_mins():
+    first, second = torch.tensor([1] * 300 + [0] * 200), torch.tensor([0] * 90 + [1] * 250 + [0] * 160)
+    low, high = paired_accuracy(first, second, torch.arange(500)).difference[1:]
+    more, fewer, number = 90.5, 40.5, 502
+    middle = (more - fewer) / number
+    half = 1.96 * math.sqrt((more + fewer - number * middle**2) / number**2)
+    assert (low, high) == pytest.approx((middle - half, middle + half), abs=2e-4)
+
+
+def test_what_is_neither_right_nor_wrong_is_refused():
+    with pytest.raises(ValueError, match="second must be 1 where the model is right"):
+        paired_accuracy(torch.tensor([1.0]), torch.tensor([math.nan]), torch.arange(1))

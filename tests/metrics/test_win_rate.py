@@ -11,7 +11,6 @@ from pluralign.metrics import (
     item_outcomes,
     outcome_rate,
     reward_verdicts,
-    sign_flip_test,
     win_rates,
 )
 
@@ -121,14 +120,6 @@ def test_the_test_of_single_outcomes_is_the_sign_test(wins, losses, ties):
     decided = wins + losses
     expected = scipy.stats.binomtest(wins, decided).pvalue if decided else 1.0
     assert outcome_rate(outcomes, torch.arange(len(outcomes))).p_value == pytest.approx(expected)
-
-
-def test_drawn_signs_come_near_the_sign_test():
-    values = torch.tensor([0.5] * 120 + [-0.5] * 80)
-    expected = scipy.stats.binomtest(120, 200).pvalue
-    assert sign_flip_test(values) == pytest.approx(expected, rel=0.25)
-    assert sign_flip_test(values) == sign_flip_test(values, seed=0)
-    assert sign_flip_test(torch.ones(200)) == pytest.approx(1 / 20_001)
 
 
 def test_the_level_holds_with_clusters_of_unequal_size():

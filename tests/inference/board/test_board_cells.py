@@ -104,8 +104,13 @@ def test_users_groups_and_domains():
     assert value(found, "user_accuracy") == pytest.approx(np.mean([*of_user.values()]))
     assert found.groups["young"].value == pytest.approx((of_user["ann"] + of_user["bob"]) / 2)
     assert value(found, "worst_group") == pytest.approx(of_user["cy"])
-    assert found.measures["worst_group"].reason == "group old"
-    assert next(iter(found.lowest_users)) == "cy" and found.lowest_users["cy"].reason == "4 comparisons"
+    worst = found.measures["worst_group"]
+    assert worst.reason == "group old, 1 user, the lowest of 2" and worst.of_few and worst.low is None
+    assert found.groups["young"].reason == "2 users" and found.groups["young"].number == 2
+    assert found.groups["young"].low < found.groups["young"].value < found.groups["young"].high
+    lowest = found.lowest_users["cy"]
+    assert next(iter(found.lowest_users)) == "cy" and lowest.reason == "4 comparisons of 4 prompts"
+    assert lowest.low < lowest.value == of_user["cy"] < lowest.high
     assert found.domains["trees"].value == pytest.approx(np.mean(np.array(gaps[::2]) > 0))
 
     without = pairs(shares, domains=domains)
@@ -128,7 +133,7 @@ def test_transport_is_the_distance_in_label_places():
     names = ("first", "tie", "second")
     found = cell(data, scores_of(data, [1.0, 1.0], labels=labels, label_names=names, on_comparisons=True))
     assert value(found, "transport") == pytest.approx((0 + 2) / 2)
-    assert found.measures["transport"].reason == "2 comparisons with votes"
+    assert found.measures["transport"].reason == "2 pairs with votes"
     of_responses = cell(data, scores_of(data, [1.0, 1.0], labels=labels.repeat(2, 1), label_names=names))
     assert of_responses.measures["transport"].reason == "the data have no votes on responses"
     wide = cell(
@@ -278,7 +283,7 @@ def test_a_benchmarks_own_rule_and_why_a_model_has_no_numbers_of_it(monkeypatch)
     (table,) = evaluate_models(contestants, [judged], how=HOW).board.official
     assert table.data == "llmbar" and "LLMBar" in table.rule
     assert table.numbers == {"good": {"Natural": 4.5 / 6}}  # equal rewards count a half there
-    assert table.reasons["blind"] == "2 responses could not be read, and the rule needs all"
+    assert table.reasons["blind"] == "2 responses have no reward, and the rule needs all"
 
 
 def test_votes_without_comparisons_have_a_transport_distance_and_nothing_else(monkeypatch):
@@ -299,3 +304,93 @@ def test_votes_without_comparisons_have_a_transport_distance_and_nothing_else(mo
     assert one.measures["accuracy"].reason == "the data have no comparisons that the model could read"
     assert "there are no comparisons, only votes" in found.data[0].notes[0]
     assert found.data[0].votes == 6 and value(one, "spread") == 0.5
+
+
+def broken_at(data, gaps, places):
+    """Scores of a model whose rewards of some comparisons are not finite, as scoring leaves them."""
+    gaps = torch.tensor(gaps)
+    gaps[places] = math.nan
+    scores = scores_of(data, gaps)
+    scores.counts["comparisons with a reward, as their judge would give it, that is not finite"] = len(places)
+    return scores
+
+
+def test_a_model_that_is_not_finite_is_named_and_neither_ranked_nor_tested(monkeypatch):
+    data = pairs([1.0] * 120, per_prompt=1)
+    gaps = {
+        "good": [1.0] * 110 + [-1.0] * 10,
+        "bad": [1.0, -1.0] * 60,
+        "broken": [1.0] * 120,
+        "blind": [math.nan] * 120,
+    }
+    said = {name: scores_of(data, each) for name, each in gaps.items()}
+    said["broken"] = broken_at(data, gaps["broken"], [*range(100)])
+    monkeypatch.setattr(evaluation, "score_data", lambda reward, of, advance=None: said[reward.gaps])
+    contestants = [Contestant(name, lambda name=name: Fixed(name, name)) for name in gaps]
+    found = evaluate_models(contestants, [data], how=HOW).board
+    standing = {cell.model: cell.standing for cell in found.cells}
+    assert standing == {"good": "best", "bad": "behind", "broken": "unknown", "blind": "unknown"}
+    tested = [one for one in found.paired if one.p_value is not None]
+    assert [(one.first, one.second) for one in tested] == [("good", "bad")] and found.settings["tests"] == 1
+    assert tested[0].comparisons == 120 and found.data[0].left_out == 0, "nobody else loses a comparison"
+    assert tested[0].p_corrected == tested[0].p_value
+    (untested,) = [one for one in found.paired if {one.first, one.second} == {"good", "broken"}]
+    assert untested.difference.reason == "broken: its rewards of 100 comparisons are not finite"
+    notes = found.data[0].notes
+    assert "broken is not ranked: its rewards of 100 comparisons are not finite" in notes
+    assert "blind is not ranked: it could read no decided comparison" in notes
+    doubts = found.cell("broken", "fruits")
+    assert value(doubts, "accuracy") == 1.0 and doubts.counts["comparisons not read"] == 100
+    assert any("that is not finite" in one and "not ranked" in one for one in doubts.warnings)
+
+
+def test_models_of_equal_accuracy_are_all_the_best_and_behind_is_behind_each(board):
+    data = [pairs([1.0] * 120, per_prompt=1)]
+    one, other = [1.0] * 90 + [-1.0] * 30, [-1.0] * 30 + [1.0] * 90
+    near = [1.0] * 60 + [-1.0] * 60  # right about nothing that the first is wrong about
+    found = board(data, one=one, other=other, near=near).board
+    assert [cell.standing for cell in found.cells][:2] == ["best", "best"]
+    corrected = {(pair.first, pair.second): pair.p_corrected for pair in found.paired}
+    assert corrected["one", "near"] < 0.05 and corrected["other", "near"] < 0.05
+    assert found.cells[2].standing == "behind" and corrected["one", "other"] == 1.0
+
+
+def test_the_worst_group_is_none_of_one_user_where_there_are_larger_ones():
+    users = tuple(f"u{i}" for i in range(25))
+    groups = tuple("young" if i < 12 else "old" if i < 24 else "alone" for i in range(25))
+    gaps = [-1.0 if i % 25 == 24 or i % 5 == 0 else 1.0 for i in range(100)]
+    data = pairs([1.0] * 100, users=users, groups=groups, per_prompt=1)
+    found = cell(data, scores_of(data, gaps))
+    assert found.groups["alone"].value == 0.0 and found.groups["alone"].of_few
+    worst = found.measures["worst_group"]
+    assert worst.value == min(found.groups[name].value for name in ("young", "old")) and not worst.of_few
+    assert worst.reason.endswith("12 users, the lowest of 2; 1 smaller left out")
+
+
+def test_a_share_of_one_is_not_certain_and_chance_is_told_beside_the_calibration_error():
+    data = pairs([1.0] * 40, per_prompt=1)
+    found = cell(data, scores_of(data, [1.0] * 40))
+    accuracy = found.measures["accuracy"]
+    assert (accuracy.value, accuracy.high) == (1.0, 1.0) and 0.88 < accuracy.low < 0.95
+    assert "a calibrated model would have" in found.measures["calibration_error"].reason
+
+
+def test_votes_on_a_pair_are_one_item_of_the_transport_distance():
+    data = pairs([1.0, 1.0, 1.0, 0.0], votes=((1.0, 0.0), (0.0, 1.0)), per_prompt=1)
+    rows = [replace(record, prompt="Fruit?", responses=data.records[0].responses) for record in data.records]
+    one = data_of(rows)
+    labels = torch.tensor([[0.5, 0.5]] * 4, dtype=torch.float64)
+    found = cell(
+        one, scores_of(one, [1.0] * 4, labels=labels, label_names=("first", "second"), on_comparisons=True)
+    )
+    assert value(found, "transport") == 0.0 and found.measures["transport"].reason == "1 pairs with votes"
+
+
+def test_a_reward_that_is_finite_in_one_order_only_has_no_number_and_a_warning():
+    data = pairs([1.0] * 4)
+    found = cell(data, scores_of(data, [1.0] * 4, swap=math.inf))
+    assert found.measures["swap"].value is None
+    assert "a reward is finite in one order of the responses only" in found.warnings
+    large = cell(data, scores_of(data, [20_000.0] * 4, swap=2e-3))  # rounding, beside such rewards
+    small = cell(data, scores_of(data, [1.0] * 4, swap=2e-3))
+    assert not any("order" in one for one in large.warnings) and any("order" in one for one in small.warnings)

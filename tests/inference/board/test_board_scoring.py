@@ -173,3 +173,51 @@ def test_a_network_that_looks_at_what_comes_after_is_caught_by_the_probe(reward,
     monkeypatch.setattr(type(model.module), "forward", by_place)
     assert score_data(model, data).swap == pytest.approx(0.5, abs=1e-4)
     assert str(score_data(model, data, probed=0).swap) == "nan"
+
+
+def test_one_judges_reward_that_is_not_finite_is_found_though_the_general_one_is(reward, monkeypatch):
+    model, data = reward(), judged()
+    forward = type(model.module).forward
+
+    def torn(module, batch):
+        output = forward(module, batch)
+        output["chosen"] = torch.where(batch["preference"] < 1, torch.inf, output["chosen"])
+        return output
+
+    monkeypatch.setattr(type(model.module), "forward", torn)
+    scores = score_data(model, data, probed=0)
+    lost = data.share < 1
+    assert scores.odds.isnan().equal(lost) and scores.first.isnan().equal(lost)
+    assert scores.second.isnan().equal(lost) and not bool(scores.reward.isnan().any())
+    assert scores.counts == {
+        "comparisons with a reward, as their judge would give it, that is not finite": int(lost.sum())
+    }
+
+
+@pytest.mark.parametrize(("broken", "swap"), [("second", "inf"), ("both", "nan")])
+def test_the_probe_does_not_take_what_is_not_finite_for_no_change(reward, monkeypatch, broken, swap):
+    model, data = reward(), judged()
+    forward, calls = type(model.module).forward, []
+
+    def damaged(module, batch):
+        output = forward(module, batch)
+        calls.append(len(calls))
+        if broken == "both" or len(calls) > 1:
+            for name in ("reward", "chosen", "rejected"):
+                output[name] = output[name] * torch.nan
+        return output
+
+    monkeypatch.setattr(type(model.module), "forward", damaged)
+    assert str(score_data(model, data).swap) == swap
+
+
+def test_votes_on_one_text_and_on_one_pair_are_added_up():
+    fig, plum = Response("Fig", votes=(2.0, 1.0, 0.0)), Response("Plum", votes=(0.0, 0.0, 3.0))
+    rows = [
+        PreferenceRecord("a", "Fruit?", (fig, plum), (Comparison(0, 1, votes=(3.0, 1.0, 0.0)),)),
+        PreferenceRecord("b", "Fruit?", (plum, fig), (Comparison(0, 1, 0.0, votes=(0.0, 1.0, 4.0)),)),
+        PreferenceRecord("c", "Fruit?", (fig, Response("Pear")), (Comparison(0, 1),)),
+    ]
+    data = judged(rows)
+    assert data.votes == {(0, 3): (6.0, 3.0, 0.0), (1, 3): (0.0, 0.0, 6.0)}
+    assert data.votes_of_pairs == {(0, 3): (7.0, 2.0, 0.0)}  # the second is the first the other way round
