@@ -77,6 +77,7 @@ class PreparedData(TextData, ABC):
         validation_share: float = VALIDATION_SHARE,
         merged_tokens: int = MERGED_TOKENS,
         cache_dir: str | None = None,
+        num_processes: int = 1,
     ) -> None:
         """Keep the settings that all datasets share; reads nothing.
 
@@ -90,6 +91,8 @@ class PreparedData(TextData, ABC):
             merged_tokens: Rows of equal prompts become one record of at most so many tokens, >= 0, in which an equal
                 response is read once; 0 leaves every row a record of its own. Rows to be scored are never merged.
             cache_dir: Folder of token caches; None for ``$PLURALIGN_CACHE`` or ``~/.cache/pluralign``.
+            num_processes: Processes that tokenise when the cache is written, >= 1, such as one a core for large data; beside
+                them this one reads rows and writes. The cache is the same bit for bit.
 
         Raises:
             ValueError: If a setting is outside its range.
@@ -98,6 +101,7 @@ class PreparedData(TextData, ABC):
         check_choices(PreparedData.__init__, on_invalid=on_invalid)
         check_range("validation_share", validation_share, above=0, below=1)
         check_range("merged_tokens", merged_tokens, at_least=0)
+        check_range("num_processes", num_processes, at_least=1)
         if "validation" in self.sources and validation_share != VALIDATION_SHARE:
             raise ValueError(
                 f"validation_share must not be given, got {validation_share}: {type(self).__name__} has a validation "
@@ -105,6 +109,7 @@ class PreparedData(TextData, ABC):
             )
         self.loader, self.on_invalid = loader, on_invalid
         self.validation_share, self.merged_tokens = validation_share, merged_tokens
+        self.num_processes = num_processes
         self._held_out: str | None = None
         self._ends: tuple[tuple[float, str], tuple[float, str]] | None = None
         self._whole: Path | None = None  # the cache folder whose every byte was compared

@@ -21,6 +21,7 @@ class LenientSettings(TypedDict, total=False):
     validation_share: float
     merged_tokens: int
     cache_dir: str | None
+    num_processes: int
 
 
 class SharedSettings(LenientSettings, total=False):

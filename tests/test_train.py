@@ -218,10 +218,17 @@ def test_help_lists_every_verb_by_both_doors():
 
 
 def test_alone_it_prints_the_help_and_loads_nothing():
-    code = "import sys; from pluralign.train import main; main([]); print(*sys.modules)"
+    code = "import sys; had = set(sys.modules); from pluralign.train import main; main([]); print(*set(sys.modules) - had)"
     *printed, loaded = script("-c", code).splitlines()
     assert "\n".join(printed) == usage()
-    assert not {"torch", "lightning", "jsonargparse"} & set(loaded.split())
+    modules = loaded.split()
+    ours = {name for name in modules if name.partition(".")[0] == "pluralign"}
+    assert ours == {
+        "pluralign", "pluralign.train", "pluralign.commands",
+        *(f"pluralign.commands.{name}" for name in ("failures", "program", "quiet")),
+    }  # fmt: skip
+    assert {name.partition(".")[0] for name in set(modules) - ours} <= sys.stdlib_module_names
+    assert len(modules) < 40, "the list of verbs is there at once"
 
 
 OF_THEIR_OWN = {

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
 from ..batch import PreferenceBatch
 from .draws import Draws
+from .plans import BatchPlan, longest_first, pack
 
 __all__ = [
     "BatchCycle",
@@ -26,7 +27,6 @@ __all__ = [
 ]
 
 Batch = TypeVar("Batch")
-Batches = list[NDArray[np.int64]]
 ATTEMPTS = 4
 
 
@@ -81,7 +81,7 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
             raise ValueError("give max_tokens, batch_size or both")
         if layout not in ("shared", "separate"):
             raise ValueError(f"layout must be shared or separate, got {layout!r}")
-        self.even = shuffle if even is None else even
+        self.layout, self.even = layout, shuffle if even is None else even
         self.draws = draws
         self.beside: BatchCycle | None = None
         fewest = len(sizes) if draws is None else draws.fewest
@@ -96,13 +96,17 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
         first = self._records(0)
         per_batch = batch_size or len(first)
         if max_tokens is not None and len(first):
-            per_batch = min(per_batch, max(1, int(max_tokens / cost[first].mean())))
+            mean = (cost if draws is None else cost[first]).mean()
+            per_batch = min(per_batch, max(1, int(max_tokens / mean)))
         # Four mega-batches at least: sorting all of a small data set would make every epoch's batches the same.
         mega_batch = min(mega_batch, max(1, len(first) // (4 * max(1, per_batch))))
         self.mega_size = mega_batch * per_batch if shuffle else max(1, len(sizes))
         self._position = 0
         self._start = 0
-        self._count = self._batch_count(len(first), cost)
+        # An epoch is planned once, however often it is asked for; the first one here, for it tells how many batches all have.
+        self._first: BatchPlan | None = self._compose(0, 0)
+        self._planned: tuple[int, BatchPlan] | None = None
+        self._count = self._batch_count(len(self._first), len(first), cost)
 
     def _records(self, epoch: int) -> NDArray[np.int64]:
         """Records that an epoch has, in a fixed order."""
@@ -110,9 +114,9 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
             return np.arange(len(self.lengths))
         return self.draws.records(epoch if self.shuffle else 0)
 
-    def _batch_count(self, records: int, cost: NDArray[np.int64]) -> int:
+    def _batch_count(self, number: int, records: int, cost: NDArray[np.int64]) -> int:
         """Batches an epoch has over all ranks: the first epoch's, with slack for other shuffles and other records."""
-        number, most, growth = len(self._compose(0, 0)), records, 1.0
+        most, growth = records, 1.0
         if self.draws is not None and self.shuffle:
             more = self.draws.growth(np.ones_like(cost))
             growth = max(more, self.draws.growth(cost)) if self._tokens_bind() else more
@@ -129,36 +133,34 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
             return self.max_tokens is not None
         return self.max_records * int(self.rows.max()) * int(self.lengths.max()) > self.max_tokens
 
-    def _compose(self, epoch: int, attempt: int) -> Batches:
+    def _compose(self, epoch: int, attempt: int) -> BatchPlan:
         """Batches of all ranks, neighbours of similar length, before any is divided."""
         order = self._records(epoch)
         if self.shuffle:
-            order = order[np.random.default_rng([self.seed, epoch, attempt]).permutation(len(order))]
-        batches: Batches = []
-        for start in range(0, len(order), self.mega_size):
-            mega = order[start : start + self.mega_size]
-            batches += self._pack(mega[np.argsort(-self.lengths[mega], kind="stable")])
-        return batches
+            order = np.random.default_rng([self.seed, epoch, attempt]).permutation(order)
+        return self._pack(longest_first(self.lengths, order, self.mega_size), self.mega_size)
 
-    def _pack(self, records: NDArray[np.int64], growth: float = 1.0) -> Batches:
-        """Greedy batches of records sorted from long to short: the first one sets the padded length."""
-        rows = np.concatenate([[0], np.cumsum(self.rows[records])])
-        most = len(records) if self.max_records is None else int(np.ceil(self.max_records * growth))
-        tokens = None if self.max_tokens is None else int(self.max_tokens * growth)
-        batches, start = [], 0
-        while start < len(records):
-            stop = min(len(records), start + most)
-            if tokens is not None:
-                room = rows[start] + tokens // max(1, int(self.lengths[records[start]]))
-                stop = min(stop, int(np.searchsorted(rows, room, side="right")) - 1)
-            stop = max(stop, start + 1)
-            batches.append(records[start:stop])
-            start = stop
-        return batches
+    def _pack(self, records: NDArray[np.int64], mega_size: int, growth: float = 1.0) -> BatchPlan:
+        """Greedy batches of records sorted from long to short, within bounds so many times as large."""
+        return pack(
+            records,
+            lengths=self.lengths,
+            rows=self.rows if self.layout == "separate" else None,
+            max_tokens=None if self.max_tokens is None else int(self.max_tokens * growth),
+            max_records=None if self.max_records is None else int(np.ceil(self.max_records * growth)),
+            mega_size=mega_size,
+        )
 
-    def plan(self, epoch: int) -> Batches:
+    def plan(self, epoch: int) -> BatchPlan:
         """Every rank's batches of an epoch, in order: rank r takes r, r + ranks, r + 2 ranks, ..."""
-        composed = self._compose(epoch, 0)
+        key = epoch if self.shuffle else 0  # without, every epoch is the first
+        if self._planned is None or self._planned[0] != key:
+            self._planned = key, self._plan(key)
+        return self._planned[1]
+
+    def _plan(self, epoch: int) -> BatchPlan:
+        first, self._first = self._first, None
+        composed = first if first is not None and epoch == 0 else self._compose(epoch, 0)
         for attempt in range(1, ATTEMPTS):
             if len(composed) <= self._count:
                 break
@@ -168,26 +170,23 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
         elif len(composed) > self._count:
             composed = self._squeeze(epoch)
         batches = self._divide(composed)
-        if self.shuffle:
-            # Ranks of one step get neighbours in length, so that none waits long for another.
-            steps = np.random.default_rng([self.seed, epoch, ATTEMPTS]).permutation(
-                len(batches) // self.num_replicas
-            )
-            batches = [
-                batches[step * self.num_replicas + r]
-                for step in steps.tolist()
-                for r in range(self.num_replicas)
-            ]
-        return batches
+        if not self.shuffle:
+            return batches
+        # Ranks of one step get neighbours in length, so that none waits long for another.
+        steps = np.random.default_rng([self.seed, epoch, ATTEMPTS]).permutation(
+            len(batches) // self.num_replicas
+        )
+        return batches.take((steps[:, None] * self.num_replicas + np.arange(self.num_replicas)).reshape(-1))
 
-    def _squeeze(self, epoch: int) -> Batches:
+    def _squeeze(self, epoch: int) -> BatchPlan:
         """Batches of an epoch whose records come out longer than most: all sorted by length, and if need be larger."""
         records = self._records(epoch)
-        records = records[np.argsort(-self.lengths[records], kind="stable")]
-        percent, batches = 0, self._pack(records)
+        number = max(1, len(records))
+        records = longest_first(self.lengths, records, number)
+        percent, batches = 0, self._pack(records, number)
         while len(batches) > self._count:
             percent += 1
-            batches = self._pack(records, 1 + percent / 100)
+            batches = self._pack(records, number, 1 + percent / 100)
         if percent:
             warnings.warn(
                 f"epoch {epoch}: its records fill {self._count} batches beyond loader.max_tokens={self.max_tokens} and "
@@ -196,19 +195,18 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
             )
         return batches
 
-    def _divide(self, batches: Batches) -> Batches:
+    def _divide(self, batches: BatchPlan) -> BatchPlan:
         """Halve the batches with most records until the number is right; repeat some where none can be halved."""
         while len(batches) < self._count:
             missing = self._count - len(batches)
-            sizes = np.asarray([len(batch) for batch in batches])
-            largest = {int(i) for i in np.argsort(-sizes, kind="stable")[:missing] if sizes[i] > 1}
-            if not largest:
+            sizes = batches.sizes
+            largest = np.sort(np.argsort(-sizes, kind="stable")[:missing])
+            largest = largest[sizes[largest] > 1]
+            if not len(largest):
                 # Every batch is one record. Training repeats a few; evaluation must count each record once.
-                return batches + batches[:missing] if self.even else batches
-            halves = [
-                np.array_split(batch, 2) if i in largest else [batch] for i, batch in enumerate(batches)
-            ]
-            batches = [part for parts in halves for part in parts]
+                every = np.arange(len(batches))
+                return batches.take(np.concatenate([every, every[:missing]])) if self.even else batches
+            batches = batches.halved(largest)
         return batches
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -287,7 +285,6 @@ class BatchCycle:
             sampler: Even over the ranks; its own epoch does not matter.
         """
         self.sampler, self._length = sampler, len(sampler)
-        self._planned: tuple[int, Batches] = -1, []
 
     def __len__(self) -> int:
         """Batches until the first comes again, in another order if that is random."""
@@ -296,10 +293,8 @@ class BatchCycle:
     def __getitem__(self, number: int) -> NDArray[np.int64]:
         """Records of the n-th batch, n >= 0."""
         epoch, place = divmod(number, self._length)
-        if self._planned[0] != epoch:
-            sampler = self.sampler
-            self._planned = epoch, sampler.plan(epoch)[sampler.rank :: sampler.num_replicas]
-        return self._planned[1][place]
+        sampler = self.sampler
+        return sampler.plan(epoch)[sampler.rank + place * sampler.num_replicas]
 
     def order(self) -> dict[str, int]:
         """What the order follows from, besides what a sampler beside it has as well."""

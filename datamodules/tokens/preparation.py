@@ -1,8 +1,8 @@
 """Rows become records, records become tokens, tokens become the cache."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
 from itertools import islice
 from typing import Protocol
@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from ..records import PreferenceRecord, RecordError, SourceRow, is_blank
 from .cache_writer import CacheWriter
 from .config import TextConfig
+from .processes import Tokenised, tokenising
 from .rendering import INVALID, without_keys
 from .report import SplitReport
 from .split_writer import WrittenRow
@@ -32,6 +33,7 @@ class RecordSource(Protocol):
 
     text: TextConfig
     needs_judgement: bool
+    num_processes: int
 
     @property
     def tokenizer(self) -> RecordTokenizer:
@@ -76,30 +78,28 @@ Chunk = list[Routed | RecordError]
 def tokenise(data: RecordSource, source: str, writer: CacheWriter) -> None:
     """Read, validate and tokenise one of the data's sources into the cache.
 
-    While a chunk is tokenised, which needs no Python, the next is read and the one before is written; whatever is wrong is
-    said in the order of the rows all the same.
+    While some chunks are tokenised, by a thread that needs no Python most of the time or by several processes, the next are read
+    and those before are written; whatever is wrong is said in the order of the rows all the same, and what is written is the
+    same to the bit.
 
     Raises:
         RecordError: At the first row that is no valid record, if the writer does not skip such rows.
     """
-    tokenizer = data.tokenizer
-    with ThreadPoolExecutor(1) as pool:
-        chunks, waiting = _chunks(data, source), None
+    chunks, waiting = _chunks(data, source), deque[tuple[Chunk, Future[Tokenised]]]()
+    with tokenising(data.tokenizer, data.num_processes) as submit:
         while True:
             try:
                 chunk = next(chunks, None)
             except Exception:
-                if waiting is not None:  # what is wrong with rows before comes first
-                    _write(data, source, writer, *waiting)
+                while waiting:  # what is wrong with rows before comes first
+                    _write(data, source, writer, *waiting.popleft())
                 raise
-            future = pool.submit(
-                tokenizer, [row[1] for row in chunk or () if not isinstance(row, RecordError)]
-            )
-            if waiting is not None:
-                _write(data, source, writer, *waiting)
-            if chunk is None:
+            if chunk is not None:
+                waiting.append((chunk, submit([row[1] for row in chunk if not isinstance(row, RecordError)])))
+            if waiting and (chunk is None or len(waiting) > data.num_processes):
+                _write(data, source, writer, *waiting.popleft())
+            elif chunk is None:
                 break
-            waiting = chunk, future
     writer.reports[source].notes += data.notes(source)
     writer.reports[source].unread_columns += data.unread_columns(source)
 
@@ -131,7 +131,7 @@ def _write(
     source: str,
     writer: CacheWriter,
     chunk: Chunk,
-    tokenised: "Future[list[TokenizedRecord | RecordError]]",
+    tokenised: Future[Tokenised],
 ) -> None:
     tokens = iter(tokenised.result())
     kept: dict[str, list[WrittenRow]] = {split: [] for split in data.splits}

@@ -229,6 +229,25 @@ def test_composition_stays_random_over_many_epochs():
         assert len(first & now) < 0.3 * len(first), epoch
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_an_epoch_is_planned_once_however_often_it_is_asked_for(shuffle, monkeypatch):
+    compose, planned = TokenBudgetBatchSampler._compose, []
+
+    def noted(self, epoch, attempt):
+        planned.append((epoch, attempt))
+        return compose(self, epoch, attempt)
+
+    monkeypatch.setattr(TokenBudgetBatchSampler, "_compose", noted)
+    sampler = TokenBudgetBatchSampler(lognormal_sizes(200), max_tokens=4096, shuffle=shuffle)
+    first = list(sampler)
+    assert len(first) == len(sampler) == len(sampler.plan(0)) and list(sampler) == first
+    assert planned == [(0, 0)]
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert len(second) == len(sampler) == len(first) and list(sampler) == second
+    assert planned == ([(0, 0), (1, 0)] if shuffle else [(0, 0)])
+
+
 def test_larger_mega_batches_pad_less():
     sizes = lognormal_sizes(4000)
     rows, lengths = cost(sizes, "shared")

@@ -1,6 +1,8 @@
 """While rows are tokenised others are read: what is written and what is said stays in the order of the rows."""
 
 import json
+import os
+from dataclasses import replace
 
 import pytest
 
@@ -48,6 +50,43 @@ def test_chunks_do_not_change_the_cache(tmp_path, monkeypatch):
         )
     assert caches[0] == caches[1] == caches[2]
     assert caches[0][1]["invalid"] == {"empty response": 1, "duplicate id": 1}
+
+
+ODD = {"r3": {"chosen": ""}, "r17": {"rejected": "good 17"}, "r25": {"id": "r2"}}
+# Python 3.12 warns of any fork beside threads; the processes here only tokenise.
+FORKS = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+
+
+@FORKS
+def test_several_processes_write_the_same_bytes(tmp_path):
+    path = save(tmp_path, rows(60, **ODD))
+    contents = []
+    for number in (1, 2, 3):
+        data = LocalDataModule(
+            train=path, text=TEXT, on_invalid="skip", cache_dir=str(tmp_path / str(number)), num_processes=number
+        )
+        data.prepare_data()
+        folder = data.cache_folder()
+        contents.append({file.name: file.read_bytes() for file in folder.iterdir()})
+        assert folder.name == LocalDataModule(train=path, text=TEXT, on_invalid="skip").cache_folder().name
+    assert len(contents[0]) > 2 and contents[0] == contents[1] == contents[2]
+
+
+@FORKS
+def test_several_processes_say_first_what_is_wrong_first(tmp_path, monkeypatch):
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    path = save(tmp_path, rows(40, r9={"chosen": "x" * 50}, r10={"chosen": ""}))
+    text = replace(TEXT, max_length=30, truncation="error")
+    data = LocalDataModule(train=path, text=text, cache_dir=str(tmp_path), num_processes=2)
+    with pytest.raises(RecordError, match="rows.jsonl:10: longer than max_length"):
+        data.prepare_data()
+    assert not list(tmp_path.glob("local*"))
+    assert "TOKENIZERS_PARALLELISM" not in os.environ
+
+
+def test_a_number_of_processes_below_one_is_refused():
+    with pytest.raises(ValueError, match="num_processes must be finite and >= 1; got 0"):
+        LocalDataModule(train="rows.jsonl", num_processes=0)
 
 
 @pytest.mark.parametrize(

@@ -1,39 +1,17 @@
-"""Rows a second from a file to a finished token cache, beside TRL's preparation and ``datasets.map``, and memory by rows.
+"""Rows of preference data, and how they become tokens by ours, by TRL's preparation and by ``datasets.map``."""
 
-    python benchmarks/tokenising.py
-
-The same rows, tokenizer and texts on all sides; the ids of every response are compared. Ours reads JSON Lines, checks every
-row, and writes and merges the cache; the others begin with rows in memory. Runs alternate, and a ratio is the median over
-the rounds of the two speeds within a round. It prints tables, then one line of JSON. The exit status is 1 if any ids differ.
-README.md in this folder says what is measured and how.
-"""
-
-import argparse
 import contextlib
 import gzip
-import io
 import json
 import logging
-import os
-import platform
 import random
-import subprocess
-import sys
-import tempfile
 import time
 import warnings
-from collections.abc import Callable
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from datasets import Dataset, disable_progress_bars
-from memory import STATUS, memory
-from rich.console import Console
-from rich.table import Table
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerBase
 
 from pluralign.datamodules import LocalDataModule, TextConfig
@@ -41,13 +19,13 @@ from pluralign.datamodules.datasets.hh_rlhf import parse_dialogue, split_dialogu
 from pluralign.datamodules.records import RecordError
 from pluralign.datamodules.tokens import RecordTokenizer, byte_tokenizer
 
+__all__ = ["Pair", "Side", "Task", "arena_rows", "hh_rows", "mapped", "ours", "task", "trl"]
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' + message['content'] + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
 )
-OURS, TRL, MAP = "pluralign", "TRL", "datasets.map"
-MEMORY_ROWS = (10_000, 100_000, 1_000_000)
 Pair = tuple[list[int], list[int]]
 
 warnings.filterwarnings("ignore")
@@ -72,6 +50,14 @@ class Task(NamedTuple):
     rows: list[dict[str, object]]
     text: TextConfig
     tokenizer: PreTrainedTokenizerBase
+
+
+class Side(Protocol):
+    """A way from rows to tokens."""
+
+    def __call__(self, job: Task, folder: Path) -> tuple[float, list[Pair]]:
+        """Seconds that it took, and the ids of both responses of every row."""
+        ...
 
 
 # Rows --------------------------------------------------------------------------------------------------
@@ -152,9 +138,11 @@ def task(name: str, folder: Path, rows: list[dict[str, object]], *, chat: bool) 
 # The three sides ---------------------------------------------------------------------------------------
 
 
-def ours(job: Task, folder: Path) -> tuple[float, list[Pair]]:
+def ours(job: Task, folder: Path, *, num_processes: int = 1) -> tuple[float, list[Pair]]:
     """Seconds for the whole cache, and the ids without the end token."""
-    data = LocalDataModule(test=str(job.path), text=job.text, merged_tokens=0, cache_dir=str(folder))
+    data = LocalDataModule(
+        test=str(job.path), text=job.text, merged_tokens=0, cache_dir=str(folder), num_processes=num_processes
+    )
     end = data.tokenizer.end_id
     began = time.perf_counter()
     data.prepare_data()
@@ -188,7 +176,7 @@ def trl(job: Task, folder: Path) -> tuple[float, list[Pair]]:
     return seconds, [_ended(job, row["chosen_ids"], row["rejected_ids"]) for row in found]
 
 
-def mapped(job: Task, folder: Path) -> tuple[float, list[Pair]]:
+def mapped(job: Task, folder: Path, *, num_processes: int | None = None) -> tuple[float, list[Pair]]:
     """Seconds of a batched ``datasets.map`` that renders and tokenises, and the ids."""
     tokenizer = job.tokenizer
 
@@ -203,7 +191,13 @@ def mapped(job: Task, folder: Path) -> tuple[float, list[Pair]]:
 
     rows = Dataset.from_list(job.rows)
     began = time.perf_counter()
-    found = rows.map(encode, batched=True, batch_size=256, remove_columns=["prompt", "chosen", "rejected"])
+    found = rows.map(
+        encode,
+        batched=True,
+        batch_size=256,
+        num_proc=num_processes,
+        remove_columns=["prompt", "chosen", "rejected"],
+    )
     seconds = time.perf_counter() - began
     return seconds, [_ended(job, row["chosen_ids"], row["rejected_ids"]) for row in found]
 
@@ -212,127 +206,3 @@ def _ended(job: Task, *sides: list[int]) -> Pair:
     end = job.tokenizer.eos_token_id
     chosen, rejected = (side[:-1] if side[-1:] == [end] else side for side in sides)
     return chosen, rejected
-
-
-# Memory ------------------------------------------------------------------------------------------------
-
-
-def peak(rows: int) -> None:
-    """Print the peak memory of this process, in bytes, after preparing so many short rows."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "rows.jsonl"
-        with path.open("w", encoding="utf-8") as file:
-            for i in range(rows):
-                row = {
-                    "id": f"r{i}",
-                    "prompt": f"question {i}",
-                    "chosen": f"good answer {i}",
-                    "rejected": "bad one",
-                }
-                file.write(json.dumps(row) + "\n")
-        LocalDataModule(test=str(path), cache_dir=folder).prepare_data()
-    print(memory("VmHWM"))
-
-
-def peaks(sizes: list[int]) -> dict[str, int]:
-    """Peak memory by rows, each in a process of its own."""
-    found = {}
-    for rows in sizes:
-        words = [sys.executable, __file__, "--peak", str(rows)]
-        done = subprocess.run(words, capture_output=True, text=True, check=True)
-        found[str(rows)] = int(done.stdout.split()[-1])
-    return found
-
-
-# All of it ---------------------------------------------------------------------------------------------
-
-
-def compare(job: Task, rounds: int, folder: Path) -> dict[str, object]:
-    """Run every side in turn; speeds, ratios, and whether all ids are equal."""
-    sides: dict[str, Callable[[Task, Path], tuple[float, list[Pair]]]] = {OURS: ours, MAP: mapped}
-    if find_spec("trl") is not None:
-        sides[TRL] = trl
-    speeds: dict[str, list[float]] = {name: [] for name in sides}
-    first: list[Pair] | None = None
-    agree = True
-    for number in range(rounds):
-        for name in list(sides)[:: -1 if number % 2 else 1]:
-            place = Path(tempfile.mkdtemp(dir=folder))
-            with contextlib.redirect_stderr(io.StringIO()):
-                seconds, pairs = sides[name](job, place)
-            speeds[name].append(len(job.rows) / seconds)
-            first = pairs if first is None else first
-            agree &= pairs == first
-    ratios = {
-        name: median(a / b for a, b in zip(speeds[OURS], speeds[name], strict=True))
-        for name in sides
-        if name != OURS
-    }
-    table = Table(
-        "side", "rows/s of every round", "pluralign is faster", title=f"{job.name}: {len(job.rows):,} rows"
-    )
-    for name, every in speeds.items():
-        table.add_row(name, " ".join(f"{speed:,.0f}" for speed in every), f"{ratios.get(name, 1):.2f}x")
-    Console(width=100).print(table)
-    return {"rows": len(job.rows), "rows_per_second": speeds, "ratios": ratios, "agree": agree}
-
-
-def main() -> int:
-    """Run everything; the exit status says whether all ids are equal."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=2000, help="rows of each task")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each side")
-    parser.add_argument(
-        "--memory", type=int, nargs="*", default=list(MEMORY_ROWS), help="numbers of short rows"
-    )
-    parser.add_argument("--output", type=Path, help="also write the JSON object here")
-    parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.peak is not None:
-        peak(options.peak)
-        return 0
-    began, load = time.perf_counter(), os.getloadavg()[0]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        chat = task("arena-like", folder, arena_rows(options.rows), chat=True)
-        plain = hh_rows(options.rows)
-        jobs = [chat, *([task("hh-rlhf", folder, plain, chat=False)] if plain else [])]
-        results = {job.name: compare(job, options.rounds, folder) for job in jobs}
-    peak_of = peaks(options.memory if STATUS.is_file() else [])
-    table = Table("short rows", "peak memory", title="prepare_data, each in a process of its own")
-    for rows, size in peak_of.items():
-        table.add_row(f"{int(rows):,}", f"{size / 2**20:,.0f} MiB")
-    Console(width=100).print(table)
-    sizes = sorted(map(int, peak_of))
-    growth = (
-        (peak_of[str(sizes[-1])] - peak_of[str(sizes[0])]) / (sizes[-1] - sizes[0])
-        if len(sizes) > 1
-        else None
-    )
-    names = ("datasets", "tokenizers", "transformers", *(["trl"] if find_spec("trl") else []))
-    agree = all(result["agree"] for result in results.values())
-    line = json.dumps(
-        {
-            "agree": agree,
-            "tasks": results,
-            "trl": version("trl") if find_spec("trl") else "not installed",
-            "memory_bytes": peak_of,
-            "memory_bytes_per_row": growth,
-            "rounds": options.rounds,
-            "machine": {
-                "cpu": platform.processor() or platform.machine(),
-                "cores": os.cpu_count(),
-                "load": load,
-            },
-            "versions": {"python": platform.python_version()} | {each: version(each) for each in names},
-            "seconds": time.perf_counter() - began,
-        }
-    )
-    if options.output:
-        options.output.write_text(line + "\n")
-    print(line)
-    return int(not agree)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
