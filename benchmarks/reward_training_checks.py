@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from reward_training_data import Sample
-from reward_training_runs import PAD, Kind, Network, our_module, peer_model, train
+from reward_training_data import PAD, Network, Sample
+from reward_training_runs import Kind, our_module, peer_model, train
 from torch import Tensor, nn
 from trl.trainer.reward_trainer import DataCollatorForPreference
 

@@ -8,6 +8,7 @@ from functools import cache
 from itertools import combinations, permutations
 from pathlib import Path
 from string import ascii_letters
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +24,9 @@ from pluralign.datamodules import (
 from pluralign.datamodules.batches import PreferenceDataLoader, TokenBudgetBatchSampler
 from pluralign.datamodules.tokens import TokenRow
 
-__all__ = ["SORTED_BATCHES", "Sample", "Sources"]
+__all__ = ["PAD", "SORTED_BATCHES", "Network", "Sample", "Sources"]
 
+PAD = 0  # also of the byte tokenizer, which is what TRL is told
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 LIMIT = 1024  # tokens, TRL's default as well
 SORTED_BATCHES = 50  # transformers sorts by length among so many, where there are as many
@@ -104,6 +106,20 @@ class Sample(torch.utils.data.Dataset[list[TokenRow]]):
         """Rows for TRL: both full sequences of every comparison, and the length to group by."""
         sides = [(texts[i], texts[j]) for row, texts in self.texts() for i, j in row.comparisons]
         return [{"chosen_ids": a, "rejected_ids": b, "length": max(len(a), len(b))} for a, b in sides]
+
+
+class Network(NamedTuple):
+    """Shape of a Llama."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+
+    def config(self, sample: Sample) -> dict[str, int]:
+        """Settings, with the sample's vocabulary."""
+        rest = {"pad_token_id": PAD, "max_position_embeddings": 2048, "vocab_size": sample.vocabulary}
+        return {**self._asdict(), **rest}
 
 
 class Table:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
-from reward_training_runs import Network
+from reward_training_data import Network
 
 from pluralign.datamodules.tokens import TokenRow
 

@@ -15,7 +15,7 @@ import lightning as L
 import torch
 from datasets import Dataset
 from memory import memory
-from reward_training_data import SORTED_BATCHES, Sample
+from reward_training_data import PAD, SORTED_BATCHES, Network, Sample
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.profiler import profile
@@ -28,35 +28,9 @@ from pluralign.datamodules.batches import PreferenceDataLoader
 from pluralign.datamodules.tokens import byte_tokenizer
 from pluralign.models import BackboneConfig, BradleyTerryRM
 
-__all__ = [
-    "PAD",
-    "Kind",
-    "Network",
-    "Rounds",
-    "Run",
-    "our_module",
-    "peak_memory",
-    "peer_model",
-    "peer_name",
-    "train",
-]
+__all__ = ["Kind", "Rounds", "Run", "our_module", "peak_memory", "peer_model", "peer_name", "train"]
 
-PAD = 0  # also of the byte tokenizer, which is what TRL is told
 RATE = 1e-5
-
-
-class Network(NamedTuple):
-    """Shape of a Llama."""
-
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-
-    def config(self, sample: Sample) -> dict[str, int]:
-        """Settings, with the sample's vocabulary."""
-        rest = {"pad_token_id": PAD, "max_position_embeddings": 2048, "vocab_size": sample.vocabulary}
-        return {**self._asdict(), **rest}
 
 
 class Kind(NamedTuple):
