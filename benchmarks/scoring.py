@@ -22,29 +22,20 @@ from statistics import median
 from typing import NamedTuple
 
 import torch
+from answers import nine_answers
 from rich.console import Console
 from rich.table import Table
 from surroundings import surroundings
 from transformers import AutoModelForSequenceClassification, LlamaConfig, PreTrainedModel
 from transformers.utils.logging import set_verbosity_error
 
-from pluralign.datamodules import AlpacaEvalDataModule, HHRLHFDataModule, PreferenceRecord, TextConfig
+from pluralign.datamodules import HHRLHFDataModule, PreferenceRecord, TextConfig
 from pluralign.datamodules.tokens import RecordTokenizer
 from pluralign.inference import ModuleReward
 from pluralign.inference.response_rows import AskedResponse
 from pluralign.models import BackboneConfig, BradleyTerryRM
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-MODELS = (
-    "alpaca-7b",
-    "claude-2.1",
-    "falcon-7b-instruct",
-    "gemma-2b-it",
-    "gpt-3.5-turbo-0301",
-    "oasst-sft-pythia-12b",
-    "vicuna-7b",
-    "wizardlm-13b",
-)
 SIZE = {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 1024}
 LIMIT = 1024
 AT_ONCE = 8
@@ -101,13 +92,7 @@ def tasks(pairs: int, prompts: int) -> tuple[list[Work], str]:
     module = HHRLHFDataModule(subsets=("helpful-base",), data_dir=str(hh))
     records = [record for record in module.records("train") if len(record.responses) == 2]
     two = of_pairs(draw.sample(records, pairs), "pairs")
-    answers_to: dict[str, dict[str, str]] = {}
-    data = AlpacaEvalDataModule(data_dir=str(alpaca), models=list(MODELS))
-    for split in data.splits:
-        for record in data.records(split):
-            known = answers_to.setdefault(shown(record), {})
-            known |= {str(response.system): response.text for response in record.responses}
-    full = [(prompt, list(answers.values())) for prompt, answers in answers_to.items() if len(answers) == 9]
+    full = nine_answers(alpaca)
     chosen = draw.sample(full, min(prompts, len(full)))
     return [
         two,

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["surroundings"]
+__all__ = ["instructions", "surroundings"]
+
+INFO = Path("/proc/cpuinfo")
 
 
 def surroundings(*packages: str) -> dict[str, object]:
@@ -16,8 +18,7 @@ def surroundings(*packages: str) -> dict[str, object]:
     Args:
         packages: Names of installed packages, besides Python.
     """
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    lines = INFO.read_text(encoding="utf-8").splitlines() if INFO.is_file() else []
     names = (line.split(": ")[1] for line in lines if line.startswith("model name"))
     return {
         "machine": {
@@ -29,3 +30,13 @@ def surroundings(*packages: str) -> dict[str, object]:
         },
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
+
+
+def instructions(*names: str) -> dict[str, bool]:
+    """Which instructions the processor has (Linux; elsewhere none is known).
+
+    Args:
+        names: As ``/proc/cpuinfo`` has them, such as ``avx512_bf16``.
+    """
+    words = set(INFO.read_text(encoding="utf-8").split()) if INFO.is_file() else set()
+    return {name: name in words for name in names}
