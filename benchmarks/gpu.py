@@ -86,11 +86,11 @@ def alone(name: str, seconds: float, output: Path) -> int:
     import torch
     from gpu_notes import Notes
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    notes = Notes(output, seconds, device)
-    importlib.import_module(f"gpu_{name}").run(notes)
+    notes = Notes(output, seconds, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    part = importlib.import_module(f"gpu_{name}")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # which set its own when it was imported
+    part.run(notes)
     return 0
 
 
@@ -135,7 +135,9 @@ def main(words: list[str] | None = None) -> int:
     )
     parser.add_argument("--parts", nargs="+", choices=list(SECONDS), default=list(SECONDS))
     parser.add_argument("--output", type=Path, help="also write the JSON object here")
-    parser.add_argument("--alone", choices=list(SECONDS), help="run one part in this process, for its own file")
+    parser.add_argument(
+        "--alone", choices=list(SECONDS), help="run one part in this process, for its own file"
+    )
     parser.add_argument("--seconds", type=float, default=ALL, help="time of a part that runs alone")
     options = parser.parse_args(words)
     if options.alone:

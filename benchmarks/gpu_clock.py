@@ -101,7 +101,9 @@ def peak_bytes(work: Callable[[], object]) -> int:
     return int(torch.cuda.max_memory_allocated())
 
 
-def rounds(kinds: dict[str, Callable[[], object]], number: int, left: Callable[[], float]) -> dict[str, list[float]]:
+def rounds(
+    kinds: dict[str, Callable[[], object]], number: int, left: Callable[[], float]
+) -> dict[str, list[float]]:
     """Seconds of each kind of work in each round; every other round in opposite order.
 
     Args:

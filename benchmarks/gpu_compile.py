@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from gpu_clock import Step, rounds
-from gpu_data import HH, TINY, Texts, draw, half_billion
+from gpu_data import HH, TINY, Texts, draw, fitting, half_billion
 from gpu_notes import Notes
 from gpu_ways import Ours, losses_and_gradients
 
@@ -79,4 +79,4 @@ def run(notes: Notes) -> None:
     """Same numbers first."""
     torch.set_float32_matmul_precision("highest")
     agreement(notes)
-    speed(notes, HH, half_billion())
+    speed(notes, fitting(HH), half_billion())

@@ -157,4 +157,6 @@ def run(notes: Notes) -> None:
         order += [("llama", NINE, "bfloat16"), ("qwen2", PAIRS, "bfloat16"), ("qwen2", NINE, "float32")]
     order += [(kind, NINE, "float32") for kind, fields in NETWORKS.items() if fields]
     for kind, texts, dtype in order:
-        notes.attempt(f"{kind}, {texts.name}, {dtype}", lambda k=kind, t=texts, d=dtype: compare(notes, k, t, d))
+        notes.attempt(
+            f"{kind}, {texts.name}, {dtype}", lambda k=kind, t=texts, d=dtype: compare(notes, k, t, d)
+        )

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -13,7 +13,7 @@ from pluralign.datamodules.batch import PreferenceBatch
 from pluralign.datamodules.batches import PreferenceCollator
 from pluralign.datamodules.tokens import TokenRow
 
-__all__ = ["HALF", "HH", "NINE", "TINY", "Texts", "batch_of", "draw", "half_billion"]
+__all__ = ["HALF", "HH", "NINE", "TINY", "Texts", "batch_of", "draw", "fitting", "half_billion"]
 
 HALF = {
     "hidden_size": 896,
@@ -50,14 +50,26 @@ class Texts:
     own: tuple[float, float]
     prompts: int
     """In a training step."""
-    longest: int = 1000
+    longest: int = 512
     """Tokens of a prompt, or of a response."""
 
 
-HH = Texts("HH pairs", 2, (4.7, 0.9), (3.9, 0.8), 64)
+HH = Texts("HH pairs", 2, (4.7, 0.9), (3.9, 0.8), 32)
 """As HH-RLHF's helpful-base is with GPT-2's tokenizer."""
-NINE = Texts("nine responses", 9, (4.7, 0.9), (4.8, 0.8), 8)
+NINE = Texts("nine responses", 9, (4.7, 0.9), (4.5, 0.7), 4)
 """As many answers to a prompt as InstructGPT had labelled; all 36 pairs of them are compared."""
+
+
+ROOM = 80e9
+"""Bytes of memory for which the steps are meant: plain transformers keep activations of all their padding."""
+
+
+def fitting(texts: Texts) -> Texts:
+    """The same texts, fewer a step where the device has less memory."""
+    if not torch.cuda.is_available():
+        return texts
+    share = min(1.0, torch.cuda.get_device_properties(0).total_memory / ROOM)
+    return replace(texts, prompts=max(2, int(share * texts.prompts)))
 
 
 def half_billion(kind: str = "qwen2") -> dict[str, object]:

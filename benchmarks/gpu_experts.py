@@ -66,6 +66,12 @@ def run(notes: Notes) -> None:
         return
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     half = {name: int(HALF[name]) for name in names}
-    small = {**half, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4}
+    small = {
+        **half,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+    }
     notes.attempt("float32", lambda: decode(notes, "float32", small, [2], 12, exact=True))
     notes.attempt("bfloat16", lambda: decode(notes, "bfloat16", half, [1, 8], 24, exact=False))

@@ -6,10 +6,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from gpu_clock import Step, autocast, peak_bytes, rounds, seconds
-from gpu_data import HH, NINE, Texts, draw, half_billion
+from gpu_clock import Step, autocast, peak_bytes, rounds
+from gpu_data import HH, NINE, Texts, draw, fitting, half_billion
 from gpu_notes import Notes
 from gpu_ways import Ours, Padded, Varlen, Way, layouts
+from torch import Tensor
 
 from pluralign.datamodules.tokens import TokenRow
 
@@ -18,7 +19,8 @@ __all__ = ["compare", "run"]
 BATCHES = 3
 ROUNDS = 3
 TOLERANCE = 0.1
-"""Largest difference of a loss under bfloat16 autocast from that of plain transformers, over that."""
+"""Of rewards under bfloat16 autocast: difference from those of plain transformers over how much these differ, each the root of
+the mean square."""
 
 
 def candidates(fields: dict[str, object], device: torch.device) -> dict[str, Callable[[], Any]]:
@@ -34,24 +36,27 @@ def candidates(fields: dict[str, object], device: torch.device) -> dict[str, Cal
 
 
 def measure(
-    notes: Notes, case: str, way: Way, batches: list[list[TokenRow]], wanted: float | None
-) -> tuple[float, float]:
-    """Time and memory of one way alone; the first loss must be plain transformers'.
+    notes: Notes, case: str, way: Way, batches: list[list[TokenRow]], wanted: Tensor | None
+) -> tuple[float, Tensor]:
+    """Time and memory of one way alone; rewards of the first batch must be plain transformers'.
 
     Returns:
-        Median seconds of a batch, and the first batch's loss.
+        Median seconds of a batch, and rewards of the first batch.
     """
     inputs = [way.prepare(rows) for rows in batches]
-    with autocast(notes.device):
-        loss = float(way.loss(inputs[0]).detach())
+    with torch.no_grad(), autocast(notes.device):
+        rewards = way.rewards(inputs[0]).cpu()
     if wanted is not None:
-        notes.check(case, loss=(abs(loss - wanted) / abs(wanted), TOLERANCE))
+        apart = float((rewards - wanted).square().mean().sqrt() / wanted.std())
+        notes.check(case, rewards=(apart, TOLERANCE))
     step = Step(way, notes.device, updates=False)
     began = time.perf_counter()
     for each in inputs:  # kernels are chosen, and compiled for all shapes
         step(each)
     first = time.perf_counter() - began
-    every = rounds({str(i): lambda each=each: step(each) for i, each in enumerate(inputs)}, ROUNDS, lambda: notes.left)
+    every = rounds(
+        {str(i): lambda each=each: step(each) for i, each in enumerate(inputs)}, ROUNDS, lambda: notes.left
+    )
     times = [median(each) for each in every.values()]
     peak = peak_bytes(lambda: step(inputs[0])) if notes.device.type == "cuda" else None
     tokens = sum(len(row.tokens) for rows in batches for row in rows)
@@ -62,7 +67,7 @@ def measure(
         first_seconds=first,
         peak_gigabytes=None if peak is None else peak / 1e9,
     )
-    return median(times), loss
+    return median(times), rewards
 
 
 def compare(notes: Notes, texts: Texts, fields: dict[str, object], only: list[str] | None = None) -> None:
@@ -76,20 +81,22 @@ def compare(notes: Notes, texts: Texts, fields: dict[str, object], only: list[st
         copied_tokens_a_step=sum(first + own for first, *rest in lengths for own in rest) / BATCHES,
     )
     state: dict[str, torch.Tensor] = {}
-    found: dict[str, tuple[float, float]] = {}
+    found: dict[str, tuple[float, Tensor]] = {}
     for name, build in candidates(fields, notes.device).items():
         if only is not None and name not in only:
             continue
         case = f"{texts.name}, {name}"
 
-        def work(build: Callable[[], Any] = build, case: str = case) -> tuple[float, float]:
+        def work(build: Callable[[], Any] = build, case: str = case) -> tuple[float, Tensor]:
             way = build()
             if isinstance(way, Ours) and not isinstance(way, Varlen):
                 notes.record(case, layout=way.layout())
             reference = found.get("padded")
             if reference is None:
                 if not isinstance(way, Padded):
-                    raise RuntimeError("plain transformers, whose weights and loss the others have, did not run")
+                    raise RuntimeError(
+                        "plain transformers, whose weights and rewards the others have, did not run"
+                    )
                 state.update({name: value.cpu() for name, value in way.state().items()})
             else:
                 way.load(state)
@@ -100,12 +107,10 @@ def compare(notes: Notes, texts: Texts, fields: dict[str, object], only: list[st
             found[name] = result
     fastest = min(found, key=lambda name: found[name][0]) if found else None
     if fastest is not None and "auto" in found:
-        notes.record(
-            texts.name, fastest=fastest, auto_over_fastest=found["auto"][0] / found[fastest][0]
-        )
+        notes.record(texts.name, fastest=fastest, auto_over_fastest=found["auto"][0] / found[fastest][0])
 
 
 def run(notes: Notes) -> None:
     """Nine responses first, where layouts differ most."""
-    compare(notes, NINE, half_billion())
-    compare(notes, HH, half_billion())
+    compare(notes, fitting(NINE), half_billion())
+    compare(notes, fitting(HH), half_billion())

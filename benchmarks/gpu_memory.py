@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gpu_clock import Step, peak_bytes
-from gpu_data import HH, NINE, Texts, draw, half_billion
+from gpu_data import HH, NINE, Texts, draw, fitting, half_billion
 from gpu_notes import Notes
 from gpu_ways import Ours, Padded
 
@@ -43,5 +43,5 @@ def compare(notes: Notes, texts: Texts, fields: dict[str, object]) -> None:
 
 def run(notes: Notes) -> None:
     """Pairs and nine responses."""
-    compare(notes, HH, half_billion())
-    compare(notes, NINE, half_billion())
+    compare(notes, fitting(HH), half_billion())
+    compare(notes, fitting(NINE), half_billion())

@@ -81,7 +81,7 @@ class Notes:
             return None
         try:
             return work()
-        except Exception as error:  # whatever it is, other cases are worth their time
+        except Exception as error:  # noqa: BLE001  whatever it is, other cases are worth their time
             frames = traceback.extract_tb(error.__traceback__)
             places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames[-4:]]
             message = " ".join(str(error).split())[:400]

@@ -24,7 +24,13 @@ def adapters_on_a_quantised_base(notes: Notes) -> None:
     """Scores near those of the base; adapters alone are trained, and learn; nothing changes with evaluation in between."""
     from transformers import AutoConfig, AutoModel
 
-    fields = {"model_type": "llama", **TINY, "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8}
+    fields = {
+        "model_type": "llama",
+        **TINY,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_attention_heads": 8,
+    }
     rows = draw(SMALL, SMALL.prompts, int(TINY["vocab_size"]))
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)

@@ -12,7 +12,7 @@ from statistics import median
 import lightning as L
 import torch
 from gpu_clock import Step, bf16_peak, gemm_peak, needed_operations, rounds, seconds
-from gpu_data import HH, NINE, Texts, batch_of, draw, half_billion
+from gpu_data import HH, NINE, Texts, batch_of, draw, fitting, half_billion
 from gpu_notes import Notes
 from gpu_ways import Ours, Padded, Way
 
@@ -94,9 +94,7 @@ def report_share(
     notes: Notes, texts: Texts, fields: dict[str, object], rows: list[TokenRow], ours: Ours, took: float
 ) -> None:
     """Share of the device's peak that needed operations reach."""
-    layers = sum(
-        each.numel() for name, each in ours.model.named_parameters() if "embed_tokens" not in name
-    )
+    layers = sum(each.numel() for name, each in ours.model.named_parameters() if "embed_tokens" not in name)
     needed = needed_operations(fields, [row.lengths.tolist() for row in rows], layers)
     on_gpu = notes.device.type == "cuda"
     stated, measured = (bf16_peak(), gemm_peak()) if on_gpu else (None, None)
@@ -167,8 +165,16 @@ def beside_trl(notes: Notes) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "result.json"
-        words = [str(Path(__file__).with_name("reward_training.py")), "--rounds", "1", "--output", str(output)]
-        subprocess.run([sys.executable, *words], timeout=max(1.0, notes.left), check=False, capture_output=True)
+        words = [
+            str(Path(__file__).with_name("reward_training.py")),
+            "--rounds",
+            "1",
+            "--output",
+            str(output),
+        ]
+        subprocess.run(
+            [sys.executable, *words], timeout=max(1.0, notes.left), check=False, capture_output=True
+        )
         result = json.loads(output.read_text(encoding="utf-8"))
     names = ("agree", "ratio_vs_trl", "ratio_vs_trl_grouped", "dsp_ratio_vs_trl", "share_of_peak")
     notes.record("TRL", **{name: result.get(name) for name in names})
@@ -177,7 +183,7 @@ def beside_trl(notes: Notes) -> None:
 def run(notes: Notes) -> None:
     """Pairs, nine responses, Lightning, TRL."""
     fields = half_billion()
-    notes.attempt(HH.name, lambda: compare(notes, HH, fields))
-    notes.attempt(NINE.name, lambda: compare(notes, NINE, fields))
-    notes.attempt("under Lightning", lambda: lightning_seconds(notes, HH, fields), needs=10)
+    notes.attempt(HH.name, lambda: compare(notes, fitting(HH), fields))
+    notes.attempt(NINE.name, lambda: compare(notes, fitting(NINE), fields))
+    notes.attempt("under Lightning", lambda: lightning_seconds(notes, fitting(HH), fields), needs=10)
     notes.attempt("TRL", lambda: beside_trl(notes), needs=20)

@@ -6,7 +6,7 @@ responses to their prefix besides, and the two are merged by their logarithms of
 """
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -177,7 +177,7 @@ def _scores(q: Tensor, k: Tensor, causal: bool, scale: float) -> Tensor:
 def _spans(queries: Sequences, keys: Sequences) -> list[tuple[slice, slice]]:
     both = []
     for bounds in (queries.bounds.tolist(), keys.bounds.tolist()):
-        both.append([slice(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)])
+        both.append([slice(a, b) for a, b in pairwise(bounds)])
     return list(zip(*both, strict=True))
 
 
@@ -226,14 +226,14 @@ class _Causal(torch.autograd.Function):
     """Causal attention of sequences that stand one behind the other."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, of: Sequences, scale: float) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, of: Sequences, scale: float) -> Tensor:  # noqa: ANN401
         saved = kernel(q, k, v, of, of, True, scale)
         ctx.save_for_backward(q, k, v, saved.out, saved.total, *saved.random)
         ctx.of, ctx.scale = of, scale
         return saved.out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         q, k, v, out, total, *random = ctx.saved_tensors
         saved = Saved(out, total, tuple(random))
         return (
@@ -247,7 +247,7 @@ class _Pieces(torch.autograd.Function):
     """Parts attend to themselves, responses to their prefix as well; backward has the merged output and logarithms."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, texts: PackedTexts, scale: float) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, texts: PackedTexts, scale: float) -> Tensor:  # noqa: ANN401
         own, prefix = texts.own, texts.prefix
         alone = kernel(q, k, v, texts.parts, texts.parts, True, scale)
         apart = (q[own], k[prefix], v[prefix])
@@ -263,7 +263,7 @@ class _Pieces(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         q, k, v, out, total, *random = ctx.saved_tensors
         texts, gradient = ctx.texts, gradient.contiguous()
         own, prefix = texts.own, texts.prefix
