@@ -8,7 +8,17 @@ from typing import Any
 import torch
 from gpu_ways import Way
 
-__all__ = ["Step", "autocast", "bf16_peak", "gemm_peak", "needed_operations", "peak_bytes", "rounds"]
+__all__ = [
+    "Step",
+    "autocast",
+    "bf16_peak",
+    "gemm_peak",
+    "needed_operations",
+    "peak_bytes",
+    "rounds",
+    "seconds",
+    "weights_by_tokens",
+]
 
 PEAKS = {
     "GB200": 2250e12,
@@ -123,21 +133,40 @@ def rounds(
     return found
 
 
-def needed_operations(fields: dict[str, object], lengths: Sequence[Sequence[int]], parameters: int) -> float:
+def needed_operations(
+    fields: dict[str, object], lengths: Sequence[Sequence[int]], everywhere: int, at_ends: int
+) -> float:
     """Floating-point operations that a training step must do: forward and backward, each token once.
 
     Two for each weight and token forward and twice as many backward; of attention, scores and sums over values for every pair
-    of tokens of which one sees the other. Elementwise work is not counted.
+    of tokens of which one sees the other. In the last layer, only the last token of a response asks. Elementwise work is not
+    counted.
 
     Args:
         fields: Of the network's configuration.
         lengths: Of each record, tokens of its prefix and of its responses.
-        parameters: Weights that every token meets: those of layers, not of embeddings.
+        everywhere: Weights that every token meets: those of layers, not of embeddings.
+        at_ends: Weights that only a response's last token need meet: the last layer's but for keys and values, and the head.
     """
-    tokens = sum(map(sum, lengths))
-    seen = 0
+    tokens, ends = sum(map(sum, lengths)), sum(len(each) - 1 for each in lengths)
+    seen = at_last = 0
     for first, *own in lengths:
         seen += first * (first + 1) // 2 + sum(each * (each + 1) // 2 + each * first for each in own)
-    heads, layers = int(str(fields["num_attention_heads"])), int(str(fields["num_hidden_layers"]))
-    size = int(str(fields["hidden_size"])) // heads
-    return 6.0 * parameters * tokens + 3 * 4.0 * seen * size * heads * layers
+        at_last += sum(first + each for each in own)
+    layers, size = (int(str(fields[name])) for name in ("num_hidden_layers", "hidden_size"))
+    weights = 6.0 * (everywhere * tokens + at_ends * ends)
+    return weights + 12.0 * size * ((layers - 1) * seen + at_last)
+
+
+def weights_by_tokens(way: Way, layers: int) -> tuple[int, int]:
+    """Weights that every token of a network of so many layers meets, and those that only responses' last tokens need."""
+    everywhere = at_ends = 0
+    for name, each in way.model.named_parameters():
+        if "embed_tokens" in name:
+            continue
+        last = f".layers.{layers - 1}." in name and not ("k_proj" in name or "v_proj" in name)
+        if last or ".layers." not in name:
+            at_ends += each.numel()
+        else:
+            everywhere += each.numel()
+    return everywhere, at_ends

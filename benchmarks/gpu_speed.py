@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +12,7 @@ from statistics import median
 
 import lightning as L
 import torch
-from gpu_clock import Step, bf16_peak, gemm_peak, needed_operations, rounds, seconds
+from gpu_clock import Step, bf16_peak, gemm_peak, needed_operations, rounds, seconds, weights_by_tokens
 from gpu_data import HH, NINE, Texts, batch_of, draw, fitting, half_billion
 from gpu_notes import Notes
 from gpu_ways import Ours, Padded, Way
@@ -94,8 +95,8 @@ def report_share(
     notes: Notes, texts: Texts, fields: dict[str, object], rows: list[TokenRow], ours: Ours, took: float
 ) -> None:
     """Share of the device's peak that needed operations reach."""
-    layers = sum(each.numel() for name, each in ours.model.named_parameters() if "embed_tokens" not in name)
-    needed = needed_operations(fields, [row.lengths.tolist() for row in rows], layers)
+    weights = weights_by_tokens(ours, int(str(fields["num_hidden_layers"])))
+    needed = needed_operations(fields, [row.lengths.tolist() for row in rows], *weights)
     on_gpu = notes.device.type == "cuda"
     stated, measured = (bf16_peak(), gemm_peak()) if on_gpu else (None, None)
     notes.record(
@@ -150,8 +151,6 @@ class Clock(L.Callback):
         self.epochs.append(self._now() - self.began)
 
     def _now(self) -> float:
-        import time
-
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter()

@@ -49,7 +49,6 @@ class Way(ABC):
 
     Attributes:
         model: Whose parameters are trained.
-        computed: Tokens that enter the network for records, padding included.
     """
 
     model: nn.Module
@@ -220,7 +219,7 @@ def layouts(device: torch.device) -> dict[str, dict[str, Any]]:
     ways: dict[str, dict[str, Any]] = {
         f"shared, {attention}": {"layout": "shared", "attention": attention}
         for attention in attentions
-        if device.type == "cuda" or attention != "flex_attention"
+        if attention != "auto" and (device.type == "cuda" or attention != "flex_attention")
     }
     return {"auto": {}, **ways, "separate rows": {"layout": "separate", "attention": "sdpa"}}
 
