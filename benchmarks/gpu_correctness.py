@@ -152,10 +152,12 @@ def run(notes: Notes) -> None:
     notes.attempt("loss", lambda: loss_agrees(notes))
     if notes.device.type == "cuda":
         notes.attempt("a training step", lambda: waits(notes), needs=10)
-    order = [("llama", NINE, "float32"), ("llama", PAIRS, "float32")]
+    order = [("llama", NINE, "float32")]
     if not notes.tiny:
-        order += [("llama", NINE, "bfloat16"), ("qwen2", PAIRS, "bfloat16"), ("qwen2", NINE, "float32")]
-    order += [(kind, NINE, "float32") for kind, fields in NETWORKS.items() if fields]
+        order += [("llama", NINE, "bfloat16"), ("qwen2", PAIRS, "bfloat16"), ("qwen2", PAIRS, "float32")]
+    order += [
+        (kind, NINE, "float32") for kind in ("gemma2", *(() if notes.tiny else ("mistral", "gemma3_text")))
+    ]
     for kind, texts, dtype in order:
         notes.attempt(
             f"{kind}, {texts.name}, {dtype}", lambda k=kind, t=texts, d=dtype: compare(notes, k, t, d)
