@@ -92,8 +92,9 @@ def optimiser_memory(notes: Notes) -> None:
 
 def run(notes: Notes) -> None:
     """Both, where they can be."""
-    if find_spec("bitsandbytes") is None:
-        notes.record("bitsandbytes", left_out="not installed")
+    missing = [name for name in ("bitsandbytes", "accelerate") if find_spec(name) is None]
+    if missing:
+        notes.record("quantised", left_out=f"not installed: {', '.join(missing)}")
         return
     notes.attempt("4-bit base", lambda: adapters_on_a_quantised_base(notes))
     notes.attempt("optimiser", lambda: optimiser_memory(notes))

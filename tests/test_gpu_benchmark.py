@@ -12,7 +12,7 @@ import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 NEEDED = ("torch", "transformers", "lightning", "peft")
-NOT_NEEDED = ("accelerate", "bitsandbytes", "datasets", "jsonargparse", "ot", "rich", "tensorboard", "trl")
+NOT_NEEDED = ("bitsandbytes", "datasets", "jsonargparse", "ot", "rich", "tensorboard", "trl")
 
 
 @pytest.fixture(autouse=True)
