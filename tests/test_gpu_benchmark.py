@@ -83,6 +83,7 @@ def test_a_wrong_way_is_found(notes, texts, fields):
     assert min(truth.differences(way, rows).values()) > 1e-3
 
 
+@pytest.mark.slow
 def test_every_part_runs(notes, texts, fields):
     import gpu_layouts
     import gpu_memory
@@ -99,6 +100,7 @@ def test_every_part_runs(notes, texts, fields):
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 @pytest.mark.filterwarnings("ignore:GPU available but not used")
 def test_steps_under_lightning(notes, texts, fields):
     import gpu_speed
