@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Unpack
 
 import torch
@@ -173,16 +174,16 @@ class RewardModule(BaseModule, ABC):
         if not self._checked:
             self.check_batch(batch)
         output: RewardOutput = self(batch)
-        at_once = reads_freely(output)
+        at_once, name = reads_freely(output), partial(self._name, batch, stage)
         if at_once:  # before the loss refuses such numbers, and knows nothing of steps and records
-            self._stop_at(finding_now(self, output, None, self._name(batch, stage)))
+            self._stop_at(finding_now(self, output, None, name))
         found = self.compute_loss(output, batch)
         terms = {} if isinstance(found, Tensor) else found
         loss = found if isinstance(found, Tensor) else torch.stack([*terms.values()]).sum()
         if at_once:
-            self._stop_at(finding_now(self, RewardOutput(), loss, self._name(batch, stage)))
+            self._stop_at(finding_now(self, RewardOutput(), loss, name))
         if self._finite is not None and stage == "train":
-            self._finite.note(output, loss, self._name(batch, stage))
+            self._finite.note(output, loss, name(), fine=at_once)
         self._metrics(stage).update(output, batch)
         if stage == "train":
             logged = {"train/loss": loss, **{f"train/{name}": term for name, term in terms.items()}}
