@@ -75,7 +75,9 @@ def main() -> int:
             rounds[name].append(answer(*COMMANDS[name]))
     kinds = ("clock", "processor")
     medians = {
-        kind: {name: statistics.median(getattr(each, kind) for each in times) for name, times in rounds.items()}
+        kind: {
+            name: statistics.median(getattr(each, kind) for each in times) for name, times in rounds.items()
+        }
         for kind in kinds
     }
     ratios = {

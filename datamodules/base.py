@@ -11,6 +11,7 @@ from .batches import (
     EpochDraws,
     FeatureStore,
     FeatureTable,
+    IndexedRows,
     LoaderConfig,
     LoaderRows,
     PreferenceCollator,
@@ -82,6 +83,7 @@ class PreferenceDataModule(TreatedData):
         self._added_features: Path | None = None
         self._store: FeatureStore | None = None
         self._loaded: dict[tuple[object, ...], LoaderRows] = {}
+        self._indexed: dict[tuple[object, ...], IndexedRows] = {}
         self._views: dict[tuple[object, ...], RecordTable | ComparisonView] = {}
         self._priors: VotePriors | None = None
 
@@ -117,6 +119,10 @@ class PreferenceDataModule(TreatedData):
         self._name_users()
         if stage == "fit" and "train" in self._tables:
             _ = self.decisions  # reports what is treated, or says what is in the way
+
+    def _name_users(self) -> None:
+        super()._name_users()
+        self._indexed.clear()  # what names are indices of may have changed
 
     def _open_cache(self) -> tuple[DataReader, VotePriors]:
         reader = CacheReader(self.cache_folder())
@@ -273,8 +279,7 @@ class PreferenceDataModule(TreatedData):
         return SplitRecords(self.name, split, self.table(split))
 
     def _rows_of(self, records: SplitRecords, settings: LoaderConfig) -> LoaderRows:
-        read = settings.users, settings.items, settings.features, settings.treatments, settings.joins
-        key = records.name, records.split, *read
+        key = self._read(records, settings)
         if key not in self._loaded:
             table = self._shown(records, settings)
             store = None if settings.features is None else self.features
@@ -283,6 +288,24 @@ class PreferenceDataModule(TreatedData):
                 rows = FeatureTable(table, store, records.split, items=settings.items)
             self._loaded[key] = RequestView(rows, table) if self._asks(records.split) else rows
         return self._loaded[key]
+
+    @staticmethod
+    def _read(records: SplitRecords, settings: LoaderConfig) -> tuple[object, ...]:
+        """What decides which records are read, and with what beside them."""
+        read = settings.users, settings.items, settings.features, settings.treatments, settings.joins
+        return records.name, records.split, *read
+
+    def _loadable(
+        self, records: SplitRecords, settings: LoaderConfig, collate: PreferenceCollator
+    ) -> LoaderRows:
+        """Records as a loader has them: those with stored features as tables, which are made once."""
+        rows = self._rows_of(records, settings)
+        if not isinstance(rows, FeatureTable):
+            return rows
+        key = *self._read(records, settings), settings.crowd, settings.features_memory
+        if key not in self._indexed:
+            self._indexed[key] = IndexedRows(rows, collate, memory=settings.features_memory)
+        return self._indexed[key]
 
     def _shown(self, records: SplitRecords, settings: LoaderConfig) -> RecordTable | ComparisonView:
         """Records with the judgements of the users whom the settings show, less those that a treatment drops."""
@@ -339,10 +362,11 @@ class PreferenceDataModule(TreatedData):
         even: bool | None = None,
         draws: EpochDraws | None = None,
     ) -> PreferenceDataLoader:
+        collate = self._collator(records.split, settings)
         return batch_loader(
             f"{records.name} {records.split}",
-            self._rows_of(records, settings),
-            self._collator(records.split, settings),
+            self._loadable(records, settings, collate),
+            collate,
             settings,
             shuffle=shuffle,
             rank=rank,

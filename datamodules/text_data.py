@@ -3,9 +3,11 @@
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import lightning as L
+import torch
+from lightning.fabric.utilities import move_data_to_device
 
 from .batch import TextFormat
 from .tokens import RecordTokenizer, TextConfig
@@ -52,6 +54,16 @@ class TextData(L.LightningDataModule):
             self._tokenizer = RecordTokenizer(replace(self.text, max_length=limit))
         return self._tokenizer
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ANN401  Lightning's types
+        """Move a batch, and look at none of its records by itself: their names are long lists.
+
+        Args:
+            batch: A batch of any kind.
+            device: Where to.
+            dataloader_idx: Which loader it is from.
+        """
+        return _moved(batch, device)
+
     def save_tokenizer(self, folder: str | Path) -> None:
         """Write the tokenizer in transformers' format."""
         self.tokenizer.tokenizer.save_pretrained(str(folder))
@@ -70,3 +82,11 @@ class TextData(L.LightningDataModule):
         return Path(
             self.cache_dir or os.environ.get("PLURALIGN_CACHE") or Path.home() / ".cache" / "pluralign"
         )
+
+
+def _moved(values: Any, device: torch.device) -> Any:  # noqa: ANN401  whatever a loader gives
+    if type(values) is dict:
+        return {name: _moved(value, device) for name, value in values.items()}
+    if isinstance(values, list) and all(isinstance(value, str | int) for value in values[:1]):
+        return values  # plain values, all of a kind
+    return move_data_to_device(values, device)

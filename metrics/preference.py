@@ -1,6 +1,7 @@
 """PreferenceMetrics: what a reward module reports, summed exactly over ragged batches and ranks."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,10 @@ __all__ = ["TIE", "PreferenceMetrics", "log_loss", "outcomes", "within_prompts"]
 
 TIE = -1
 """In place of right or wrong where the annotators called it a tie."""
+TOGETHER = 32
+"""Batches that are counted at a time."""
+WAITING = "waiting_"
+"""Beginning of the names of what waits to be counted, among sums that are kept."""
 
 
 def log_loss(odds: Tensor, share: Tensor) -> Tensor:
@@ -99,30 +104,61 @@ class PreferenceMetrics(Metric):
         self.add_state("sums", torch.zeros(8, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("bins", torch.zeros(3, self.num_bins, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("rewards", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
+        self._waiting: list[dict[str, Tensor]] = []
+        self._batches = 0
 
     @torch.no_grad()
     def update(self, output: RewardOutput, batch: PreferenceBatch) -> None:
-        """Count one batch.
+        """Take a batch down; it is counted together with others, since each of them is little work.
 
         Args:
             output: ``chosen``, ``rejected`` and ``preference`` (P,), ``reward`` (R,); what is absent is left out.
             batch: ``preference`` (P,); absent means unanimous.
         """
+        values: dict[str, Tensor] = {}
         if "reward" in output and output["reward"].ndim == 1:
-            reward = output["reward"].double()
-            self.rewards = self.rewards + torch.stack(
-                [reward.new_tensor(float(reward.numel())), reward.sum(), reward.square().sum()]
-            )
-        if "chosen" not in output:
+            values["reward"] = output["reward"].double()
+        if "chosen" in output:
+            # A copy: what a network says may stand in memory that its next pass overwrites.
+            values["pairs"] = torch.stack([output["chosen"], output["rejected"]])
+            if "preference" in batch:
+                values["share"] = batch["preference"]
+            if "preference" in output:
+                values["predicted"] = output["preference"].double()
+            if "response_length" in batch:
+                values["lengths"] = batch["response_length"][batch["comparisons"]].T
+        if self._waiting and self._waiting[0].keys() != values.keys():
+            self._count()
+        self._waiting.append(values)
+        self._batches += 1
+        if self._batches == TOGETHER:
+            self._count()
+
+    def _together(self) -> dict[str, Tensor]:
+        """What was taken down and is not counted yet, all batches in one."""
+        names = self._waiting[0] if self._waiting else ()
+        return {name: torch.cat([values[name] for values in self._waiting], dim=-1) for name in names}
+
+    @torch.no_grad()
+    def _count(self) -> None:
+        """Count what was taken down."""
+        values = self._together()
+        self._waiting, self._batches = [], 0
+        if "reward" in values:
+            reward = values["reward"]
+            number = reward.new_tensor(float(reward.numel()))
+            self.rewards = self.rewards + torch.stack([number, reward.sum(), reward.square().sum()])
+        if "pairs" not in values:
             return
-        margin = output["chosen"].double() - output["rejected"].double()
-        share = batch["preference"].double() if "preference" in batch else torch.ones_like(margin)
+        chosen, rejected = values["pairs"].double()
+        margin = chosen - rejected
+        share = values["share"].double() if "share" in values else torch.ones_like(margin)
         decided = share != 0.5
         towards = torch.where(share > 0.5, margin, -margin)
         side, odds = margin, margin
-        if "preference" in output:
-            odds = output["preference"].double().logit(eps=1e-12)
-            side = output["preference"].double() - 0.5
+        if "predicted" in values:
+            odds = values["predicted"].logit(eps=1e-12)
+            side = values["predicted"] - 0.5
         predicted = odds.sigmoid()
         rightly = torch.where(share > 0.5, side > 0, side < 0)
         self.sums = self.sums + torch.stack(
@@ -134,7 +170,7 @@ class PreferenceMetrics(Metric):
                 log_loss(odds, share).sum(),
                 (predicted - share).square().sum(),
                 (towards * decided).sum(),
-                self._longer_wins(batch, share > 0.5, decided),
+                _longer_wins(values.get("lengths"), share > 0.5, decided),
             ]
         )
         confidence = torch.maximum(predicted, 1 - predicted)
@@ -143,9 +179,26 @@ class PreferenceMetrics(Metric):
         member = (bins[:, None] == torch.arange(self.num_bins, device=bins.device)).double()
         self.bins = self.bins + torch.stack([torch.ones_like(confidence), confidence, agreed]) @ member
 
+    def forward(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401  torchmetrics' types
+        """Count one batch, and tell its values alone."""
+        self._count()  # torchmetrics puts the states aside
+        return super().forward(*arguments, **options)
+
+    def sync(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  torchmetrics' types
+        """Have the states complete before they go over the ranks, which is before anything is computed."""
+        self._count()
+        super().sync(*arguments, **options)
+
+    def reset(self) -> None:
+        """Start at zero again."""
+        self._waiting, self._batches = [], 0
+        super().reset()
+
     def sums_by_name(self) -> dict[str, Tensor]:
-        """What was counted until now, on this rank."""
-        return {"sums": self.sums, "bins": self.bins, "rewards": self.rewards}
+        """What was counted until now, on this rank, and what waits to be: sums go on to the last bit as they would have."""
+        waiting = {f"{WAITING}{name}": value for name, value in self._together().items()}
+        number = {} if not self._waiting else {"batches": torch.tensor(self._batches)}
+        return {"sums": self.sums, "bins": self.bins, "rewards": self.rewards, **waiting, **number}
 
     def add_sums(self, sums: Mapping[str, Tensor]) -> None:
         """Count what was counted elsewhere.
@@ -153,19 +206,16 @@ class PreferenceMetrics(Metric):
         Args:
             sums: As :meth:`sums_by_name` gives them.
         """
-        for name, value in sums.items():
+        self._count()
+        for name in ("sums", "bins", "rewards"):
             here: Tensor = getattr(self, name)
-            setattr(self, name, here + value.to(here.device))
+            setattr(self, name, here + sums[name].to(here.device))
+        if "batches" in sums:
+            names = [name for name in sums if name.startswith(WAITING)]
+            self._waiting = [{name.removeprefix(WAITING): sums[name].to(self.sums.device) for name in names}]
+            self._batches = int(sums["batches"])
         self._update_count += 1  # or torchmetrics would say that there was nothing
         self._computed = None
-
-    @staticmethod
-    def _longer_wins(batch: PreferenceBatch, first: Tensor, decided: Tensor) -> Tensor:
-        if "response_length" not in batch:
-            return torch.full((), torch.nan, dtype=torch.float64, device=decided.device)
-        chosen, rejected = batch["response_length"][batch["comparisons"]].unbind(dim=1)
-        right = torch.where(first, chosen > rejected, rejected > chosen).double() + 0.5 * (chosen == rejected)
-        return (right * decided).sum()
 
     def compute(self) -> dict[str, Tensor]:
         """Every value above, float32 scalars."""
@@ -185,3 +235,11 @@ class PreferenceMetrics(Metric):
             "reward_std": (squares / number - mean.square()).clamp_min(0).sqrt(),
         }
         return {name: value.float() for name, value in values.items()}
+
+
+def _longer_wins(lengths: Tensor | None, first: Tensor, decided: Tensor) -> Tensor:
+    if lengths is None:
+        return torch.full((), torch.nan, dtype=torch.float64, device=decided.device)
+    chosen, rejected = lengths
+    right = torch.where(first, chosen > rejected, rejected > chosen).double() + 0.5 * (chosen == rejected)
+    return (right * decided).sum()

@@ -1,7 +1,8 @@
 """FiniteWatch: which batch first had a reward or a loss that is no finite number, found without a wait in every step."""
 
+import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -105,8 +106,14 @@ def reads_freely(output: RewardOutput) -> bool:
     return all(value.device.type == "cpu" for value in _values(output))
 
 
+def _is_finite(value: Tensor) -> bool:
+    # A sum has what is not finite in it; a sum alone may also be too large.
+    value = value.detach()
+    return math.isfinite(float(value.sum())) or bool(value.isfinite().all())
+
+
 def finding_now(
-    module: nn.Module, output: RewardOutput, loss: Tensor | None, name: BatchName
+    module: nn.Module, output: RewardOutput, loss: Tensor | None, name: Callable[[], BatchName]
 ) -> Finding | None:
     """What of a batch is not finite, read at once.
 
@@ -114,17 +121,17 @@ def finding_now(
         module: What gave the output.
         output: What it said of the batch.
         loss: Of the batch; None before it is computed, when only the output is looked at.
-        name: Of the batch.
+        name: Says what the batch is called, if that is to be told.
     """
-    if not all(bool(value.detach().isfinite().all()) for value in _values(output)):
+    if not all(map(_is_finite, _values(output))):
         what: What = "rewards"
-    elif loss is not None and not bool(loss.detach().isfinite().all()):
+    elif loss is not None and not _is_finite(loss):
         what = "loss"
     else:
         return None
     names, fine = _weight_flags(module)
     flags = [] if fine is None else fine.tolist()
-    return Finding(what, str(name), [weight for weight, flag in zip(names, flags, strict=True) if not flag])
+    return Finding(what, str(name()), [weight for weight, flag in zip(names, flags, strict=True) if not flag])
 
 
 class FiniteWatch:
@@ -143,18 +150,20 @@ class FiniteWatch:
         self.batches: deque[tuple[int, BatchName]] = deque(maxlen=remembered)
         self.number = 0
 
-    def note(self, output: RewardOutput, loss: Tensor, name: BatchName) -> None:
+    def note(self, output: RewardOutput, loss: Tensor, name: BatchName, *, fine: bool = False) -> None:
         """Take down a batch.
 
         Args:
             output: What the module said of it.
             loss: Its loss.
             name: What a message would say of it.
+            fine: Whether it is known to be finite: it was read at once.
         """
         if self.first is None:
             self.first = torch.full((2,), NEVER, dtype=torch.int64, device=loss.device)
-        fine = torch.stack([_all_finite(_values(output), loss.device), loss.detach().isfinite().all()])
-        self.first = torch.where(fine, self.first, self.first.clamp(max=self.number))
+        if not fine:
+            flags = torch.stack([_all_finite(_values(output), loss.device), loss.detach().isfinite().all()])
+            self.first = torch.where(flags, self.first, self.first.clamp(max=self.number))
         self.batches.append((self.number, name))
         self.number += 1
 

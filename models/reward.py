@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Unpack
 
 import torch
@@ -171,33 +172,36 @@ class RewardModule(BaseModule, ABC):
             The scalar loss, with its graph in training, and what the module said of the batch.
         """
         with self.argument_checks.of((stage, loader)):
-            if not self._checked:
-                self.check_batch(batch)
-            output: RewardOutput = self(batch)
-            at_once = reads_freely(output)
-            if at_once:  # before the loss refuses such numbers, and knows nothing of steps and records
-                self._stop_at(finding_now(self, output, None, self._name(batch, stage)))
-            found = self.compute_loss(output, batch)
-            terms = {} if isinstance(found, Tensor) else found
-            loss = found if isinstance(found, Tensor) else torch.stack([*terms.values()]).sum()
-            if at_once:
-                self._stop_at(finding_now(self, RewardOutput(), loss, self._name(batch, stage)))
-            if self._finite is not None and stage == "train":
-                self._finite.note(output, loss, self._name(batch, stage))
-            self._metrics(stage).update(output, batch)
-            if stage == "train":
-                logged = {"train/loss": loss, **{f"train/{name}": term for name, term in terms.items()}}
-                self.step_values = {name: value.detach() for name, value in logged.items()}
-                for name, value in logged.items():
-                    self.log(name, value, batch_size=self.num_judged(batch), prog_bar=name == "train/loss")
-            else:  # the split's mean, however its judgements are put into batches
-                weight = self.denominator(batch)
-                values = {name: (term * weight, weight) for name, term in {"loss": loss, **terms}.items()}
-                if self._loader_sums is None:  # a step by itself, without a trainer's evaluation
-                    self._loader_sums = LoaderSums(("",), loss.device)
-                self._loader_sums.update(loader, output, batch, values | dict(self.measure(output, batch)))
-            output.pop("tokens", None)  # nobody outside may hold on to them
-            return loss, output
+            return self._step(batch, stage, loader)
+
+    def _step(self, batch: PreferenceBatch, stage: str, loader: int) -> tuple[Tensor, RewardOutput]:
+        if not self._checked:
+            self.check_batch(batch)
+        output: RewardOutput = self(batch)
+        at_once, name = reads_freely(output), partial(self._name, batch, stage)
+        if at_once:  # before the loss refuses such numbers, and knows nothing of steps and records
+            self._stop_at(finding_now(self, output, None, name))
+        found = self.compute_loss(output, batch)
+        terms = {} if isinstance(found, Tensor) else found
+        loss = found if isinstance(found, Tensor) else torch.stack([*terms.values()]).sum()
+        if at_once:
+            self._stop_at(finding_now(self, RewardOutput(), loss, name))
+        if self._finite is not None and stage == "train":
+            self._finite.note(output, loss, name(), fine=at_once)
+        self._metrics(stage).update(output, batch)
+        if stage == "train":
+            logged = {"train/loss": loss, **{f"train/{name}": term for name, term in terms.items()}}
+            self.step_values = {name: value.detach() for name, value in logged.items()}
+            for name, value in logged.items():
+                self.log(name, value, batch_size=self.num_judged(batch), prog_bar=name == "train/loss")
+        else:  # the split's mean, however its judgements are put into batches
+            weight = self.denominator(batch)
+            values = {name: (term * weight, weight) for name, term in {"loss": loss, **terms}.items()}
+            if self._loader_sums is None:  # a step by itself, without a trainer's evaluation
+                self._loader_sums = LoaderSums(("",), loss.device)
+            self._loader_sums.update(loader, output, batch, values | dict(self.measure(output, batch)))
+        output.pop("tokens", None)  # nobody outside may hold on to them
+        return loss, output
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
         """Loss of one batch, scaled by what the batch weighs in its optimiser step (:class:`StepWeights`)."""

@@ -5,6 +5,7 @@ from .collate import PreferenceCollator
 from .config import LoaderConfig, changed
 from .draws import EpochDraws, PartDraw
 from .features import FeatureDtype, FeatureStore, FeatureTable, FeatureWriter, prompt_key, response_keys
+from .indexed import IndexedRows
 from .loaders import LoaderRows, batch_loader
 from .requests import RequestView
 from .sampler import (
@@ -22,6 +23,7 @@ __all__ = [
     "FeatureTable",
     "FeatureWriter",
     "FixedOrderBatchSampler",
+    "IndexedRows",
     "LoaderConfig",
     "LoaderRows",
     "PartDraw",

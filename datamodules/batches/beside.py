@@ -1,19 +1,22 @@
 """Batches of records without judgements beside those with them: every training batch has one as ``unlabelled``."""
 
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 
 from ..batch import PreferenceBatch
 from ..tokens import TokenRow
-from .collate import PreferenceCollator
 from .loaders import LoaderRows
 from .sampler import BatchCycle, PreferenceDataLoader
 
 __all__ = ["with_unlabelled"]
 
-BothKinds = tuple[list[TokenRow], list[TokenRow]]
+SomeRows = list[TokenRow] | PreferenceBatch
+"""Records as a loader's rows give them: one by one, or a batch already."""
+BothKinds = tuple[SomeRows, SomeRows]
 """Records with judgements, and records without."""
+Collate = Callable[[Any], PreferenceBatch]
 
 
 class BothRows(torch.utils.data.Dataset[BothKinds]):
@@ -37,7 +40,7 @@ class BothRows(torch.utils.data.Dataset[BothKinds]):
 class BothCollator:
     """Build a batch of records with judgements, and in it one of those without; picklable."""
 
-    def __init__(self, collate: PreferenceCollator, unlabelled: PreferenceCollator) -> None:
+    def __init__(self, collate: Collate, unlabelled: Collate) -> None:
         """Keep both collators."""
         self.collate, self.unlabelled = collate, unlabelled
 
@@ -69,7 +72,7 @@ def with_unlabelled(loader: PreferenceDataLoader, unlabelled: PreferenceDataLoad
     loader.sampler.beside = BatchCycle(unlabelled.sampler)
     # A loader's types say what it gives; it was made of these.
     rows = (cast(LoaderRows, each.dataset) for each in (loader, unlabelled))
-    collators = (cast(PreferenceCollator, each.collate_fn) for each in (loader, unlabelled))
+    collators = (cast(Collate, each.collate_fn) for each in (loader, unlabelled))
     return PreferenceDataLoader(
         BothRows(*rows),  # type: ignore[arg-type]  # rows, likewise
         batch_size=None,

@@ -1,6 +1,8 @@
 """PreferenceCollator: rows of the token cache (or of a feature store) become one :class:`PreferenceBatch`."""
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,7 +15,6 @@ from ..crowd import CrowdConfig, ItemPriors, crowd_batch_target
 from ..joins import SideTable
 from ..tokens import TokenRow, prompt_alone, without_prompt
 from ..treatments import TreatmentConfig, treated_batch
-from .features import FeatureStore
 from .requests import scored_rows
 
 __all__ = ["PreferenceCollator"]
@@ -33,6 +34,19 @@ TARGETS = {
     "comparison_votes": ("comparison_target", "comparison_target_votes", "comparison_prior"),
 }
 """Of each column of votes: what is learned, how many votes it is worth, and the column of the data's own priors."""
+
+
+class Vectors(Protocol):
+    """What the collator asks of a feature store."""
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether there are vectors of prompts as well."""
+        ...
+
+    def take(self, places: Integers) -> Tensor:
+        """Vectors at some places, (n, ...)."""
+        ...
 
 
 class PreferenceCollator:
@@ -58,7 +72,7 @@ class PreferenceCollator:
         present: Iterable[str] = (),
         names: Mapping[str, Sequence[str]] | None = None,
         categories: Mapping[str, int] | None = None,
-        store: FeatureStore | None = None,
+        store: Vectors | None = None,
         items: str = "conversation",
         prompts: bool = False,
         crowd: CrowdConfig = CrowdConfig(),
@@ -98,6 +112,12 @@ class PreferenceCollator:
         }
         self.store, self.crowd, self.priors = store, crowd, dict(priors or {})
         self.items, self.prompts, self.requests, self.treatments = items, prompts, requests, treatments
+
+    def with_store(self, store: Vectors) -> "PreferenceCollator":
+        """The same collator, with vectors from elsewhere."""
+        other = copy.copy(self)
+        other.store = store
+        return other
 
     def __call__(self, rows: Sequence[TokenRow]) -> PreferenceBatch:
         """Build one batch.

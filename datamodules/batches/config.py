@@ -27,6 +27,8 @@ class LoaderConfig:
             ``auto`` asks the model, and takes shared rows if there is none.
         features: Folder of a feature store (``pluralign embed``): batches then hold stored features in place of
             tokens, and ``max_tokens`` bounds responses; None for tokens.
+        features_memory: MiB, >= 0, that the features of a split may take in memory, in each process that trains; those of
+            a larger split are read from the disk, batch by batch.
         crowd: How votes become the distribution that is learned.
         users: Whose judgements batches hold.
         items: What is scored: the ``conversation``, prompt and response together, or the ``response`` alone, which is
@@ -46,6 +48,7 @@ class LoaderConfig:
     num_workers: int = 0
     layout: Literal["auto", "shared", "separate"] = "auto"
     features: str | None = None
+    features_memory: int = 2048
     crowd: CrowdConfig = field(default_factory=CrowdConfig)
     users: UserProtocol = field(default_factory=UserProtocol)
     items: Literal["conversation", "response"] = "conversation"
@@ -62,7 +65,13 @@ class LoaderConfig:
         """
         if self.max_tokens is None and self.batch_size is None:
             raise ValueError("loader: max_tokens and batch_size are both null; give at least one")
-        for name, low in (("max_tokens", 1), ("batch_size", 1), ("mega_batch", 1), ("num_workers", 0)):
+        for name, low in (
+            ("max_tokens", 1),
+            ("batch_size", 1),
+            ("mega_batch", 1),
+            ("features_memory", 0),
+            ("num_workers", 0),
+        ):
             check_range(f"loader.{name}", getattr(self, name), at_least=low)
         check_choices(type(self), prefix="loader.", **vars(self))
         if isinstance(self.joins, str):

@@ -249,7 +249,7 @@ class FeatureTable(torch.utils.data.Dataset[list[TokenRow]]):
         Raises:
             ValueError: If responses have no features, saying how many, the first of them and the usual causes.
         """
-        self.table = table.without_tokens()
+        self.table, self.store = table.without_tokens(), store
         self.counts = np.asarray(table.sizes)[:, 0].astype(np.int64)
         self._ends = np.cumsum(self.counts)
         keys, prompts = [], []

@@ -9,13 +9,15 @@ from .collate import PreferenceCollator
 from .config import LoaderConfig
 from .draws import EpochDraws
 from .features import FeatureTable
+from .indexed import IndexedRows, as_it_is
 from .requests import RequestView
 from .sampler import FixedOrderBatchSampler, PreferenceDataLoader, TokenBudgetBatchSampler
 
 __all__ = ["LoaderRows", "batch_loader"]
 
-LoaderRows = RecordTable | ComparisonView | FeatureTable | RequestView
-"""What a loader reads: records of a split, whole, of some users, or the different ones; with tokens or places of features."""
+LoaderRows = RecordTable | ComparisonView | FeatureTable | IndexedRows | RequestView
+"""What a loader reads: records of a split, whole, of some users, or the different ones; with tokens or places of features, or
+as tables that batches are taken from."""
 
 
 def batch_loader(
@@ -34,7 +36,7 @@ def batch_loader(
     Args:
         title: Data and split, for messages.
         rows: The records.
-        collate: Makes a batch of some of them.
+        collate: Makes a batch of some of them, unless they come as one.
         settings: Bounds, seed and workers.
         shuffle: Whether the order is random.
         rank: This process and the number of processes.
@@ -64,7 +66,7 @@ def batch_loader(
         rows,  # type: ignore[arg-type]  # rows; the collator makes batches of them
         batch_size=None,
         sampler=sampler,
-        collate_fn=collate,
+        collate_fn=as_it_is if isinstance(rows, IndexedRows) else collate,
         num_workers=settings.num_workers,
         persistent_workers=settings.num_workers > 0,
         pin_memory=torch.cuda.is_available(),

@@ -1,5 +1,6 @@
 """Votes on responses or on comparisons: where a batch has them, and what is to be learned of them."""
 
+import math
 from typing import Literal, NamedTuple
 
 from torch import Tensor
@@ -9,6 +10,13 @@ from pluralign.datamodules.batch import PreferenceBatch
 __all__ = ["VOTES", "Judged", "JudgedVotes"]
 
 Judged = Literal["responses", "comparisons"]
+
+
+def _are_shares(shares: Tensor) -> bool:
+    if not shares.numel():
+        return True
+    low, high = shares.aminmax()  # both NaN if anything is
+    return float(low) >= 0 and math.isfinite(high)
 
 
 class JudgedVotes(NamedTuple):
@@ -37,8 +45,8 @@ class JudgedVotes(NamedTuple):
             votes = batch[self.votes].float()
             total = votes.sum(-1)
             shares = votes / total.unsqueeze(-1)
-        if shares.device.type == "cpu" and not bool((fine := (shares >= 0) & shares.isfinite()).all()):
-            item = int((~fine).any(-1).nonzero()[0])
+        if shares.device.type == "cpu" and not _are_shares(shares):
+            item = int((~((shares >= 0) & shares.isfinite())).any(-1).nonzero()[0])
             raise ValueError(
                 f"{self.votes}: item {item} of the batch has the shares {shares[item].tolist()} of {shares.shape[-1]} "
                 "labels, which must be >= 0 and finite: every item needs votes >= 0, and at least one of them or a prior"

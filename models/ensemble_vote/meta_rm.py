@@ -1,5 +1,6 @@
 """MetaRM: a reward model that learns from its labels what still holds when responses move on."""
 
+from functools import partial
 from typing import NamedTuple, Unpack
 
 import torch
@@ -203,7 +204,7 @@ class MetaRM(BradleyTerryRM):
         """
         output = self(groups)
         if reads_freely(output):
-            self._stop_at(finding_now(self, output, None, self._name(groups, "train")))
+            self._stop_at(finding_now(self, output, None, partial(self._name, groups, "train")))
         reward = output["reward"]
         total = separation_objective(
             reward,

@@ -263,21 +263,19 @@ class PAL(UserModule):
                     output, batch, lambda weights: network.personal_reward(points, weights, asked, basis)
                 )
             if "comparisons" in batch:
-                first, second = batch["comparisons"].unbind(dim=1)
                 weights: Tensor = self.table(self._rows(batch))
                 of_comparisons = output["of_comparisons"] = {"user_weights": weights}
                 ideal = None
                 if self.norm_bound is not None or not network.linear:
-                    ideal = network.ideal(points, weights, first)
+                    ideal = network.ideal(points, weights, batch["comparisons"][:, 0])
                     if self.norm_bound is not None:
                         of_comparisons["ideal_points"] = ideal
                 if ideal is not None and not network.linear:
-                    output["chosen"] = network.reward(points.items[first], ideal)
-                    output["rejected"] = network.reward(points.items[second], ideal)
+                    both = network.reward(points.items[batch["comparisons"]], ideal.unsqueeze(1))
                 else:
                     assert basis is not None  # made above
-                    output["chosen"] = (weights * basis[first]).sum(-1)
-                    output["rejected"] = (weights * basis[second]).sum(-1)
+                    both = (weights.unsqueeze(1) * basis[batch["comparisons"]]).sum(-1)
+                output["chosen"], output["rejected"] = both.unbind(dim=1)
         return output
 
     # Loss ----------------------------------------------------------------------------------------------

@@ -83,11 +83,12 @@ class _Linears(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, in), the same for every map, or (n, count, in) to (n, count, out)."""
-        if x.ndim == 2:
-            count, size, _ = self.weight.shape
-            out = nn.functional.linear(x, self.weight.flatten(0, 1)).view(-1, count, size)
-        else:
-            out = torch.einsum("nci,coi->nco", x, self.weight)
+        count, size, _ = self.weight.shape
+        if x.ndim == 2 or count == 1:  # one product, which adds the bias
+            bias = None if self.bias is None else self.bias.flatten()
+            flat = x if x.ndim == 2 else x.squeeze(1)
+            return nn.functional.linear(flat, self.weight.flatten(0, 1), bias).view(-1, count, size)
+        out = torch.einsum("nci,coi->nco", x, self.weight)
         return out if self.bias is None else out + self.bias
 
 

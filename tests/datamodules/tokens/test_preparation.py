@@ -63,7 +63,11 @@ def test_several_processes_write_the_same_bytes(tmp_path):
     contents = []
     for number in (1, 2, 3):
         data = LocalDataModule(
-            train=path, text=TEXT, on_invalid="skip", cache_dir=str(tmp_path / str(number)), num_processes=number
+            train=path,
+            text=TEXT,
+            on_invalid="skip",
+            cache_dir=str(tmp_path / str(number)),
+            num_processes=number,
         )
         data.prepare_data()
         folder = data.cache_folder()
