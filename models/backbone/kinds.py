@@ -101,4 +101,5 @@ def views_differ(backbone: nn.Module, vocab_size: int | None, *, copies: int = 6
     batch = small_batch(device, vocab_size)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         states = backbone(repeat(batch, copies)).unflatten(0, (copies, -1))
-    return bool((states != states[0]).any())
+    spread = (states - states[0]).abs().max()
+    return bool(spread > 1e-3 * states.abs().max())  # rounding alone differs by less, dropout by far more

@@ -27,7 +27,7 @@ class LastLayer:
             layer: The layer.
         """
         self.layer = layer
-        layer.forward = self  # type: ignore[method-assign,assignment]
+        layer.__dict__["forward"] = self
 
     def leave(self) -> None:
         """Give ``forward`` back."""
@@ -49,12 +49,12 @@ class LastLayer:
         # Its activations are the first that the backward pass needs: to compute them anew would save no memory.
         checkpointed = getattr(self.layer, "gradient_checkpointing", False)
         if checkpointed:
-            self.layer.gradient_checkpointing = False
+            self.layer.__dict__["gradient_checkpointing"] = False
         try:
             return self._run_ends(packed, hidden, *others, **named)
         finally:
             if checkpointed:
-                self.layer.gradient_checkpointing = True
+                self.layer.__dict__["gradient_checkpointing"] = True
 
     def _run_ends(self, packed: PackedRows, hidden: Tensor, *others: object, **named: object) -> object:
         found: list[Tensor] = []

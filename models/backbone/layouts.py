@@ -96,6 +96,10 @@ def settle_rows(model: "PreTrainedModel", config: BackboneConfig, causal: bool) 
         model.set_attn_implementation(PACKED)
         return Rows("shared", _stand_in(model) if FULL_ATTENTION[model.config.model_type] else None)
     before = model.config._attn_implementation
+    if not getattr(model, "_can_set_attn_implementation", lambda: True)():
+        return _separate(
+            f"attention of {model.config.model_type} is its own, and takes no packed rows", insists
+        )
     try:
         difference, tolerance = _difference(model, config, before)
     except FAILURES as error:
