@@ -23,7 +23,9 @@ def have_own_settings(parser: LightningArgumentParser) -> None:
     Args:
         parser: With the trainer's options.
     """
-    (action,) = (each for each in parser._actions if each.dest == OPTION)
+    action: Any = next(
+        each for each in parser._actions if each.dest == OPTION
+    )  # of a class of jsonargparse's own
     action._check_type = _own(action._check_type)
 
 
