@@ -43,7 +43,7 @@ def compare(words: Sequence[str]) -> None:
     if options.output is not None:
         path = Path(options.output)
         text = json.dumps(report.content(), ensure_ascii=False, indent=1, allow_nan=False)
-        with written_whole(path) as stream:
+        with written_whole(path, setting="--output") as stream:
             stream.write(f"{text}\n".encode())
         console.print(f"comparison: {path}", soft_wrap=True, highlight=False, markup=False)
 

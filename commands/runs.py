@@ -71,7 +71,7 @@ def show(words: Sequence[str]) -> None:
     curves = _curves(dict(zip(names, shown, strict=True)), options.number)
     if options.output is not None:
         path = Path(options.output)
-        with written_whole(path) as stream:
+        with written_whole(path, setting="--output") as stream:
             stream.write(runs_page(dict(zip(names, shown, strict=True)), curves).encode())
         print(f"runs: {path}")
         return

@@ -9,16 +9,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from .processes import is_alive
-
-__all__ = ["could_not_write", "written_whole"]
+__all__ = ["could_not_write", "is_alive", "written_whole"]
 
 ENDING = ".part"
+ROOT = "--trainer.default_root_dir"
+"""What names the folder of a run."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LOCKED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def could_not_write(path: Path, error: OSError, *, setting: str = "--trainer.default_root_dir") -> OSError:
+def could_not_write(path: Path, error: OSError, *, setting: str = ROOT) -> OSError:
     """What to raise where a file could not be written: names file, disk and what to do.
 
     Args:
@@ -43,7 +43,7 @@ def could_not_write(path: Path, error: OSError, *, setting: str = "--trainer.def
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
+def written_whole(path: Path, *, setting: str = ROOT) -> Iterator[BinaryIO]:
     """A stream whose bytes become the file once all are on the disk; until then the file stays as it was.
 
     They are written beside the file, in its folder: a file moves in one step only within one file system. What killed
@@ -51,6 +51,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
     Args:
         path: Of the file; its folder is made.
+        setting: What may name another place.
 
     Raises:
         OSError: If the disk is full, the folder cannot be written or the like; nothing is left of it then.
@@ -72,7 +73,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         error = _system_error(problem)
         if error is None:
             raise
-        raise could_not_write(path, error) from error
+        raise could_not_write(path, error, setting=setting) from error
 
 
 def _system_error(problem: BaseException | None) -> OSError | None:
@@ -90,6 +91,21 @@ def _clean(folder: Path, host: str) -> None:
         if process.isdigit() and (int(process) == os.getpid() or not is_alive(int(process))):
             with suppress(OSError):
                 left.unlink()
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine is there; one of somebody else is, too.
+
+    Args:
+        process: Its number.
+    """
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # somebody else's
+    return True
 
 
 def _sync(folder: Path) -> None:

@@ -93,7 +93,7 @@ class ScoredParts:
         for part in self.folder.glob("part-*.parquet"):
             if part not in kept:  # of other scores, or behind a gap: what comes next has their numbers
                 part.unlink()
-        with written_whole(description) as stream:
+        with written_whole(description, setting="--output") as stream:
             stream.write(text.encode())
 
     def _take(self) -> None:
@@ -128,7 +128,7 @@ class ScoredParts:
         """Write one more part; it is there whole or not at all."""
         import pyarrow.parquet as pq
 
-        with written_whole(self._part(len(self.parts))) as stream:
+        with written_whole(self._part(len(self.parts)), setting="--output") as stream:
             pq.write_table(table, stream)
 
     def finish(self) -> int:
@@ -136,7 +136,7 @@ class ScoredParts:
         import pyarrow.parquet as pq
 
         number = 0
-        with written_whole(self.output) as stream:
+        with written_whole(self.output, setting="--output") as stream:
             writer = None
             for part in self.parts:
                 table = pq.read_table(part)
