@@ -17,9 +17,9 @@ from pluralign.inference.exporting import (
     MixtureReport,
     export_language_model,
     export_mixture,
-    language_notes,
+    language_card,
+    mixture_card,
     mixture_code,
-    mixture_notes,
     writing_code,
 )
 from pluralign.inference.run_files import CONFIG, run_config, run_folder
@@ -95,7 +95,7 @@ def export_texts(found: TextCheckpoint, options: argparse.Namespace, console: Co
             trust_remote_code=options.trust_remote_code,
             allow_difference=options.allow_difference,
             overwrite=options.overwrite,
-            notes=partial(mixture_notes, licence=options.license),
+            notes=partial(mixture_card, licence=options.license),
         )
         _say(console, _of_mixture(mixture), mixture_code(mixture))
         return
@@ -108,7 +108,7 @@ def export_texts(found: TextCheckpoint, options: argparse.Namespace, console: Co
         tokenizer=options.tokenizer,
         trust_remote_code=options.trust_remote_code,
         overwrite=options.overwrite,
-        notes=partial(language_notes, licence=options.license),
+        notes=partial(language_card, licence=options.license),
     )
     _say(console, _of_language_model(report), writing_code(report))
 

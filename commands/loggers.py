@@ -23,7 +23,9 @@ def have_own_settings(parser: LightningArgumentParser) -> None:
     Args:
         parser: With the trainer's options.
     """
-    (action,) = (each for each in parser._actions if each.dest == OPTION)
+    action: Any = next(
+        each for each in parser._actions if each.dest == OPTION
+    )  # of a class of jsonargparse's own
     action._check_type = _own(action._check_type)
 
 
@@ -31,13 +33,13 @@ def _own(check: Check) -> Check:
     """What checks the option's value, without what was there before where that is of another class."""
 
     def checked(value: Any, append: bool = False, cfg: Any = None, mode: Any = None) -> Any:  # noqa: ANN401
-        before = cfg.get(OPTION) if cfg else None
+        before: Any = cfg.get(OPTION) if cfg else None
         if not append and isinstance(before, Namespace) and _names_class(value):
             alone = check(deepcopy(value), append=append, cfg=None, mode=mode)
             if not isinstance(alone, Namespace):
                 return alone
             if alone.class_path != before.class_path:
-                before.init_args = Namespace()  # what is there is laid over
+                before.pop("init_args", None)  # or what is named is laid over them
         return check(value, append=append, cfg=cfg, mode=mode)
 
     return checked

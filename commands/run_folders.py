@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pluralign.datamodules.processes import is_alive
+from pluralign.datamodules.whole_files import is_alive
 from pluralign.inference.run_files import CONFIG, RECORD, run_config, run_record
 
 from .run_recorder import better_of

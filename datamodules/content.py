@@ -5,8 +5,10 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-__all__ = ["NOT_TRAINED_ON", "content_changes", "plain_content", "without"]
+__all__ = ["NOT_TRAINED_ON", "WHERE", "content_changes", "plain_content", "without"]
 
+WHERE = ("tokenizer", "revision", "trust_remote_code")
+"""Entries of a text format that say where a tokenizer lies; its digest says which one it is."""
 NOT_TRAINED_ON = ("test", "predict")
 """Splits that no training reads."""
 

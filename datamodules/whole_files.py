@@ -11,9 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from .processes import is_alive
-
-__all__ = ["could_not_write", "locked_folder", "written_whole"]
+__all__ = ["could_not_write", "is_alive", "locked_folder", "written_whole"]
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +128,21 @@ def _clean(folder: Path, host: str) -> None:
         if process.isdigit() and (int(process) == os.getpid() or not is_alive(int(process))):
             with suppress(OSError):
                 left.unlink()
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine is there; one of somebody else is, too.
+
+    Args:
+        process: Its number.
+    """
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # somebody else's
+    return True
 
 
 def _sync(folder: Path) -> None:

@@ -15,9 +15,10 @@ from pluralign.datamodules import PreferenceBatch, TextConfig
 from pluralign.datamodules.batch import RewardOutput
 from pluralign.datamodules.batches import PreferenceCollator, TokenBudgetBatchSampler
 from pluralign.datamodules.checks import check_choices, check_range
+from pluralign.datamodules.content import WHERE
 from pluralign.datamodules.prompt_batch import Prompt
 from pluralign.datamodules.records import listed, shown
-from pluralign.datamodules.tokens import WHERE, RecordTokenizer
+from pluralign.datamodules.tokens import RecordTokenizer
 from pluralign.models import DPRM, PAL, AutoregressiveRM, CustomizedRM, RewardModule
 from pluralign.models.pal import UserModule
 

@@ -29,9 +29,7 @@ WATCHED_STEPS = 3
 
 ASKED = frozenset(column.name for column in COLUMNS if column.item == "request")
 """Entries of a batch that say whose reward of which response is asked for."""
-NAMES = frozenset(
-    {"id", "response_prompt", "response_index", "comparisons", "comparison_index", "comparison_prompt"}
-)
+NAMES = {"id", "response_prompt", "response_index", "comparisons", "comparison_index", "comparison_prompt"}
 """Entries of a batch that say which response or comparison is meant."""
 LOOK_EVERY = 50
 """Training batches between two looks for numbers that are not finite, where the trainer logs nothing."""

@@ -2,7 +2,7 @@
 
 from .cache import CacheReader, TokenTable, fingerprint
 from .cache_writer import CacheWriter, remove_left_overs
-from .config import BYTE, WHERE, WORDS, TextConfig
+from .config import BYTE, WORDS, TextConfig
 from .decoded import decoded_responses
 from .integrity import cache_damage
 from .preparation import report_split, tokenise
@@ -28,7 +28,6 @@ __all__ = [
     "CHUNK",
     "TOO_LONG",
     "VOCABULARY",
-    "WHERE",
     "WORDS",
     "CacheReader",
     "CacheWriter",

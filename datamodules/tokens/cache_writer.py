@@ -14,8 +14,8 @@ from typing import Any, Self
 import numpy as np
 
 from ..columns import optional_columns
-from ..processes import is_alive
 from ..records import FLOAT32_MAX, PreferenceRecord, RecordError
+from ..whole_files import is_alive
 from .cache import TokenTable
 from .integrity import cache_damage, write_meta
 from .report import SplitReport

@@ -7,14 +7,12 @@ from typing import Any, Literal, Self
 from ..batch import TextFormat
 from ..checks import check_choices
 
-__all__ = ["BYTE", "WHERE", "WORDS", "TextConfig"]
+__all__ = ["BYTE", "WORDS", "TextConfig"]
 
 BYTE = "byte"
 """Name of the built-in byte-level tokenizer: 256 bytes and three special tokens, made in code."""
 WORDS = "words"
 """Name of the built-in tokenizer of whole words, those of the small language of :class:`StyleGrammarDataModule`."""
-WHERE = ("tokenizer", "revision", "trust_remote_code")
-"""Entries of a text format that say where a tokenizer lies; its digest says which one it is."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..content import NOT_TRAINED_ON, content_changes, plain_content, without
-from ..tokens import WHERE
+from ..content import NOT_TRAINED_ON, WHERE, content_changes, plain_content, without
 
 __all__ = ["Description", "check_same_data", "data_digest", "described_data", "members_digest"]
 

@@ -7,9 +7,9 @@ from .classification import Dtype
 from .folder import ExportReport, Form, export_folder
 from .hub import check_push, push_folder
 from .language_model import LanguageModelReport, export_language_model
-from .language_notes import language_notes, writing_code
+from .language_notes import language_card, writing_code
 from .mixture import MixtureReport, export_mixture
-from .mixture_notes import mixture_code, mixture_notes
+from .mixture_notes import mixture_card, mixture_code
 from .notes import folder_notes, loading_code
 from .parity import Check, Load, Parity
 from .training import TrainingRecord, training_record
@@ -36,10 +36,10 @@ __all__ = [
     "export_mixture",
     "folder_notes",
     "folder_written_whole",
-    "language_notes",
+    "language_card",
     "loading_code",
+    "mixture_card",
     "mixture_code",
-    "mixture_notes",
     "model_card",
     "push_folder",
     "training_record",

@@ -19,7 +19,7 @@ from .base import base_facts, leave_out_path, refuse_own_class
 from .body import OWN_ADAPTER, Body, in_float32, merged_weights
 from .chat_template import exported_template
 from .classification import Dtype, stored
-from .language_notes import language_notes
+from .language_notes import language_card
 from .tokenizer_files import plain_copy
 from .training import told_format
 from .whole_folder import MARK, check_target, folder_written_whole
@@ -71,7 +71,7 @@ def export_language_model(
     tokenizer: str | None = None,
     trust_remote_code: bool = False,
     overwrite: bool = False,
-    notes: Callable[[LanguageModelReport], str] = language_notes,
+    notes: Callable[[LanguageModelReport], str] = language_card,
 ) -> LanguageModelReport:
     """Write what a checkpoint has trained as a folder for ``AutoModelForCausalLM``, with tokenizer, chat template and what ends a text.
 

@@ -9,7 +9,7 @@ from .training import training_record
 if TYPE_CHECKING:
     from .language_model import LanguageModelReport
 
-__all__ = ["language_notes", "writing_code"]
+__all__ = ["language_card", "writing_code"]
 
 
 def writing_code(report: "LanguageModelReport") -> str:
@@ -48,7 +48,7 @@ def writing_code(report: "LanguageModelReport") -> str:
     )
 
 
-def language_notes(report: "LanguageModelReport", *, licence: str | None = None) -> str:
+def language_card(report: "LanguageModelReport", *, licence: str | None = None) -> str:
     """The model card of a language model's folder.
 
     Args:

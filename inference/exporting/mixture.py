@@ -21,7 +21,7 @@ from .base import refuse_own_class
 from .body import OWN_ADAPTER, in_float32, merged_weights
 from .classification import Dtype, stored
 from .language_model import TRIED, write_causal, writing_tokenizer
-from .mixture_notes import mixture_notes
+from .mixture_notes import mixture_card
 from .training import told_format
 from .whole_folder import MARK, check_target, folder_written_whole
 
@@ -71,7 +71,7 @@ def export_mixture(
     trust_remote_code: bool = False,
     allow_difference: bool = False,
     overwrite: bool = False,
-    notes: Callable[[MixtureReport], str] = mixture_notes,
+    notes: Callable[[MixtureReport], str] = mixture_card,
 ) -> MixtureReport:
     """Write a PCM as a folder with a ``custom_generate`` file, which needs torch, transformers and safetensors alone.
 

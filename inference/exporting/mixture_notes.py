@@ -9,7 +9,7 @@ from .training import training_record
 if TYPE_CHECKING:
     from .mixture import MixtureReport
 
-__all__ = ["mixture_code", "mixture_notes"]
+__all__ = ["mixture_card", "mixture_code"]
 
 
 def mixture_code(report: "MixtureReport") -> str:
@@ -39,7 +39,7 @@ def mixture_code(report: "MixtureReport") -> str:
     )
 
 
-def mixture_notes(report: "MixtureReport", *, licence: str | None = None) -> str:
+def mixture_card(report: "MixtureReport", *, licence: str | None = None) -> str:
     """The model card of a mixture's folder.
 
     Args:

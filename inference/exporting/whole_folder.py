@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pluralign.datamodules.processes import is_alive
-from pluralign.datamodules.whole_files import could_not_write
+from pluralign.datamodules.whole_files import could_not_write, is_alive
 
 __all__ = ["check_target", "folder_written_whole"]
 

@@ -138,7 +138,7 @@ class TransformersRM(BradleyTerryRM):
             tokenizer=format.tokenizer,
         )
         with torch.random.fork_rng(devices=[]):
-            over = {} if found is None else {"adapter": name, "adapter_revision": revision}
+            over: dict[str, Any] = {} if found is None else {"adapter": name, "adapter_revision": revision}
             module = cls(config, **over, **dict(settings or {}))
             module.configure_model()
         module.eval().requires_grad_(False)

@@ -154,6 +154,22 @@ def test_parts_behind_a_gap_are_scored_anew(tmp_path):
     assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == ["q0", "q1", "q2"]
 
 
+def test_a_full_disk_keeps_what_was_scored(tmp_path):
+    resource = pytest.importorskip("resource", reason="the system bounds no files")
+    parts = ScoredParts(tmp_path / "scores.jsonl", {"model": "a"})
+    parts.add(pa.table({"id": ["a longer name than fits"]}))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
+    try:
+        for write in (lambda: parts.add(pa.table({"id": ["q1"]})), parts.finish):
+            with pytest.raises(OSError, match=r"File too large.* let --output name a folder on another disk"):
+                write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not parts.output.exists() and len(parts.parts) == 1
+    assert parts.finish() == 1 and json.loads(parts.output.read_text()) == {"id": "a longer name than fits"}
+
+
 def test_two_processes_do_not_score_into_one_file(tmp_path):
     output = tmp_path / "scores.jsonl"
     other = (

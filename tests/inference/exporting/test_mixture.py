@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pluralign.datamodules import PersonalizedPromptsDataModule
-from pluralign.inference.exporting import export_mixture, mixture_notes
+from pluralign.inference.exporting import export_mixture, mixture_card
 from pluralign.models import PCM, BackboneConfig, BradleyTerryRM, ExpertsConfig
 
 AXES = {
@@ -96,7 +96,7 @@ def test_adapters_write_the_same_tokens(mixture, tmp_path):
     assert "- base `base`: not known here" in notes and "## Training data" in notes, (
         "a card as every other folder's"
     )
-    card = ModelCard(mixture_notes(report._replace(bases=("ann/one", "ann/two")), licence="mit"))
+    card = ModelCard(mixture_card(report._replace(bases=("ann/one", "ann/two")), licence="mit"))
     assert card.data.license == "mit" and card.data.base_model == ["ann/one", "ann/two"]
     with pytest.raises(FileExistsError, match="--overwrite"):
         export_mixture(mixture(), tmp_path / "out", axes=AXES)
