@@ -14,6 +14,7 @@ of them each.
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -132,9 +133,9 @@ class Recipes:
             "DPRM": ({**frozen, **CROWD, "optimizer": optimizer(3e-3)}, arguments, 120),
             "EnsembleVoteRM": ({**frozen, **members, "optimizer": optimizer(3e-2)}, arguments, 120),
             "CustomizedRM": ({**frozen, **domains, "optimizer": optimizer(1e-2)}, self.answers(), 30),
-            "ContrastiveRM": ({**own, **views, "optimizer": optimizer(1e-3)}, tiny, 12),
-            "MetaRM": ({**own, "meta_rate": 0.01, "optimizer": optimizer(1e-3)}, mixed, 10),
-            "AutoregressiveRM": ({**own, "optimizer": optimizer(1e-3)}, tiny, 20),
+            "ContrastiveRM": ({**own, **views, "optimizer": optimizer(1e-3)}, tiny, 6),
+            "MetaRM": ({**own, "meta_rate": 0.01, "optimizer": optimizer(1e-3)}, mixed, 5),
+            "AutoregressiveRM": ({**own, "optimizer": optimizer(1e-3)}, tiny, 10),
         }
 
     def boards(self) -> dict[str, Any]:
@@ -183,7 +184,8 @@ def trained(recipes: Recipes, only: Sequence[str]) -> dict[str, float]:
             "data": data,
             "trainer": trainer,
         }
-        run.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(run, ignore_errors=True)  # what a killed run has left is no run
+        run.mkdir(parents=True)
         (run / "recipe.yaml").write_text(yaml.safe_dump(content))
         started = time.perf_counter()
         if data["init_args"].get("loader", {}).get("features"):
@@ -211,14 +213,14 @@ def evaluated(recipes: Recipes, names: Sequence[str]) -> tuple[Board, float, flo
         "cpu",
         "--checkpoint",
         "last",
-        "--resume",
     ]
+    shutil.rmtree(output, ignore_errors=True)
     started = time.perf_counter()
     pluralign(words)
     first = time.perf_counter() - started
     board = Board.read(output / "board.json")
     started = time.perf_counter()
-    pluralign(words)
+    pluralign([*words, "--resume"])
     second = time.perf_counter() - started
     again = Board.read(output / "board.json")
     if [cell.measures for cell in board.cells] != [cell.measures for cell in again.cells]:
@@ -256,7 +258,7 @@ def main() -> int:
     parser.add_argument(
         "--folder",
         type=Path,
-        help="where runs and the board go, and what is there already is not made again; a temporary one by default",
+        help="where runs and the board go, and a method that was fitted there is not fitted again; a temporary one by default",
     )
     parser.add_argument("--only", nargs="*", default=[], help="methods; all by default")
     parser.add_argument("--output", type=Path, help="file for the JSON object, too")
