@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from pluralign.callbacks.pictures import save_picture
-from pluralign.callbacks.pictures.style import BLUE, GREY, ORANGE, bare_axes
 from pluralign.commands.evaluate_page import board_page
 from pluralign.inference.board import (
     MEASURES,
@@ -32,6 +31,7 @@ from pluralign.inference.board import (
 IMAGE = Path(__file__).parent / "images" / "board.png"
 METHODS = Path(__file__).parent / "images" / "board_methods"
 RECORDED = Path(__file__).parents[1] / "benchmarks" / "results" / "board.json"
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8C8C8C"
 MARKS = {
     "best": (BLUE, "o", "the best"),
     "not told apart": (BLUE, "s", "not told apart from it"),
@@ -218,8 +218,9 @@ def draw_methods(found: dict[str, Any]) -> None:
         panel.set_title(
             f"{data}\n{sizes['comparisons']:,} comparisons, {sizes['prompts']:,} prompts", fontsize="small"
         )
-        bare_axes(panel)
-        panel.tick_params(axis="y", labelsize="small")
+        panel.grid(alpha=0.25, lw=0.6)
+        panel.tick_params(axis="x", labelsize="x-small")
+        panel.spines[["top", "right"]].set_visible(False)
     for color, marker, words in MARKS.values():
         panels[0].plot([], [], marker, color=color, label=words)
     figure.legend(loc="outside lower center", ncols=len(MARKS), fontsize="small", frameon=False)

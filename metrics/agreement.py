@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .crowd import check_votes
+
 __all__ = ["PairAgreement", "VoteAgreement", "best_accuracy", "pair_agreement", "vote_agreement"]
 
 LARGEST_CYCLE = 12
@@ -127,8 +129,12 @@ def vote_agreement(votes: Tensor) -> VoteAgreement:
 
     Returns:
         Counts and shares; plain numbers.
+
+    Raises:
+        ValueError: If votes are negative or not finite.
     """
     votes = votes.double()
+    check_votes(votes)
     number = votes.sum(1)
     again = number > 1
     votes, several = votes[again], number[again]

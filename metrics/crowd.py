@@ -17,6 +17,7 @@ __all__ = [
     "SMALLEST_PROBABILITY",
     "Bin",
     "CrowdTable",
+    "check_votes",
     "crowd_table",
     "item_values",
     "share_deviation",
@@ -120,10 +121,11 @@ def crowd_table(
         The table; None if no item has votes.
 
     Raises:
-        ValueError: If a row of ``probs`` is no distribution.
+        ValueError: If a row of ``probs`` is no distribution, or votes are negative or not finite.
     """
     probs, votes = probs.double(), votes.double()
     _check_distributions(probs)
+    check_votes(votes)
     judged = votes.sum(-1) > 0
     num_items = int(judged.sum())
     if not num_items:
@@ -265,6 +267,24 @@ def bin_sums(p: Tensor, q: Tensor, member: Tensor, num_prompts: int) -> Tensor:
     for row, values in zip(sums, (torch.ones_like(p), p, q), strict=True):
         row.index_add_(0, cell.flatten(), values.flatten())
     return sums.view(3, num_prompts, num_labels, NUM_BINS).transpose(0, 1)
+
+
+def check_votes(votes: Tensor) -> None:
+    """Refuse what is no number of votes: a NaN would count as an item that nobody voted on, and make their sum NaN.
+
+    Args:
+        votes: Annotator counts, (M, K).
+
+    Raises:
+        ValueError: If one is negative or not finite.
+    """
+    fine = ((votes >= 0) & votes.isfinite()).all(-1)
+    if not bool(fine.all()):
+        first = int((~fine).nonzero()[0])
+        raise ValueError(
+            f"votes must be finite and >= 0, and 0 where nobody voted; {int((~fine).sum()):,} of {len(votes):,} items differ, the "
+            f"first is {votes[first].tolist()}"
+        )
 
 
 def _check_distributions(probs: Tensor) -> None:

@@ -72,7 +72,8 @@ def kept_scores(path: Path, data: EvaluationData) -> Scores | None:
 
 
 def _read(path: Path, data: EvaluationData) -> Scores:
-    with np.load(path, allow_pickle=False) as content:
+    # numpy leaves the file of a damaged archive open.
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
         told = json.loads(str(content["told"]))
         arrays = {name: torch.from_numpy(content[name]) for name in NUMBERS}
         labels = torch.from_numpy(content["labels"]) if "labels" in content else None

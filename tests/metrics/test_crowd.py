@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from pluralign.metrics import crowd_table
+from pluralign.metrics import crowd_table, vote_agreement
 from pluralign.metrics.crowd import item_values, share_deviation
 
 LABELS = ("good", "fine", "bad")
@@ -294,6 +294,18 @@ def test_what_is_no_distribution_is_refused():
         probs[3] = torch.tensor(bad)
         with pytest.raises(ValueError, match=r"sum to 1 within 0.001; 1 of 6 items differ, the first is \["):
             crowd_table(probs, VOTES, PROMPT, **SETTINGS)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -1.0])
+def test_votes_that_are_none_are_refused_rather_than_left_out(broken):
+    votes = VOTES.clone()
+    votes[1, 2] = broken
+    with pytest.raises(
+        ValueError, match=r"votes must be finite and >= 0.*1 of 6 items differ, the first is \[0"
+    ):
+        crowd_table(PROBS, votes, PROMPT, **SETTINGS)
+    with pytest.raises(ValueError, match="votes must be finite"):
+        vote_agreement(votes)
 
 
 def test_the_table_is_plain_values():
