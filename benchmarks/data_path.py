@@ -238,8 +238,12 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=2000, help="rows of each task")
     parser.add_argument("--records", type=int, default=5_000_000, help="records of the plan")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side")
-    parser.add_argument("--memory", type=int, nargs="*", default=list(MEMORY_ROWS), help="numbers of short rows")
-    parser.add_argument("--output", type=Path, help="also write the JSON object here, into that of other parts")
+    parser.add_argument(
+        "--memory", type=int, nargs="*", default=list(MEMORY_ROWS), help="numbers of short rows"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="also write the JSON object here, into that of other parts"
+    )
     parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--tokenise", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

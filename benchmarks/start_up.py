@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -75,7 +74,9 @@ def main() -> int:
             rounds[name].append(answer(*COMMANDS[name]))
     kinds = ("clock", "processor")
     medians = {
-        kind: {name: statistics.median(getattr(each, kind) for each in times) for name, times in rounds.items()}
+        kind: {
+            name: statistics.median(getattr(each, kind) for each in times) for name, times in rounds.items()
+        }
         for kind in kinds
     }
     ratios = {

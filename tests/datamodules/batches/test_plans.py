@@ -37,7 +37,22 @@ def test_packing_by_hand():
     lengths = np.asarray([8, 7, 4, 4, 9, 2, 1], dtype=np.int64)
     both = {"lengths": lengths, "mega_size": 4}
     records = np.arange(7)
-    assert listed(pack(records, rows=None, max_tokens=16, max_records=None, **both)) == [[0, 1], [2, 3], [4], [5, 6]]
-    assert listed(pack(records, rows=None, max_tokens=None, max_records=3, **both)) == [[0, 1, 2], [3], [4, 5, 6]]
+    assert listed(pack(records, rows=None, max_tokens=16, max_records=None, **both)) == [
+        [0, 1],
+        [2, 3],
+        [4],
+        [5, 6],
+    ]
+    assert listed(pack(records, rows=None, max_tokens=None, max_records=3, **both)) == [
+        [0, 1, 2],
+        [3],
+        [4, 5, 6],
+    ]
     rows = np.asarray([1, 2, 1, 3, 1, 1, 1])
-    assert listed(pack(records, rows=rows, max_tokens=16, max_records=None, **both)) == [[0], [1], [2, 3], [4], [5, 6]]
+    assert listed(pack(records, rows=rows, max_tokens=16, max_records=None, **both)) == [
+        [0],
+        [1],
+        [2, 3],
+        [4],
+        [5, 6],
+    ]
