@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple

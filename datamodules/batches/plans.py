@@ -31,16 +31,16 @@ class BatchPlan(Sequence[Integers]):
         return len(self.starts)
 
     @overload
-    def __getitem__(self, place: int) -> Integers: ...
+    def __getitem__(self, index: int) -> Integers: ...
 
     @overload
-    def __getitem__(self, place: slice) -> Self: ...
+    def __getitem__(self, index: slice) -> Self: ...
 
-    def __getitem__(self, place: int | slice) -> Integers | Self:
+    def __getitem__(self, index: int | slice) -> Integers | Self:
         """Records of a batch, or a plan of some of the batches."""
-        if isinstance(place, slice):
-            return self.take(np.arange(len(self))[place])
-        return self.records[self.starts[place] : self.stops[place]]
+        if isinstance(index, slice):
+            return self.take(np.arange(len(self))[index])
+        return self.records[self.starts[index] : self.stops[index]]
 
     def __iter__(self) -> Iterator[Integers]:
         """Records of each batch."""

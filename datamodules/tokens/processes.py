@@ -56,7 +56,7 @@ _tokenizer: RecordTokenizer
 
 
 def _begin(tokenizer: RecordTokenizer) -> None:
-    global _tokenizer  # noqa: PLW0603  a process that tokenises does nothing else
+    global _tokenizer  # a process that tokenises does nothing else
     _tokenizer = tokenizer
 
 

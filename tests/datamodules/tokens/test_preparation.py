@@ -82,7 +82,7 @@ def test_several_processes_say_first_what_is_wrong_first(tmp_path, monkeypatch):
     path = save(tmp_path, rows(40, r9={"chosen": "x" * 50}, r10={"chosen": ""}))
     text = replace(TEXT, max_length=30, truncation="error")
     data = LocalDataModule(train=path, text=text, cache_dir=str(tmp_path), num_processes=2)
-    with pytest.raises(RecordError, match="rows.jsonl:10: longer than max_length"):
+    with pytest.raises(RecordError, match=r"rows\.jsonl:10: longer than max_length"):
         data.prepare_data()
     assert not list(tmp_path.glob("local*"))
     assert "TOKENIZERS_PARALLELISM" not in os.environ
