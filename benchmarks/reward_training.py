@@ -14,145 +14,39 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
 
 import torch
 from memory import STATUS
-from reward_training_checks import BFLOAT16, FLOAT32, Agreement, bfloat16_agreement, both_agree
-from reward_training_data import Network, Sample, Sources
-from reward_training_peak import Operations, gemm_peaks, needed_operations
+from reward_training_checks import BFLOAT16, FLOAT32, Agreement, both_agree
+from reward_training_data import Sample, Sources
+from reward_training_parts import (
+    CHECKPOINTING,
+    FAST_BFLOAT16,
+    GEMM_TOKENS,
+    HALVES,
+    INSTRUCTIONS,
+    NETWORKS,
+    OURS,
+    PARTS,
+    SHARE,
+    TARGETS,
+    TRL,
+    Part,
+)
+from reward_training_peak import gemm_peaks, needed_operations
 from reward_training_profile import shares, shares_table
-from reward_training_runs import Kind, Rounds, peak_memory, train
+from reward_training_runs import Rounds, peak_memory, train
 from rich.console import Console
 from rich.table import Table
-from surroundings import instructions, surroundings
-
-SMALL, MEDIUM = Network(256, 8, 4, 640), Network(512, 9, 8, 1408)
-NETWORKS = {"7M": SMALL, "30M": MEDIUM}
-OURS = Kind("pluralign", ours=True)
-SEPARATE = Kind("pluralign, separate rows", ours=True, layout="separate")
-TRL = Kind("TRL")
-CHECKPOINTING = Kind("TRL, gradient checkpointing", checkpointing=True)
-GROUPED = Kind("TRL, grouped by length", grouped=True)
-ALONE = Kind("TRL, grouped, left alone", grouped=True, alone=True)
-OURS_16, GROUPED_16 = (
-    kind._replace(title=f"{kind.title}, bfloat16", bfloat16=True) for kind in (OURS, GROUPED)
-)
-INSTRUCTIONS = instructions("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-FAST_BFLOAT16 = INSTRUCTIONS["avx512_bf16"] or INSTRUCTIONS["amx_bf16"]
-"""Whether this CPU multiplies in bfloat16; others take several times as long as in float32, so that few pairs must do."""
-FEW = 8 if FAST_BFLOAT16 else 4
-GEMM_TOKENS = 2048
-"""Of a step whose matrix products are timed: about as many as 8 pairs have."""
+from surroundings import surroundings
 
 warnings.filterwarnings("ignore")
 for library in ("lightning.pytorch", "lightning.fabric", "transformers", "trl", "datasets", "pluralign"):
     logging.getLogger(library).setLevel(logging.ERROR)
 console = Console(width=130)
-
-
-class Part(NamedTuple):
-    """One comparison."""
-
-    title: str
-    network: str
-    draw: Callable[[Sources], Sample]
-    steps: Mapping[Kind, int]
-    """Of every kind, prompts a step with us and pairs with TRL."""
-    first: tuple[int, int | None] | None = (8, None)
-    """How many prompts the first step is compared on, and how many pairs of each; None where another part did."""
-    rounds: int | None = None
-    """Where it is not what ``--rounds`` says."""
-
-
-PARTS = {
-    "pairs": Part(
-        "pairs, 8 a step",
-        "7M",
-        lambda sources: sources.hh().evenly(24),
-        {OURS: 8, TRL: 8, CHECKPOINTING: 8},
-    ),
-    "grouped": Part(
-        "pairs, 8 a step, sorted among 50 batches",
-        "7M",
-        lambda sources: sources.hh().sorted_batches(5, 8),
-        {OURS: 8, GROUPED: 8},
-        first=None,
-    ),
-    "alone": Part(
-        "pairs, 8 a step, TRL's grouping left alone",
-        "7M",
-        lambda sources: sources.hh().evenly(64),
-        {OURS: 8, ALONE: 8},
-        first=None,
-    ),
-    "30M": Part(
-        "pairs, 8 a step, sorted among 50 batches",
-        "30M",
-        lambda sources: sources.hh().sorted_batches(2, 8),
-        {OURS: 8, GROUPED: 8},
-        first=(4, None),
-    ),
-    "long": Part(
-        "pairs of long responses, 4 a step, sorted",
-        "7M",
-        lambda sources: sources.long().sorted_batches(2, 4),
-        {OURS: 4, GROUPED: 4},
-        first=(2, None),
-    ),
-    "nine": Part(
-        "36 pairs a prompt, 1 prompt a step, TRL 8 pairs",
-        "7M",
-        lambda sources: sources.nine().evenly(2),
-        {OURS: 1, GROUPED: 8},
-        first=(1, 8),
-    ),
-    "five": Part(
-        "20 pairs a query, 2 queries a step, TRL 8 pairs",
-        "7M",
-        lambda sources: sources.dsp().evenly(2),
-        {OURS: 2, SEPARATE: 2, TRL: 8},
-        first=(1, 8),
-    ),
-    "bfloat16": Part(
-        f"pairs, {FEW} a step, sorted among 50 batches, bfloat16",
-        "7M",
-        lambda sources: sources.hh().sorted_batches(2 if FAST_BFLOAT16 else 1, FEW),
-        dict.fromkeys((OURS, OURS_16, GROUPED, GROUPED_16), FEW),
-        first=None,
-        rounds=None if FAST_BFLOAT16 else 1,
-    ),
-}
-
-
-class Target(NamedTuple):
-    """A ratio of speeds that is aimed at."""
-
-    what: str
-    part: str
-    faster: Kind
-    slower: Kind
-    goal: float
-
-
-TARGETS = (
-    Target("HH pairs, 7M, TRL as it comes, checkpointing off", "pairs", OURS, TRL, 5.0),
-    Target("HH pairs, 7M, TRL grouped as on much data", "grouped", OURS, GROUPED, 2.5),
-    Target("HH pairs, 30M, TRL grouped as on much data", "30M", OURS, GROUPED, 2.1),
-    Target("long responses, TRL grouped as on much data", "long", OURS, GROUPED, 1.7),
-    Target("nine responses a prompt, TRL on expanded pairs, grouped", "nine", OURS, GROUPED, 7.0),
-    Target("bfloat16 on the CPU, our own float32", "bfloat16", OURS_16, OURS, 1.6),
-)
-SHARE_GOAL = 0.65
-"""Of the measured peak of matrix products, on HH pairs."""
-
-
-def needed(sample: Sample, network: str) -> Operations:
-    """Operations of an epoch."""
-    return needed_operations(sample.rows, NETWORKS[network])
 
 
 class Measured:
@@ -162,67 +56,59 @@ class Measured:
         """Measure nothing yet."""
         self.options, self.sources = options, sources
         self.agreement: dict[str, Agreement] = {}
+        self.halves: dict[str, Agreement] = {}
         self.rounds: dict[str, Rounds] = {}
         self.parts: dict[str, dict[str, object]] = {}
         self.peaks: dict[str, float] = {}
 
     def peak(self) -> float:
         """Operations a second of the best matrix product so far."""
-        found = gemm_peaks([NETWORKS[PARTS[name].network] for name in self.options.parts], GEMM_TOKENS)
-        self.peaks = {shape: max(rate, self.peaks.get(shape, 0.0)) for shape, rate in found.items()}
+        networks = [NETWORKS[PARTS[name].network] for name in self.options.parts]
+        for shape, rate in gemm_peaks(networks, GEMM_TOKENS).items():
+            self.peaks[shape] = max(rate, self.peaks.get(shape, 0.0))
         return max(self.peaks.values())
 
     def measure(self, name: str) -> None:
         """Check a part, run it, and print a table."""
         part = PARTS[name]
-        sample, network, every = part.draw(self.sources), NETWORKS[part.network], [*part.steps]
+        sample, network = part.draw(self.sources), NETWORKS[part.network]
         if part.first is not None:
-            self.agreement[name] = both_agree(sample.head(*part.first), network)
-        if any(kind.bfloat16 for kind in every):
-            pairs = [(full, every[i + 1]) for i, full in enumerate(every[:-1]) if every[i + 1].bfloat16]
-            for full, half in pairs:
-                self.agreement[f"{name}, {half.title}"] = bfloat16_agreement(
-                    sample.head(8), network, full, half
-                )
+            self.agreement[name] = both_agree(sample.head(*part.first), network, OURS, TRL)
+        for half, full in HALVES.items():
+            if half in part.steps:
+                self.halves[half.title] = both_agree(sample.head(2), network, half, full)
         rounds = Rounds(sample, network, part.steps, part.rounds or self.options.rounds)
-        self.rounds[name] = rounds
-        found = {
+        self.rounds[name], needed = rounds, needed_operations(sample.rows, network)
+        ours = rounds[OURS.title]
+        self.parts[name] = {
             "title": part.title,
             "data": sample.name,
             "network": part.network,
             "pairs": sample.pairs,
-            "times_as_fast_as": {
-                kind: rounds.ratio(OURS.title, kind) for kind in rounds if kind != OURS.title
-            },
-            "times_as_many_tokens": {
-                kind: runs[0].tokens / rounds[OURS.title][0].tokens for kind, runs in rounds.items()
-            },
-            "needed_operations": needed(sample, part.network)._asdict(),
-            "seconds": median(run.seconds for run in rounds[OURS.title]),
+            "times_as_fast_as": {kind: rounds.ratio(OURS.title, kind) for kind in rounds},
+            "times_as_many_tokens": {kind: runs[0].tokens / ours[0].tokens for kind, runs in rounds.items()},
+            "needed_operations": needed._asdict(),
+            "operations_per_second": needed.total / median(run.seconds for run in ours),
             "runs": rounds.summary(),
         }
-        if self.options.profile:
-            run = train(OURS, sample, network, part.steps[OURS], watch="profile")
-            shown = shares(run, needed(sample, part.network))
-            found["profile"] = shown._asdict()
-            console.print(shares_table(f"{sample.name}, {part.network}", shown, self.peak()))
-        self.parts[name] = found
         console.print(part_table(part, sample, rounds))
+        if self.options.profile and (FAST_BFLOAT16 or not HALVES.keys() & part.steps.keys()):
+            run = train(OURS, sample, network, part.steps[OURS], watch="profile")
+            found = shares(run, needed)
+            self.parts[name]["profile"] = found._asdict()
+            console.print(shares_table(f"{sample.name}, {part.network}: our time", found, self.peak()))
 
     def memory(self) -> dict[str, int]:
-        """Peaks of a step on the first 8 pairs, where they can be read (Linux)."""
+        """Peaks of a step on 8 pairs, where they can be read (Linux)."""
         if not STATUS.with_name("clear_refs").exists():
             return {}
-        sample = self.sources.hh().evenly(24).head(8)
-        return {kind.title: peak_memory(kind, sample, SMALL) for kind in (OURS, TRL, CHECKPOINTING)}
+        sample = self.sources.hh().evenly(8)
+        return {kind.title: peak_memory(kind, sample, NETWORKS["7M"]) for kind in (OURS, TRL, CHECKPOINTING)}
 
     def shares(self) -> dict[str, float]:
-        """Share of the peak that our needed operations take up, for each part in float32."""
+        """Share of the peak that our needed operations take up, for each part."""
         best = self.peak()
-        return {
-            name: needed(PARTS[name].draw(self.sources), PARTS[name].network).total / found["seconds"] / best
-            for name, found in self.parts.items()
-        }
+        return {name: found["operations_per_second"] / best for name, found in self.parts.items()}
 
 
 def part_table(part: Part, sample: Sample, rounds: Rounds) -> Table:
@@ -240,23 +126,21 @@ def part_table(part: Part, sample: Sample, rounds: Rounds) -> Table:
 
 def targets(measured: Measured, share: Mapping[str, float]) -> list[dict[str, object]]:
     """What is aimed at beside what was reached."""
-    reached = {
-        target: measured.rounds[target.part].ratio(target.faster.title, target.slower.title)
+    reached = [
+        (target, measured.rounds[target.part].ratio(target.faster.title, target.slower.title))
         for target in TARGETS
         if target.part in measured.rounds
-    }
-    rows = [(target.what, target.goal, value) for target, value in reached.items()]
-    if "grouped" in share:
-        rows.append(("share of the peak of matrix products, HH pairs, 7M", SHARE_GOAL, share["grouped"]))
+    ]
+    reached += [(SHARE, share[SHARE.part])] if SHARE.part in share else []
     return [
         {
-            "what": what,
-            "target": goal,
+            "what": target.what,
+            "target": target.goal,
             "reached": value,
-            "met": value >= goal,
-            "applies": FAST_BFLOAT16 or not what.startswith("bfloat16"),
+            "met": value >= target.goal,
+            "applies": FAST_BFLOAT16 or target.part != "bfloat16",
         }
-        for what, goal, value in rows
+        for target, value in reached
     ]
 
 
@@ -279,8 +163,10 @@ def benchmark(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     rows = targets(measured, share)
     console.print(target_table(rows))
     return {
-        "agree": all(found.agree for found in measured.agreement.values()),
+        "agree": all(found.within(FLOAT32) for found in measured.agreement.values())
+        and all(found.within(BFLOAT16) for found in measured.halves.values()),
         "agreement": {name: found._asdict() for name, found in measured.agreement.items()},
+        "bfloat16_agreement": {name: found._asdict() for name, found in measured.halves.items()},
         "tolerances": {"float32": FLOAT32._asdict(), "bfloat16": BFLOAT16._asdict()},
         "targets": rows,
         "parts": measured.parts,

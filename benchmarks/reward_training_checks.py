@@ -9,65 +9,50 @@ from reward_training_runs import Kind, our_module, peer_model, train
 from torch import Tensor, nn
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-__all__ = ["BFLOAT16", "FLOAT32", "Agreement", "Tolerance", "bfloat16_agreement", "both_agree"]
+__all__ = ["BFLOAT16", "FLOAT32", "Agreement", "both_agree"]
 
 Scores = dict[tuple[str, int], float]
 """By id of the record and place of the response."""
 
 
-class Tolerance(NamedTuple):
-    """How much two sides may differ."""
+class Agreement(NamedTuple):
+    """How much two sides differ; of tolerances, how much they may."""
 
     scores: float
     """Largest absolute difference of a response's score."""
-    gradients: float
-    """Largest difference of a parameter's gradient: norm of the difference over the norm."""
+    gradient: float
+    """Difference of the whole gradient: its norm over that of the gradient."""
+    parameter: float
+    """The same for the parameter where it is largest."""
+
+    def within(self, tolerance: "Agreement") -> bool:
+        """Whether the sides differ by no more than this."""
+        return all(found <= most for found, most in zip(self, tolerance, strict=True))  # NaN is never
 
 
-FLOAT32 = Tolerance(1e-5, 1e-4)
-BFLOAT16 = Tolerance(2e-2, 5e-2)
+FLOAT32 = Agreement(scores=1e-5, gradient=1e-5, parameter=1e-4)
+BFLOAT16 = Agreement(scores=2e-2, gradient=5e-2, parameter=0.5)
+"""Where a parameter's gradient is a small difference of large numbers, eight bits say little of it."""
 
 
-class Agreement(NamedTuple):
-    """How much two sides differ, and whether that is little enough."""
-
-    scores: float
-    gradients: float
-    agree: bool
-
-
-def both_agree(sample: Sample, network: Network) -> Agreement:
-    """Ours beside TRL, in float32.
-
-    Args:
-        sample: What the one step is taken on.
-        network: Shape of the network.
-    """
-    ours, peer = Kind("ours", ours=True), Kind("TRL")
-    return _agreement(sample, network, (ours, peer), FLOAT32)
-
-
-def bfloat16_agreement(sample: Sample, network: Network, full: Kind, half: Kind) -> Agreement:
-    """A trainer in bfloat16 beside itself in float32.
+def both_agree(sample: Sample, network: Network, one: Kind, other: Kind) -> Agreement:
+    """Two kinds of runs, on one step that takes the whole sample.
 
     Args:
-        sample: What the one step is taken on.
+        sample: What the step is taken on.
         network: Shape of the network.
-        full: The trainer in float32.
-        half: The same in bfloat16.
+        one: Which differs.
+        other: From which.
     """
-    return _agreement(sample, network, (full, half), BFLOAT16)
-
-
-def _agreement(sample: Sample, network: Network, kinds: tuple[Kind, Kind], tolerance: Tolerance) -> Agreement:
-    one, other = (_scores(kind, sample, network) for kind in kinds)
-    assert set(one) == set(other), "our batches hold other responses than the sample"
-    scores = float(np.max([abs(one[key] - other[key]) for key in one]))  # NaN stays NaN
-    ours, peer = (_gradients(kind, sample, network) for kind in kinds)
+    mine, theirs = (_scores(kind, sample, network) for kind in (one, other))
+    assert set(mine) == set(theirs), "our batches hold other responses than the sample"
+    scores = float(np.max([abs(mine[key] - theirs[key]) for key in mine]))  # NaN stays NaN
+    ours, peer = (_gradients(kind, sample, network) for kind in (one, other))
     assert set(ours) == set(peer), "the models have different parameters"
-    differences = [(ours[name] - peer[name]).norm() / peer[name].norm().clamp_min(1e-12) for name in ours]
-    gradients = float(np.max([float(difference) for difference in differences]))
-    return Agreement(scores, gradients, agree=scores <= tolerance.scores and gradients <= tolerance.gradients)
+    differences = torch.stack([(ours[name] - peer[name]).norm() for name in ours])
+    norms = torch.stack([peer[name].norm() for name in ours])
+    worst = (differences / norms.clamp_min(1e-12)).max()
+    return Agreement(scores, float(differences.norm() / norms.norm()), float(worst))
 
 
 @torch.no_grad()
