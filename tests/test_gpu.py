@@ -37,7 +37,7 @@ LLAMA = {
     "num_attention_heads": 4,
 }
 WINDOWED = {
-    "mistral": {"sliding_window": 8},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": 8},
     "gemma2": {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16},
     "gemma3_text": {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16},
 }
