@@ -193,9 +193,7 @@ def run(notes: Notes) -> None:
     order = [("llama", NINE, "float32")]
     if not notes.tiny:
         order += [("llama", NINE, "bfloat16"), ("qwen2", PAIRS, "bfloat16"), ("qwen2", PAIRS, "float32")]
-    order += [
-        (kind, NINE, "float32") for kind in ("gemma2", *(() if notes.tiny else ("mistral", "gemma3_text")))
-    ]
+        order += [(kind, NINE, "float32") for kind, fields in NETWORKS.items() if fields]
     for kind, texts, dtype in order:
         notes.attempt(
             f"{kind}, {texts.name}, {dtype}", lambda k=kind, t=texts, d=dtype: compare(notes, k, t, d)

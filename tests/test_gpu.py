@@ -36,6 +36,11 @@ LLAMA = {
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
 }
+WINDOWED = {
+    "mistral": {"num_key_value_heads": 2, "sliding_window": 8},
+    "gemma2": {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16},
+    "gemma3_text": {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16},
+}
 MODULES = {
     "bradley_terry": (BradleyTerryRM, {}),
     "heads": (EnsembleVoteRM, {"num_members": 10}),
@@ -75,15 +80,15 @@ def rows():
     return [record(i) for i in range(8)]
 
 
-def built(name, attention, device="cpu", **settings):
+def built(name, attention, device="cpu", fields=LLAMA, **settings):
     """A module that was built on a device, as a Trainer does, or moved to one later."""
     kind, own = MODULES[name]
     torch.manual_seed(0)
-    module = kind(BackboneConfig(config=LLAMA, attention=attention, **settings), **own)
+    module = kind(BackboneConfig(config=fields, attention=attention, **settings), **own)
     module.configure_model()
     if device != "cpu":
         state = module.state_dict()
-        module = kind(BackboneConfig(config=LLAMA, attention=attention, **settings), **own)
+        module = kind(BackboneConfig(config=fields, attention=attention, **settings), **own)
         with torch.device(device):
             module.configure_model()
         module.load_state_dict(state)
@@ -111,6 +116,36 @@ def test_rewards_and_gradients_are_those_of_the_processor(name, attention, place
             torch.testing.assert_close(
                 theirs[key].grad.cpu(), parameter.grad, rtol=1e-2, atol=1e-4, msg=lambda m, k=key: f"{k}: {m}"
             )
+
+
+@pytest.mark.parametrize("model_type", WINDOWED)
+def test_windows_and_caps_are_those_of_the_processor(model_type, rows):
+    batch = PreferenceCollator()(rows)
+    fields = {**LLAMA, "model_type": model_type, **WINDOWED[model_type]}
+    here = built("bradley_terry", "auto", fields=fields)
+    there = built("bradley_terry", "auto", "cuda", fields=fields)
+    assert (here.backbone.layout, there.backbone.layout) == ("shared", "shared")
+    expected, found = here(batch), there(on_device(batch))
+    torch.testing.assert_close(found["reward"].cpu(), expected["reward"], rtol=1e-3, atol=1e-4)
+    here.compute_loss(expected, batch).backward()
+    there.compute_loss(found, on_device(batch)).backward()
+    theirs = dict(there.named_parameters())
+    for key, parameter in here.named_parameters():
+        torch.testing.assert_close(theirs[key].grad.cpu(), parameter.grad, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["auto", "sdpa"])
+def test_mixed_precision_is_near(attention, rows):
+    """Under autocast, rotary embeddings leave queries and keys in float32 beside values in bfloat16."""
+    batch = PreferenceCollator()(rows)
+    here, there = built("bradley_terry", "sdpa"), built("bradley_terry", attention, "cuda")
+    with torch.autocast("cuda", torch.bfloat16):
+        found = there(on_device(batch))
+        loss = there.compute_loss(found, on_device(batch))
+    loss.backward()
+    expected = here(batch)["reward"]
+    torch.testing.assert_close(found["reward"].cpu(), expected, rtol=0.05, atol=0.05)
+    assert all(each.grad.isfinite().all() for each in there.parameters())
 
 
 @pytest.mark.parametrize("place", ["there", "moved"])

@@ -1,6 +1,7 @@
 """The benchmark for one GPU, without one: its parts run tiny on the CPU, and its checks find what is wrong."""
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import subprocess
@@ -19,6 +20,15 @@ NOT_NEEDED = ("bitsandbytes", "datasets", "jsonargparse", "ot", "rich", "tensorb
 def scripts(monkeypatch):
     """Benchmarks are no package: scripts beside each other import one another by name."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+@pytest.fixture
+def command():
+    """The script itself; by its path, for a checkout may have its name."""
+    spec = importlib.util.spec_from_file_location("benchmark_of_a_gpu", BENCHMARKS / "gpu.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
@@ -109,6 +119,7 @@ def test_steps_under_lightning(notes, texts, fields):
     assert notes.cases["texts, under Lightning"]["over_steps_by_hand"] > 0
 
 
+@pytest.mark.slow
 def test_experts_say_the_same_by_every_way(notes):
     import gpu_experts
 
@@ -164,24 +175,22 @@ def test_a_failure_is_written_down_and_the_rest_goes_on(notes):
         ({"rewards": {"difference": 1.0, "limit": 1e-4, "agrees": False}}, "took too long", 3),
     ],
 )
-def test_the_exit_status_tells_what_went_wrong(case, failed, status, monkeypatch, tmp_path, capsys):
-    import gpu
-
+def test_the_exit_status_tells_what_went_wrong(case, failed, status, command, monkeypatch, tmp_path, capsys):
     result = {"seconds": 1.0, "failed": failed, "cases": {"llama": case}}
-    monkeypatch.setattr(gpu, "run_part", lambda *arguments: result)
-    assert gpu.main(["--parts", "correctness", "--output", str(tmp_path / "gpu.json")]) == status
+    monkeypatch.setattr(command, "run_part", lambda *arguments: result)
+    assert command.main(["--parts", "correctness", "--output", str(tmp_path / "gpu.json")]) == status
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == (tmp_path / "gpu.json").read_text(encoding="utf-8").strip()
     assert json.loads(last)["agree"] is (status in (0, 2))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, and this would run all of it")
-def test_without_a_gpu_correctness_alone_runs(monkeypatch, capsys):
-    import gpu
-
+def test_without_a_gpu_correctness_alone_runs(command, monkeypatch, capsys):
     ran = []
-    monkeypatch.setattr(gpu, "run_part", lambda name, *_: ran.append(name) or {"failed": None, "cases": {}})
-    assert gpu.main([]) == 0
+    monkeypatch.setattr(
+        command, "run_part", lambda name, *_: ran.append(name) or {"failed": None, "cases": {}}
+    )
+    assert command.main([]) == 0
     assert ran == ["correctness"]
     assert "there is no GPU" in capsys.readouterr().out
 
