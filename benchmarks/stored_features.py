@@ -95,7 +95,7 @@ class Watch(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin to count, before the first batch is drawn."""
-        self._began = time.perf_counter()
+        self._began = time.process_time()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -105,7 +105,7 @@ class Watch(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count no longer."""
-        self.seconds = time.perf_counter() - self._began
+        self.seconds = time.process_time() - self._began
 
 
 def trained(model: nn.Module) -> list[Tensor]:
@@ -204,14 +204,14 @@ def by_hand(work: Work, start: Sequence[Tensor], numbers: Numbers, batches: Sequ
     model = HAND[work.method](start, numbers)
     optimizer = adamw(model.groups())
     losses = []
-    began = time.perf_counter()
+    began = time.process_time()
     for records in batches:
         loss = model(records)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.detach())
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     return Run(seconds, torch.stack(losses).tolist(), trained(model))
 
 
