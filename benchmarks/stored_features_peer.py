@@ -109,6 +109,7 @@ def _take_over(peer: Any, model: PAL) -> None:  # noqa: ANN401  a module of the 
 def _differences(peer: Any, model: PAL, batch: Any, judged: Any) -> dict[str, float]:  # noqa: ANN401  both sides' batches
     """Of the loss of a batch and of its gradients in the prototypes and the first layer, relative to the largest."""
     model.train()
+    model.zero_grad()
     loss = model.compute_loss(model(batch), batch)
     loss.backward()
     theirs = peer._wrap_forward(judged, 0)[0]
