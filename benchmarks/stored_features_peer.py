@@ -20,6 +20,8 @@ __all__ = ["peer_times"]
 
 RECORDS, BATCH_SIZES, ROUNDS = 2048, (256, 16), 3
 GOAL, TOLERANCE = 8.0, 1e-4
+LEFT = -1
+"""The label of a pair whose first response was preferred: the peer's score is a difference of distances."""
 RATES = {"projector": 1e-4, "P": 5e-3, "W": 5e-3}
 
 
@@ -52,10 +54,10 @@ class Pairs(torch.utils.data.Dataset[Any]):
         self.vectors, self.users, self.mask = vectors.float().unsqueeze(1), users, torch.ones(1)
 
     def __getitem__(self, number: int) -> Any:  # noqa: ANN401  the authors' nested tuples
-        """One judgement: the first response was preferred, and differs from the first token on."""
+        """One judgement, which differs from its first token on."""
         ids = {f"{side}_input_ids": self.vectors[2 * number + i] for i, side in enumerate(("left", "right"))}
         masks = {f"{side}_attention_mask": self.mask for side in ("left", "right")}
-        return {"input": (str(self.users[number]), ids | masks), "inds": [0, 1]}, 1
+        return {"input": (str(self.users[number]), ids | masks), "inds": [0, 1]}, LEFT
 
 
 def peer_learner(folder: Path, users: int) -> Any:  # noqa: ANN401  a class of the checkout
@@ -107,6 +109,7 @@ def _take_over(peer: Any, model: PAL) -> None:  # noqa: ANN401  a module of the 
 def _differences(peer: Any, model: PAL, batch: Any, judged: Any) -> dict[str, float]:  # noqa: ANN401  both sides' batches
     """Of the loss of a batch and of its gradients in the prototypes and the first layer, relative to the largest."""
     model.train()
+    model.zero_grad()
     loss = model.compute_loss(model(batch), batch)
     loss.backward()
     theirs = peer._wrap_forward(judged, 0)[0]

@@ -65,7 +65,7 @@ class IndexedRows(torch.utils.data.Dataset[PreferenceBatch]):
         held: Whether the vectors are in memory as well; elsewhere they are read from the store, which maps its files.
     """
 
-    def __init__(self, rows: FeatureTable, collate: PreferenceCollator, *, memory: int) -> None:
+    def __init__(self, rows: FeatureTable, collate: PreferenceCollator, *, memory: float) -> None:
         """Make the tables, and read the vectors if there is room for them.
 
         Args:
@@ -108,7 +108,10 @@ class IndexedRows(torch.utils.data.Dataset[PreferenceBatch]):
 
     def _hold(self, limit: int) -> None:
         names = [name for name in VECTORS if name in self._tables]
-        places = np.concatenate([self._tables[name] for name in names] or [np.empty(0, np.int64)])
+        if not names:  # no records
+            self.held = True
+            return
+        places = np.concatenate([self._tables[name] for name in names])
         different, index = np.unique(places, return_inverse=True)
         size = self.store.hidden_size * getattr(torch, self.store.dtype).itemsize
         self.held = len(different) * size <= limit

@@ -137,7 +137,7 @@ def test_batches_are_those_of_the_collator_to_the_bit(tmp_path, kind, held):
     indexed = loader.dataset
     assert isinstance(indexed, IndexedRows) and indexed.held is held and len(indexed) == len(rows)
     batches = list(loader)
-    assert len(batches) > 2
+    assert len(batches) > 1
     for places, batch in zip(loader.sampler, batches, strict=True):
         assert_equal(batch, collate(rows[places]))
     for places in ([0], [1, 1], list(range(len(rows)))[::-1]):
