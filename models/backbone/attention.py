@@ -281,7 +281,8 @@ def piece_attention(
     Returns:
         (1, heads, Q, D), in the dtype of ``query``; heads of a token stand together in memory.
     """
-    return cast(Tensor, _PieceAttention.apply(query, key, value, sinks, plan, window, scale))
+    attended: Tensor = _PieceAttention.apply(query, key, value, sinks, plan, window, scale)  # type: ignore[no-untyped-call]
+    return attended
 
 
 def branch_attention(

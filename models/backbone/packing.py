@@ -9,7 +9,7 @@ Everything but attention runs once for each real token, on every device. Attenti
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -290,4 +290,4 @@ def _flex(
     attended, _ = flex_attention_forward(
         module, query, key, value, mask, scaling=scale, softcap=softcap, s_aux=sinks
     )
-    return cast(Tensor, attended)[:, :number]
+    return attended[:, :number]
