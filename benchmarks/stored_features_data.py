@@ -54,15 +54,24 @@ def data_module(method: str, records: int, batch_size: int, folder: Path) -> Loc
     """The data with their features, as ``loader.features`` reads them."""
     name = folder / f"{method}_{records}"
     train, held_out, store = (name.with_suffix(f".{end}") for end in ("jsonl", "held_out.jsonl", "features"))
-    for path, number in ((train, records), (held_out, 1)):  # nothing is validated, but there must be something to
-        lines = (json.dumps(row | {"prompt": f"{path.name} {row['prompt']}"}) for row in _rows(method, number))
+    for path, number in (
+        (train, records),
+        (held_out, 1),
+    ):  # nothing is validated, but there must be something to
+        lines = (
+            json.dumps(row | {"prompt": f"{path.name} {row['prompt']}"}) for row in _rows(method, number)
+        )
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
     def module(features: str | None) -> LocalDataModule:
         loader = LoaderConfig(max_tokens=None, batch_size=batch_size, features=features)
         text = TextConfig(tokenizer="byte")
         return LocalDataModule(
-            train=str(train), validation=str(held_out), text=text, cache_dir=str(folder / "cache"), loader=loader
+            train=str(train),
+            validation=str(held_out),
+            text=text,
+            cache_dir=str(folder / "cache"),
+            loader=loader,
         )
 
     tokens = module(None)
@@ -83,6 +92,8 @@ def numbers_of(method: str, records: int, data: LocalDataModule) -> Numbers:
     rows = list(_rows(method, records))
     users = {name: place for place, name in enumerate(data.users)}
     user = torch.tensor([users[str(row["user"])] for row in rows]) if method == "PAL" else torch.empty(0)
-    votes = torch.tensor([row["votes"] for row in rows]) if method != "PAL" else torch.empty(0, 2, len(REWARDS))
+    votes = (
+        torch.tensor([row["votes"] for row in rows]) if method != "PAL" else torch.empty(0, 2, len(REWARDS))
+    )
     votes = votes.flatten(0, 1).double()
     return Numbers(vectors, user, (votes / votes.sum(-1, keepdim=True)).float(), len(users))

@@ -295,7 +295,9 @@ class PreferenceDataModule(TreatedData):
         read = settings.users, settings.items, settings.features, settings.treatments, settings.joins
         return records.name, records.split, *read
 
-    def _loadable(self, records: SplitRecords, settings: LoaderConfig, collate: PreferenceCollator) -> LoaderRows:
+    def _loadable(
+        self, records: SplitRecords, settings: LoaderConfig, collate: PreferenceCollator
+    ) -> LoaderRows:
         """Records as a loader has them: those with stored features as tables, which are made once."""
         rows = self._rows_of(records, settings)
         if not isinstance(rows, FeatureTable):

@@ -65,7 +65,13 @@ class LoaderConfig:
         """
         if self.max_tokens is None and self.batch_size is None:
             raise ValueError("loader: max_tokens and batch_size are both null; give at least one")
-        for name, low in (("max_tokens", 1), ("batch_size", 1), ("mega_batch", 1), ("features_memory", 0), ("num_workers", 0)):
+        for name, low in (
+            ("max_tokens", 1),
+            ("batch_size", 1),
+            ("mega_batch", 1),
+            ("features_memory", 0),
+            ("num_workers", 0),
+        ):
             check_range(f"loader.{name}", getattr(self, name), at_least=low)
         check_choices(type(self), prefix="loader.", **vars(self))
         if isinstance(self.joins, str):

@@ -103,7 +103,9 @@ def test_a_step_reads_no_value_where_that_would_wait(trainer, method, tmp_path, 
     monkeypatch.setattr(reward_module, "reads_freely", lambda output: False)
     with argument_checks("never"):
         operations = counted(trainer, method, tmp_path / "s")
-    assert operations.read == {"pal": 1, "dprm": 2}[method]  # of the table of users; of shares: on the host alone
+    assert (
+        operations.read == {"pal": 1, "dprm": 2}[method]
+    )  # of the table of users; of shares: on the host alone
 
 
 def test_batches_are_counted_together_and_none_is_lost():
@@ -112,7 +114,11 @@ def test_batches_are_counted_together_and_none_is_lost():
     batches = []
     for _ in range(70):
         chosen, rejected = torch.randn(2, 5)
-        batch = {"comparisons": pairs, "preference": torch.rand(5), "response_length": torch.randint(9, (10,))}
+        batch = {
+            "comparisons": pairs,
+            "preference": torch.rand(5),
+            "response_length": torch.randint(9, (10,)),
+        }
         batches.append(({"chosen": chosen, "rejected": rejected, "reward": torch.randn(10)}, batch))
     operations = Operations()
     with operations:

@@ -68,7 +68,13 @@ def ragged(number=21):
         if count > 1:
             pairs = [[j, j - 1] for j in range(1, count)]
             row["comparisons"] = [
-                {"chosen": a, "rejected": b, "user": f"u{(i + a) % 5}", "domain": "xy"[a % 2], "strength": i - 9.5}
+                {
+                    "chosen": a,
+                    "rejected": b,
+                    "user": f"u{(i + a) % 5}",
+                    "domain": "xy"[a % 2],
+                    "strength": i - 9.5,
+                }
                 for a, b in pairs
             ]
         if i % 3:
@@ -110,7 +116,9 @@ def make(kind, tmp_path):
         ),
         "ragged": lambda: local(tmp_path, ragged()),
         "votes": lambda: local(tmp_path, votes()),
-        "merged": lambda: local(tmp_path, [{**row, "prompt": f"prompt {i // 3}"} for i, row in enumerate(ragged())]),
+        "merged": lambda: local(
+            tmp_path, [{**row, "prompt": f"prompt {i // 3}"} for i, row in enumerate(ragged())]
+        ),
         "treated": lambda: local(tmp_path, ragged(), treatments=TreatmentConfig(rules=[rule], by="value")),
     }[kind]()
 
@@ -185,7 +193,8 @@ def test_a_copy_in_another_process_reads_the_vectors_anew(tmp_path):
 def test_equal_responses_are_held_once_and_the_bound_is_exact(tmp_path):
     number = 2**18 // (4 * SIZE) + 1  # a quarter of a MiB and a little more, four times
     rows = [
-        {"id": f"r{i}", "prompt": f"prompt {i % 3}", "responses": ["yes", "no"], "comparisons": [[0, 1]]} for i in range(9)
+        {"id": f"r{i}", "prompt": f"prompt {i % 3}", "responses": ["yes", "no"], "comparisons": [[0, 1]]}
+        for i in range(9)
     ]
     data = local(tmp_path, rows)
     data.merged_tokens = 0
