@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ from stored_features_peer import peer_times
 from surroundings import surroundings
 from torch import Tensor, nn
 
+from pluralign.datamodules import LocalDataModule
 from pluralign.models import DPRM, PAL
 from pluralign.models.reward import RewardModule
 
@@ -66,7 +67,7 @@ class Run(NamedTuple):
 # Ours --------------------------------------------------------------------------------------------------------
 
 
-def adamw(parameters: Any) -> torch.optim.Optimizer:
+def adamw(parameters: Iterable[Any]) -> torch.optim.Optimizer:
     """The optimiser of every side."""
     return torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
 
@@ -98,7 +99,12 @@ class Watch(L.Callback):
         self._began = time.process_time()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,  # noqa: ANN401  Lightning's types
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
     ) -> None:
         """Keep the loss."""
         self.losses.append(outputs["loss"])
@@ -113,7 +119,7 @@ def trained(model: nn.Module) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in model.parameters() if parameter.requires_grad]
 
 
-def fit(model: L.LightningModule, **data: Any) -> Watch:
+def fit(model: L.LightningModule, **data: Any) -> Watch:  # noqa: ANN401  as Trainer.fit takes them
     """One epoch under Lightning, without a logger, a checkpoint or a progress bar."""
     watch = Watch()
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
@@ -249,7 +255,7 @@ def _same(value: Tensor) -> Tensor:
 # Both --------------------------------------------------------------------------------------------------------
 
 
-def records_of(data: Any) -> Iterator[Tensor]:
+def records_of(data: LocalDataModule) -> Iterator[Tensor]:
     """Records of every batch of the first epoch, by the numbers in their ids."""
     for batch in data.train_dataloader():
         yield torch.tensor([int(name.removeprefix("r")) for name in batch["id"]])
@@ -310,7 +316,9 @@ def compared(work: Work, folder: Path) -> dict[str, object]:
 
 def main() -> int:
     """Print the table and the JSON object; 1 if numbers differ."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--peer", type=Path, help="checkout of the authors' code of PAL")
     parser.add_argument("--output", type=Path, help="file to write the JSON to")
     options = parser.parse_args()
@@ -318,7 +326,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         found = [compared(work, Path(folder)) for work in WORKS]
         peer = None if options.peer is None else peer_times(options.peer, Path(folder), fit)
-    heads = ("method", "prompts a batch", "ours (ms a step)", "bare Lightning", "by hand", "ours over by hand", "losses equal to")
+    heads = (
+        "method",
+        "prompts a batch",
+        "ours (ms a step)",
+        "bare Lightning",
+        "by hand",
+        "ours over by hand",
+        "losses equal to",
+    )
     table = Table(*heads, title=f"An epoch on stored features of size {HIDDEN}, one thread")
     for row in found:
         step: Any = row["step_ms"]

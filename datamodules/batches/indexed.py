@@ -38,14 +38,17 @@ class _Spans(NamedTuple):
 
     @classmethod
     def of(cls, counts: Integers) -> "_Spans":
+        """Of a table that has them record after record."""
         return cls(np.cumsum(counts) - counts, counts)
 
-    def __getitem__(self, records: Integers) -> "_Spans":  # type: ignore[override]
+    def take(self, records: Integers) -> "_Spans":
+        """Of some records."""
         return _Spans(self.starts[records], self.counts[records])
 
-    def items(self, firsts: Integers) -> Integers:
-        """Places of all items, record after record, whose items of a batch begin at ``firsts``."""
-        return np.repeat(self.starts - firsts, self.counts) + np.arange(int(self.counts.sum()))
+    def items(self) -> Integers:
+        """Places of all their items, record after record."""
+        shift = self.starts - (np.cumsum(self.counts) - self.counts)
+        return np.repeat(shift, self.counts) + np.arange(int(self.counts.sum()))
 
 
 class _PlacesAlone(NamedTuple):
@@ -140,14 +143,14 @@ class IndexedRows(torch.utils.data.Dataset[PreferenceBatch]):
     def __getitem__(self, records: list[int]) -> PreferenceBatch:
         """A batch of some of the records, at least one."""
         picked = np.asarray(records, dtype=np.int64)
-        responses = self._responses[picked]
-        firsts = np.cumsum(responses.counts) - responses.counts
-        index: dict[str, Integers] = {"record": picked, "response": responses.items(firsts)}
+        responses = self._responses.take(picked)
+        index: dict[str, Integers] = {"record": picked, "response": responses.items()}
         prompt = torch.from_numpy(np.repeat(np.arange(len(picked)), responses.counts))
         pairs = None
         if self._comparisons is not None:
-            comparisons = self._comparisons[picked]
-            index["comparison"] = comparisons.items(np.cumsum(comparisons.counts) - comparisons.counts)
+            comparisons = self._comparisons.take(picked)
+            index["comparison"] = comparisons.items()
+            firsts = _Spans.of(responses.counts).starts  # of each record's responses, in the batch
             own = self._tables["comparisons"][index["comparison"]]
             pairs = torch.from_numpy(own + np.repeat(firsts, comparisons.counts)[:, None])
         batch: dict[str, Any] = {}
