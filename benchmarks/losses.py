@@ -22,13 +22,12 @@ import numpy as np
 import ot
 import torch
 from losses_row import Row, seconds
-from losses_transport import beta_order_two, line, sinkhorn
+from losses_transport import beta_order_two, on_a_line, sinkhorn
 from memory import memory
 from scipy.integrate import quad
 from scipy.special import betainc
 from surroundings import surroundings
 from torch import Tensor
-
 
 from pluralign.losses import (
     argument_checks,
@@ -263,7 +262,7 @@ def main() -> int:
             beta_order_two(),
             *sinkhorn(64),
             *sinkhorn(BATCH),
-            *line(BATCH),
+            *on_a_line(BATCH),
         ]
         imitated, memory_mib = imitation()
         rows += imitated

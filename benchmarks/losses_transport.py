@@ -17,10 +17,13 @@ from pluralign.losses import (
     sinkhorn_divergence,
 )
 
-__all__ = ["beta_order_two", "line", "sinkhorn"]
+__all__ = ["beta_order_two", "on_a_line", "sinkhorn"]
 
 LABELS, EPSILON, ITERATIONS = 6, 0.1, 100
-PAIRS, LEVELS = 64, 4001  # of beta distributions whose quantiles scipy searches for, and at how many levels of each
+PAIRS, LEVELS = (
+    64,
+    4001,
+)  # of beta distributions whose quantiles scipy searches for, and at how many levels of each
 
 
 def votes(rows: int) -> tuple[Tensor, Tensor]:
@@ -107,7 +110,7 @@ def sinkhorn(rows: int) -> list[Row]:
     ]
 
 
-def line(rows: int) -> list[Row]:
+def on_a_line(rows: int) -> list[Row]:
     """Value and gradient of labels on a line, as a module calls it and as a function with its checks, beside the bare formula."""
     p, q = (each.float() for each in votes(rows))
     p.requires_grad_()
@@ -165,7 +168,9 @@ def beta_order_two() -> Row:
 
     few = shapes[:PAIRS]
     ours_s = seconds(ours, 3) / len(shapes)
-    reference_s = seconds(lambda: searched(few[:8]), 1) / 8 * 9  # the value, and each of four slopes by two more
+    reference_s = (
+        seconds(lambda: searched(few[:8]), 1) / 8 * 9
+    )  # the value, and each of four slopes by two more
     value = ours().detach()[:PAIRS].numpy()
     slope_errors = []
     for i, tensor in enumerate(tensors):

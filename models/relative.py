@@ -138,7 +138,9 @@ class RolloutModule(RespondingModule, ABC):
         with self.argument_checks.of("train"):
             rollouts = self.round(batch)
             eta, spread = self._scale(rollouts)
-            losses = [self._update(part.to(self.device), eta, weight) for part, weight in self._parts(rollouts)]
+            losses = [
+                self._update(part.to(self.device), eta, weight) for part, weight in self._parts(rollouts)
+            ]
         self.num_rounds += 1
         shown = {
             "loss": torch.stack(losses).mean(),

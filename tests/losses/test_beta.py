@@ -159,7 +159,12 @@ class TestBetaWasserstein:
             )
 
     def test_order_two_of_shapes_near_zero_and_far_apart(self):
-        rows = [(0.05, 0.05, 5000, 5000), (0.05, 0.07, 0.06, 0.05), (0.05, 5000, 5000, 0.05), (0.1, 3000, 0.1, 30)]
+        rows = [
+            (0.05, 0.05, 5000, 5000),
+            (0.05, 0.07, 0.06, 0.05),
+            (0.05, 5000, 5000, 0.05),
+            (0.1, 3000, 0.1, 30),
+        ]
         quad = [torch.tensor(v, dtype=D) for v in zip(*rows, strict=True)]
         value = beta_wasserstein(*quad, order=2, reduction="none").tolist()
         assert value[0] == pytest.approx(reference_order_two(*rows[0]), abs=1e-5)

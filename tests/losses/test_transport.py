@@ -13,13 +13,13 @@ from torch import Tensor
 from pluralign.losses import (
     CategoricalWassersteinLoss,
     SinkhornDivergenceLoss,
+    _scaling,
     beta_wasserstein_to_share,
     categorical_wasserstein,
     sinkhorn_divergence,
     sinkhorn_plan,
     transport_potentials,
 )
-from pluralign.losses import _scaling
 
 D = torch.float64
 REWARDS = torch.tensor([1, 0.5, -1, -1, -1.5, -3], dtype=D)
@@ -339,7 +339,9 @@ class TestSinkhorn:
         close = sinkhorn_divergence(p, q, cost=cost, epsilon=0.01, num_iterations=3000, reduction="none")
         torch.testing.assert_close(close, exact, atol=0.01 * math.log(labels), rtol=0)
 
-    @pytest.mark.parametrize("cost", ["index", REWARDS, GRID, ASYMMETRIC_METRIC, -GRID + 0.3 * GRID.cumsum(0)])
+    @pytest.mark.parametrize(
+        "cost", ["index", REWARDS, GRID, ASYMMETRIC_METRIC, -GRID + 0.3 * GRID.cumsum(0)]
+    )
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_products_and_logarithms_take_the_same_steps(self, cost, dtype, monkeypatch):
         """The same after few iterations as after many, in value and gradient."""
