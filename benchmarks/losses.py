@@ -1,6 +1,6 @@
 """How fast and how exact the losses are, each beside the usual way of computing it, in one run.
 
-Run without arguments; on a laptop it takes one to three minutes. It prints a table, then one line of JSON. The
+Run without arguments; on a laptop it takes two to four minutes. It prints a table, then one line of JSON. The
 exit status is 1 if results disagree or a ratio stays below its goal. ``--output FILE`` also writes the JSON.
 
 Everything runs on one thread, both sides alike. Slow references are run on a share of the batch and their
@@ -10,22 +10,23 @@ time per row is compared; the table says on how many rows.
 import argparse
 import json
 import math
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import ot
-import scipy
 import torch
+from losses_row import Row, seconds
+from losses_transport import beta_order_two, on_a_line, sinkhorn
 from memory import memory
 from scipy.integrate import quad
 from scipy.special import betainc
+from surroundings import surroundings
 from torch import Tensor
 
 from pluralign.losses import (
@@ -41,42 +42,6 @@ PAIRS = 16  # of beta distributions that the quadrature is run on
 TOKENS, VOCABULARY, WIDTH = 4096, 32_000, 512
 IMITATION_ROUNDS = 3
 REWARDS = torch.tensor([1, 0.5, -1, -1, -1.5, -3], dtype=torch.float64)
-
-
-@dataclass
-class Row:
-    """One line of the table."""
-
-    what: str
-    reference: str
-    reference_rows: int
-    ours_us: float
-    reference_us: float
-    ratio: float
-    goal: float
-    error: float
-    tolerance: float
-    gradient_error: float = 0.0
-    gradient_tolerance: float = 1e-5
-
-    @property
-    def passes(self) -> bool:
-        """Whether results agree and the goal is reached."""
-        agrees = self.error <= self.tolerance and self.gradient_error <= self.gradient_tolerance
-        return agrees and self.ratio >= self.goal
-
-
-def seconds(
-    call: Callable[[], object], repeats: int, clock: Callable[[], float] = time.process_time
-) -> float:
-    """Median time of a call, after one to warm up; processor time, which a busy machine disturbs least."""
-    call()
-    times = []
-    for _ in range(repeats):
-        start = clock()
-        call()
-        times.append(clock() - start)
-    return statistics.median(times)
 
 
 def grid_cost() -> Tensor:
@@ -294,6 +259,10 @@ def main() -> int:
             categorical("categorical, labels on a line", "index", 200),
             categorical("categorical, metric matrix", grid_cost(), 100),
             betas(),
+            beta_order_two(),
+            *sinkhorn(64),
+            *sinkhorn(BATCH),
+            *on_a_line(BATCH),
         ]
         imitated, memory_mib = imitation()
         rows += imitated
@@ -302,12 +271,7 @@ def main() -> int:
             "imitation_mib": memory_mib,
             "bandwidth": bandwidth() if torch.cuda.is_available() else None,
             "passes": all(row.passes for row in rows),
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "pot": ot.__version__,
-                "scipy": scipy.__version__,
-            },
+            **surroundings("torch", "pot", "scipy"),
         }
     print(
         f"{'what':32}{'beside':20}{'rows':>6}{'ours':>11}{'beside':>12}{'ratio':>9}{'goal':>7}{'error':>10}  ok"

@@ -21,10 +21,10 @@ from ._common import Context
 from ._incomplete_beta import log_beta
 
 _NODES = 96
-_FALL = 22.0  # of the log density, from its mode to the outermost nodes
-_ENDS = 14.0  # log-odds beyond which x does not change any more: 1e-6 of what it is inside
+_FALL = 18.0  # of the log density, from its mode to the outermost nodes
+_ENDS = 16.0  # log-odds beyond which x does not change any more: 1e-7 of what it is inside
 _REACH_STEPS = 10
-_ROWS = 512  # at a time: what is computed in between should fit a cache
+_ROWS = 256  # at a time: what is computed in between should fit a cache, and new memory costs more than arithmetic
 
 
 class VmapInfo(Protocol):
@@ -68,11 +68,11 @@ class _Places(NamedTuple):
 
 
 def _places(alpha: Tensor, beta: Tensor, log_norm: Tensor, odds: Tensor) -> _Places:
-    inverse = torch.exp(-odds)
-    x = (1 + inverse).reciprocal()
-    log_x = -torch.log1p(inverse)
-    log_density = torch.addcmul(torch.addcmul(-log_norm, alpha + beta, log_x), beta, odds, value=-1)
-    return _Places(odds, x, inverse * x, log_x, log_density.exp_())
+    inverse = odds.neg().exp_()
+    x = (1 + inverse).reciprocal_()
+    log_x = torch.log1p(inverse).neg_()
+    log_density = torch.addcmul(-log_norm, alpha + beta, log_x).addcmul_(beta, odds, value=-1)
+    return _Places(odds, x, inverse.mul_(x), log_x, log_density.exp_())
 
 
 def _reach(near: Tensor, far: Tensor) -> Tensor:
@@ -121,7 +121,8 @@ def _table(alpha: Tensor, beta: Tensor) -> _Table:
 
 def _cells(values: Tensor, slopes: Tensor, width: Tensor) -> Tensor:
     """Integrals between neighbours, by the trapezoid rule with its correction from the slopes."""
-    return width * ((values[..., :-1] + values[..., 1:]) / 2 - width * slopes.diff(dim=-1) / 12)
+    falls = (slopes[..., :-1] - slopes[..., 1:]).mul_(width / 6)
+    return (values[..., :-1] + values[..., 1:]).add_(falls).mul_(width / 2)
 
 
 def _cell_weights(width: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,12 +150,13 @@ def _quantiles(table: _Table, levels: Tensor, counts: Tensor) -> _Places:
     index = (counts - 1).clamp(0, table.levels.shape[-1] - 2)
     low, high = table.levels.gather(2, index), table.levels.gather(2, index + 1)
     slope_low, slope_high = table.slope.gather(2, index), table.slope.gather(2, index + 1)
-    width = high - low
-    share = ((levels - low) / width.clamp_min(1e-12)).clamp(0, 1)
+    width = high.sub_(low)
+    share = (levels - low).div_(width.clamp_min(1e-12)).clamp_(0, 1)
     rest = 1 - share
-    bend = share * rest * (slope_low * rest - slope_high * share) * (width / table.step)
-    steps = index + (share.square() * (3 - 2 * share) + bend)
-    return _places(table.alpha, table.beta, table.log_norm, table.low + table.step * steps)
+    bend = slope_low.mul_(rest).sub_(slope_high.mul_(share)).mul_(rest).mul_(share).mul_(width.div_(table.step))
+    within = rest.mul_(2).add_(1).mul_(share).mul_(share).add_(bend)  # of the step: 0 and 1 at its nodes, exactly
+    odds = within.add_(index).mul_(table.step).add_(table.low)
+    return _places(table.alpha, table.beta, table.log_norm, odds)
 
 
 def _distance(*shapes: Tensor) -> tuple[Tensor, ...]:
@@ -170,9 +172,9 @@ def _distance(*shapes: Tensor) -> tuple[Tensor, ...]:
     number = table.levels.shape[-1]
     inside = (counts >= 1) & ((counts < number) | (levels == table.levels[..., -1:]))
     rate = torch.where(inside, mass / at.density, 0.0)  # of the log-odds by the level
-    bend = (1 - 2 * at.x) - (table.alpha - (table.alpha + table.beta) * at.x)
-    first = at.x * at.not_x * rate
-    second = first * (bend * rate + skew)
+    bend = torch.addcmul(1 - table.alpha, table.alpha + table.beta - 2, at.x)  # 1 - 2 x less the log density's slope
+    first = (at.x * at.not_x).mul_(rate)
+    second = bend.mul_(rate).add_(skew).mul_(first)
     gap, gap_slope = at.x[0] - at.x[1], first[0] - first[1]
     width = levels.diff(dim=-1)
     weight, slope_weight = _cell_weights(width)
@@ -181,14 +183,13 @@ def _distance(*shapes: Tensor) -> tuple[Tensor, ...]:
     positive = square > 1e-30
     distance = torch.where(positive, square, 1.0).sqrt()
 
-    moving, moving_slope = gap * first, gap_slope * first + gap * second
+    moving, moving_slope = gap * first, (gap_slope * first).addcmul_(gap, second)
     width = torch.where(inside[..., :-1] & (counts[..., :-1] < number), width, 0.0)
-    cells = 2 * _cells(moving, moving_slope, width)
-    potential = F.pad(cells.cumsum(-1), (1, 0))
+    potential = F.pad(_cells(moving, moving_slope, width).mul_(2).cumsum(-1), (1, 0))
     weight, slope_weight = _cell_weights(width)
     weighed = mass * potential
-    of_score = weighed * (weight + slope_weight * skew) + 2 * slope_weight * mass * moving
-    of_slope = weighed * slope_weight * rate
+    of_score = weight.addcmul_(slope_weight, skew).mul_(weighed).addcmul_(slope_weight, moving.mul_(mass), value=2)
+    of_slope = weighed.mul_(slope_weight).mul_(rate)
     slopes = _score_means(table, at, of_score, of_slope, potential[..., -1])
     scale = torch.where(positive, 0.5 / distance, 0.0)
     (in_alpha_p, in_alpha_q), (in_beta_p, in_beta_q) = (slope * scale for slope in slopes)
@@ -209,8 +210,9 @@ def _score_means(
     """
     total = torch.digamma(table.alpha + table.beta)
     mean_log_x, mean_log_not_x = torch.digamma(table.alpha) - total, torch.digamma(table.beta) - total
-    in_alpha = (of_score * (at.log_x - mean_log_x) + of_slope * at.not_x).sum(-1)
-    in_beta = (of_score * (at.log_x - at.odds - mean_log_not_x) - of_slope * at.x).sum(-1)
+    score_alpha, score_beta = at.log_x - mean_log_x, (at.log_x - at.odds).sub_(mean_log_not_x)
+    in_alpha = score_alpha.mul_(of_score).addcmul_(of_slope, at.not_x).sum(-1)
+    in_beta = score_beta.mul_(of_score).addcmul_(of_slope, at.x, value=-1).sum(-1)
     end = F.logsigmoid(-table.high) - 1 / table.beta
     beyond = last.unsqueeze(-1) * table.above
     tail_alpha = (beyond * (F.logsigmoid(table.high) - mean_log_x)).squeeze(-1)

@@ -13,6 +13,7 @@ from torch import Tensor
 from pluralign.losses import (
     CategoricalWassersteinLoss,
     SinkhornDivergenceLoss,
+    _scaling,
     beta_wasserstein_to_share,
     categorical_wasserstein,
     sinkhorn_divergence,
@@ -337,6 +338,41 @@ class TestSinkhorn:
         exact = categorical_wasserstein(p, q, cost=cost, reduction="none")
         close = sinkhorn_divergence(p, q, cost=cost, epsilon=0.01, num_iterations=3000, reduction="none")
         torch.testing.assert_close(close, exact, atol=0.01 * math.log(labels), rtol=0)
+
+    @pytest.mark.parametrize(
+        "cost", ["index", REWARDS, GRID, ASYMMETRIC_METRIC, -GRID + 0.3 * GRID.cumsum(0)]
+    )
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_products_and_logarithms_take_the_same_steps(self, cost, dtype, monkeypatch):
+        """The same after few iterations as after many, in value and gradient."""
+        labels = 6 if isinstance(cost, str) else len(cost)
+        p, q = dirichlet(30, labels, 0).to(dtype), dirichlet(30, labels, 1).to(dtype)
+        p[0], q[1], p[2] = torch.eye(labels)[0], torch.eye(labels)[1], q[2]
+        p.requires_grad_()
+        for epsilon, steps in ((0.1, 3), (0.1, 60), (2.0, 400)):
+            found = []
+            for largest in (_scaling._LARGEST_SPAN, {}):
+                monkeypatch.setattr(_scaling, "_LARGEST_SPAN", largest)
+                value = sinkhorn_divergence(
+                    p, q, cost=cost, epsilon=epsilon, num_iterations=steps, reduction="none"
+                )
+                found.append((value, torch.autograd.grad(value.sum(), p)[0]))
+                monkeypatch.undo()
+            close = {"atol": 2e-5 if dtype == torch.float32 else 1e-10, "rtol": 1e-5}
+            torch.testing.assert_close(*(value for value, _ in found), **close)
+            slopes = [slope - slope.mean(-1, keepdim=True) for _, slope in found]
+            torch.testing.assert_close(*slopes, **close)
+
+    @pytest.mark.parametrize("epsilon", [0.1, 0.05, 0.012, 1e-3, 1e-5])
+    def test_small_epsilon_neither_overflows_nor_vanishes(self, epsilon):
+        """Products in float32, in float64 and logarithms, on rows with zeros."""
+        p, q = dirichlet(200, 6, 0, 0.2).float(), dirichlet(200, 6, 1, 0.2).float()
+        p[:6], q[6:12] = torch.eye(6), torch.eye(6)
+        p.requires_grad_()
+        value = sinkhorn_divergence(p, q, epsilon=epsilon, reduction="none")
+        (slope,) = torch.autograd.grad(value.sum(), p)
+        assert value.isfinite().all() and slope.isfinite().all()
+        assert value.max() <= 5.1 and slope.abs().max() < 50
 
     def test_plan_against_pot(self):
         p, q = dirichlet(1, 6, 0, 2.0)[0], dirichlet(1, 6, 1, 2.0)[0]
