@@ -177,21 +177,10 @@ def test_speed_and_memory_of_preparing_data():
     chat, plain = (found["one_core"][name]["ratios"]["pluralign over datasets.map"] for name in TASKS)
     assert f"{chat:.1f} times the rows a second of `datasets.map` on one core for the conversations" in said
     assert f"and {plain:.1f} times for HH-RLHF" in said
-    several = "pluralign, 2 processes over "
-    for other in ("datasets.map, 2 processes", "TRL", "pluralign"):
-        pairs = [found["all_cores"][name]["ratios"][several + other] for name in TASKS]
-        assert "{:.1f} and {:.1f} times".format(*pairs) in said, other
     first = found["first_batch"]
     seconds = statistics.median(first["seconds"]["pluralign"])
     assert f"{seconds:.1f} seconds, {first['ratio']:.1f} times as fast as transformers" in said
     assert first["plans_an_epoch"] == 1 and found["agree"] and found["passes"]
-
-
-def test_the_list_of_verbs_is_there_at_once():
-    found = recorded("start_up")
-    clock = found["seconds"]["clock"]["pluralign --help"]
-    said = re.sub(r"\s+", " ", (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8"))
-    assert clock <= found["goal"] == 0.3 and f"recorded: {clock:.2f} seconds" in said
 
 
 def test_costs_of_imitation_and_of_domains():
