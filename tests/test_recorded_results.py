@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ COLUMNS = {
 }
 HEADS = {"W on Betas": {"head": "beta", "loss": "wasserstein"}, "W index": {"loss": "wasserstein", "cost": "index"},
          "cross-entropy": {"loss": "cross_entropy"}}  # fmt: skip
+TASKS = ("arena-like", "hh-rlhf")
 
 
 def recorded(name):
@@ -166,17 +168,19 @@ def test_rewards_that_must_not_change_did_not():
 
 
 def test_speed_and_memory_of_preparing_data():
-    found = recorded("tokenising")
-    peaks = {rows: size / 2**20 for rows, size in found["memory_bytes"].items()}
+    found = recorded("data_path")
+    peaks = {rows: size / 2**20 for rows, size in found["memory"]["memory_bytes"].items()}
     page = (ROOT / "docs" / "concepts" / "text_and_token_cache.md").read_text(encoding="utf-8")
     said = f"{peaks['10000']:.0f} MiB with 10,000 and at {peaks['1000000']:.0f} MiB with a million"
-    assert f"{said} ({found['memory_bytes_per_row']:.0f} bytes a row" in page
-    chat, plain = (found["tasks"][name]["ratios"] for name in ("arena-like", "hh-rlhf"))
+    assert f"{said} ({found['memory']['memory_bytes_per_row']:.0f} bytes a row" in page
     said = re.sub(r"\s+", " ", (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8"))
-    assert (
-        f"{chat['TRL']:.1f} times TRL's rows a second and {chat['datasets.map']:.1f} times those of" in said
-    )
-    assert f"{plain['TRL']:.1f} and {plain['datasets.map']:.1f} for HH-RLHF" in said and found["agree"]
+    chat, plain = (found["one_core"][name]["ratios"]["pluralign over datasets.map"] for name in TASKS)
+    assert f"{chat:.1f} times the rows a second of `datasets.map` on one core for the conversations" in said
+    assert f"and {plain:.1f} times for HH-RLHF" in said
+    first = found["first_batch"]
+    seconds = statistics.median(first["seconds"]["pluralign"])
+    assert f"{seconds:.1f} seconds, {first['ratio']:.1f} times as fast as transformers" in said
+    assert first["plans_an_epoch"] == 1 and found["agree"] and found["passes"]
 
 
 def test_costs_of_imitation_and_of_domains():

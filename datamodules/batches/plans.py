@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self, overload
+from typing import Any, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +72,7 @@ def longest_first(lengths: NDArray[np.int64], records: Integers, mega_size: int)
     """Records sorted from long to short within each stretch of ``mega_size``; those of equal length keep their order."""
     if not len(records):
         return records
-    shorter = lengths.max() - lengths
+    shorter: NDArray[np.integer[Any]] = lengths.max() - lengths
     if shorter.max() < 2**16:  # sorted by their two bytes, in time that grows with the records alone
         shorter = shorter.astype(np.uint16)
     keys = shorter[records]
