@@ -45,6 +45,8 @@ class PreferenceBatch(TypedDict, total=False):
     """(N, L) int64; 0 prefix, 1..k response, -1 padding: the attention mask follows from it."""
     row_lengths: list[int]
     """Tokens of each row that are not padding; plain numbers, so that reading them never waits for a device."""
+    segment_lengths: list[list[int]]
+    """Tokens of each row's prefix and of each of its responses, in their order; plain numbers, for the same reason."""
 
     id: list[str]
     """N record ids."""

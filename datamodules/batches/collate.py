@@ -222,6 +222,7 @@ class PreferenceCollator:
             position_ids=torch.from_numpy(positions),
             segment_ids=torch.from_numpy(segments),
             row_lengths=[len(tokens) for tokens, _ in pieces],
+            segment_lengths=[lengths.tolist() for _, lengths in pieces],
             response_row=torch.from_numpy(np.concatenate(response_row)),
             response_end=torch.from_numpy(np.concatenate(response_end)),
         )

@@ -53,7 +53,7 @@ class WholeClassifier(Backbone):
         self.vocab_size = getattr(text, "vocab_size", None)
         self.max_positions = num_positions(body)
         self.frequencies = FrequencyChanges.of(model.config)
-        self.flex = self.packed = False
+        self.last_layer = None
         self.causal = is_causal(body)
         if self.pad_id is None and self.causal:
             raise ValueError(

@@ -52,7 +52,8 @@ class BackboneConfig:
         lora: Adapters; None trains the whole backbone unless it is frozen.
         quantization: ``4bit`` or ``8bit`` base through bitsandbytes; needs ``frozen`` or ``lora``.
         gradient_checkpointing: Recompute activations in the backward pass.
-        attention: ``auto`` is FlexAttention on CUDA where the network supports it and SDPA elsewhere.
+        attention: Of shared rows, ``auto`` is FlexAttention on CUDA and a kernel on pieces of the row on the CPU; ``sdpa`` does without
+            FlexAttention, ``eager`` is made of plain operations.
         length_chunks: Run separate rows in several passes of similar lengths where that saves padding. Turn it
             off under fully sharded training, where every rank must make equally many passes.
         trust_remote_code: Whether code that ships with the weights may run.

@@ -1,51 +1,37 @@
-"""Hugging Face backbones that run prefix-shared rows: load, adapt, mask, pool by index.
+"""Hugging Face backbones that run prefix-shared rows: load, adapt, settle the layout, pool by index.
 
-Which layout a backbone takes is decided once, when it is built:
-
-1. ``separate`` rows if it is bidirectional (found by trying: does a later token change an earlier state?);
-2. ``separate`` rows unless all its layers are known to be full attention: a ready-made 4-D mask replaces a
-   model's own sliding window, and recurrent or chunked layers cannot branch;
-3. otherwise both layouts are run on a tiny input; ``shared`` if they agree, else ``separate`` and a warning.
+Which layout a backbone takes is decided once, when it is built (:mod:`.layouts`): rows of causal networks are packed where
+this gives the states that plain rows give on a small input, and responses have separate rows elsewhere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from pluralign.datamodules.batch import PreferenceBatch
 
 from .adapters import AdapterSet
 from .frequencies import FrequencyChanges
-from .kinds import is_causal, small_batch, use_flex, why_not_shared
+from .kinds import is_causal, small_batch
 from .language_head import split_language_head
 from .language_model import WithOwnAttention
+from .layouts import flexible, run_packed, run_plain, settle_rows
 from .loading import BackboneConfig, adapt_model, load_network, num_positions
 from .lora import LoRAConfig
-from .packing import PACKED, packed_rows, register
-from .rows import (
-    attention_bias,
-    block_mask,
-    length_chunks,
-    pad_to_multiple,
-    pool,
-    row_order,
-    separate_rows,
-    take_rows,
-    with_tokens,
-)
+from .packing import PackedRows, packed_rows, register
+from .rows import length_chunks, pool, row_order, separate_rows, take_rows, with_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = ["Backbone", "BackboneOutput"]
 
-FLEX_BUCKET = 128
-"""Row lengths are rounded up to this under FlexAttention, so that few shapes are compiled."""
+T = TypeVar("T")
 
 # Seen with bitsandbytes 0.50: the first evaluation repacks the weights, after which no gradient passes.
 NO_4BIT_ADAPTERS = "backbone.quantization='4bit' trains no adapters on the CPU: use 8bit, or a GPU"
@@ -67,7 +53,8 @@ class Backbone(nn.Module):
 
     Attributes:
         model: The Hugging Face (or PEFT) model.
-        layout: ``shared`` or ``separate``, as decided when built.
+        layout: ``shared`` or ``separate``, as decided when built; shared rows run packed.
+        last_layer: What runs the last layer for the responses' ends alone, where nothing else is asked for; None if it cannot.
         pooling: ``last``, ``mean`` or ``cls``.
         hidden_size: H.
         left_out: Weights of a classification head that the network's files hold, and that were not loaded.
@@ -106,12 +93,8 @@ class Backbone(nn.Module):
         self.vocab_size: int | None = getattr(model.config, "vocab_size", None)
         self.max_positions = num_positions(model)
         self.frequencies = FrequencyChanges.of(model.config)
-        self.flex = use_flex(model, config.attention, trained=not config.frozen)
         self.causal = is_causal(model)
-        self.packed = False
-        self.layout = self._settle_layout(model)
-        if self.layout == "shared" and not self.flex and config.attention != "eager":
-            self.packed = self._settle_packing(model)
+        self.layout, self.last_layer = settle_rows(model, config, self.causal)
         self.pooling = config.pooling if config.pooling != "auto" else ("last" if self.causal else "mean")
         self.model: nn.Module = adapt_model(model, config)
         self.adapters: AdapterSet | None = None
@@ -123,7 +106,7 @@ class Backbone(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a pickled state, in a process that may not know packed attention yet."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        if self.packed:
+        if self.layout == "shared":
             register()
 
     def freeze_language_head(self) -> None:
@@ -187,127 +170,48 @@ class Backbone(nn.Module):
             rank_zero_info(f"backbone: each adapter makes a pass of its own through all layers ({reason})")
         self.train()
 
-    def _settle_layout(self, model: "PreTrainedModel") -> str:
-        wish = self.config.layout
-        if wish == "separate":
-            return "separate"
-        reason = why_not_shared(model.config, self.causal)
-        if reason and wish == "shared":
-            raise ValueError(f"backbone.layout='shared' is not exact here: {reason}; use auto or separate")
-        if reason:
-            rank_zero_info(f"backbone layout: separate rows ({reason})")
-            return "separate"
-        if any(parameter.is_meta for parameter in model.parameters()):
-            return "shared"
-        difference, tolerance = self._compare_layouts(model)
-        if difference <= tolerance:
-            rank_zero_info(
-                f"backbone layout: shared rows (differ from separate ones by {difference:.1e} on a test input)"
-            )
-            return "shared"
-        message = (
-            f"shared and separate rows differ by {difference:.1e} (tolerance {tolerance:.0e}) on a test input"
-        )
-        if wish == "shared":
-            raise ValueError(f"backbone.layout='shared' is wrong for this network: {message}")
-        rank_zero_warn(f"backbone layout: separate rows; {message}")
-        return "separate"
+    def arrange(self, batch: PreferenceBatch) -> PreferenceBatch:
+        """The batch in rows this network can take; unchanged if it already is."""
+        apart = batch["input_ids"].shape[0] == batch["response_row"].shape[0]
+        return batch if self.layout == "shared" or apart else separate_rows(batch)
 
-    def _settle_packing(self, model: "PreTrainedModel") -> bool:
-        """Whether packed rows agree with separate ones; leaves the network's attention as they need it."""
-        if any(parameter.device.type != "cpu" for parameter in model.parameters()):
-            return False  # finding the places would wait for the device in every step
-        register()
-        try:
-            difference, tolerance = self._compare_layouts(model, packed=True)
-        except (TypeError, ValueError) as error:  # a network that does not hand its arguments on to attention
-            difference, tolerance = float("inf"), 0.0
-            rank_zero_info(f"backbone: packed rows do not work here ({error})")
-        if difference <= tolerance:
-            model.set_attn_implementation(PACKED)
-            rank_zero_info(
-                f"backbone: packed rows (differ from separate ones by {difference:.1e} on a test input)"
-            )
-            return True
-        return False
+    def encode(self, batch: PreferenceBatch) -> Tensor:
+        """States of every token of an arranged batch, (N, L, H), in the backbone's dtype; zero on padding if rows are packed."""
+        with torch.no_grad() if self.frozen else nullcontext():
+            if self.layout == "separate":
+                return run_plain(self.model, self._inputs(batch))
+            ids, packed = batch["input_ids"], self._packed(batch)
+            hidden = run_packed(self.model, batch, packed)
+            states = hidden.new_zeros((ids.numel(), hidden.shape[1])).index_copy(0, packed.cells, hidden)
+            return states.view(*ids.shape, -1)
 
-    def _settle_attention(self, device: torch.device) -> None:
-        """Take another attention where the network was built on another kind of device than it runs on.
+    def _packed(self, batch: PreferenceBatch) -> PackedRows:
+        flex = flexible(self.config, batch["input_ids"].device)
+        return packed_rows(batch, flex=flex, plain=self.config.attention == "eager")
 
-        Packed rows would wait for a GPU in every step, and FlexAttention has no backward pass on the CPU.
-        """
-        leaves_flex = self.flex and device.type == "cpu" and self.config.attention == "auto"
-        if leaves_flex or (self.packed and device.type != "cpu"):
-            network: PreTrainedModel = getattr(self.model, "get_base_model", lambda: self.model)()  # type: ignore[assignment]  # within PEFT's wrapper
-            network.set_attn_implementation("sdpa")
-            trained = not self.config.frozen
-            self.packed, self.flex = False, use_flex(network, self.config.attention, trained=trained)
-
-    @torch.no_grad()
-    def _compare_layouts(self, model: "PreTrainedModel", *, packed: bool = False) -> tuple[float, float]:
-        """Largest difference between the layouts on a tiny input, relative to the states' size."""
-        batch = small_batch(next(model.parameters()).device, self.vocab_size)
-        was_training = model.training
-        model.eval()
-        try:
-            apart = separate_rows(batch)
-            separate = pool(self._run(model, apart, shared=False), apart, "last").float()
-            if packed:
-                model.set_attn_implementation(PACKED)
-            run = self._run_packed if packed else partial(self._run, shared=True)
-            shared = pool(run(model, batch), batch, "last").float()
-        finally:
-            if packed:
-                model.set_attn_implementation("sdpa")
-            model.train(was_training)
-        scale = float(separate.abs().max().clamp_min(1e-6))
-        tolerance = 1e-4 if shared.dtype == next(model.parameters()).dtype else 5e-2
-        return float((shared - separate).abs().max()) / scale, tolerance
-
-    def _run(self, model: nn.Module, batch: PreferenceBatch, *, shared: bool) -> Tensor:
+    def _inputs(self, batch: PreferenceBatch) -> dict[str, Any]:
+        """What a network takes of rows that hold one response each."""
         ids, segments = batch["input_ids"], batch["segment_ids"]
-        dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
-        inputs: dict[str, object] = {"input_ids": ids}
-        if shared:
-            inputs["position_ids"] = batch["position_ids"]
-            inputs["attention_mask"] = block_mask(segments) if self.flex else attention_bias(segments, dtype)
-        elif not self.causal:
+        inputs: dict[str, Any] = {"input_ids": ids}
+        # Causal rows need no mask: padding is on the right, where no real token looks.
+        if self.causal:
+            inputs["use_cache"] = False
+        else:
             inputs["attention_mask"] = (segments >= 0).to(ids.dtype)
         if self.frequencies.vary:  # left to itself, a network would count the padding's positions, too
             inputs["position_ids"] = batch["position_ids"]
-        # Separate causal rows need no mask: padding is on the right, where no real token looks.
-        if self.causal:
-            inputs["use_cache"] = False
-        hidden: Tensor = model(**inputs).last_hidden_state
-        return hidden
+        return inputs
 
-    def _run_packed(self, model: nn.Module, batch: PreferenceBatch) -> Tensor:
-        """States of every token from one row that holds them all; zero on padding."""
-        ids, packed = batch["input_ids"], packed_rows(batch)
-        hidden: Tensor = model(
-            input_ids=ids.flatten()[packed.cells][None],
-            position_ids=batch["position_ids"].flatten()[packed.cells][None],
-            use_cache=False,
-            packed=packed,
-        ).last_hidden_state[0]
-        states = hidden.new_zeros((ids.numel(), hidden.shape[1])).index_copy(0, packed.cells, hidden)
-        return states.view(*ids.shape, -1)
-
-    def arrange(self, batch: PreferenceBatch) -> PreferenceBatch:
-        """The batch in rows this network can take; unchanged if it already is."""
-        if self.layout == "separate" and batch["input_ids"].shape[0] != batch["response_row"].shape[0]:
-            batch = separate_rows(batch)
-        return pad_to_multiple(batch, FLEX_BUCKET) if self.flex else batch
-
-    def encode(self, batch: PreferenceBatch) -> Tensor:
-        """States of every token of an arranged batch, (N, L, H), in the backbone's dtype."""
-        rows, responses = batch["input_ids"].shape[0], batch["response_row"].shape[0]
-        # One response in each row: the prefix branches nowhere, and the plain causal path is exact and faster.
-        shared = self.layout == "shared" and (rows != responses or self.flex)
+    def _pooled(self, rows: PreferenceBatch) -> Tensor:
+        """States of the responses of arranged rows, (R, H), and of nothing else where that can be."""
+        if self.layout == "separate" or self.pooling != "last":
+            return self._states(rows)[0]
         with torch.no_grad() if self.frozen else nullcontext():
-            if self.packed:
-                return self._run_packed(self.model, batch)
-            return self._run(self.model, batch, shared=shared)
+            packed = self._packed(rows)
+            packed.ends_only = self.last_layer is not None
+            hidden = run_packed(self.model, rows, packed)
+            # A last layer that is compiled gives all tokens.
+            return hidden if packed.ends_only and len(hidden) == len(packed.ends) else hidden[packed.ends]
 
     def forward(self, batch: PreferenceBatch) -> Tensor:
         """One state per response.
@@ -331,8 +235,8 @@ class Backbone(nn.Module):
             return batch["features"]
         rows, chunks = self._passes(batch)
         if len(chunks) == 1:
-            return self._states(rows)[0]
-        pooled = torch.cat([self._states(self._take(rows, chunk))[0] for chunk in chunks])
+            return self._pooled(rows)
+        pooled = torch.cat([self._pooled(take_rows(rows, chunk)) for chunk in chunks])
         return pooled[row_order(chunks, pooled.device)]
 
     def read(self, batch: PreferenceBatch) -> BackboneOutput:
@@ -351,7 +255,7 @@ class Backbone(nn.Module):
         rows, chunks = self._passes(with_tokens(batch))
         if len(chunks) == 1:
             return BackboneOutput(*self._states(rows), rows)
-        return _joined([self._states(self._take(rows, chunk)) for chunk in chunks], rows, chunks)
+        return _joined([self._states(take_rows(rows, chunk)) for chunk in chunks], rows, chunks)
 
     def pooled_with(self, batch: PreferenceBatch, adapters: Sequence[str | None]) -> Tensor:
         """One state per response under each of several adapters.
@@ -367,9 +271,9 @@ class Backbone(nn.Module):
             ValueError: As :meth:`read` does, or if there is no such adapter.
         """
         rows, chunks = self._passes(with_tokens(batch))
-        each = self._states_with(rows, chunks, adapters)
-        order = row_order(chunks, each[0][0][0].device) if len(chunks) > 1 else slice(None)
-        return torch.stack([torch.cat([pooled for pooled, _ in parts])[order] for parts in each])
+        each = self._each_with(rows, chunks, adapters, self._pooled)
+        order = row_order(chunks, each[0][0].device) if len(chunks) > 1 else slice(None)
+        return torch.stack([torch.cat(parts)[order] for parts in each])
 
     def read_with(self, batch: PreferenceBatch, adapters: Sequence[str | None]) -> list[BackboneOutput]:
         """What :meth:`read` gives under each of several adapters, at the cost of :meth:`pooled_with`.
@@ -382,20 +286,24 @@ class Backbone(nn.Module):
             ValueError: As :meth:`read` does, or if there is no such adapter.
         """
         rows, chunks = self._passes(with_tokens(batch))
-        each = self._states_with(rows, chunks, adapters)
+        each = self._each_with(rows, chunks, adapters, self._states)
         if len(chunks) == 1:
             return [BackboneOutput(*parts[0], rows) for parts in each]
         return [_joined(parts, rows, chunks) for parts in each]
 
-    def _states_with(
-        self, rows: PreferenceBatch, chunks: list[list[int]], adapters: Sequence[str | None]
-    ) -> list[list[tuple[Tensor, Tensor]]]:
-        """For each adapter, states of the responses and of all tokens of each chunk."""
+    def _each_with(
+        self,
+        rows: PreferenceBatch,
+        chunks: list[list[int]],
+        adapters: Sequence[str | None],
+        run: Callable[[PreferenceBatch], T],
+    ) -> list[list[T]]:
+        """For each adapter, what ``run`` gives for each chunk."""
         if self.adapters is None or not adapters:
             allowed = "none, for add_adapters was not called" if self.adapters is None else "at least one"
             raise ValueError(f"adapters {list(adapters)} were asked for; allowed: {allowed}")
-        parts = [rows] if len(chunks) == 1 else [self._take(rows, chunk) for chunk in chunks]
-        by_chunk = [self.adapters.passes(adapters, partial(self._states, part)) for part in parts]
+        parts = [rows] if len(chunks) == 1 else [take_rows(rows, chunk) for chunk in chunks]
+        by_chunk = [self.adapters.passes(adapters, partial(run, part)) for part in parts]
         return [list(states) for states in zip(*by_chunk, strict=True)]
 
     def _states(self, rows: PreferenceBatch) -> tuple[Tensor, Tensor]:
@@ -405,8 +313,6 @@ class Backbone(nn.Module):
 
     def _passes(self, batch: PreferenceBatch) -> tuple[PreferenceBatch, list[list[int]]]:
         """The batch in the network's rows, and the groups of rows that are run apart; one group is all of them."""
-        if "input_ids" in batch:
-            self._settle_attention(batch["input_ids"].device)
         if (divided := self.frequencies.sides(batch)) is None:
             rows = self.arrange(batch)
             return rows, self._chunks(rows)
@@ -423,18 +329,9 @@ class Backbone(nn.Module):
         parts = [(side, length_chunks([lengths[row] for row in side])) for side in sides]
         return rows, [[side[i] for i in chunk] for side, chunks in parts for chunk in chunks]
 
-    def _take(self, rows: PreferenceBatch, chunk: list[int]) -> PreferenceBatch:
-        part = take_rows(rows, chunk)
-        return pad_to_multiple(part, FLEX_BUCKET) if self.flex else part
-
     def _chunks(self, batch: PreferenceBatch) -> list[list[int]]:
         """Groups of separate rows that are run apart, so that a prompt's short responses carry no long padding."""
-        if (
-            self.layout != "separate"
-            or self.flex
-            or not self.config.length_chunks
-            or "row_lengths" not in batch
-        ):
+        if self.layout != "separate" or not self.config.length_chunks or "row_lengths" not in batch:
             return [[]]
         return length_chunks(batch["row_lengths"])
 

@@ -1,37 +1,123 @@
-"""Packed rows: a batch runs as one row without padding, and only attention sees separate responses."""
+"""Packed rows: a batch runs as one row without padding, and only attention sees separate responses.
 
-from typing import NamedTuple
+Everything but attention runs once for each real token, on every device. Attention takes one of three forms, by what there is:
+
+* pieces (:mod:`.attention`) on the CPU;
+* FlexAttention on CUDA, with a block mask over the one row;
+* branch by branch from plain operations, where attention has dropout or a cap on scores, or is differentiated twice.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from pluralign.datamodules.batch import PreferenceBatch
 
-from .rows import length_chunks
+from .attention import AttentionPlan, Branch, branch_attention, piece_attention
+from .rows import places, segment_lengths
 
-__all__ = ["PACKED", "PackedRows", "packed_attention", "packed_rows", "register"]
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+__all__ = ["PACKED", "KeysKnown", "PackedRows", "packed_attention", "packed_rows", "register"]
 
 PACKED = "pluralign_packed"
 """Name under which transformers knows :func:`packed_attention`."""
 
-FOREIGN = ("sliding_window", "softcap", "s_aux", "head_mask")
+FOREIGN = ("head_mask", "position_bias", "block_mask")
 """Arguments that some networks hand to attention and that would change its result."""
 
+BLOCK = 128
+"""Tokens in a block of FlexAttention's mask."""
 
-class PackedRows(NamedTuple):
-    """Where tokens stand when a batch runs as one row without padding, and in causal rows for attention.
 
-    T tokens of the batch; R_i responses of at most S_i tokens, prefix included, in group i.
+class KeysKnown(Exception):
+    """Raised by attention in a pass that is after keys and values alone; :class:`PackedRows` holds them then."""
+
+
+@dataclass(eq=False)
+class PackedRows:
+    """Where tokens stand when a batch runs as one row without padding, and what each of them sees.
+
+    T tokens of the batch, R responses.
     """
 
     cells: Tensor
     """(T,) int64: place of every token in the flattened (N, L) batch."""
-    copies: list[Tensor]
-    """Groups of responses of similar length, (R_i, S_i) int64: token in every place of their causal rows, prefixes
-    repeated; any token in the padding."""
-    place: Tensor
-    """(T,) int64: place in the flattened, concatenated groups at which a token's attention is read; one of the
-    copies of a prefix."""
+    ends: Tensor
+    """(R,) int64: token at which each response is read."""
+    segments: Tensor
+    """(T,) int64: 0 prefix, 1..k response."""
+    positions: Tensor
+    """(T,) int64: place in its text."""
+    rows: Tensor
+    """(T,) int64: row of the batch."""
+    plan: AttentionPlan
+    """Of all tokens."""
+    ends_plan: AttentionPlan
+    """Of the responses' ends alone."""
+    flex: bool = False
+    """Whether FlexAttention is to be used where it can be."""
+    plain: bool = False
+    """Whether attention is to be made of plain operations in any case."""
+    ends_only: bool = False
+    """Whether the last layer is to give states of the responses' ends alone."""
+    keeps: list[Tensor] | None = None
+    """Where keys and values are put in a pass that is after them alone."""
+    known: tuple[Tensor, Tensor] | None = None
+    """Keys and values of all tokens, in a pass whose queries are the responses' ends."""
+    masks: dict[tuple[int | None, bool], "BlockMask"] = field(default_factory=dict)
+    """Masks of FlexAttention that were made, by window and by whether queries are the ends alone."""
+
+    def block_mask(self, window: int | None) -> "BlockMask":
+        """The mask for FlexAttention: blocks in which nothing may look are never computed.
+
+        Args:
+            window: How many of the last tokens a query sees, itself included; None for all.
+        """
+        if window is not None and window >= self.plan.longest:
+            window = None
+        kind = (window, self.known is not None)
+        if kind not in self.masks:
+            self.masks[kind] = self._make_mask(window, self.ends if self.known is not None else None)
+        return self.masks[kind]
+
+    def _make_mask(self, window: int | None, chosen: Tensor | None) -> "BlockMask":
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        places_of_keys = torch.arange(len(self.cells), device=self.cells.device)
+        keys = torch.stack([self.rows, self.segments, self.positions, places_of_keys])
+        queries = keys if chosen is None else keys[:, chosen]
+        # What fills up the last block is a row of its own, so that no query sees nothing.
+        keys, queries = (nn.functional.pad(x, (0, -x.shape[1] % BLOCK), value=-1) for x in (keys, queries))
+
+        def allowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            same = queries[0, query] == keys[0, key]
+            seen = (queries[1, query] == keys[1, key]) | (keys[1, key] == 0)
+            mine = same & seen & (queries[3, query] >= keys[3, key])
+            if window is not None:
+                mine = mine & (queries[2, query] - keys[2, key] < window)
+            return mine
+
+        return create_block_mask(
+            allowed, None, None, queries.shape[1], keys.shape[1], device=str(self.cells.device)
+        )
+
+    def after_keys(self, keeps: list[Tensor]) -> "PackedRows":
+        """The same rows for a pass that is after a layer's keys and values alone, which are appended to ``keeps``."""
+        return replace(self, keeps=keeps)
+
+    def at_ends(self, key: Tensor, value: Tensor) -> "PackedRows":
+        """The same rows for a pass whose queries are the responses' ends.
+
+        Args:
+            key: (1, key heads, T, D), of all tokens.
+            value: (1, key heads, T, V).
+        """
+        return replace(self, known=(key, value))
 
 
 def register() -> None:
@@ -41,35 +127,75 @@ def register() -> None:
     AttentionInterface.register(PACKED, packed_attention)
 
 
-def packed_rows(batch: PreferenceBatch) -> PackedRows:
-    """Places of a batch's tokens, for :func:`packed_attention`; waits for the device.
+def packed_rows(batch: PreferenceBatch, *, flex: bool = False, plain: bool = False) -> PackedRows:
+    """Places of a batch's tokens, for :func:`packed_attention`.
+
+    Waits for no device where the batch says ``segment_lengths``.
 
     Args:
         batch: Token batch in either layout.
+        flex: As in :class:`PackedRows`.
+        plain: Likewise.
     """
     segments, row, end = batch["segment_ids"], batch["response_row"], batch["response_end"]
-    length = segments.shape[1]
-    cells = (segments >= 0).flatten().nonzero().squeeze(1)
-    token = torch.zeros(segments.numel(), dtype=torch.int64, device=segments.device)
-    token[cells] = torch.arange(len(cells), device=cells.device)
-    mine = (segments[row] == 0) | (segments[row] == segments[row, end][:, None])
-    lengths = mine.sum(dim=1)
-    # A stable sort brings a response's own columns to the front in their order.
-    tokens = token[row[:, None] * length + torch.argsort(~mine, dim=1, stable=True)]
-    copies = []
-    place = torch.zeros_like(cells)
-    offset = 0
-    known = lengths.tolist()
-    for group in length_chunks(known):
-        index = torch.tensor(group, device=row.device)
-        width = known[group[0]]
-        real = torch.arange(width, device=row.device)[None] < lengths[index, None]
-        chosen = tokens[index, :width].masked_fill(~real, 0)
-        copies.append(chosen)
-        # Every copy of a prefix has the same attention; the last one written is the one that is read.
-        place[chosen[real]] = offset + real.flatten().nonzero().squeeze(1)
-        offset += real.numel()
-    return PackedRows(cells, copies, place)
+    width, device = segments.shape[1], segments.device
+    lengths = segment_lengths(batch)
+    sizes = [sum(each) for each in lengths]
+    starts = [0]
+    for size in sizes:
+        starts.append(starts[-1] + size)
+    rows = places([i for i, size in enumerate(sizes) for _ in range(size)], device)
+    cells = rows * width + torch.arange(starts[-1], device=device) - places(starts, device)[rows]
+    branches, ends = _branches(lengths, starts)
+    if device.type == "cpu":  # read at whatever columns the batch says
+        at = list(zip(row.tolist(), end.tolist(), strict=True))
+        ends = [_end_branch(i, lengths[r], starts[r], column) for i, (r, column) in enumerate(at)]
+    return PackedRows(
+        cells=cells,
+        ends=places(starts, device)[row] + end,
+        segments=segments.flatten()[cells],
+        positions=batch["position_ids"].flatten()[cells],
+        rows=rows,
+        plan=AttentionPlan(branches, covers=True),
+        ends_plan=AttentionPlan(ends, covers=False),
+        flex=flex,
+        plain=plain,
+    )
+
+
+def _branches(lengths: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[list[Branch], list[Branch]]:
+    """Branches of all tokens, and those of every response's last token."""
+    branches: list[Branch] = []
+    ends: list[Branch] = []
+    for (prefix, *own), start in zip(lengths, starts, strict=False):
+        if len(own) == 1:  # nothing branches off
+            whole = (start, start + prefix + own[0])
+            branches.append(Branch(whole, (start, start), whole))
+            ends.append(Branch((len(ends), len(ends) + 1), (start, start), whole))
+            continue
+        shared, at = (start, start + prefix), start + prefix
+        if prefix:
+            branches.append(Branch(shared, (start, start), shared))
+        for length in own:
+            mine = (at, at + length)
+            branches.append(Branch(mine, shared, mine))
+            ends.append(Branch((len(ends), len(ends) + 1), shared, mine))
+            at += length
+    return branches, ends
+
+
+def _end_branch(number: int, lengths: Sequence[int], start: int, column: int) -> Branch:
+    """What the token at a column of a row sees, as the query of a number."""
+    query, (prefix, *own) = (number, number + 1), lengths
+    stop = start + column + 1
+    if column < prefix or len(own) == 1:
+        return Branch(query, (start, start), (start, stop))
+    first = start + prefix
+    for length in own:
+        if stop <= first + length:
+            break
+        first += length
+    return Branch(query, (start, start + prefix), (first, stop))
 
 
 def packed_attention(
@@ -82,54 +208,86 @@ def packed_attention(
     packed: PackedRows,
     scaling: float | None = None,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **others: object,
 ) -> tuple[Tensor, None]:
     """Attention of packed tokens, to be registered with transformers.
 
-    Everything but attention runs once per token and never on padding. For attention, queries, keys and values are
-    copied into one causal row per response, so that no mask is needed and no score between two responses is
-    computed: cost grows with the sum of the squared lengths of the responses, not with the square of the sum.
-
     Args:
-        module: The attention layer; unused.
-        query: (1, heads, T, D).
+        module: The attention layer.
+        query: (1, heads, T, D); (1, heads, R, D) where keys are known and queries are the responses' ends.
         key: (1, key heads, T, D).
-        value: (1, key heads, T, D).
+        value: (1, key heads, T, V).
         attention_mask: Must be None.
         packed: Where the tokens stand.
         scaling: Factor of the scores; None for 1 / sqrt(D).
         dropout: Of the attention weights, in [0, 1).
+        sliding_window: How many of the last tokens a token sees, itself included; None for all.
+        softcap: Bound of the scores, by a hyperbolic tangent; None without.
+        s_aux: (heads,) scores of attention sinks; None without.
         **others: Whatever else the network hands on.
 
     Returns:
-        (1, T, heads, D), and no weights.
+        (1, T or R, heads, V), and no weights.
 
     Raises:
         ValueError: If a mask is given, or an argument that would change the result.
+        KeysKnown: In a pass that is after keys and values alone.
     """
     foreign = [name for name in FOREIGN if others.get(name) is not None]
     if attention_mask is not None or foreign:
         raise ValueError(f"packed attention takes no mask and no {', '.join(foreign or FOREIGN)}")
-
-    def rows(states: Tensor, copies: Tensor) -> Tensor:
-        _, heads, _, size = states.shape
-        flat = states[0].transpose(0, 1).reshape(-1, heads * size).index_select(0, copies.flatten())
-        return flat.view(*copies.shape, heads, size).transpose(1, 2)
-
-    heads, size = query.shape[1], value.shape[3]
-    attended = [
-        nn.functional.scaled_dot_product_attention(
-            rows(query, copies),
-            rows(key, copies),
-            rows(value, copies),
-            is_causal=True,
-            scale=scaling,
-            dropout_p=dropout,
-            enable_gqa=query.shape[1] != key.shape[1],
+    if packed.keeps is not None:
+        packed.keeps += [key, value]
+        raise KeysKnown
+    plan = packed.plan
+    if packed.known is not None:
+        (key, value), plan = packed.known, packed.ends_plan
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    # The kernels are differentiable once; whoever wants more switches them off (torch.nn.attention.sdpa_kernel).
+    plain = packed.plain or dropout > 0 or not torch.backends.cuda.flash_sdp_enabled()
+    if packed.flex and not plain:
+        return _flex(
+            module, query, key, value, packed.block_mask(sliding_window), scale, softcap, s_aux
+        ), None
+    if plain or softcap is not None or query.device.type != "cpu" or query.shape[3] != value.shape[3]:
+        attended = branch_attention(
+            query,
+            key,
+            value,
+            plan,
+            scale=scale,
+            window=sliding_window,
+            softcap=softcap,
+            sinks=s_aux,
+            dropout=dropout,
         )
-        .transpose(1, 2)
-        .reshape(-1, heads * size)
-        for copies in packed.copies
-    ]
-    flat = torch.cat(attended).index_select(0, packed.place)
-    return flat.view(1, -1, heads, size), None
+    else:
+        attended = piece_attention(query, key, value, plan, scale=scale, window=sliding_window, sinks=s_aux)
+    return attended.transpose(1, 2), None
+
+
+def _flex(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: "BlockMask",
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """FlexAttention as transformers compiles it, (1, Q, heads, V); whole blocks, so that few shapes are compiled."""
+    from transformers.integrations.flex_attention import flex_attention_forward
+
+    number = query.shape[2]
+    query, key, value = (
+        nn.functional.pad(x, (0, 0, 0, -x.shape[2] % BLOCK)) if x.shape[2] % BLOCK else x
+        for x in (query, key, value)
+    )
+    attended, _ = flex_attention_forward(
+        module, query, key, value, mask, scaling=scale, softcap=softcap, s_aux=sinks
+    )
+    return cast(Tensor, attended)[:, :number]

@@ -1,25 +1,20 @@
-"""Tensor operations on rows: masks of shared rows, separating them, pooling by index."""
+"""Tensor operations on rows: separating them, taking some, repeating them, pooling by index."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pluralign.datamodules.batch import PreferenceBatch
 from pluralign.datamodules.columns import COLUMNS
 
-if TYPE_CHECKING:
-    from torch.nn.attention.flex_attention import BlockMask
-
 __all__ = [
-    "attention_bias",
-    "block_mask",
     "length_chunks",
-    "pad_to_multiple",
     "places",
     "pool",
     "repeat",
+    "segment_lengths",
     "separate_rows",
     "take_rows",
     "with_tokens",
@@ -34,51 +29,21 @@ REPEATED = frozenset(column.name for column in COLUMNS if column.item in ("recor
 """Entries of a batch that hold something for each row, record or response."""
 
 
-def attention_bias(segment_ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive mask of shared rows: a token sees its own segment and the prefix, causally.
+def segment_lengths(batch: PreferenceBatch) -> list[list[int]]:
+    """Tokens of every row's prefix and of each of its responses, in their order.
+
+    Read from the device, which waits for it, where the batch does not say.
 
     Args:
-        segment_ids: (N, L) int64; 0 prefix, 1..k response, -1 padding.
-        dtype: Of the result: an additive mask is right with SDPA and with eager attention alike, and SDPA
-            would convert a boolean one anew in every layer.
-
-    Returns:
-        (N, 1, L, L); 0 where a token may look, the dtype's lowest value elsewhere. Padding sees padding, so
-        that no row of the softmax is empty.
+        batch: Token batch in either layout.
     """
-    query, key = segment_ids[:, :, None], segment_ids[:, None, :]
-    allowed = ((key == query) | ((key == 0) & (query > 0))).tril()
-    bias = torch.zeros(allowed.shape, dtype=dtype, device=segment_ids.device)
-    return bias.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
-
-
-def block_mask(segment_ids: Tensor) -> "BlockMask":
-    """The same mask for FlexAttention: blocks in which nothing may look are never computed.
-
-    Args:
-        segment_ids: (N, L) int64.
-    """
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    def allowed(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        mine, other = segment_ids[row, query], segment_ids[row, key]
-        return (query >= key) & ((mine == other) | ((other == 0) & (mine > 0)))
-
-    rows, length = segment_ids.shape
-    return create_block_mask(allowed, rows, None, length, length, device=str(segment_ids.device))
-
-
-def pad_to_multiple(batch: PreferenceBatch, multiple: int) -> PreferenceBatch:
-    """Lengthen the rows with padding to a multiple of ``multiple`` columns; indices stay as they are."""
-    missing = -batch["input_ids"].shape[1] % multiple
-    if not missing:
-        return batch
-    columns = cast(Mapping[str, Tensor], batch)
-    padded = {
-        name: nn.functional.pad(columns[name], (0, missing), value=fill)
-        for name, fill in (("input_ids", 0), ("position_ids", 0), ("segment_ids", -1))
-    }
-    return cast(PreferenceBatch, {**batch, **padded})
+    segments = batch["segment_ids"]
+    given = batch.get("segment_lengths")
+    if given is not None and len(given) == len(segments):
+        return given
+    slots = segments.new_zeros((len(segments), int(segments.max()) + 2))
+    counts: list[list[int]] = slots.scatter_add_(1, segments + 1, torch.ones_like(segments)).tolist()
+    return [[prefix, *(length for length in own if length)] for _, prefix, *own in counts]
 
 
 def separate_rows(batch: PreferenceBatch) -> PreferenceBatch:
@@ -97,7 +62,7 @@ def separate_rows(batch: PreferenceBatch) -> PreferenceBatch:
     segments = batch["segment_ids"]
     segment = segments[row, end]  # the response's number in its row
     mine = (segments[row] == 0) | (segments[row] == segment[:, None])
-    lengths = mine.sum(dim=1)
+    lengths, shared = mine.sum(dim=1), (segments[row] == 0).sum(dim=1)
     width = int(lengths.max())  # waits for the device
     # A stable sort brings the row's own columns to the front in their order.
     columns = torch.argsort(~mine, dim=1, stable=True)[:, :width]
@@ -114,6 +79,7 @@ def separate_rows(batch: PreferenceBatch) -> PreferenceBatch:
         "response_row": torch.arange(len(row), device=row.device),
         "response_end": lengths - 1,
         "row_lengths": lengths.tolist(),
+        "segment_lengths": torch.stack([shared, lengths - shared], dim=1).tolist(),
     }
     return cast(PreferenceBatch, {**batch, **separate})
 
@@ -171,6 +137,8 @@ def take_rows(batch: PreferenceBatch, rows: Sequence[int]) -> PreferenceBatch:
     }
     part["response_row"] = torch.arange(len(rows), device=index.device)
     part["response_end"] = batch["response_end"][index]
+    if "segment_lengths" in batch:
+        part["segment_lengths"] = [batch["segment_lengths"][row] for row in rows]
     return cast(PreferenceBatch, {**part, "row_lengths": lengths})
 
 
@@ -196,7 +164,7 @@ def repeat(batch: PreferenceBatch, times: int) -> PreferenceBatch:
             if step := steps.get(name):
                 offset = step * torch.arange(times, device=value.device)
                 copies[name] = (value + offset[:, None]).flatten()
-        elif isinstance(value, list) and name in ("id", "row_lengths"):
+        elif isinstance(value, list) and name in ("id", "row_lengths", "segment_lengths"):
             copies[name] = value * times
     if "prompts" in batch:
         copies["prompts"] = repeat(batch["prompts"], times)

@@ -16,7 +16,6 @@ from ..backbone import (
     BackboneConfig,
     RewardHead,
     StoredFeatures,
-    attention_drops,
     dropout_rates,
     network_config,
     repeat,
@@ -181,11 +180,6 @@ class ContrastiveRM(BradleyTerryRM):
         config, field = self.backbone_config, None
         if self.view_dropout is not None:
             config, field = with_attention_dropout(config, self.view_dropout)
-        if config.attention == "flex_attention" and attention_drops(network_config(config)):
-            raise ValueError(
-                "backbone.attention='flex_attention' drops no attention weights, as two views of a batch need it: set it to "
-                "sdpa, or view_dropout=null and another dropout (feature_dropout, backbone.lora.dropout)"
-            )
         if field is not None:
             rank_zero_info(
                 f"backbone.config.{field}: {self.view_dropout} in training (view_dropout), for the network has no dropout"

@@ -12,7 +12,7 @@ from pluralign.datamodules.checks import check_range
 from pluralign.losses import separation_objective
 
 from .._finite import finding_now, reads_freely
-from ..backbone import Backbone, BackboneConfig
+from ..backbone import BackboneConfig
 from ..base import ModuleSettings
 from ..bradley_terry import BradleyTerryRM
 from .meta_step import MetaOutcome, MetaStep, num_ranks
@@ -99,8 +99,8 @@ class MetaRM(BradleyTerryRM):
             backbone: Which network, in which state; trained weights must be float32 (all of it, or adapters).
             meta_rate: Rate of the ascent, >= 0 (eta of the paper); 0 trains as :class:`BradleyTerryRM` does, to the bit.
             normalized: Whether the ascent goes ``meta_rate`` far, however steep the objective is.
-            second_order: Whether the gradient goes through the ascent; one pass more. Not with FlexAttention, quantized
-                bases or sharded weights.
+            second_order: Whether the gradient goes through the ascent; one pass more, with attention of plain
+                operations. Not with quantized bases or sharded weights.
             smoothing: Width of the rounded corner of |d| in the objective, >= 0, in the unit of the rewards.
             break_ties: Whether exactly tied rewards are parted, in the order of the responses.
             check_every: Training batches, >= 0, from one check to the next of whether the ascent raises the objective,
@@ -159,7 +159,7 @@ class MetaRM(BradleyTerryRM):
         """Make sure that the trained weights can be moved by so little, and differentiated so often.
 
         Raises:
-            ValueError: If trained weights have 16 bits, or the second order is asked for of FlexAttention.
+            ValueError: If trained weights have 16 bits.
         """
         super().on_fit_start()
         if not self.meta_rate:
@@ -170,10 +170,6 @@ class MetaRM(BradleyTerryRM):
                 f"trained weights of 16 bits, such as {halves[0]}, would lose the ascent: at 0.02 a bfloat16 weight moves by "
                 f"6e-5 or not at all, and meta_rate is {self.meta_rate:g}. Set backbone.dtype=float32 (with "
                 "trainer.precision=bf16-mixed for speed), or train float32 adapters (backbone.lora)"
-            )
-        if self._meta_step.second_order and isinstance(self.backbone, Backbone) and self.backbone.flex:
-            raise ValueError(
-                "second_order=true differentiates twice, which FlexAttention cannot: set backbone.attention to sdpa or eager"
             )
 
     def setup(self, stage: str) -> None:

@@ -48,6 +48,31 @@ def batch():
     return build
 
 
+def masked_states(backbone, data):
+    """States of every token of shared rows by a ready-made mask, (N, L, H): the reference of packed rows."""
+    segments = data["segment_ids"]
+    query, key = segments[:, :, None], segments[:, None, :]
+    allowed = ((key == query) | ((key == 0) & (query > 0))).tril()
+    network = getattr(backbone.model, "get_base_model", lambda: backbone.model)()
+    before = network.config._attn_implementation
+    network.set_attn_implementation("eager")
+    try:
+        bias = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)[:, None]
+        return network(
+            input_ids=data["input_ids"],
+            position_ids=data["position_ids"],
+            attention_mask=bias,
+            use_cache=False,
+        ).last_hidden_state
+    finally:
+        network.set_attn_implementation(before)
+
+
+@pytest.fixture
+def masked_rows():
+    return masked_states
+
+
 @pytest.fixture
 def llama(tiny):
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -58,7 +58,7 @@ def test_a_reward_model_is_a_classification_folder(opened, tmp_path):
     assert facts["class_path"].endswith("BradleyTerryRM") and facts["outputs"] == ["reward"]
     assert facts["text_format"]["max_length"] == 500
     assert facts["parity"]["largest_float32_difference"] == report.parity.float32
-    assert model.module.backbone.packed, "the model is as it was"
+    assert model.module.backbone.layout == "shared", "the model is as it was"
     assert {path.stat().st_mode & 0o777 for path in report.folder.iterdir()} == {0o644}
 
 

@@ -115,7 +115,9 @@ def test_the_trunk_runs_once_whatever_the_rows(settings, batch, long_batch):
         assert calls[0] == 5 * passes
         backbone.adapters.trunk = 2
         for output, states in zip(backbone.read_with(data, [None, *NAMES]), once, strict=True):
-            assert torch.equal(output.pooled, states)
+            torch.testing.assert_close(
+                output.pooled, states, atol=0.05 if states.dtype == torch.bfloat16 else 1e-5, rtol=0
+            )
             assert output.tokens.shape[:2] == output.rows["input_ids"].shape
     assert list(layers) == list(network_layers(backbone.model.get_base_model())) and not layers[0]._parameters
 

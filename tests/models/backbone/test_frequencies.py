@@ -74,13 +74,10 @@ def alone(network, numbers=(0, 1, 2, 3, 4)):
 def test_a_state_does_not_depend_on_what_stands_beside_it(path, model_type):
     extra = {"pad_token_id": 0, "original_max_position_embeddings": SWITCH} if model_type == "phi3" else {}
     backbone = longrope(config={"model_type": model_type, **extra}, **PATHS[path])
-    assert (backbone.layout, backbone.packed) == (
-        "separate" if path == "padded" else "shared",
-        path == "packed",
-    )
+    assert backbone.layout == ("separate" if path == "padded" else "shared")
     expected, batch = alone(plain(backbone)), collated(backbone)
     assert float((backbone(batch) - expected).abs().max()) <= 1e-5
-    by_hand = {name: value for name, value in batch.items() if name != "row_lengths"}
+    by_hand = {name: value for name, value in batch.items() if name not in ("row_lengths", "segment_lengths")}
     assert float((backbone(by_hand) - expected).abs().max()) <= 1e-5, "without lengths on the host"
     for i in range(len(LENGTHS)):
         mine = batch["response_prompt"] == i
@@ -118,7 +115,7 @@ def test_states_of_tokens_come_from_the_same_passes():
     backbone = longrope()
     batch = collated(backbone)
     pooled, tokens, rows = backbone.read(batch)
-    assert torch.equal(pooled, backbone(batch))
+    torch.testing.assert_close(pooled, backbone(batch), atol=1e-5, rtol=0)
     assert torch.equal(tokens[rows["response_row"], rows["response_end"]], pooled)
     assert rows["row_lengths"] == [13, 29, 24, 13, 12, 50, 24, 25]
 

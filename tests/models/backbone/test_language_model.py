@@ -49,7 +49,7 @@ def prompts():
 @pytest.mark.parametrize("fields", [LLAMA, GPT2], ids=["llama", "gpt2"])
 def test_decodes_as_the_librarys_own_model_whatever_attention_rows_have(tmp_path, fields, batch):
     plain, backbone = base(tmp_path, fields), built(tmp_path).eval()
-    assert backbone.packed
+    assert backbone.layout == "shared"
     network, given = backbone.language_model(), prompts()
     before = backbone.read(batch()).tokens
     settings = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}

@@ -46,8 +46,10 @@ def states(backbone, data):
         return backbone(data)
 
 
-def test_every_trusted_type_is_tried_here():
-    assert set(CONFIGS) == FULL_ATTENTION
+def test_every_type_that_is_trusted_without_weights_is_tried_here():
+    assert set(CONFIGS) == set(FULL_ATTENTION)
+    for model_type, ends_alone in FULL_ATTENTION.items():
+        assert (Backbone(tiny(model_type)).last_layer is not None) == ends_alone, model_type
 
 
 @pytest.mark.parametrize("model_type", sorted(CONFIGS))
@@ -59,32 +61,71 @@ def test_shared_rows_equal_separate_rows(model_type, batch):
     assert float((shared - separate).abs().max()) <= 1e-5
 
 
+WINDOWED = {
+    "mistral": {"num_key_value_heads": 2, "sliding_window": 4},
+    "gemma2": {**GROUPED, "sliding_window": 4},
+    "gemma3_text": {**GROUPED, "sliding_window": 4},
+    "qwen2": {
+        "num_key_value_heads": 2,
+        "use_sliding_window": True,
+        "sliding_window": 4,
+        "max_window_layers": 1,
+    },
+    "cohere2": {**TOKENS, "num_key_value_heads": 2, "sliding_window": 4},
+    "olmo3": {**TOKENS, "sliding_window": 4},
+    "gpt_oss": {**GROUPED, "sliding_window": 4, "num_local_experts": 4, "num_experts_per_tok": 2},
+}
+OTHERS = {
+    "phi": {},
+    "cohere": {"num_key_value_heads": 2, **TOKENS},
+    "granite": {},
+    "glm4": {**GROUPED, **TOKENS},
+    "mixtral": {"num_key_value_heads": 2},
+}
+
+
+@pytest.mark.parametrize("model_type", sorted(WINDOWED | OTHERS))
+def test_windows_caps_sinks_and_other_layers_run_packed_if_they_are_exact(model_type, batch):
+    """Beside the network's own plainest attention, which alone has every cap and sink."""
+    torch.manual_seed(0)
+    config = {"model_type": model_type, **SMALL, **(WINDOWED | OTHERS)[model_type]}
+    backbone = Backbone(BackboneConfig(config=config)).eval()
+    assert backbone.layout == "shared" and backbone.last_layer is not None
+    data, apart = batch((2, 4, 1), seed=3), batch((2, 4, 1), layout="separate", seed=3)
+    assert int(apart["response_end"].max()) > 6, "longer than the window"
+    weights = torch.randn(7, 32)
+    (backbone(data) * weights).sum().backward()
+    mine = {name: p.grad.clone() for name, p in backbone.named_parameters() if p.grad is not None}
+    pooled = backbone(data)
+    backbone.zero_grad(set_to_none=True)
+    backbone.model.set_attn_implementation("eager")
+    hidden = backbone.model(input_ids=apart["input_ids"], use_cache=False).last_hidden_state
+    wanted = hidden[apart["response_row"], apart["response_end"]]
+    (wanted * weights).sum().backward()
+    torch.testing.assert_close(pooled, wanted, atol=1e-5, rtol=1e-5)
+    for name, parameter in backbone.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(mine[name], parameter.grad, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
-    ("model_type", "fields"),
+    ("model_type", "fields", "reason"),
     [
-        ("mistral", {"num_key_value_heads": 2, "sliding_window": 4}),
-        ("gemma3_text", GROUPED),
-        ("gemma2", GROUPED),
-        (
-            "qwen2",
-            {
-                "num_key_value_heads": 2,
-                "use_sliding_window": True,
-                "sliding_window": 4,
-                "max_window_layers": 1,
-            },
-        ),
-        ("cohere", {"num_key_value_heads": 2, **TOKENS}),
+        ("mamba", {}, "it has .* layers"),
+        ("llama4_text", {"num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 2}, "chunk"),
+        ("bloom", {"n_head": 4, "n_layer": 2}, "attention of bloom is its own"),
+        ("falcon", {}, "attention of falcon is its own"),
     ],
 )
-def test_windows_and_unknown_layers_take_separate_rows(model_type, fields, batch):
+@pytest.mark.filterwarnings("ignore:backbone")
+def test_layers_that_carry_something_else_take_separate_rows(model_type, fields, reason, batch):
     config = {"model_type": model_type, **SMALL, **fields}
     backbone = Backbone(BackboneConfig(config=config))
     assert backbone.layout == "separate"
     torch.testing.assert_close(
         states(backbone, batch((2, 4))), states(backbone, batch((2, 4), layout="separate")), atol=1e-6, rtol=0
     )
-    with pytest.raises(ValueError, match="not exact here"):
+    with pytest.raises(ValueError, match=rf"layout='shared': .*({reason})"):
         Backbone(BackboneConfig(config=config, layout="shared"))
 
 
@@ -128,17 +169,17 @@ def test_separate_rows_run_in_chunks_of_similar_length(pooling, monkeypatch):
     torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=0)
 
 
-def test_a_layout_that_fails_the_check_falls_back_with_a_warning(monkeypatch, batch):
-    original = Backbone._run
+def test_a_layout_that_fails_the_check_falls_back_with_a_warning(monkeypatch):
+    from pluralign.models.backbone import layouts
 
-    def wrong(self, model, data, *, shared):
-        return original(self, model, data, shared=shared) + (0.5 if shared else 0.0)
-
-    monkeypatch.setattr(Backbone, "_run", wrong)
-    with pytest.warns(UserWarning, match="separate rows; shared and separate rows differ by"):
+    original = layouts.run_packed
+    monkeypatch.setattr(layouts, "run_packed", lambda *inputs: original(*inputs) + 0.5)
+    with pytest.warns(
+        UserWarning, match="separate rows, for with shared ones it differs from separate rows by"
+    ):
         backbone = Backbone(tiny("llama"))
-    assert backbone.layout == "separate"
-    with pytest.raises(ValueError, match="wrong for this network"):
+    assert backbone.layout == "separate" and backbone.model.config._attn_implementation == "sdpa"
+    with pytest.raises(ValueError, match="layout='shared': it differs from separate rows"):
         Backbone(tiny("llama", layout="shared"))
 
 
@@ -290,7 +331,7 @@ def test_flex_attention_gives_the_states_of_sdpa(batch):
     """Forward only: FlexAttention has no backward pass on the CPU."""
     dense, flexible = Backbone(tiny("llama")), Backbone(tiny("llama", attention="flex_attention"))
     flexible.load_state_dict(dense.state_dict())
-    assert (dense.flex, flexible.flex, flexible.layout) == (False, True, "shared")
+    assert (dense.layout, flexible.layout) == ("shared", "shared")
     for counts in ((2, 3, 1), (5, 1)):
         torch.testing.assert_close(
             states(dense, batch(counts)), states(flexible, batch(counts)), atol=1e-5, rtol=0
@@ -382,7 +423,7 @@ def test_one_pass_gives_states_of_tokens_and_of_responses(llama, batch, given, s
     torch.testing.assert_close(
         output.pooled, by_hand(output.tokens, output.rows, pooling), atol=1e-6, rtol=1e-5
     )
-    assert torch.equal(output.pooled, backbone(data))
+    torch.testing.assert_close(output.pooled, backbone(data), atol=1e-6, rtol=1e-5)
     assert ("row_lengths" in output.rows) and len(output.rows["response_row"]) == 6
 
 

@@ -3,58 +3,22 @@ import torch
 
 from pluralign.models import Backbone
 from pluralign.models.backbone.rows import (
-    attention_bias,
-    block_mask,
-    pad_to_multiple,
     pool,
     repeat,
+    segment_lengths,
     separate_rows,
 )
 
 
-def allowed_by_loops(segments):
-    """Who may look where, written out: own segment or prefix, never ahead."""
-    rows, length = segments.shape
-    allowed = torch.zeros(rows, length, length, dtype=torch.bool)
-    for row in range(rows):
-        for query in range(length):
-            for key in range(query + 1):
-                mine, other = int(segments[row, query]), int(segments[row, key])
-                allowed[row, query, key] = mine == other or (other == 0 and mine > 0)
-    return allowed
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_attention_bias_lets_a_token_see_its_segment_and_the_prefix(batch, dtype):
-    segments = batch()["segment_ids"]
-    bias = attention_bias(segments, dtype)
-    assert bias.shape == (3, 1, segments.shape[1], segments.shape[1])
-    assert torch.equal(bias[:, 0] == 0, allowed_by_loops(segments))
-    assert bool((bias[:, 0][~allowed_by_loops(segments)] == torch.finfo(dtype).min).all())
-    assert bool((bias == 0).any(dim=-1).all()), "no softmax row is empty, padding included"
-
-
-def test_block_mask_is_the_same_mask(batch):
-    from torch.nn.attention.flex_attention import create_mask
-
-    padded = pad_to_multiple(batch(), 128)
-    segments = padded["segment_ids"]
-    mask = block_mask(segments)
-    dense = create_mask(
-        mask.mask_mod, segments.shape[0], 1, segments.shape[1], segments.shape[1], device="cpu"
+@pytest.mark.parametrize("layout", ["shared", "separate"])
+def test_lengths_of_segments_are_those_the_collator_says(batch, layout):
+    data = batch((2, 3, 1), layout=layout)
+    said = data.pop("segment_lengths")
+    assert segment_lengths(data) == said
+    assert [sum(lengths) for lengths in said] == data["row_lengths"]
+    assert segment_lengths({**data, "segment_lengths": said[:1]}) == said, (
+        "a list of other rows is not believed"
     )
-    assert torch.equal(dense[:, 0], allowed_by_loops(segments))
-
-
-def test_pad_to_multiple_only_adds_padding(batch):
-    before = batch()
-    after = pad_to_multiple(before, 128)
-    length = before["input_ids"].shape[1]
-    assert after["input_ids"].shape[1] == 128
-    for name in ("input_ids", "position_ids", "segment_ids"):
-        assert torch.equal(after[name][:, :length], before[name])
-    assert bool((after["segment_ids"][:, length:] == -1).all())
-    assert pad_to_multiple(after, 128) is after
 
 
 def test_separate_rows_equals_the_separate_collation(batch):

@@ -12,7 +12,7 @@ from pluralign.datamodules.batches.collate import PreferenceCollator
 from pluralign.metrics import PreferenceMetrics
 from pluralign.models import BackboneConfig, CustomizedRM
 from pluralign.models.backbone import LoRAConfig
-from pluralign.models.backbone.rows import pad_to_multiple
+from pluralign.models.backbone.packing import PACKED
 from pluralign.models.customized.imitation import imitation_weights
 
 
@@ -123,7 +123,9 @@ def test_last_pooling_reads_the_last_real_token_whatever_the_padding(model, batc
     row, end = data["response_row"], data["response_end"]
     assert torch.equal(states.pooled, states.tokens[row, end])
     for fill in (0, 3, 63):
-        padded = pad_to_multiple(data, 64)
+        padded = data.copy()
+        for name, value in (("input_ids", 0), ("position_ids", 0), ("segment_ids", -1)):
+            padded[name] = torch.nn.functional.pad(data[name], (0, 64), value=value)
         padded["input_ids"] = torch.where(padded["segment_ids"] < 0, fill, padded["input_ids"])
         torch.testing.assert_close(module(padded)["reward"], module(data)["reward"], atol=1e-6, rtol=1e-5)
 
@@ -132,7 +134,7 @@ def test_texts_that_are_cut_are_read_at_the_last_token_that_is_left(tmp_path, ti
     """Defect 6: the original reads the last but one, whether the end of text is there or was cut off."""
     rows = [{"prompt": "count to nine, slowly " * 3, "chosen": "one two three", "rejected": "nine"}]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    module = CustomizedRM(BackboneConfig(config=tiny(), attention="eager"))
+    module = CustomizedRM(BackboneConfig(config=tiny()))
     module.configure_model()
     for length in (32, 512):
         data = LocalDataModule(test=str(tmp_path / "rows.jsonl"), text=TextConfig(max_length=length))
@@ -141,13 +143,15 @@ def test_texts_that_are_cut_are_read_at_the_last_token_that_is_left(tmp_path, ti
         assert (max(found["row_lengths"]) > 64) == (length == 512)
         segments, row = found["segment_ids"], found["response_row"]
         assert bool((segments[row, found["response_end"]] > 0).all())
-        alone = []
+        rewards, alone = module(found)["reward"], []
+        module.backbone.model.set_attn_implementation("eager")
         for i, end in zip(row.tolist(), found["response_end"].tolist(), strict=True):
             mine = (segments[i] == 0) | (segments[i] == segments[i, end])
             ids = found["input_ids"][i][mine][None]
             hidden = module.backbone.model(input_ids=ids, use_cache=False).last_hidden_state[0, -1]
             alone.append(module.head(hidden[None])[0, 0])
-        torch.testing.assert_close(module(found)["reward"], torch.stack(alone), atol=1e-5, rtol=1e-4)
+        module.backbone.model.set_attn_implementation(PACKED)
+        torch.testing.assert_close(rewards, torch.stack(alone), atol=1e-5, rtol=1e-4)
 
 
 # Section 9 -----------------------------------------------------------------------------------------------

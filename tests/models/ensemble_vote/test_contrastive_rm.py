@@ -247,7 +247,6 @@ FALCON = {"model_type": "falcon", "vocab_size": 64, "hidden_size": 32, "num_hidd
         ({"view_dropout": None, "lora": LoRAConfig(rank=2)}, ("or backbone.lora.dropout",)),
         ({"frozen": True}, ("backbone.frozen=true", "feature_dropout")),
         ({"config": FALCON}, ("attention_dropout=0.05 has no effect", "backbone.config: {hidden_dropout: 0.05}")),
-        ({"attention": "flex_attention"}, ("set it to sdpa", "view_dropout=null")),
     ],
 )  # fmt: skip
 def test_equal_views_are_refused(model, settings, words):

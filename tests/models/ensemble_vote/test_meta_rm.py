@@ -406,10 +406,6 @@ def test_what_cannot_be_moved_or_differentiated_twice_is_refused(
     with pytest.raises(ValueError, match=r"FSDPStrategy holds weights in pieces.*strategy=ddp"):
         made.check_trainer()
     monkeypatch.undo()
-    made = module(second_order=True)
-    made.backbone.flex = True
-    with pytest.raises(ValueError, match=r"FlexAttention cannot: set backbone\.attention to sdpa or eager"):
-        trainer().fit(made, loaded(batches(1)))
     base = BackboneConfig(name="any", quantization="8bit", lora=LoRAConfig())
     with pytest.raises(ValueError, match=r"second_order=true differentiates twice.*quantization"):
         MetaRM(base, second_order=True)
