@@ -78,10 +78,10 @@ PARTS = {
         first=None,
     ),
     "30M": Part(
-        "pairs, 8 a step, sorted among 50 batches",
+        "pairs, 4 a step, sorted among 50 batches",
         "30M",
-        lambda sources: sources.hh().sorted_batches(2, 8),
-        {OURS: 8, GROUPED: 8},
+        lambda sources: sources.hh().sorted_batches(3, 4),
+        {OURS: 4, GROUPED: 4},
         first=(4, None),
     ),
     "long": Part(
@@ -104,6 +104,7 @@ PARTS = {
         lambda sources: sources.dsp().evenly(2),
         {OURS: 2, SEPARATE: 2, TRL: 8},
         first=(1, 8),
+        rounds=1,
     ),
     "bfloat16": Part(
         f"pairs, {FEW} a step, sorted among 50 batches, bfloat16",

@@ -12,7 +12,7 @@ from pluralign.datamodules.tokens import TokenRow
 __all__ = ["Operations", "gemm_peaks", "needed_operations"]
 
 SQUARE = 2048
-SECONDS = 0.4  # for each shape
+SECONDS = 0.2  # for each shape
 
 
 class Operations(NamedTuple):
