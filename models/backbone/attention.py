@@ -11,7 +11,9 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AttentionPlan", "Branch", "Piece", "branch_attention", "piece_attention"]
+from .rows import length_chunks
+
+__all__ = ["AttentionPlan", "Branch", "Group", "Piece", "grouped_attention", "piece_attention"]
 
 Span = tuple[int, int]
 """First place and the place after the last."""
@@ -39,6 +41,17 @@ class Piece(NamedTuple):
     """Query r sees keys above r + band alone; None for all of them."""
 
 
+class Group(NamedTuple):
+    """Branches that run together, padded."""
+
+    queries: Tensor
+    """(B, n) int64: places among the queries."""
+    keys: Tensor
+    """(B, k) int64: places among the keys."""
+    hidden: Tensor
+    """(B, 1, n, k) bool: what a query does not see; one that stands for nothing sees the first key."""
+
+
 class AttentionPlan:
     """Which keys every query of packed rows sees, in plain numbers.
 
@@ -46,6 +59,7 @@ class AttentionPlan:
         branches: Of all queries, in their order.
         covers: Whether the branches' own tokens are all of the keys, each once.
         longest: Keys of the query that sees most, without a window.
+        num_keys: Keys of all branches, those of a prefix once for each.
     """
 
     def __init__(self, branches: Sequence[Branch], *, covers: bool) -> None:
@@ -56,8 +70,10 @@ class AttentionPlan:
             covers: As the attribute.
         """
         self.branches, self.covers = list(branches), covers
-        self.longest = max((_length(b.prefix) + _length(b.own) for b in branches), default=0)
+        self._seen = [_length(b.prefix) + _length(b.own) for b in branches]
+        self.longest, self.num_keys = max(self._seen, default=0), sum(self._seen)
         self._pieces: dict[int | None, tuple[list[Piece], list[Piece]]] = {}
+        self._groups: dict[int | None, tuple[list[Group], Tensor]] = {}
 
     def pieces(self, window: int | None) -> tuple[list[Piece], list[Piece]]:
         """The calls that attention consists of.
@@ -68,11 +84,55 @@ class AttentionPlan:
         Returns:
             Pieces that hold each query once, and others whose results are merged into theirs.
         """
-        if window is not None and window >= self.longest:
-            window = None
+        window = self._acting(window)
         if window not in self._pieces:
             self._pieces[window] = self._whole() if window is None else self._within(window)
         return self._pieces[window]
+
+    def groups(self, window: int | None, device: torch.device) -> tuple[list[Group], Tensor]:
+        """Branches in groups of similar lengths.
+
+        Args:
+            window: As in :meth:`pieces`.
+            device: Where the indices are to be.
+
+        Returns:
+            The groups, and where each query stands in their flattened, concatenated queries, (Q,) int64.
+        """
+        window = self._acting(window)
+        if window not in self._groups:
+            chunks = length_chunks(self._seen)
+            groups = [self._group([self.branches[i] for i in chunk], window) for chunk in chunks if chunk]
+            order = torch.cat([group.queries.flatten()[real] for group, real in groups])
+            offsets = [0, *torch.tensor([group.queries.numel() for group, _ in groups]).cumsum(0).tolist()]
+            at = torch.cat([real + offset for (_, real), offset in zip(groups, offsets, strict=False)])
+            moved = [Group(*(part.to(device, non_blocking=True) for part in group)) for group, _ in groups]
+            self._groups[window] = moved, at[order.argsort()].to(device, non_blocking=True)
+        return self._groups[window]
+
+    @staticmethod
+    def _group(branches: Sequence[Branch], window: int | None) -> tuple[Group, Tensor]:
+        """A group, and which of its flattened queries are real."""
+        spans = torch.tensor(branches)  # (B, 3, 2)
+        first, (count, prefix, own) = (
+            spans[:, :, 0, None].unbind(1),
+            (spans[:, :, 1] - spans[:, :, 0])[..., None].unbind(1),
+        )
+        seen = prefix + own
+        row, column = torch.arange(int(count.max())), torch.arange(int(seen.max()))
+        keys = torch.where(column < prefix, first[1] + column, first[2] + column - prefix).where(
+            column < seen, 0
+        )
+        queries = (first[0] + row).where(row < count, 0)
+        last = (row + seen - count)[:, :, None]  # what a query sees ends here
+        visible = (column <= last) & (column < seen[:, :, None])
+        if window is not None:
+            visible &= column > last - window
+        visible[(row >= count)] = column == 0
+        return Group(queries, keys, ~visible[:, None]), (row < count).flatten().nonzero().squeeze(1)
+
+    def _acting(self, window: int | None) -> int | None:
+        return None if window is None or window >= self.longest else window
 
     def _whole(self) -> tuple[list[Piece], list[Piece]]:
         first = [Piece(b.queries, b.own, _length(b.queries) > 1, None) for b in self.branches]
@@ -285,7 +345,7 @@ def piece_attention(
     return attended
 
 
-def branch_attention(
+def grouped_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -297,7 +357,9 @@ def branch_attention(
     sinks: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """The same, branch by branch from plain operations: on any device, with dropout or a cap, differentiable twice.
+    """The same from plain operations on copies: branches of similar lengths are padded and masked, and run together.
+
+    On any device, with dropout or a cap, differentiable twice; and quicker than pieces where there are many small ones.
 
     Args:
         query: (1, heads, Q, D).
@@ -313,58 +375,45 @@ def branch_attention(
     Returns:
         (1, heads, Q, V).
     """
+    groups, place = plan.groups(window, query.device)
     attended = []
-    for queries, prefix, own in plan.branches:
-        q = query[:, :, slice(*queries)]
-        k, v = (_seen(states, prefix, own) for states in (key, value))
-        hidden = _hidden(q.shape[2], k.shape[2], window, q.device)
+    for queries, keys, hidden in groups:
+        q, k, v = _taken(query, queries), _taken(key, keys), _taken(value, keys)
         if softcap is None and sinks is None:
-            bias = (
-                None
-                if hidden is None
-                else torch.zeros_like(hidden, dtype=q.dtype).masked_fill_(hidden, -torch.inf)
+            bias = torch.zeros_like(hidden, dtype=q.dtype).masked_fill_(hidden, -torch.inf)
+            found = nn.functional.scaled_dot_product_attention(
+                q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
             )
-            attended.append(
-                nn.functional.scaled_dot_product_attention(
-                    q,
-                    k,
-                    v,
-                    attn_mask=bias,
-                    dropout_p=dropout,
-                    scale=scale,
-                    enable_gqa=q.shape[1] != k.shape[1],
-                )
-            )
-            continue
-        k, v = (states.repeat_interleave(q.shape[1] // states.shape[1], dim=1) for states in (k, v))
-        scores = q @ k.transpose(2, 3) * scale
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        if softcap is not None:
-            scores = (scores / softcap).tanh() * softcap
-        if hidden is not None:
-            scores = scores.masked_fill(hidden, -torch.inf)
-        if sinks is not None:
-            column = sinks.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)
-            scores = torch.cat([scores, column], dim=3)
-        weights = nn.functional.dropout(scores.softmax(dim=3), dropout)[..., : k.shape[2]]
-        attended.append(weights.to(v.dtype) @ v)
-    return torch.cat(attended, dim=2)
+        else:
+            found = _written_out(q, k, v, hidden, scale, softcap, sinks, dropout)
+        attended.append(found.transpose(1, 2).flatten(0, 1))
+    return torch.cat(attended).index_select(0, place).transpose(0, 1)[None]
 
 
-def _seen(states: Tensor, prefix: Span, own: Span) -> Tensor:
-    """Keys or values of a branch: its prefix and its own."""
-    if prefix[1] == own[0] or not _length(prefix):
-        start = prefix[0] if _length(prefix) else own[0]
-        return states[:, :, start : own[1]]
-    return torch.cat([states[:, :, slice(*prefix)], states[:, :, slice(*own)]], dim=2)
+def _taken(states: Tensor, index: Tensor) -> Tensor:
+    """States (1, heads, T, D) at places (B, n): (B, heads, n, D)."""
+    flat = states[0].transpose(0, 1).flatten(1)
+    return flat.index_select(0, index.flatten()).view(*index.shape, *states.shape[1::2]).transpose(1, 2)
 
 
-def _hidden(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Which keys a query does not see, (queries, keys) bool; None if all see all."""
-    last = keys - queries
-    windowed = window is not None and window < keys
-    if queries == 1 and not windowed:
-        return None
-    shape = torch.ones((queries, keys), dtype=torch.bool, device=device)
-    hidden = shape.triu(last + 1)
-    return hidden | shape.tril(last - cast(int, window)) if windowed else hidden
+def _written_out(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    hidden: Tensor,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+    dropout: float,
+) -> Tensor:
+    k, v = (states.repeat_interleave(q.shape[1] // states.shape[1], dim=1) for states in (k, v))
+    scores = q @ k.transpose(2, 3) * scale
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if softcap is not None:
+        scores = (scores / softcap).tanh() * softcap
+    scores = scores.masked_fill(hidden, -torch.inf)
+    if sinks is not None:
+        column = sinks.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, column], dim=3)
+    weights = nn.functional.dropout(scores.softmax(dim=3), dropout)[..., : k.shape[2]]
+    return weights.to(v.dtype) @ v

@@ -4,7 +4,8 @@ Everything but attention runs once for each real token, on every device. Attenti
 
 * pieces (:mod:`.attention`) on the CPU;
 * FlexAttention on CUDA, with a block mask over the one row;
-* branch by branch from plain operations, where attention has dropout or a cap on scores, or is differentiated twice.
+* plain operations on copies, branches of similar lengths together, where attention has dropout or a cap on scores, is
+  differentiated twice, or where there are many small pieces.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from pluralign.datamodules.batch import PreferenceBatch
 
-from .attention import AttentionPlan, Branch, branch_attention, piece_attention
+from .attention import AttentionPlan, Branch, grouped_attention, piece_attention
 from .rows import places, segment_lengths
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ PACKED = "pluralign_packed"
 
 FOREIGN = ("head_mask", "position_bias", "block_mask")
 """Arguments that some networks hand to attention and that would change its result."""
+
+SMALL_PIECE = 12_500
+"""Numbers of keys, and as many of values, per piece up to which it is quicker to copy them: a piece costs about 0.1 ms, both
+passes together, and a number some nanoseconds."""
 
 BLOCK = 128
 """Tokens in a block of FlexAttention's mask."""
@@ -252,8 +257,9 @@ def packed_attention(
         return _flex(
             module, query, key, value, packed.block_mask(sliding_window), scale, softcap, s_aux
         ), None
-    if plain or softcap is not None or query.device.type != "cpu" or query.shape[3] != value.shape[3]:
-        attended = branch_attention(
+    other = plain or softcap is not None or query.device.type != "cpu" or query.shape[3] != value.shape[3]
+    if other or _small(plan, query, sliding_window):
+        attended = grouped_attention(
             query,
             key,
             value,
@@ -267,6 +273,12 @@ def packed_attention(
     else:
         attended = piece_attention(query, key, value, plan, scale=scale, window=sliding_window, sinks=s_aux)
     return attended.transpose(1, 2), None
+
+
+def _small(plan: AttentionPlan, query: Tensor, window: int | None) -> bool:
+    """Whether pieces are so small that calls cost more than copies."""
+    calls = sum(map(len, plan.pieces(window)))
+    return plan.num_keys * query.shape[1] * query.shape[3] < SMALL_PIECE * calls
 
 
 def _flex(

@@ -10,9 +10,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pluralign.datamodules.batches.collate import PreferenceCollator
 from pluralign.datamodules.tokens.rows import TokenRow
 from pluralign.models import Backbone, BackboneConfig, LoRAConfig
+from pluralign.models.backbone import packing
 from pluralign.models.backbone.packing import packed_attention, packed_rows
 
 LAYER = torch.nn.Identity()
+
+
+@pytest.fixture(autouse=True)
+def pieces_however_small(monkeypatch):
+    monkeypatch.setattr(packing, "SMALL_PIECE", 0)
 
 
 def ragged():
@@ -73,7 +79,7 @@ def inputs(data, *, heads=(4, 2), dtype=torch.float64):
     return [torch.randn(shape, dtype=dtype).transpose(1, 2).requires_grad_() for shape in shapes]
 
 
-FORMS = {"pieces": {}, "branches": {"plain": True}}
+FORMS = {"pieces": {}, "groups": {"plain": True}}
 SETTINGS = [{}, {"window": 1}, {"window": 4}, {"window": 30}, {"window": 1000}, {"sinks": True}, {"window": 7, "sinks": True},
             {"softcap": 1.5}, {"softcap": 1.5, "sinks": True, "window": 9}]  # fmt: skip
 
@@ -191,6 +197,23 @@ def test_attention_that_is_differentiated_twice_is_made_of_plain_operations():
     (first,) = torch.autograd.grad(found.square().sum(), states[0], create_graph=True)
     (second,) = torch.autograd.grad(first.square().sum(), states[1])
     assert bool(second.isfinite().all()) and float(second.abs().max()) > 0
+
+
+def test_many_small_pieces_run_together(monkeypatch, llama):
+    data, calls = ragged(), []
+    kernel = packing.piece_attention
+    monkeypatch.setattr(
+        packing, "piece_attention", lambda *given, **named: calls.append(1) or kernel(*given, **named)
+    )
+    backbone = Backbone(llama())
+    calls.clear()
+    with torch.no_grad():
+        apart = backbone(data)
+        assert len(calls) == 2
+        monkeypatch.setattr(packing, "SMALL_PIECE", 12_500)
+        together = backbone(data)
+    assert len(calls) == 2
+    torch.testing.assert_close(apart, together, atol=1e-5, rtol=1e-5)
 
 
 def test_dropout_drops_weights_of_attention():
