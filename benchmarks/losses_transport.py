@@ -1,6 +1,7 @@
 """Rows of benchmarks/losses.py: Sinkhorn's divergence, transport on a line, and the beta distance of order 2."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import ot
@@ -33,10 +34,10 @@ def votes(rows: int) -> tuple[Tensor, Tensor]:
     return p, q
 
 
-def value_and_slope(loss: torch.nn.Module | object, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_slope(loss: Callable[[Tensor, Tensor], Tensor], p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     """Each row's value, and its gradient in p up to the constant that a softmax removes."""
     p = p.detach().clone().requires_grad_()
-    value: Tensor = loss(p, q)  # type: ignore[operator]
+    value = loss(p, q)
     (slope,) = torch.autograd.grad(value.sum(), p)
     return value.detach(), slope - slope.mean(-1, keepdim=True)
 
@@ -64,7 +65,7 @@ def by_logarithms(p: Tensor, q: Tensor) -> Tensor:
 
 
 def sinkhorn(rows: int) -> list[Row]:
-    """Value and gradient in float32 beside POT's exact solver in a loop, and beside logarithms; the latter in float64 are the truth."""
+    """Value and gradient in float32 beside a loop over POT's exact solver, and beside logarithms, in float64 the truth."""
     p, q = votes(rows)
     first, second = p.float().requires_grad_(), q.float()
 
@@ -111,7 +112,7 @@ def sinkhorn(rows: int) -> list[Row]:
 
 
 def on_a_line(rows: int) -> list[Row]:
-    """Value and gradient of labels on a line, as a module calls it and as a function with its checks, beside the bare formula."""
+    """Value and gradient on a line, as a module and as a function with its checks, beside the bare formula."""
     p, q = (each.float() for each in votes(rows))
     p.requires_grad_()
     gaps = torch.arange(float(LABELS)).diff()

@@ -73,7 +73,8 @@ def ground_of(cost: Cost, exponent: float, labels: int) -> Ground:
         low, high = (float(extreme) for extreme in torch.aminmax(values))
         if cost.ndim == 1:
             return Ground((high - low) ** exponent, True)
-        return Ground(high**exponent - low**exponent, torch.equal(values, values.mT))
+        rising = low >= 0 or exponent == 1  # powers of negative costs need not keep their order
+        return Ground(high**exponent - low**exponent if rising else None, torch.equal(values, values.mT))
     except RuntimeError:
         return unknown  # inside vmap
     except OverflowError:

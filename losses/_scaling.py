@@ -14,7 +14,7 @@ from ._cost import Ground
 _PLAIN_STEPS = 10
 _STEP_LENGTH = 1.5  # overrelaxation; longer steps were seen to diverge on peaked distributions
 _LOOK_EVERY = 10
-_SETTLED = 32.0  # changes of a scaling, relative, in units of the type's rounding
+_SETTLED = 16.0  # changes of a scaling, relative, in units of the type's rounding
 
 # Potentials lie within the span of the costs, and overrelaxed ones a little beyond: exp(span / epsilon) must not leave
 # the type's range, e^88 and e^709, on either side.
@@ -63,14 +63,8 @@ def mean_potentials(
         for side in (0, 1)
     )
     found = _dual_potentials(sources, targets, costs, epsilon, num_iterations, ground.span)
-    f, g = (
-        [
-            each[:, start : start + number]
-            for each in of
-            for start in range(0, each.shape[1] or 1, number or 1)
-        ]
-        for of in found
-    )
+    size = (cost.shape[0], len(groups[0]), number)
+    f, g = ([column for each in of for column in each.reshape(size).unbind(1)] for of in found)
     return [((f[i] + g[j]) / 2, (g[i] + f[j]) / 2) for i, j in enumerate(mirror)]
 
 
