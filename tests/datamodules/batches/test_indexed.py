@@ -208,5 +208,5 @@ def test_equal_responses_are_held_once_and_the_bound_is_exact(tmp_path):
 
 
 def test_the_bound_is_checked():
-    with pytest.raises(ValueError, match=r"loader\.features_memory must be >= 0, got -1"):
+    with pytest.raises(ValueError, match=r"loader\.features_memory must be finite and >= 0; got -1"):
         LoaderConfig(features_memory=-1)
