@@ -150,7 +150,7 @@ class PreferenceMetrics(Metric):
             self.rewards = self.rewards + torch.stack([number, reward.sum(), reward.square().sum()])
         if "pairs" not in values:
             return
-        chosen, rejected = values["pairs"].double()
+        chosen, rejected = values["pairs"].double().unbind()
         margin = chosen - rejected
         share = values["share"].double() if "share" in values else torch.ones_like(margin)
         decided = share != 0.5
@@ -240,6 +240,6 @@ class PreferenceMetrics(Metric):
 def _longer_wins(lengths: Tensor | None, first: Tensor, decided: Tensor) -> Tensor:
     if lengths is None:
         return torch.full((), torch.nan, dtype=torch.float64, device=decided.device)
-    chosen, rejected = lengths
+    chosen, rejected = lengths.unbind()
     right = torch.where(first, chosen > rejected, rejected > chosen).double() + 0.5 * (chosen == rejected)
     return (right * decided).sum()

@@ -176,16 +176,16 @@ class RewardModule(BaseModule, ABC):
         if not self._checked:
             self.check_batch(batch)
         output: RewardOutput = self(batch)
-        at_once, called = reads_freely(output), partial(self._name, batch, stage)
+        at_once, batch_name = reads_freely(output), partial(self._name, batch, stage)
         if at_once:  # before the loss refuses such numbers, and knows nothing of steps and records
-            self._stop_at(finding_now(self, output, None, called))
+            self._stop_at(finding_now(self, output, None, batch_name))
         found = self.compute_loss(output, batch)
         terms = {} if isinstance(found, Tensor) else found
         loss = found if isinstance(found, Tensor) else torch.stack([*terms.values()]).sum()
         if at_once:
-            self._stop_at(finding_now(self, RewardOutput(), loss, called))
+            self._stop_at(finding_now(self, RewardOutput(), loss, batch_name))
         if self._finite is not None and stage == "train":
-            self._finite.note(output, loss, called(), fine=at_once)
+            self._finite.note(output, loss, batch_name(), fine=at_once)
         self._metrics(stage).update(output, batch)
         if stage == "train":
             logged = {"train/loss": loss, **{f"train/{name}": term for name, term in terms.items()}}

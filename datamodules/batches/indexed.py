@@ -109,7 +109,7 @@ class IndexedRows(torch.utils.data.Dataset[PreferenceBatch]):
         counts = np.bincount(np.concatenate(records), minlength=len(responses.counts))
         self._comparisons = _Spans.of(counts.astype(np.int64))
 
-    def _hold(self, limit: int) -> None:
+    def _hold(self, limit: float) -> None:
         names = [name for name in VECTORS if name in self._tables]
         if not names:  # no records
             self.held = True
@@ -184,6 +184,6 @@ def _chunks(rows: FeatureTable) -> Iterator[list[TokenRow]]:
         yield rows[list(range(start, min(start + CHUNK, len(rows))))]
 
 
-def as_it_is(batch: PreferenceBatch) -> PreferenceBatch:
+def as_it_is(batch: Any) -> Any:  # noqa: ANN401  a loader takes it for a collator of rows
     """A batch that is made already, for a loader that is to collate nothing."""
     return batch
