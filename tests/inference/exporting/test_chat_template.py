@@ -108,11 +108,11 @@ def test_the_template_gives_the_tokens_of_training(tmp_path, name):
 
 
 @pytest.mark.parametrize("ready", [exported_tokenizer, writing_tokenizer])
-def test_what_cuts_or_pads_in_the_file_of_training_does_not_in_the_folder(tmp_path, ready):
-    tokenizer = byte_tokenizer()
-    tokenizer.backend_tokenizer.enable_truncation(4)
-    tokenizer.backend_tokenizer.enable_padding(length=9)
-    records = RecordTokenizer(TextConfig(tokenizer=saved(tokenizer, tmp_path / "there"), format="plain"))
+def test_what_cuts_or_pads_in_the_tokenizer_of_training_does_not_in_the_folder(tmp_path, ready):
+    records = RecordTokenizer(TextConfig())
+    records.tokenizer("a longer text", truncation=True, max_length=4, padding="max_length")  # which it keeps
+    kept = json.loads(records.tokenizer.backend_tokenizer.to_str())
+    assert kept["truncation"]["max_length"] == kept["padding"]["strategy"]["Fixed"] == 4
     made = ready(records)
     (made.tokenizer if ready is exported_tokenizer else made).save_pretrained(tmp_path)
     said = json.loads((tmp_path / "tokenizer.json").read_text())
