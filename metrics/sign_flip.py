@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,17 +71,17 @@ def _counted(units: Tensor) -> float | None:
     total = sum(size * number for size, number in parts)
     terms = []
     for size, number in parts:
-        chances = binom.pmf(np.arange(number + 1), number, 0.5)
-        kept = np.flatnonzero(chances > NEGLIGIBLE)
+        chances = torch.from_numpy(binom.pmf(range(number + 1), number, 0.5))
+        kept = (chances > NEGLIGIBLE).nonzero()[:, 0]
         terms.append((size, int(kept[0]), chances[kept]))
     if total * sum(len(chances) for _, _, chances in terms[1:]) > MOST_WORK:
         return None
-    distribution = np.zeros(total + 1)  # of the sum over values whose sign is plus
+    distribution = torch.zeros(total + 1, dtype=torch.float64)  # of the sum over values whose sign is plus
     size, first, chances = terms[0]
     distribution[size * first : size * (first + len(chances)) : size] = chances
     for size, first, chances in terms[1:]:
-        added = np.zeros(total + 1)
-        for place, chance in enumerate(chances, first):
+        added = torch.zeros_like(distribution)
+        for place, chance in enumerate(chances.tolist(), first):
             shift = size * place
             added[shift:] += chance * distribution[: total + 1 - shift]
         distribution = added
