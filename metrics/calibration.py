@@ -156,7 +156,8 @@ def _error_interval(
     noise *= (clusters / (clusters - 1)) ** 0.5
 
     def errors(times: float) -> Tensor:
-        return (times * gaps + noise).abs().sum(1)
+        found: Tensor = (times * gaps + noise).abs().sum(1)
+        return found
 
     def least(level: float) -> float:
         """The smallest error of which so large a share of resamples is above the one that was found, or at it."""

@@ -442,29 +442,3 @@ def test_numbers_of_choosing_a_method():
         if name.startswith("K=")
     ]
     assert len(gains) > 1 and all(gain["low"] <= 0 for gain in gains)
-
-
-PLACES = {"best": " *", "not told apart": " =", "behind": ""}
-
-
-def test_board_of_methods():
-    found = recorded("board")
-    assert found["problems"] == [] and found["tests"] == 28 * len(found["data"])
-    page = (ROOT / "docs" / "concepts" / "evaluation.md").read_text(encoding="utf-8")
-    assert f"| method | {' | '.join(found['data'])} |" in page
-    for method in found["training_seconds"]:
-        shown = []
-        for data in found["data"]:
-            cell = found["cells"][f"{method} on {data}"]
-            value, low, high = (100 * number for number in cell["accuracy"])
-            shown.append(f"{value:.1f} [{low:.1f}, {high:.1f}]{PLACES[cell['standing']]}")
-        assert f"| {' | '.join([method, *shown])} |" in page, method
-    sizes = [f"{of['comparisons'] - of['ties']:,} of {of['prompts']:,}" for of in found["data"].values()]
-    assert f"| decided comparisons, of prompts | {' | '.join(sizes)} |" in page
-    apart = [pair for pair in found["paired"] if pair["p_corrected"] < 0.05]
-    plain = [pair for pair in found["paired"] if pair["p_value"] < 0.05]
-    said = " ".join(page.split())
-    assert (
-        f"Of the {found['tests']} tests {len(plain)} are below 0.05 on their own, and {len(apart)} after the correction"
-        in said
-    )
