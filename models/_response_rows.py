@@ -44,7 +44,13 @@ def response_rows(
     before = lengths.cumsum(0) - lengths
     first = torch.searchsorted(item, torch.arange(len(prompt), device=item.device))
     start = prompt[item] + before - before[first[item]]
-    row_lengths = (prompt + torch.zeros_like(prompt).index_add(0, item, lengths)).tolist()
+    numbers: list[int] = torch.cat([prompt, lengths, item]).tolist()  # all that the host has to know, waited for once
+    segment_lengths = [[size] for size in numbers[: len(prompt)]]
+    for size, at in zip(
+        numbers[len(prompt) : len(prompt) + len(item)], numbers[len(prompt) + len(item) :], strict=True
+    ):
+        segment_lengths[at].append(size)
+    row_lengths = [sum(each) for each in segment_lengths]
     shape = len(prompt), max(row_lengths)
     ids, positions = tokens.new_zeros(shape), tokens.new_zeros(shape)
     segments = tokens.new_full(shape, -1)
@@ -67,6 +73,7 @@ def response_rows(
         position_ids=positions,
         segment_ids=segments,
         row_lengths=row_lengths,
+        segment_lengths=segment_lengths,
         response_row=item,
         response_prompt=item,
         response_end=start + lengths - 1,

@@ -78,11 +78,14 @@ def why_not_shared(config: "PretrainedConfig", causal: bool) -> str:
     """Reason why shared rows would not be exact, or nothing."""
     if not causal:
         return "the network is bidirectional"
-    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
+    config = config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ())
     if kinds - KINDS:
         return f"it has {', '.join(sorted(kinds - KINDS))} layers"
-    if getattr(config.get_text_config(), "attention_chunk_size", None) is not None:
+    if getattr(config, "attention_chunk_size", None) is not None:
         return "its attention runs in chunks"
+    if getattr(config, "attn_temperature_tuning", False):  # acts from thousands of tokens on, so no trial shows it
+        return "its attention depends on a token's place in the row"
     return ""
 
 

@@ -8,8 +8,11 @@ Everything but attention runs once for each real token, on every device. Attenti
   differentiated twice, or where there are many small pieces.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,8 +31,9 @@ __all__ = ["PACKED", "KeysKnown", "PackedRows", "packed_attention", "packed_rows
 PACKED = "pluralign_packed"
 """Name under which transformers knows :func:`packed_attention`."""
 
-FOREIGN = ("head_mask", "position_bias", "block_mask")
-"""Arguments that some networks hand to attention and that would change its result."""
+HARMLESS = frozenset(("cache_position", "is_causal", "output_attentions", "position_ids", "use_cache"))
+"""Arguments that networks hand to attention besides its own, and that change nothing in its result here. A name that is not
+known may be a bias or a choice of keys that acts on long texts alone, so that no trial would show that it was left out."""
 
 SMALL_PIECE = 12_500
 """Numbers of keys, and as many of values, per piece up to which it is quicker to copy them: a piece costs about 0.1 ms, both
@@ -62,8 +66,10 @@ class PackedRows:
     """(T,) int64: row of the batch."""
     plan: AttentionPlan
     """Of all tokens."""
-    ends_plan: AttentionPlan
-    """Of the responses' ends alone."""
+    lengths: list[list[int]]
+    """Tokens of every row's prefix and of each of its responses."""
+    reads: tuple[Tensor, Tensor]
+    """Row and column at which each response is read, (R,) int64 each."""
     flex: bool = False
     """Whether FlexAttention is to be used where it can be."""
     plain: bool = False
@@ -76,6 +82,14 @@ class PackedRows:
     """Keys and values of all tokens, in a pass whose queries are the responses' ends."""
     masks: dict[tuple[int | None, bool], "BlockMask"] = field(default_factory=dict)
     """Masks of FlexAttention that were made, by window and by whether queries are the ends alone."""
+
+    @cached_property
+    def ends_plan(self) -> AttentionPlan:
+        """Of the responses' ends alone, at whatever columns the batch says; reads them from the device, which waits for it."""
+        starts = _starts(self.lengths)
+        at = zip(*(numbers.tolist() for numbers in self.reads), strict=True)
+        ends = [_end_branch(i, self.lengths[row], starts[row], column) for i, (row, column) in enumerate(at)]
+        return AttentionPlan(ends, covers=False)
 
     def block_mask(self, window: int | None) -> "BlockMask":
         """The mask for FlexAttention: blocks in which nothing may look are never computed.
@@ -141,52 +155,52 @@ def packed_rows(batch: PreferenceBatch, *, flex: bool = False, plain: bool = Fal
         batch: Token batch in either layout.
         flex: As in :class:`PackedRows`.
         plain: Likewise.
+
+    Raises:
+        ValueError: If the batch's ``segment_lengths`` do not fit its ``segment_ids``.
     """
     segments, row, end = batch["segment_ids"], batch["response_row"], batch["response_end"]
     width, device = segments.shape[1], segments.device
     lengths = segment_lengths(batch)
-    sizes = [sum(each) for each in lengths]
-    starts = [0]
-    for size in sizes:
-        starts.append(starts[-1] + size)
+    sizes, starts = [sum(each) for each in lengths], _starts(lengths)
     rows = places([i for i, size in enumerate(sizes) for _ in range(size)], device)
     cells = rows * width + torch.arange(starts[-1], device=device) - places(starts, device)[rows]
-    branches, ends = _branches(lengths, starts)
-    if device.type == "cpu":  # read at whatever columns the batch says
-        at = list(zip(row.tolist(), end.tolist(), strict=True))
-        ends = [_end_branch(i, lengths[r], starts[r], column) for i, (r, column) in enumerate(at)]
+    _check_lengths(segments, lengths, cells)
     return PackedRows(
         cells=cells,
         ends=places(starts, device)[row] + end,
         segments=segments.flatten()[cells],
         positions=batch["position_ids"].flatten()[cells],
         rows=rows,
-        plan=AttentionPlan(branches, covers=True),
-        ends_plan=AttentionPlan(ends, covers=False),
+        plan=AttentionPlan(_branches(lengths, starts), covers=True),
+        lengths=lengths,
+        reads=(row, end),
         flex=flex,
         plain=plain,
     )
 
 
-def _branches(lengths: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[list[Branch], list[Branch]]:
-    """Branches of all tokens, and those of every response's last token."""
+def _starts(lengths: Sequence[Sequence[int]]) -> list[int]:
+    """Place of every row's first token among all, and their number."""
+    return [0, *accumulate(sum(each) for each in lengths)]
+
+
+def _branches(lengths: Sequence[Sequence[int]], starts: Sequence[int]) -> list[Branch]:
+    """Branches of all tokens."""
     branches: list[Branch] = []
-    ends: list[Branch] = []
     for (prefix, *own), start in zip(lengths, starts, strict=False):
         if len(own) == 1:  # nothing branches off
             whole = (start, start + prefix + own[0])
             branches.append(Branch(whole, (start, start), whole))
-            ends.append(Branch((len(ends), len(ends) + 1), (start, start), whole))
             continue
         shared, at = (start, start + prefix), start + prefix
         if prefix:
             branches.append(Branch(shared, (start, start), shared))
         for length in own:
-            mine = (at, at + length)
-            branches.append(Branch(mine, shared, mine))
-            ends.append(Branch((len(ends), len(ends) + 1), shared, mine))
+            if length:
+                branches.append(Branch((at, at + length), shared, (at, at + length)))
             at += length
-    return branches, ends
+    return branches
 
 
 def _end_branch(number: int, lengths: Sequence[int], start: int, column: int) -> Branch:
@@ -195,12 +209,26 @@ def _end_branch(number: int, lengths: Sequence[int], start: int, column: int) ->
     stop = start + column + 1
     if column < prefix or len(own) == 1:
         return Branch(query, (start, start), (start, stop))
-    first = start + prefix
-    for length in own:
-        if stop <= first + length:
-            break
-        first += length
+    before = [*accumulate(lengths)]  # columns at which the responses begin
+    first = start + before[bisect_right(before, column) - 1]
     return Branch(query, (start, start + prefix), (first, stop))
+
+
+def _check_lengths(segments: Tensor, lengths: Sequence[Sequence[int]], cells: Tensor) -> None:
+    """Compare ``segment_ids`` with the lengths; on a GPU, which would have to be waited for, no more than their size."""
+    fits = max(map(sum, lengths), default=0) <= segments.shape[1]
+    if fits and segments.device.type == "cpu":
+        numbers = torch.tensor([i for each in lengths for i in range(len(each))])
+        sizes = torch.tensor([size for each in lengths for size in each], dtype=torch.int64)
+        found = segments.flatten()[cells]
+        fits = int((segments >= 0).sum()) == len(cells) and torch.equal(
+            found, numbers.repeat_interleave(sizes).to(found)
+        )
+    if not fits:
+        raise ValueError(
+            "segment_lengths do not fit segment_ids: every row holds its prefix (0), then its responses (1, 2, ...), then "
+            "padding (-1), and segment_lengths says how many tokens of each; change both, or leave segment_lengths out"
+        )
 
 
 def packed_attention(
@@ -238,12 +266,12 @@ def packed_attention(
         (1, T or R, heads, V), and no weights.
 
     Raises:
-        ValueError: If a mask is given, or an argument that would change the result.
+        ValueError: If a mask is given, or an argument that is not known and may change the result.
         KeysKnown: In a pass that is after keys and values alone.
     """
-    foreign = [name for name in FOREIGN if others.get(name) is not None]
+    foreign = [name for name, value in others.items() if value is not None and name not in HARMLESS]
     if attention_mask is not None or foreign:
-        raise ValueError(f"packed attention takes no mask and no {', '.join(foreign or FOREIGN)}")
+        raise ValueError(f"packed attention takes no {', '.join(foreign or ['mask'])}")
     if packed.keeps is not None:
         packed.keeps += [key, value]
         raise KeysKnown

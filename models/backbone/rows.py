@@ -41,9 +41,10 @@ def segment_lengths(batch: PreferenceBatch) -> list[list[int]]:
     given = batch.get("segment_lengths")
     if given is not None and len(given) == len(segments):
         return given
-    slots = segments.new_zeros((len(segments), int(segments.max()) + 2))
+    numbers: list[int] = (1 + segments.amax(1).clamp_min(0)).tolist()
+    slots = segments.new_zeros((len(segments), 1 + max(numbers, default=1)))
     counts: list[list[int]] = slots.scatter_add_(1, segments + 1, torch.ones_like(segments)).tolist()
-    return [[prefix, *(length for length in own if length)] for _, prefix, *own in counts]
+    return [own[1 : 1 + number] for own, number in zip(counts, numbers, strict=True)]
 
 
 def separate_rows(batch: PreferenceBatch) -> PreferenceBatch:

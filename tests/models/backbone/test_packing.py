@@ -171,13 +171,47 @@ def test_no_token_is_padding_and_places_are_right():
     assert packed_rows(data).plan.branches == packed.plan.branches, "found where the batch does not say"
 
 
-@pytest.mark.parametrize("foreign", ["position_bias", "head_mask"])
+def left_padded(data):
+    for name in ("input_ids", "position_ids", "segment_ids"):
+        data[name] = data[name].flip(1)
+    del data["segment_lengths"]
+
+
+SPOILT = {
+    "cut": lambda data: data.update({n: data[n][:, :50] for n in ("input_ids", "position_ids", "segment_ids")}),
+    "permuted": lambda data: data.update(segment_ids=data["segment_ids"][[1, 0, 2, 3]]),
+    "other lengths": lambda data: data.update(segment_lengths=[[5, 49, 4, 40, 4], *data["segment_lengths"][1:]]),
+    "padding on the left": left_padded,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_lengths_that_do_not_fit_are_refused(how):
+    data = ragged()
+    SPOILT[how](data)
+    with pytest.raises(ValueError, match="segment_lengths do not fit"):
+        packed_rows(data)
+
+
+def test_a_number_that_no_token_has_is_an_empty_response():
+    data = ragged()
+    data["segment_ids"][0] = torch.where(data["segment_ids"][0] == 2, 3, data["segment_ids"][0])
+    del data["segment_lengths"]
+    packed = packed_rows(data)
+    assert packed.lengths[0] == [5, 50, 0, 43, 4]
+    states = inputs(data)
+    found, _ = packed_attention(LAYER, *states, None, packed=packed)
+    torch.testing.assert_close(found, attention_by_hand(*states, seen_by_loops(data, 10**6)))
+
+
+@pytest.mark.parametrize("foreign", ["position_bias", "head_mask", "indices", "never_heard_of"])
 def test_arguments_that_change_attention_are_refused(foreign):
     data = ragged()
     with pytest.raises(ValueError, match=foreign):
         packed_attention(LAYER, *inputs(data), None, packed=packed_rows(data), **{foreign: torch.zeros(2)})
     with pytest.raises(ValueError, match="no mask"):
         packed_attention(LAYER, *inputs(data), torch.zeros(1), packed=packed_rows(data))
+    packed_attention(LAYER, *inputs(data), None, packed=packed_rows(data), **{foreign: None}, use_cache=False)
 
 
 def test_16_bits_are_computed_in_float32():
