@@ -119,6 +119,14 @@ def test_steps_under_lightning(notes, texts, fields):
     assert notes.cases["texts, under Lightning"]["over_steps_by_hand"] > 0
 
 
+def test_a_compiled_network_has_the_same_numbers(notes):
+    import gpu_compile
+
+    gpu_compile.agreement(notes, backend="eager")
+    assert failures(notes) == {}
+    assert len(checks(notes)) == 4 and all(value["agrees"] for value in checks(notes).values())
+
+
 @pytest.mark.slow
 def test_experts_say_the_same_by_every_way(notes):
     import gpu_experts

@@ -317,6 +317,10 @@ def _forward(piece: Piece, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tup
     )
 
 
+# A compiler would take the pieces for constants, and compile anew for each batch.
+_attend = torch.compiler.disable(_PieceAttention.apply)
+
+
 def piece_attention(
     query: Tensor,
     key: Tensor,
@@ -341,7 +345,7 @@ def piece_attention(
     Returns:
         (1, heads, Q, D), in the dtype of ``query``; heads of a token stand together in memory.
     """
-    attended: Tensor = _PieceAttention.apply(query, key, value, sinks, plan, window, scale)  # type: ignore[no-untyped-call]
+    attended: Tensor = _attend(query, key, value, sinks, plan, window, scale)
     return attended
 
 

@@ -323,6 +323,8 @@ def _flex(
     from transformers.integrations.flex_attention import flex_attention_forward
 
     number = query.shape[2]
+    # Under autocast, rotary embeddings leave queries and keys in float32 beside values of 16 bits.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     query, key, value = (
         nn.functional.pad(x, (0, 0, 0, -x.shape[2] % BLOCK)) if x.shape[2] % BLOCK else x
         for x in (query, key, value)
