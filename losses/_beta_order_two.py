@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from ._common import Context
 from ._incomplete_beta import log_beta
 
-_NODES = 96
+_NODES = 112
 _FALL = 18.0  # of the log density, from its mode to the outermost nodes
 _ENDS = 16.0  # log-odds beyond which x does not change any more: 1e-7 of what it is inside
 _REACH_STEPS = 10
@@ -153,8 +153,11 @@ def _quantiles(table: _Table, levels: Tensor, counts: Tensor) -> _Places:
     width = high.sub_(low)
     share = (levels - low).div_(width.clamp_min(1e-12)).clamp_(0, 1)
     rest = 1 - share
-    bend = slope_low.mul_(rest).sub_(slope_high.mul_(share)).mul_(rest).mul_(share).mul_(width.div_(table.step))
-    within = rest.mul_(2).add_(1).mul_(share).mul_(share).add_(bend)  # of the step: 0 and 1 at its nodes, exactly
+    bend = (
+        slope_low.mul_(rest).sub_(slope_high.mul_(share)).mul_(rest).mul_(share).mul_(width.div_(table.step))
+    )
+    # Of the step: 0 and 1 at its nodes, exactly.
+    within = rest.mul_(2).add_(1).mul_(share).mul_(share).add_(bend)
     odds = within.add_(index).mul_(table.step).add_(table.low)
     return _places(table.alpha, table.beta, table.log_norm, odds)
 
@@ -172,7 +175,9 @@ def _distance(*shapes: Tensor) -> tuple[Tensor, ...]:
     number = table.levels.shape[-1]
     inside = (counts >= 1) & ((counts < number) | (levels == table.levels[..., -1:]))
     rate = torch.where(inside, mass / at.density, 0.0)  # of the log-odds by the level
-    bend = torch.addcmul(1 - table.alpha, table.alpha + table.beta - 2, at.x)  # 1 - 2 x less the log density's slope
+    bend = torch.addcmul(
+        1 - table.alpha, table.alpha + table.beta - 2, at.x
+    )  # 1 - 2 x less the log density's slope
     first = (at.x * at.not_x).mul_(rate)
     second = bend.mul_(rate).add_(skew).mul_(first)
     gap, gap_slope = at.x[0] - at.x[1], first[0] - first[1]
@@ -188,7 +193,9 @@ def _distance(*shapes: Tensor) -> tuple[Tensor, ...]:
     potential = F.pad(_cells(moving, moving_slope, width).mul_(2).cumsum(-1), (1, 0))
     weight, slope_weight = _cell_weights(width)
     weighed = mass * potential
-    of_score = weight.addcmul_(slope_weight, skew).mul_(weighed).addcmul_(slope_weight, moving.mul_(mass), value=2)
+    of_score = (
+        weight.addcmul_(slope_weight, skew).mul_(weighed).addcmul_(slope_weight, moving.mul_(mass), value=2)
+    )
     of_slope = weighed.mul_(slope_weight).mul_(rate)
     slopes = _score_means(table, at, of_score, of_slope, potential[..., -1])
     scale = torch.where(positive, 0.5 / distance, 0.0)
