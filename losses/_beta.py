@@ -35,7 +35,7 @@ def beta_wasserstein(
     beta_q agree; without a crossing the distance is the gap of the means, with one at x* it is :math:`|2
     H(x^*) - H(1)|`, where H integrates F - G and has a closed form. Order 2 is the root of a
     quadrature over quantiles that are interpolated in tables of both distributions (error below 1e-5, at most shapes about
-    1e-7), and takes some ten times as long.
+    1e-7), and takes some five times as long.
 
     .. math::
         W_1 = \int_0^1 |F(x) - G(x)| \, dx, \qquad

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from ._common import Context
 from ._incomplete_beta import log_beta
 
-_NODES = 96
+_NODES = 112
 _FALL = 18.0  # of the log density, from its mode to the outermost nodes
 _ENDS = 16.0  # log-odds beyond which x does not change any more: 1e-7 of what it is inside
 _REACH_STEPS = 10
@@ -156,9 +156,8 @@ def _quantiles(table: _Table, levels: Tensor, counts: Tensor) -> _Places:
     bend = (
         slope_low.mul_(rest).sub_(slope_high.mul_(share)).mul_(rest).mul_(share).mul_(width.div_(table.step))
     )
-    within = (
-        rest.mul_(2).add_(1).mul_(share).mul_(share).add_(bend)
-    )  # of the step: 0 and 1 at its nodes, exactly
+    # Of the step: 0 and 1 at its nodes, exactly.
+    within = rest.mul_(2).add_(1).mul_(share).mul_(share).add_(bend)
     odds = within.add_(index).mul_(table.step).add_(table.low)
     return _places(table.alpha, table.beta, table.log_norm, odds)
 
