@@ -257,6 +257,7 @@ def _forward(piece: Piece, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tup
     )
 
 
+@torch.compiler.disable  # calls differ from batch to batch: a graph of them would be made anew for each
 def piece_attention(
     query: Tensor,
     key: Tensor,
