@@ -126,15 +126,19 @@ def fit(model: L.LightningModule, steps: int | None = None, **data: Any) -> Watc
     watch = Watch()
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     trainer = L.Trainer(
-        max_epochs=1, accelerator="cpu", logger=False, limit_val_batches=0, limit_train_batches=steps, callbacks=[watch], **quiet
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        limit_val_batches=0,
+        limit_train_batches=steps,
+        callbacks=[watch],
+        **quiet,
     )
     trainer.fit(model, **data)
     return watch
 
 
-def ours(
-    work: Work, data: L.LightningDataModule, steps: int | None = None
-) -> tuple[Run, list[Tensor]]:
+def ours(work: Work, data: L.LightningDataModule, steps: int | None = None) -> tuple[Run, list[Tensor]]:
     """An epoch as users run it, and the weights that it began with."""
     model = module(work.method)
     watch = fit(model, steps, datamodule=data)

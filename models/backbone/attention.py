@@ -317,10 +317,7 @@ def _forward(piece: Piece, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tup
     )
 
 
-# A compiler would take the pieces for constants, and compile anew for each batch.
-_attend = torch.compiler.disable(_PieceAttention.apply)
-
-
+@torch.compiler.disable  # calls differ from batch to batch: a graph of them would be made anew for each
 def piece_attention(
     query: Tensor,
     key: Tensor,
@@ -345,7 +342,7 @@ def piece_attention(
     Returns:
         (1, heads, Q, D), in the dtype of ``query``; heads of a token stand together in memory.
     """
-    attended: Tensor = _attend(query, key, value, sinks, plan, window, scale)
+    attended: Tensor = _PieceAttention.apply(query, key, value, sinks, plan, window, scale)  # type: ignore[no-untyped-call]
     return attended
 
 

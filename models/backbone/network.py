@@ -208,7 +208,7 @@ class Backbone(nn.Module):
             return self._states(rows)[0]
         with torch.no_grad() if self.frozen else nullcontext():
             packed = self._packed(rows)
-            packed.ends_only = self.last_layer is not None
+            packed.ends_only = self.last_layer is not None and len(packed.ends) > 0
             hidden = run_packed(self.model, rows, packed)
             # A last layer that is compiled gives all tokens.
             return hidden if packed.ends_only and len(hidden) == len(packed.ends) else hidden[packed.ends]

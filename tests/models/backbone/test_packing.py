@@ -303,6 +303,31 @@ def test_the_last_layer_runs_for_the_ends_alone_and_only_where_they_are_all_that
     assert seen == [responses, tokens, tokens]
 
 
+def test_a_batch_without_responses_gives_none(llama):
+    data = ragged()
+    data["response_row"], data["response_end"] = data["response_row"][:0], data["response_end"][:0]
+    assert Backbone(llama())(data).shape == (0, 32)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("what", ["backbone", "model", "layers"])
+def test_what_is_compiled_gives_the_same(llama, what):
+    data = ragged()
+    backbone = Backbone(llama())
+    weights, found = torch.randn(len(data["response_row"]), 32), []
+    for compiled in (False, True):
+        parts = {"backbone": [backbone], "model": [backbone.model], "layers": backbone.model.layers}[what]
+        for part in parts if compiled else ():
+            part.compile(backend="aot_eager")
+        pooled = backbone(data)
+        (pooled * weights).sum().backward()
+        found.append([pooled.detach(), *(p.grad for p in backbone.parameters())])
+        backbone.zero_grad(set_to_none=True)
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+
+
 def test_a_last_layer_that_does_not_stand_alone_runs_whole(batch):
     gpt2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 64}
     backbone = Backbone(BackboneConfig(config=gpt2)).eval()
