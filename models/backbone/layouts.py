@@ -184,7 +184,9 @@ def _settle_last_layer(
 
 def _trial(batch: PreferenceBatch, config: BackboneConfig) -> PackedRows:
     device = batch["input_ids"].device
-    return packed_rows(batch, flex=flexible(config, device), plain=config.attention == "eager")
+    packed = packed_rows(batch, flex=flexible(config, device), plain=config.attention == "eager")
+    packed.together = False  # small as it is, it is to show that pieces are exact
+    return packed
 
 
 def flexible(config: BackboneConfig, device: torch.device) -> bool:

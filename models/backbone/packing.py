@@ -74,6 +74,8 @@ class PackedRows:
     """Whether FlexAttention is to be used where it can be."""
     plain: bool = False
     """Whether attention is to be made of plain operations in any case."""
+    together: bool = True
+    """Whether many small pieces run together, on copies."""
     ends_only: bool = False
     """Whether the last layer is to give states of the responses' ends alone."""
     keeps: list[Tensor] | None = None
@@ -286,7 +288,7 @@ def packed_attention(
             module, query, key, value, packed.block_mask(sliding_window), scale, softcap, s_aux
         ), None
     other = plain or softcap is not None or query.device.type != "cpu" or query.shape[3] != value.shape[3]
-    if other or _small(plan, query, sliding_window):
+    if other or (packed.together and _small(plan, query, sliding_window)):
         attended = grouped_attention(
             query,
             key,
