@@ -200,6 +200,19 @@ def test_costs_of_imitation_and_of_domains():
     assert all(costs[name]["difference"] == 0 for name in costs)
 
 
+def test_epochs_on_stored_features():
+    found = recorded("stored_features")
+    page = " ".join((ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8").split())
+    for title, name in (
+        ("ours over by hand", "over_by_hand"),
+        ("the bare LightningModule over by hand", "lightning_over_by_hand"),
+    ):
+        assert f"{title} {', '.join(f'{row[name]:.2f}' for row in found['works'])}" in page
+    times = {size: row["times_as_fast"] for size, row in found["peer"]["by_batch_size"].items()}
+    said = f"it takes {times['256']:.2f} times our time with 256 pairs a batch and {times['16']:.2f} times with 16"
+    assert said in page and found["equal"]
+
+
 def _estimates(found):
     """Every estimate of a recorded result, however deep."""
     if isinstance(found, dict):
