@@ -44,7 +44,9 @@ def response_rows(
     before = lengths.cumsum(0) - lengths
     first = torch.searchsorted(item, torch.arange(len(prompt), device=item.device))
     start = prompt[item] + before - before[first[item]]
-    numbers: list[int] = torch.cat([prompt, lengths, item]).tolist()  # all that the host has to know, waited for once
+    numbers: list[int] = torch.cat(
+        [prompt, lengths, item]
+    ).tolist()  # all that the host has to know, waited for once
     segment_lengths = [[size] for size in numbers[: len(prompt)]]
     for size, at in zip(
         numbers[len(prompt) : len(prompt) + len(item)], numbers[len(prompt) + len(item) :], strict=True

@@ -16,6 +16,9 @@ __all__ = ["AttentionPlan", "Branch", "Piece", "branch_attention", "piece_attent
 Span = tuple[int, int]
 """First place and the place after the last."""
 
+TOGETHER = 64
+"""Keys up to which short branches share one call, under a mask: a call costs more than the scores that are masked."""
+
 
 class Branch(NamedTuple):
     """Queries, and what they see: the last of them all of it, each before it one key less."""
@@ -37,6 +40,8 @@ class Piece(NamedTuple):
     """Whether query r sees keys 0..r alone; there are as many keys as queries then."""
     band: int | None
     """Query r sees keys above r + band alone; None for all of them."""
+    together: tuple[Branch, ...] = ()
+    """Several branches, each of which sees its own tokens alone; empty for one."""
 
 
 class AttentionPlan:
@@ -58,6 +63,7 @@ class AttentionPlan:
         self.branches, self.covers = list(branches), covers
         self.longest = max((_length(b.prefix) + _length(b.own) for b in branches), default=0)
         self._pieces: dict[int | None, tuple[list[Piece], list[Piece]]] = {}
+        self._masks: dict[Piece, Tensor] = {}
 
     def pieces(self, window: int | None) -> tuple[list[Piece], list[Piece]]:
         """The calls that attention consists of.
@@ -75,7 +81,7 @@ class AttentionPlan:
         return self._pieces[window]
 
     def _whole(self) -> tuple[list[Piece], list[Piece]]:
-        first = [Piece(b.queries, b.own, _length(b.queries) > 1, None) for b in self.branches]
+        first = [_own_piece(group) for group in _groups(self.branches)]
         more: list[Piece] = []
         for branch in self.branches:
             if not _length(branch.prefix):
@@ -106,6 +112,54 @@ class AttentionPlan:
                 more += _behind(run, prefix, position, 0, window)
         return first, more
 
+    def bias(self, piece: Piece, like: Tensor) -> Tensor | None:
+        """What is added to a piece's scores: 0 where a key is seen, else minus infinity; None where the kernel knows.
+
+        Args:
+            piece: Of this plan.
+            like: Of its dtype and device.
+        """
+        size = (_length(piece.queries), _length(piece.keys))
+        if piece.band is not None:
+            return torch.full(size, -torch.inf, dtype=like.dtype, device=like.device).tril(piece.band)
+        if not piece.together:
+            return None
+        if piece not in self._masks:  # small, and the same in every layer
+            bounds = [
+                (b.own[0], b.own[1] - i) for b in piece.together for i in reversed(range(_length(b.queries)))
+            ]
+            first, last = torch.tensor(bounds, device=like.device).T[:, :, None]
+            places = torch.arange(*piece.keys, device=like.device)
+            hidden = (places < first) | (places >= last)
+            self._masks[piece] = torch.zeros(size, dtype=like.dtype, device=like.device).masked_fill_(
+                hidden, -torch.inf
+            )
+        return self._masks[piece]
+
+
+def _groups(branches: Sequence[Branch]) -> Iterator[list[Branch]]:
+    """Branches that follow each other, as long as their own tokens are few."""
+    group: list[Branch] = []
+    for branch in branches:
+        if group and _length(_reach([*group, branch])) > TOGETHER:
+            yield group
+            group = []
+        group.append(branch)
+    if group:
+        yield group
+
+
+def _reach(branches: Sequence[Branch]) -> Span:
+    return min(b.own[0] for b in branches), max(b.own[1] for b in branches)
+
+
+def _own_piece(group: Sequence[Branch]) -> Piece:
+    """The call in which branches see their own tokens."""
+    queries, keys = (group[0].queries[0], group[-1].queries[1]), _reach(group)
+    if len(group) == 1:
+        return Piece(queries, keys, _length(queries) > 1, None)
+    return Piece(queries, keys, False, None, tuple(group))
+
 
 def _length(span: Span) -> int:
     return span[1] - span[0]
@@ -133,13 +187,6 @@ def _behind(run: Span, keys: Span, position: int, first_key: int, window: int) -
         yield Piece((run[0], run[0] + count), keys, False, band if masked else None)
 
 
-def _bias(piece: Piece, like: Tensor) -> Tensor | None:
-    if piece.band is None:
-        return None
-    size = (_length(piece.queries), _length(piece.keys))
-    return torch.full(size, -torch.inf, dtype=like.dtype, device=like.device).tril(piece.band)
-
-
 def _precise(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Tensors of 16 bits in float32: on a CPU the kernel is quicker so, and more exact; the last dimension is dense."""
     wide = (t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in tensors)
@@ -150,8 +197,8 @@ class _Saved:
     """What autograd hands from one pass to the other."""
 
     saved_tensors: tuple[Tensor, ...]
-    plan: tuple[list[Piece], list[Piece]]
-    covers: bool
+    plan: AttentionPlan
+    window: int | None
     scale: float
 
     def save_for_backward(self, *tensors: Tensor) -> None:
@@ -179,10 +226,10 @@ class _PieceAttention(torch.autograd.Function):
         total = q.new_empty((1, number, heads)).transpose(1, 2)  # logarithms of sums of exponentials
         for piece in first:
             own = slice(*piece.queries)
-            out[:, :, own], total[:, :, own] = _forward(piece, q, k, v, scale)
+            out[:, :, own], total[:, :, own] = _forward(piece, plan, q, k, v, scale)
         for piece in more:
             own = slice(*piece.queries)
-            other, log = _forward(piece, q, k, v, scale)
+            other, log = _forward(piece, plan, q, k, v, scale)
             before, merged = total[:, :, own], torch.logaddexp(total[:, :, own], log)
             out[:, :, own].mul_((before - merged).exp_().unsqueeze(-1))
             out[:, :, own].addcmul_(other, (log - merged).exp_().unsqueeze(-1))
@@ -194,18 +241,17 @@ class _PieceAttention(torch.autograd.Function):
         result = out.to(query.dtype)
         kept = (query, key, value, result, total)
         ctx.save_for_backward(*(kept if sinks is None else (*kept, sinks)))
-        ctx.plan, ctx.covers, ctx.scale = (first, more), plan.covers, scale
+        ctx.plan, ctx.window, ctx.scale = plan, window, scale
         return result
 
     @staticmethod
     def backward(ctx: _Saved, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, result, total, *sinks = ctx.saved_tensors
         q, k, v, out, grad = _precise(query, key, value, result, gradient)
-        first, more = ctx.plan
+        plan = ctx.plan
+        first, more = plan.pieces(ctx.window)
         into_q = torch.empty_like(q)
-        into_k, into_v = (torch.empty_like if ctx.covers else torch.zeros_like)(k), torch.empty_like(v)
-        if not ctx.covers:
-            into_v.zero_()
+        into_k, into_v = ((torch.empty_like if plan.covers else torch.zeros_like)(x) for x in (k, v))
         for place, piece in enumerate([*first, *more]):
             queries, keys = slice(*piece.queries), slice(*piece.keys)
             parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -217,13 +263,13 @@ class _PieceAttention(torch.autograd.Function):
                 total[:, :, queries],
                 0.0,
                 piece.causal,
-                attn_mask=_bias(piece, q),
+                attn_mask=plan.bias(piece, q),
                 scale=ctx.scale,
             )
             is_first = place < len(first)
             goals = (into_q[:, :, queries], into_k[:, :, keys], into_v[:, :, keys])
             for goal, part, alone in zip(
-                goals, parts, (is_first, is_first and ctx.covers, is_first and ctx.covers), strict=True
+                goals, parts, (is_first, is_first and plan.covers, is_first and plan.covers), strict=True
             ):
                 goal.copy_(part) if alone else goal.add_(part)
         into_sinks = None
@@ -241,7 +287,9 @@ class _PieceAttention(torch.autograd.Function):
         )
 
 
-def _forward(piece: Piece, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _forward(
+    piece: Piece, plan: AttentionPlan, q: Tensor, k: Tensor, v: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
     keys = slice(*piece.keys)
     return cast(
         tuple[Tensor, Tensor],
@@ -251,7 +299,7 @@ def _forward(piece: Piece, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tup
             v[:, :, keys],
             0.0,
             piece.causal,
-            attn_mask=_bias(piece, q),
+            attn_mask=plan.bias(piece, q),
             scale=scale,
         ),
     )

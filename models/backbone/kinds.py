@@ -84,7 +84,9 @@ def why_not_shared(config: "PretrainedConfig", causal: bool) -> str:
         return f"it has {', '.join(sorted(kinds - KINDS))} layers"
     if getattr(config, "attention_chunk_size", None) is not None:
         return "its attention runs in chunks"
-    if getattr(config, "attn_temperature_tuning", False):  # acts from thousands of tokens on, so no trial shows it
+    if getattr(
+        config, "attn_temperature_tuning", False
+    ):  # acts from thousands of tokens on, so no trial shows it
         return "its attention depends on a token's place in the row"
     return ""
 

@@ -15,11 +15,14 @@ from pluralign.models.backbone.packing import packed_attention, packed_rows
 LAYER = torch.nn.Identity()
 
 
-def ragged():
+ROWS = (("a", [5, 50, 3, 40, 4]), ("b", [9, 2, 61, 7]), ("c", [4, 6]), ("d", [0, 3, 2]))
+
+
+def ragged(lengths_of_rows=ROWS):
     """Prompts whose responses have very different lengths; one has a single response, one no prompt."""
     rng = np.random.default_rng(1)
     rows = []
-    for name, lengths in (("a", [5, 50, 3, 40, 4]), ("b", [9, 2, 61, 7]), ("c", [4, 6]), ("d", [0, 3, 2])):
+    for name, lengths in lengths_of_rows:
         sizes, count = np.asarray(lengths, dtype=np.int32), len(lengths) - 1
         none = np.zeros(0, dtype=np.int32)
         tokens = rng.integers(0, 64, sizes.sum()).astype(np.int32)
@@ -148,9 +151,20 @@ def test_a_window_that_reaches_every_token_costs_nothing():
     plan = packed_rows(ragged()).plan
     assert plan.pieces(plan.longest) is plan.pieces(None)
     first, more = plan.pieces(None)
-    assert (len(first), len(more)) == (1 + 4 + 1 + 3 + 1 + 2, 2), (
-        "a prefix attends once, whatever goes on from it"
+    assert [piece.queries for piece in first] == [(0, 58), (58, 113), (113, 174), (174, 196)], (
+        "short branches share a call"
     )
+    assert [piece.keys for piece in more] == [(0, 5), (102, 111)], (
+        "a prefix is seen in one call, whatever goes on from it"
+    )
+
+
+def test_many_short_responses_take_few_calls():
+    data = ragged([("a", [20] + 300 * [2]), *((str(i), [6, 3]) for i in range(100))])
+    packed = packed_rows(data)
+    for plan, tokens in ((packed.plan, 620 + 900), (packed.ends_plan, 620 + 900)):
+        first, more = plan.pieces(None)
+        assert len(first) <= tokens / 60 + 1 and len(more) == 1
 
 
 def test_no_token_is_padding_and_places_are_right():
@@ -188,14 +202,30 @@ def test_lengths_that_do_not_fit_are_refused(how):
 
 
 def test_a_number_that_no_token_has_is_an_empty_response():
-    data = ragged()
-    data["segment_ids"][0] = torch.where(data["segment_ids"][0] == 2, 3, data["segment_ids"][0])
-    del data["segment_lengths"]
-    packed = packed_rows(data)
-    assert packed.lengths[0] == [5, 50, 0, 43, 4]
-    states = inputs(data)
-    found, _ = packed_attention(LAYER, *states, None, packed=packed)
-    torch.testing.assert_close(found, attention_by_hand(*states, seen_by_loops(data, 10**6)))
+    found = []
+    for numbers in ([-1, 0, 1, 3, 3, 4], [-1, 0, 1, 2, 2, 3]):
+        data = ragged()
+        data["segment_ids"][0] = torch.tensor(numbers)[data["segment_ids"][0] + 1]
+        del data["segment_lengths"]
+        packed = packed_rows(data)
+        found.append((packed.lengths[0], packed_attention(LAYER, *inputs(data), None, packed=packed)[0]))
+    assert [lengths for lengths, _ in found] == [[5, 50, 0, 43, 4], [5, 50, 43, 4]]
+    torch.testing.assert_close(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize(
+    ("chunks", "reason"), [(8192, "runs in chunks"), (None, "a token's place in the row")]
+)
+def test_attention_that_is_another_one_on_long_rows_alone_is_known_by_name(chunks, reason):
+    from transformers import AutoConfig
+
+    from pluralign.models.backbone.kinds import why_not_shared
+
+    kinds = ["full_attention"] * 2
+    config = AutoConfig.for_model(
+        "llama4_text", num_hidden_layers=2, layer_types=kinds, attention_chunk_size=chunks
+    )
+    assert reason in why_not_shared(config, causal=True)
 
 
 @pytest.mark.parametrize("foreign", ["position_bias", "head_mask", "indices", "never_heard_of"])
@@ -287,7 +317,9 @@ def test_a_batch_without_responses_gives_none(llama):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute", "ignore::DeprecationWarning"
+)  # of the compiler itself
 @pytest.mark.parametrize("what", ["backbone", "model", "layers"])
 def test_what_is_compiled_gives_the_same(llama, what):
     data = ragged()
