@@ -113,17 +113,6 @@ def test_windows_caps_sinks_and_other_layers_run_packed_if_they_are_exact(model_
     [
         ("mamba", {}, "it has .* layers"),
         ("llama4_text", {"num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 2}, "chunk"),
-        (
-            "llama4_text",
-            {
-                "num_key_value_heads": 2,
-                "head_dim": 8,
-                "num_local_experts": 2,
-                "attention_chunk_size": None,
-                "layer_types": ["full_attention"] * 2,
-            },
-            "a token's place in the row",
-        ),
         ("bloom", {"n_head": 4, "n_layer": 2}, "attention of bloom is its own"),
         ("falcon", {}, "attention of falcon is its own"),
     ],

@@ -194,14 +194,30 @@ def test_lengths_that_do_not_fit_are_refused(how):
 
 
 def test_a_number_that_no_token_has_is_an_empty_response():
-    data = ragged()
-    data["segment_ids"][0] = torch.where(data["segment_ids"][0] == 2, 3, data["segment_ids"][0])
-    del data["segment_lengths"]
-    packed = packed_rows(data)
-    assert packed.lengths[0] == [5, 50, 0, 43, 4]
-    states = inputs(data)
-    found, _ = packed_attention(LAYER, *states, None, packed=packed)
-    torch.testing.assert_close(found, attention_by_hand(*states, seen_by_loops(data, 10**6)))
+    found = []
+    for numbers in ([-1, 0, 1, 3, 3, 4], [-1, 0, 1, 2, 2, 3]):
+        data = ragged()
+        data["segment_ids"][0] = torch.tensor(numbers)[data["segment_ids"][0] + 1]
+        del data["segment_lengths"]
+        packed = packed_rows(data)
+        found.append((packed.lengths[0], packed_attention(LAYER, *inputs(data), None, packed=packed)[0]))
+    assert [lengths for lengths, _ in found] == [[5, 50, 0, 43, 4], [5, 50, 43, 4]]
+    torch.testing.assert_close(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize(
+    ("chunks", "reason"), [(8192, "runs in chunks"), (None, "a token's place in the row")]
+)
+def test_attention_that_is_another_one_on_long_rows_alone_is_known_by_name(chunks, reason):
+    from transformers import AutoConfig
+
+    from pluralign.models.backbone.kinds import why_not_shared
+
+    kinds = ["full_attention"] * 2
+    config = AutoConfig.for_model(
+        "llama4_text", num_hidden_layers=2, layer_types=kinds, attention_chunk_size=chunks
+    )
+    assert reason in why_not_shared(config, causal=True)
 
 
 @pytest.mark.parametrize("foreign", ["position_bias", "head_mask", "indices", "never_heard_of"])
@@ -310,7 +326,9 @@ def test_a_batch_without_responses_gives_none(llama):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute", "ignore::DeprecationWarning"
+)  # of the compiler itself
 @pytest.mark.parametrize("what", ["backbone", "model", "layers"])
 def test_what_is_compiled_gives_the_same(llama, what):
     data = ragged()
