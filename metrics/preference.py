@@ -67,6 +67,11 @@ def within_prompts(values: Tensor, prompt: Tensor, num_prompts: int) -> Tensor:
     return values - (sums / sizes.view(-1, *[1] * (values.ndim - 1)))[prompt]
 
 
+def _kept(tensor: Tensor) -> Tensor:
+    """A copy without a graph: what a network says may stand in memory that its next pass overwrites."""
+    return tensor.detach().clone()
+
+
 class PreferenceMetrics(Metric):
     r"""Agreement with people's comparisons, and how far the predicted shares can be trusted.
 
@@ -117,14 +122,13 @@ class PreferenceMetrics(Metric):
         """
         values: dict[str, Tensor] = {}
         if "reward" in output and output["reward"].ndim == 1:
-            values["reward"] = output["reward"].double()
+            values["reward"] = _kept(output["reward"]).double()
         if "chosen" in output:
-            # A copy: what a network says may stand in memory that its next pass overwrites.
             values["pairs"] = torch.stack([output["chosen"], output["rejected"]])
             if "preference" in batch:
-                values["share"] = batch["preference"]
+                values["share"] = _kept(batch["preference"])
             if "preference" in output:
-                values["predicted"] = output["preference"].double()
+                values["predicted"] = _kept(output["preference"]).double()
             if "response_length" in batch:
                 values["lengths"] = batch["response_length"][batch["comparisons"]].T
         if self._waiting and self._waiting[0].keys() != values.keys():

@@ -119,6 +119,9 @@ def test_steps_under_lightning(notes, texts, fields):
     assert notes.cases["texts, under Lightning"]["over_steps_by_hand"] > 0
 
 
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute", "ignore::DeprecationWarning"
+)  # of the compiler itself
 def test_a_compiled_network_has_the_same_numbers(notes):
     import gpu_compile
 

@@ -277,9 +277,8 @@ def packed_attention(
     if packed.keeps is not None:
         packed.keeps += [key, value]
         raise KeysKnown
-    plan = packed.plan
     if packed.known is not None:
-        (key, value), plan = packed.known, packed.ends_plan
+        key, value = packed.known
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     # The kernels are differentiable once; whoever wants more switches them off (torch.nn.attention.sdpa_kernel).
     plain = packed.plain or dropout > 0 or not torch.backends.cuda.flash_sdp_enabled()
@@ -287,6 +286,7 @@ def packed_attention(
         return _flex(
             module, query, key, value, packed.block_mask(sliding_window), scale, softcap, s_aux
         ), None
+    plan = packed.plan if packed.known is None else packed.ends_plan
     other = plain or softcap is not None or query.device.type != "cpu" or query.shape[3] != value.shape[3]
     if other or (packed.together and _small(plan, query, sliding_window)):
         attended = grouped_attention(

@@ -381,7 +381,7 @@ def test_a_rate_that_was_found_is_as_if_it_had_been_set(module, data, trainer, m
 def test_the_tuner_finds_a_rate_for_later(module, data, trainer):
     model = module("lora", rate=1e-3)
     ran = trainer(max_epochs=2)
-    finder = Tuner(ran).lr_find(model, datamodule=data(num_train=64), num_training=24, max_lr=0.1)
+    finder = Tuner(ran).lr_find(model, datamodule=data(num_train=64), num_training=24, max_lr=0.01)
     assert model.learning_rate == finder.suggestion()
     ran.fit(model, data(num_train=64))
     assert ran.optimizers[0].param_groups[0]["lr"] == finder.suggestion()

@@ -140,6 +140,7 @@ def test_perplexity_is_over_tokens_of_all_batches(model, batch, whole):
         data = batch((2, 3), layout="separate", seed=seed)
         if empty:
             data["segment_ids"] = data["segment_ids"].where(data["segment_ids"] != 0, 1)
+            del data["segment_lengths"]
         output = module(data)
         (total, tokens), logits = (
             module.measure(output, data)["token_nll"],

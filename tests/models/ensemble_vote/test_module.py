@@ -120,7 +120,7 @@ def test_every_parameter_of_every_adapter_has_the_gradient_of_a_run_of_its_own(
                 mine = together[name.replace(".default.", f".member_{member}.")]
             assert float(gradient.abs().max()) > 0, name
             torch.testing.assert_close(
-                mine, gradient, rtol=1e-4, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}"
+                mine, gradient, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
             )
             found += 1
         assert found == 1 + 2 * 7  # the head, and two factors of each of the last layer's seven maps
