@@ -31,7 +31,7 @@ class Agreement(NamedTuple):
 
 
 FLOAT32 = Agreement(scores=1e-5, gradient=1e-5, parameter=1e-4)
-BFLOAT16 = Agreement(scores=2e-2, gradient=5e-2, parameter=0.5)
+BFLOAT16 = Agreement(scores=2e-2, gradient=0.1, parameter=0.5)
 """Where a parameter's gradient is a small difference of large numbers, eight bits say little of it."""
 
 

@@ -206,7 +206,7 @@ class SinkhornDivergenceLoss(LossModule):
 
     def forward(self, p: Tensor, q: Tensor, *, weight: Tensor | None = None) -> Tensor:
         """Divergence; arguments as in :func:`sinkhorn_divergence`."""
-        cost = kept(self._cost, "index")
+        cost: Cost = kept(self._cost, "index")
         ground = ground_of(cost, self.exponent, p.shape[-1]) if isinstance(cost, str) else self._ground
         loss = divergence(
             p, q, cost, self.exponent, ground, epsilon=self.epsilon, num_iterations=self.num_iterations

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Self, cast
 
 import torch
 from lightning.fabric.utilities.cloud_io import get_filesystem
@@ -282,7 +282,7 @@ def _hyperparameters(file: str | Path | IO[bytes]) -> Mapping[str, Any]:
         file.seek(start)
     elif "://" in str(file):
         with get_filesystem(file).open(str(file), "rb") as stream:
-            content = torch.load(stream, map_location="cpu", weights_only=True)
+            content = torch.load(cast(IO[bytes], stream), map_location="cpu", weights_only=True)
     else:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     found: Mapping[str, Any] = content.get("hyper_parameters", {}) if isinstance(content, dict) else {}

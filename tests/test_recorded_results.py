@@ -455,3 +455,23 @@ def test_numbers_of_choosing_a_method():
         if name.startswith("K=")
     ]
     assert len(gains) > 1 and all(gain["low"] <= 0 for gain in gains)
+
+
+def test_speed_of_training_is_recorded():
+    found = recorded("reward_training")
+    assert found["agree"] and "HH-RLHF" in found["parts"]["pairs"]["data"]
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    pairs, grouped = found["parts"]["pairs"]["times_as_fast_as"], "TRL, grouped by length"
+    fast = {name: part["times_as_fast_as"] for name, part in found["parts"].items()}
+    peaks = found["memory_bytes"]
+    for what, shown in (
+        ("HH-RLHF pairs, against TRL's `RewardTrainer`", f"{pairs['TRL']:.1f}"),
+        ("TRL with gradient checkpointing, its default", f"{pairs['TRL, gradient checkpointing']:.1f}"),
+        ("TRL grouping by length as on much data", f"{fast['grouped'][grouped]:.1f}"),
+        ("30M parameters in place of 7M", f"{fast['30M'][grouped]:.1f}"),
+        ("likewise, long responses", f"{fast['long'][grouped]:.1f}"),
+        ("nine answers a prompt and every pair among them, likewise", f"{fast['nine'][grouped]:.0f}"),
+        ("five responses a query and every pair among them, against TRL", f"{fast['five']['TRL']:.0f}"),
+        ("peak memory of a step, ours over TRL's", f"{peaks['pluralign'] / peaks['TRL']:.2f} of it"),
+    ):
+        assert f"{what} | {shown} |" in page

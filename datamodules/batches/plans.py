@@ -121,7 +121,7 @@ def pack(
             fitting = np.searchsorted(before, before[:-1] + fitting, side="right") - 1
         np.minimum(ends, fitting, out=ends)
     np.maximum(ends, places + 1, out=ends)
-    starts, step, start = [], memoryview(ends), 0
+    starts, step, start = [], memoryview(ends), 0  # pyright: ignore[reportArgumentType]
     while start < number:
         starts.append(start)
         start = step[start]

@@ -121,7 +121,8 @@ def standings(
     if not accuracy or any(math.isnan(value) for value in accuracy.values()):
         return found
     if len(accuracy) == 1:
-        return found | dict.fromkeys(accuracy, "alone")
+        alone: dict[str, Standing] = dict.fromkeys(accuracy, "alone")
+        return found | alone
     highest = max(accuracy.values())
     best = {name for name, value in accuracy.items() if value == highest}
     apart = {

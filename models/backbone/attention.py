@@ -5,11 +5,12 @@ both is computed in *pieces*, of queries and keys that stand together, whose res
 of exponentials. So a prefix attends to itself once, however many responses go on from it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .rows import length_chunks
 
@@ -258,7 +259,10 @@ class _PieceAttention(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: _Saved, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: _Saved, gradient: Tensor
+    ) -> tuple[Tensor | None, ...]:
         query, key, value, result, total, *sinks = ctx.saved_tensors
         q, k, v, out, grad = _precise(query, key, value, result, gradient)
         first, more = ctx.plan
@@ -317,7 +321,10 @@ def _forward(piece: Piece, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tup
     )
 
 
-@torch.compiler.disable  # calls differ from batch to batch: a graph of them would be made anew for each
+# Calls differ from batch to batch: a graph of them would be made anew for each.
+_attend = cast(Callable[..., Tensor], torch.compiler.disable(_PieceAttention.apply))
+
+
 def piece_attention(
     query: Tensor,
     key: Tensor,
@@ -342,8 +349,7 @@ def piece_attention(
     Returns:
         (1, heads, Q, D), in the dtype of ``query``; heads of a token stand together in memory.
     """
-    attended: Tensor = _PieceAttention.apply(query, key, value, sinks, plan, window, scale)  # type: ignore[no-untyped-call]
-    return attended
+    return _attend(query, key, value, sinks, plan, window, scale)
 
 
 def grouped_attention(

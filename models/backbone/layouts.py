@@ -95,7 +95,7 @@ def settle_rows(model: "PreTrainedModel", config: BackboneConfig, causal: bool) 
             return _separate("weights are not there yet, so that it cannot be tried", insists)
         model.set_attn_implementation(PACKED)
         return Rows("shared", _stand_in(model) if FULL_ATTENTION[model.config.model_type] else None)
-    before = model.config._attn_implementation
+    before = model.config._attn_implementation or "eager"
     if not getattr(model, "_can_set_attn_implementation", lambda: True)():
         return _separate(
             f"attention of {model.config.model_type} is its own, and takes no packed rows", insists
