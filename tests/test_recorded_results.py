@@ -475,3 +475,22 @@ def test_speed_of_training_is_recorded():
         ("peak memory of a step, ours over TRL's", f"{peaks['pluralign'] / peaks['TRL']:.2f} of it"),
     ):
         assert f"{what} | {shown} |" in page
+
+
+def test_what_is_said_of_a_step_is_recorded():
+    found = recorded("reward_training")
+    page = " ".join((ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8").split())
+    for target in found["targets"]:
+        if target["applies"]:
+            assert f"{target['what']} {target['reached']:.2f} ({target['target']:g})" in page
+    part, peak = found["parts"]["grouped"], found["gemm_peak"]
+    profile, share = part["profile"], part["profile"]["share"]
+    assert (
+        f"{share['linear layers']:.0%} of our step, at {profile['linear_rate'] / peak:.0%} of the peak"
+        in page
+    )
+    assert f"attention {share['attention']:.0%}, at {profile['attention_rate'] / peak:.0%} of it" in page
+    assert f"elementwise operations {share['elementwise']:.0%}," in page
+    grouped = "TRL, grouped by length"
+    assert f"the ratio would be {part['times_as_fast_as'][grouped] / (1 - share['attention']):.1f}" in page
+    assert f"TRL computes {part['times_as_many_tokens'][grouped]:.1f} times" in page
