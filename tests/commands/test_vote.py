@@ -342,7 +342,7 @@ def test_a_kill_loses_no_finished_shard(ensemble, singles, several):
     kept: dict[Path, int] = {}
     while kills < 8:
         process = forked([*words, "--output", "votes"])
-        time.sleep(draw.uniform(0.3, 1.0) * seconds)
+        time.sleep(draw.uniform(0.1, 0.6) * seconds)
         os.kill(process, signal.SIGKILL)
         if os.WIFEXITED(os.waitpid(process, 0)[1]):
             break
