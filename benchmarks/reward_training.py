@@ -20,16 +20,18 @@ from statistics import median
 
 import torch
 from memory import STATUS
-from reward_training_checks import BFLOAT16, FLOAT32, Agreement, both_agree
+from reward_training_checks import FLOAT32, Agreement, as_close_as, both_agree
 from reward_training_data import Sample, Sources
 from reward_training_parts import (
     CHECKPOINTING,
     FAST_BFLOAT16,
     GEMM_TOKENS,
+    GROUPED_16,
     HALVES,
     INSTRUCTIONS,
     NETWORKS,
     OURS,
+    OURS_16,
     PARTS,
     SHARE,
     TARGETS,
@@ -60,6 +62,11 @@ class Measured:
         self.rounds: dict[str, Rounds] = {}
         self.parts: dict[str, dict[str, object]] = {}
         self.peaks: dict[str, float] = {}
+
+    def halves_agree(self) -> bool:
+        """Whether our runs in bfloat16 are as close to float32 as TRL's; so it is where there are none."""
+        ours, peer = (self.halves.get(kind.title) for kind in (OURS_16, GROUPED_16))
+        return ours is None or (peer is not None and ours.within(as_close_as(peer)))
 
     def peak(self) -> float:
         """Operations a second of the best matrix product so far."""
@@ -164,10 +171,10 @@ def benchmark(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     console.print(target_table(rows))
     return {
         "agree": all(found.within(FLOAT32) for found in measured.agreement.values())
-        and all(found.within(BFLOAT16) for found in measured.halves.values()),
+        and measured.halves_agree(),
         "agreement": {name: found._asdict() for name, found in measured.agreement.items()},
         "bfloat16_agreement": {name: found._asdict() for name, found in measured.halves.items()},
-        "tolerances": {"float32": FLOAT32._asdict(), "bfloat16": BFLOAT16._asdict()},
+        "tolerances": {"float32": FLOAT32._asdict(), "bfloat16": "1.25 times TRL's"},
         "targets": rows,
         "parts": measured.parts,
         "gemm_peak": max(measured.peaks.values()),

@@ -9,7 +9,7 @@ from reward_training_runs import Kind, our_module, peer_model, train
 from torch import Tensor, nn
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-__all__ = ["BFLOAT16", "FLOAT32", "Agreement", "both_agree"]
+__all__ = ["FLOAT32", "Agreement", "as_close_as", "both_agree"]
 
 Scores = dict[tuple[str, int], float]
 """By id of the record and place of the response."""
@@ -31,8 +31,17 @@ class Agreement(NamedTuple):
 
 
 FLOAT32 = Agreement(scores=1e-5, gradient=1e-5, parameter=1e-4)
-BFLOAT16 = Agreement(scores=2e-2, gradient=0.1, parameter=0.5)
-"""Where a parameter's gradient is a small difference of large numbers, eight bits say little of it."""
+MORE = 1.25
+"""How many times as far from its own float32 as TRL in bfloat16 we may be."""
+
+
+def as_close_as(peer: Agreement) -> Agreement:
+    """What is allowed of us in 16 bits, where rounding alone moves a gradient by some hundredths: hardly more than of a peer.
+
+    Args:
+        peer: TRL in bfloat16 beside TRL in float32.
+    """
+    return Agreement(*(MORE * found for found in peer))
 
 
 def both_agree(sample: Sample, network: Network, one: Kind, other: Kind) -> Agreement:

@@ -102,6 +102,8 @@ def settle_rows(model: "PreTrainedModel", config: BackboneConfig, causal: bool) 
         )
     try:
         difference, tolerance = _difference(model, config, before)
+    except torch.OutOfMemoryError:  # says nothing of the network
+        raise
     except FAILURES as error:
         return _separate(f"packed rows do not work here ({error})", insists)
     if not difference <= tolerance:
@@ -170,6 +172,8 @@ def _settle_last_layer(
             wanted = run_packed(model, batch, packed)[packed.ends].float()
             packed.ends_only = True
             found = run_packed(model, batch, packed).float()
+    except torch.OutOfMemoryError:
+        raise
     except FAILURES:
         last.leave()
         return None

@@ -253,6 +253,8 @@ def test_checkpoints_vote_one_after_the_other(singles):
     Path("ensemble/members.json").write_text(json.dumps({"version": 1, "members": listed}))
     main(["vote", *words, "--members", "ensemble"])
     np.testing.assert_allclose(VoteTable.load("ensemble/votes").differences, table.differences, atol=1e-6)
+    main(["vote", *words, "--members", "ensemble", "--output", "alike", "--shard_records", "10"])
+    equal(VoteTable.load("alike"), table)
     main(["vote", *words, "--members", ",".join(files[::-1]), "--output", "turned"])
     np.testing.assert_allclose(VoteTable.load("turned").differences, table.differences[:, ::-1], atol=1e-6)
 

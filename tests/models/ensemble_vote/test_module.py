@@ -4,6 +4,7 @@ import torch
 
 from pluralign.losses import bradley_terry_loss
 from pluralign.models import BackboneConfig, BradleyTerryRM, EnsembleVoteRM, LoRAConfig
+from pluralign.models.backbone import packing
 from pluralign.models.ensemble_vote.members import draws, left_out
 
 LORA = {"members": "lora", "lora": LoRAConfig(rank=2, last_layers=1)}
@@ -85,8 +86,9 @@ def test_in_validation_every_member_judges_all(model, batch):
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
 def test_every_parameter_of_every_adapter_has_the_gradient_of_a_run_of_its_own(
-    model, llama, batch, checkpointing
+    model, llama, batch, checkpointing, monkeypatch
 ):
+    monkeypatch.setattr(packing, "SMALL_PIECE", 0)
     module, data = model(**LORA, gradient_checkpointing=checkpointing), batch((2, 3, 2, 4))
     for name, parameter in module.named_parameters():
         if "lora_B" in name:  # at zero, lora_A would have no gradient
@@ -120,7 +122,7 @@ def test_every_parameter_of_every_adapter_has_the_gradient_of_a_run_of_its_own(
                 mine = together[name.replace(".default.", f".member_{member}.")]
             assert float(gradient.abs().max()) > 0, name
             torch.testing.assert_close(
-                mine, gradient, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+                mine, gradient, rtol=1e-4, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}"
             )
             found += 1
         assert found == 1 + 2 * 7  # the head, and two factors of each of the last layer's seven maps
