@@ -12,6 +12,7 @@ from .frequencies import FrequencyChanges
 from .kinds import is_causal
 from .loading import BackboneConfig, adapt_model, num_positions
 from .network import Backbone
+from .packing import PackedRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,7 +65,7 @@ class WholeClassifier(Backbone):
         self.adapters = self.language_head = None
         self.train()
 
-    def _states(self, rows: PreferenceBatch) -> tuple[Tensor, Tensor]:
+    def _states(self, rows: PreferenceBatch, packed: PackedRows | None = None) -> tuple[Tensor, Tensor]:
         """Numbers of each response, (R, outputs), and the same as if they were of a token."""
         real = rows["segment_ids"] >= 0
         ids = rows["input_ids"] if self.pad_id is None else rows["input_ids"].masked_fill(~real, self.pad_id)

@@ -175,12 +175,18 @@ class Backbone(nn.Module):
         apart = batch["input_ids"].shape[0] == batch["response_row"].shape[0]
         return batch if self.layout == "shared" or apart else separate_rows(batch)
 
-    def encode(self, batch: PreferenceBatch) -> Tensor:
-        """States of every token of an arranged batch, (N, L, H), in the backbone's dtype; zero on padding if rows are packed."""
+    def encode(self, batch: PreferenceBatch, packed: PackedRows | None = None) -> Tensor:
+        """States of every token of an arranged batch, (N, L, H), in the backbone's dtype; zero on padding if rows are packed.
+
+        Args:
+            batch: In the network's rows.
+            packed: Their places, where they are known from another pass over the same rows.
+        """
         with torch.no_grad() if self.frozen else nullcontext():
             if self.layout == "separate":
                 return run_plain(self.model, self._inputs(batch))
-            ids, packed = batch["input_ids"], self._packed(batch)
+            ids, packed = batch["input_ids"], self._packed(batch) if packed is None else packed
+            packed.ends_only = False
             hidden = run_packed(self.model, batch, packed)
             states = hidden.new_zeros((ids.numel(), hidden.shape[1])).index_copy(0, packed.cells, hidden)
             return states.view(*ids.shape, -1)
@@ -202,12 +208,12 @@ class Backbone(nn.Module):
             inputs["position_ids"] = batch["position_ids"]
         return inputs
 
-    def _pooled(self, rows: PreferenceBatch) -> Tensor:
+    def _pooled(self, rows: PreferenceBatch, packed: PackedRows | None = None) -> Tensor:
         """States of the responses of arranged rows, (R, H), and of nothing else where that can be."""
         if self.layout == "separate" or self.pooling != "last":
-            return self._states(rows)[0]
+            return self._states(rows, packed)[0]
         with torch.no_grad() if self.frozen else nullcontext():
-            packed = self._packed(rows)
+            packed = self._packed(rows) if packed is None else packed
             packed.ends_only = self.last_layer is not None and len(packed.ends) > 0
             hidden = run_packed(self.model, rows, packed)
             # A last layer that is compiled gives all tokens.
@@ -296,19 +302,23 @@ class Backbone(nn.Module):
         rows: PreferenceBatch,
         chunks: list[list[int]],
         adapters: Sequence[str | None],
-        run: Callable[[PreferenceBatch], T],
+        run: Callable[[PreferenceBatch, PackedRows | None], T],
     ) -> list[list[T]]:
         """For each adapter, what ``run`` gives for each chunk."""
         if self.adapters is None or not adapters:
             allowed = "none, for add_adapters was not called" if self.adapters is None else "at least one"
             raise ValueError(f"adapters {list(adapters)} were asked for; allowed: {allowed}")
         parts = [rows] if len(chunks) == 1 else [take_rows(rows, chunk) for chunk in chunks]
-        by_chunk = [self.adapters.passes(adapters, partial(run, part)) for part in parts]
+        places = [None if self.layout == "separate" else self._packed(part) for part in parts]
+        by_chunk = [
+            self.adapters.passes(adapters, partial(run, part, packed))
+            for part, packed in zip(parts, places, strict=True)
+        ]
         return [list(states) for states in zip(*by_chunk, strict=True)]
 
-    def _states(self, rows: PreferenceBatch) -> tuple[Tensor, Tensor]:
+    def _states(self, rows: PreferenceBatch, packed: PackedRows | None = None) -> tuple[Tensor, Tensor]:
         """States of the responses and of all tokens of arranged rows, from one pass."""
-        tokens = self.encode(rows)
+        tokens = self.encode(rows, packed)
         return pool(tokens, rows, self.pooling), tokens
 
     def _passes(self, batch: PreferenceBatch) -> tuple[PreferenceBatch, list[list[int]]]:

@@ -9,6 +9,7 @@ import torch
 
 from pluralign.datamodules.batches.collate import PreferenceCollator
 from pluralign.models import Backbone, BackboneConfig, LoRAConfig
+from pluralign.models.backbone import network
 from pluralign.models.backbone.lora import network_layers, renamed
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -348,3 +349,14 @@ def test_names_of_a_trained_network_are_found_in_one_with_adapters():
     assert renamed([narrower], ours) == {narrower: found[theirs[0]]}
     with pytest.raises(ValueError, match=r"two values for backbone\.model\.base_model\.model\.norm\.weight"):
         renamed([theirs[1], "backbone.model.base_model.model.norm.weight"], ours)
+
+
+def test_places_of_rows_are_found_once_for_all_adapters(batch, monkeypatch):
+    backbone, data, made = built(NETWORKS["llama"]), batch((2, 3, 1)), []
+    find = network.packed_rows
+    monkeypatch.setattr(
+        network, "packed_rows", lambda *given, **named: made.append(1) or find(*given, **named)
+    )
+    ends, both = backbone.pooled_with(data, [None, *NAMES]), backbone.read_with(data, [None, *NAMES])
+    assert len(made) == 2
+    torch.testing.assert_close(ends, torch.stack([output.pooled for output in both]), atol=1e-5, rtol=0)

@@ -98,7 +98,9 @@ def test_rows_of_one_side_run_as_they_did_and_padding_has_no_side(monkeypatch):
     passes = []
     run = Backbone.encode
     monkeypatch.setattr(
-        Backbone, "encode", lambda self, rows: passes.append(len(rows["input_ids"])) or run(self, rows)
+        Backbone,
+        "encode",
+        lambda self, rows, packed=None: passes.append(len(rows["input_ids"])) or run(self, rows, packed),
     )
     expected = backbone(short)
     wide = {

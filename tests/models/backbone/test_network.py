@@ -159,7 +159,9 @@ def test_separate_rows_run_in_chunks_of_similar_length(pooling, monkeypatch):
     widths = []
     original = Backbone.encode
     monkeypatch.setattr(
-        Backbone, "encode", lambda self, part: widths.append(part["input_ids"].shape) or original(self, part)
+        Backbone,
+        "encode",
+        lambda self, part, packed=None: widths.append(part["input_ids"].shape) or original(self, part),
     )
     chunked = states(backbone, data)
     assert widths == [(3, 175), (3, 9)]
