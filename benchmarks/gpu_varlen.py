@@ -100,6 +100,15 @@ def packed_texts(rows: Sequence[TokenRow], device: torch.device) -> PackedTexts:
     )
 
 
+class Call(NamedTuple):
+    """Which queries meet which keys, and how."""
+
+    queries: Sequences
+    keys: Sequences
+    causal: bool
+    scale: float
+
+
 # The kernel --------------------------------------------------------------------------------------------
 
 
@@ -114,103 +123,87 @@ class Saved(NamedTuple):
     """What the backward pass is handed unread, for there is no dropout."""
 
 
-def kernel(
-    q: Tensor, k: Tensor, v: Tensor, queries: Sequences, keys: Sequences, causal: bool, scale: float
-) -> Saved:
+def kernel(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Saved:
     """Flash attention of sequences; on the CPU, where it has no kernel, in plain operations."""
     if q.device.type == "cpu":
-        return _plain(q, k, v, queries, keys, causal, scale)
+        return _plain(q, k, v, call)
     out, total, *random, _ = torch.ops.aten._flash_attention_forward(
         q,
         k,
         v,
-        queries.bounds,
-        keys.bounds,
-        queries.longest,
-        keys.longest,
+        call.queries.bounds,
+        call.keys.bounds,
+        call.queries.longest,
+        call.keys.longest,
         0.0,
-        causal,
+        call.causal,
         False,
-        scale=scale,
+        scale=call.scale,
     )
     return Saved(out, total, tuple(random))
 
 
 def kernel_backward(
-    gradient: Tensor,
-    states: tuple[Tensor, Tensor, Tensor],
-    saved: Saved,
-    queries: Sequences,
-    keys: Sequences,
-    causal: bool,
-    scale: float,
+    gradient: Tensor, states: tuple[Tensor, Tensor, Tensor], saved: Saved, call: Call
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of queries, keys and values; output and logarithms may be those of more keys than these."""
     if gradient.device.type == "cpu":
-        return _plain_backward(gradient, states, saved, queries, keys, causal, scale)
+        return _plain_backward(gradient, states, saved, call)
     into_q, into_k, into_v = torch.ops.aten._flash_attention_backward(
         gradient,
         *states,
         saved.out,
         saved.total,
-        queries.bounds,
-        keys.bounds,
-        queries.longest,
-        keys.longest,
+        call.queries.bounds,
+        call.keys.bounds,
+        call.queries.longest,
+        call.keys.longest,
         0.0,
-        causal,
+        call.causal,
         *saved.random,
-        scale=scale,
+        scale=call.scale,
     )
     return into_q, into_k, into_v
 
 
-def _scores(q: Tensor, k: Tensor, causal: bool, scale: float) -> Tensor:
+def _scores(q: Tensor, k: Tensor, call: Call) -> Tensor:
     """Scores of one sequence, (heads, queries, keys)."""
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    scores = torch.einsum("qhd,khd->hqk", q, k) * scale
-    if causal:
+    scores = torch.einsum("qhd,khd->hqk", q, k) * call.scale
+    if call.causal:
         scores = scores.masked_fill(torch.ones_like(scores[0]).triu(1).bool(), -torch.inf)
     return scores
 
 
-def _spans(queries: Sequences, keys: Sequences) -> list[tuple[slice, slice]]:
+def _spans(call: Call) -> list[tuple[slice, slice]]:
     both = []
-    for bounds in (queries.bounds.tolist(), keys.bounds.tolist()):
+    for bounds in (call.queries.bounds.tolist(), call.keys.bounds.tolist()):
         both.append([slice(a, b) for a, b in pairwise(bounds)])
     return list(zip(*both, strict=True))
 
 
-def _plain(
-    q: Tensor, k: Tensor, v: Tensor, queries: Sequences, keys: Sequences, causal: bool, scale: float
-) -> Saved:
+def _plain(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Saved:
     out, total = torch.empty_like(q), q.new_empty((q.shape[1], q.shape[0]))
     repeated = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
-    for own, seen in _spans(queries, keys):
-        scores = _scores(q[own], k[seen], causal, scale)
+    for own, seen in _spans(call):
+        scores = _scores(q[own], k[seen], call)
         total[:, own] = scores.logsumexp(dim=2)
         out[own] = torch.einsum("hqk,khd->qhd", scores.softmax(dim=2), repeated[seen])
     return Saved(out, total, ())
 
 
 def _plain_backward(
-    gradient: Tensor,
-    states: tuple[Tensor, Tensor, Tensor],
-    saved: Saved,
-    queries: Sequences,
-    keys: Sequences,
-    causal: bool,
-    scale: float,
+    gradient: Tensor, states: tuple[Tensor, Tensor, Tensor], saved: Saved, call: Call
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = states
     groups = q.shape[1] // k.shape[1]
     into_q, into_k, into_v = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     inner = torch.einsum("qhd,qhd->hq", gradient, saved.out)
-    for own, seen in _spans(queries, keys):
-        weights = (_scores(q[own], k[seen], causal, scale) - saved.total[:, own, None]).exp()
+    for own, seen in _spans(call):
+        weights = (_scores(q[own], k[seen], call) - saved.total[:, own, None]).exp()
         values = v[seen].repeat_interleave(groups, dim=1)
         slope = torch.einsum("qhd,khd->hqk", gradient[own], values) - inner[:, own, None]
-        slope = weights * slope * scale
+        slope = weights * slope * call.scale
         into_q[own] = torch.einsum("hqk,khd->qhd", slope, k[seen].repeat_interleave(groups, dim=1))
         per_head = torch.einsum("hqk,qhd->khd", slope, q[own])
         into_k[seen] = per_head.unflatten(1, (-1, groups)).sum(2)
@@ -227,20 +220,17 @@ class _Causal(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, of: Sequences, scale: float) -> Tensor:  # noqa: ANN401
-        saved = kernel(q, k, v, of, of, True, scale)
+        call = Call(of, of, True, scale)
+        saved = kernel(q, k, v, call)
         ctx.save_for_backward(q, k, v, saved.out, saved.total, *saved.random)
-        ctx.of, ctx.scale = of, scale
+        ctx.call = call
         return saved.out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         q, k, v, out, total, *random = ctx.saved_tensors
         saved = Saved(out, total, tuple(random))
-        return (
-            *kernel_backward(gradient.contiguous(), (q, k, v), saved, ctx.of, ctx.of, True, ctx.scale),
-            None,
-            None,
-        )
+        return (*kernel_backward(gradient.contiguous(), (q, k, v), saved, ctx.call), None, None)
 
 
 class _Pieces(torch.autograd.Function):
@@ -249,9 +239,10 @@ class _Pieces(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, texts: PackedTexts, scale: float) -> Tensor:  # noqa: ANN401
         own, prefix = texts.own, texts.prefix
-        alone = kernel(q, k, v, texts.parts, texts.parts, True, scale)
-        apart = (q[own], k[prefix], v[prefix])
-        beside = kernel(*apart, texts.of_records, texts.of_prefixes, False, scale)
+        within = Call(texts.parts, texts.parts, True, scale)
+        on_prefix = Call(texts.of_records, texts.of_prefixes, False, scale)
+        alone = kernel(q, k, v, within)
+        beside = kernel(q[own], k[prefix], v[prefix], on_prefix)
         before = alone.total[:, own]
         merged = torch.logaddexp(before, beside.total)
         weight, other = ((each - merged).exp().T.unsqueeze(2) for each in (before, beside.total))
@@ -259,21 +250,19 @@ class _Pieces(torch.autograd.Function):
         out = alone.out.index_copy(0, own, joined.to(q.dtype))
         total = alone.total.index_copy(1, own, merged)
         ctx.save_for_backward(q, k, v, out, total, *alone.random)
-        ctx.texts, ctx.scale = texts, scale
+        ctx.texts, ctx.calls = texts, (within, on_prefix)
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         q, k, v, out, total, *random = ctx.saved_tensors
-        texts, gradient = ctx.texts, gradient.contiguous()
-        own, prefix = texts.own, texts.prefix
+        own, prefix, gradient = ctx.texts.own, ctx.texts.prefix, gradient.contiguous()
+        within, on_prefix = ctx.calls
         whole = Saved(out, total, tuple(random))
-        into = kernel_backward(gradient, (q, k, v), whole, texts.parts, texts.parts, True, ctx.scale)
+        into = kernel_backward(gradient, (q, k, v), whole, within)
         some = Saved(out[own], total[:, own].contiguous(), tuple(random))
         apart = (q[own], k[prefix], v[prefix])
-        more = kernel_backward(
-            gradient[own], apart, some, texts.of_records, texts.of_prefixes, False, ctx.scale
-        )
+        more = kernel_backward(gradient[own], apart, some, on_prefix)
         places = (own, prefix, prefix)
         summed = (a.index_add(0, at, b) for a, at, b in zip(into, places, more, strict=True))
         return (*summed, None, None)

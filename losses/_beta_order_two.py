@@ -15,9 +15,8 @@ from typing import NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ._common import Context
+from ._common import WithSlopes
 from ._incomplete_beta import log_beta
 
 _NODES = 112
@@ -25,6 +24,7 @@ _FALL = 18.0  # of the log density, from its mode to the outermost nodes
 _ENDS = 16.0  # log-odds beyond which x does not change any more: 1e-7 of what it is inside
 _REACH_STEPS = 10
 _ROWS = 256  # at a time: what is computed in between should fit a cache, and new memory costs more than arithmetic
+_ROWS_ELSEWHERE = 4096  # on accelerators, where each call costs the host time: some 400 MiB at once
 
 
 class VmapInfo(Protocol):
@@ -227,31 +227,18 @@ def _score_means(
     return in_alpha + tail_alpha, in_beta + tail_beta
 
 
-class _OrderTwo(torch.autograd.Function):
-    """Value with first derivatives; the partial derivatives are outputs, so that vmap can carry them."""
-
+class _OrderTwo(WithSlopes):
     @staticmethod
     def forward(*shapes: Tensor) -> tuple[Tensor, ...]:
         size = shapes[0].shape
         flat = [shape.reshape(-1) for shape in shapes]
-        if torch.compiler.is_compiling() or flat[0].numel() <= _ROWS:
+        rows = _ROWS if flat[0].device.type == "cpu" else _ROWS_ELSEWHERE
+        if torch.compiler.is_compiling() or flat[0].numel() <= rows:
             found = _distance(*flat)
         else:
-            parts = [_distance(*rows) for rows in zip(*(x.split(_ROWS) for x in flat), strict=True)]
+            parts = [_distance(*part) for part in zip(*(x.split(rows) for x in flat), strict=True)]
             found = tuple(torch.cat(values) for values in zip(*parts, strict=True))
         return tuple(values.reshape(size) for values in found)
-
-    @staticmethod
-    def setup_context(ctx: Context, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(*output[1:])
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Context, *grads: Tensor
-    ) -> tuple[Tensor, ...]:
-        return tuple(grads[0] * slope for slope in ctx.saved_tensors)
 
     @staticmethod
     def vmap(  # pyright: ignore[reportIncompatibleMethodOverride]

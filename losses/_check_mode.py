@@ -1,5 +1,6 @@
 """When the values of arguments are read, and the base of losses as modules, which read those of their first call."""
 
+import threading
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -12,14 +13,25 @@ CheckMode = Literal["auto", "always", "never"]
 
 _CHECK_MODES = ("auto", "always", "never")
 _check_mode: CheckMode = "auto"
-_first_calls = 0  # blocks under way in which a first call is checked
+
+
+class _Blocks(threading.local):
+    """What a thread is in: other threads go on checking as they do."""
+
+    inside: Literal["first call", "later call"] | None = None
+
+
+_blocks = _Blocks()
 
 
 def reads_values(tensor: Tensor) -> bool:
     """Whether the values of a tensor may be read now."""
-    if _check_mode == "never" or torch.compiler.is_compiling():
+    # First of all: a graph must not be made anew where the setting is another one.
+    if torch.compiler.is_compiling() or _check_mode == "never":
         return False
-    return _check_mode == "always" or tensor.device.type == "cpu"
+    if _check_mode == "always":
+        return True
+    return tensor.device.type == "cpu" and _blocks.inside != "later call"
 
 
 class argument_checks:
@@ -80,7 +92,8 @@ class ArgumentChecksOnce:
 
     What a training loop gets wrong (logits for probabilities, a share beyond one) is wrong in its first batch, and
     reading every value of every batch can take longer than the loss. Blocks nest: inside a first call everything is
-    checked, inside a later one nothing is. Where :class:`argument_checks` says ``"always"`` or ``"never"``, that holds.
+    checked, inside a later one nothing is; other threads are not concerned. Where :class:`argument_checks` says
+    ``"always"`` or ``"never"``, that holds.
 
     Example:
         >>> import torch
@@ -110,18 +123,16 @@ class ArgumentChecksOnce:
         Args:
             kind: What calls that are alike have in common, such as the name of a stage.
         """
-        global _first_calls
-        if _check_mode != "auto" or _first_calls:
+        if torch.compiler.is_compiling() or _check_mode != "auto" or _blocks.inside is not None:
             yield
-        elif kind in self._checked:
-            with argument_checks("never"):
-                yield
-        else:
-            _first_calls += 1
-            try:
-                yield
-            finally:
-                _first_calls -= 1
+            return
+        checked = kind in self._checked
+        _blocks.inside = "later call" if checked else "first call"
+        try:
+            yield
+        finally:
+            _blocks.inside = None
+        if not checked:
             self._checked.add(kind)
 
 

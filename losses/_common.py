@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ._check_mode import reads_values
 
@@ -25,6 +26,24 @@ class Context(Protocol):
 
     def mark_non_differentiable(self, *tensors: Tensor) -> None:
         """Say which outputs have no gradient."""
+
+
+class WithSlopes(torch.autograd.Function):
+    """A value with its first derivatives in all arguments; these are outputs, too, so that vmap can carry them."""
+
+    @staticmethod
+    def setup_context(ctx: Context, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        """Keep the derivatives."""
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*output[1:])
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Context, *grads: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Gradients of the arguments."""
+        return tuple(grads[0] * slope for slope in ctx.saved_tensors)
 
 
 def check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -12,9 +12,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ._common import Context, broadcast_double, check_values
+from ._common import WithSlopes, broadcast_double, check_values
 
 _STRETCH = 3.0  # of the map (-1, 1) -> (0, inf): half of the nodes lie within three widths
 
@@ -128,9 +127,7 @@ def off_the_ends(x: Tensor) -> Tensor:
     return x.clamp(torch.finfo(torch.float64).tiny, 1 - torch.finfo(torch.float64).eps / 2)
 
 
-class _RegularizedIncompleteBeta(torch.autograd.Function):
-    """Value with first derivatives; the partial derivatives are outputs, so that vmap can carry them."""
-
+class _RegularizedIncompleteBeta(WithSlopes):
     generate_vmap_rule = True
 
     @staticmethod
@@ -141,21 +138,6 @@ class _RegularizedIncompleteBeta(torch.autograd.Function):
         d_alpha = torch.where(at_end, 0.0, tails.d_alpha)
         d_beta = torch.where(at_end, 0.0, tails.d_beta)
         return value, d_alpha, d_beta, tails.density.clamp_max(_LARGE)
-
-    @staticmethod
-    def setup_context(
-        ctx: Context, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]
-    ) -> None:
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(*output[1:])
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Context, *grads: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        d_alpha, d_beta, density = ctx.saved_tensors
-        return grads[0] * d_alpha, grads[0] * d_beta, grads[0] * density
 
 
 def incomplete_beta_float64(alpha: Tensor, beta: Tensor, x: Tensor) -> Tensor:

@@ -119,6 +119,23 @@ def test_steps_under_lightning(notes, texts, fields):
     assert notes.cases["texts, under Lightning"]["over_steps_by_hand"] > 0
 
 
+def test_what_is_said_beside_trl_is_what_that_benchmark_gives(notes, monkeypatch):
+    import gpu_speed
+
+    recorded = (BENCHMARKS / "results" / "reward_training.json").read_text(encoding="utf-8")
+
+    def run(words, **_):
+        assert words[words.index("--parts") + 1] == "grouped", "all parts take eight minutes"
+        Path(words[words.index("--output") + 1]).write_text(recorded, encoding="utf-8")
+
+    monkeypatch.setattr(gpu_speed, "find_spec", lambda name: name)
+    monkeypatch.setattr(gpu_speed.subprocess, "run", run)
+    gpu_speed.beside_trl(notes)
+    found = notes.cases["TRL"]
+    assert found["HH pairs, 7M, TRL grouped as on much data"] > 1
+    assert all(isinstance(value, float) for value in found.values())
+
+
 @pytest.mark.filterwarnings(
     "ignore:The .grad attribute", "ignore::DeprecationWarning"
 )  # of the compiler itself

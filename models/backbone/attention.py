@@ -51,6 +51,19 @@ class Group(NamedTuple):
     """(B, k) int64: places among the keys."""
     hidden: Tensor
     """(B, 1, n, k) bool: what a query does not see; one that stands for nothing sees the first key."""
+    biases: dict[torch.dtype, Tensor]
+    """The same as numbers to be added to scores: made once for all layers, each of which keeps it for its backward pass."""
+
+    def bias(self, dtype: torch.dtype) -> Tensor:
+        """What is added to scores, 0 or minus infinity, (B, 1, n, k).
+
+        Args:
+            dtype: Of the scores.
+        """
+        if dtype not in self.biases:
+            zeros = torch.zeros_like(self.hidden, dtype=dtype)
+            self.biases[dtype] = zeros.masked_fill_(self.hidden, -torch.inf)
+        return self.biases[dtype]
 
 
 class AttentionPlan:
@@ -102,35 +115,38 @@ class AttentionPlan:
         """
         window = self._acting(window)
         if window not in self._groups:
-            chunks = length_chunks(self._seen)
-            groups = [self._group([self.branches[i] for i in chunk], window) for chunk in chunks if chunk]
-            order = torch.cat([group.queries.flatten()[real] for group, real in groups])
-            offsets = [0, *torch.tensor([group.queries.numel() for group, _ in groups]).cumsum(0).tolist()]
-            at = torch.cat([real + offset for (_, real), offset in zip(groups, offsets, strict=False)])
-            moved = [Group(*(part.to(device, non_blocking=True) for part in group)) for group, _ in groups]
-            self._groups[window] = moved, at[order.argsort()].to(device, non_blocking=True)
+            chunks = [[self.branches[i] for i in chunk] for chunk in length_chunks(self._seen) if chunk]
+            places_of = [_query_places(branches) for branches in chunks]
+            order = torch.cat([queries[real] for queries, real in places_of])
+            at = torch.cat([real.flatten() for _, real in places_of]).nonzero().squeeze(1)
+            self._groups[window] = (
+                [self._group(branches, window, device) for branches in chunks],
+                at[order.argsort()].to(device, non_blocking=True),
+            )
         return self._groups[window]
 
     @staticmethod
-    def _group(branches: Sequence[Branch], window: int | None) -> tuple[Group, Tensor]:
-        """A group, and which of its flattened queries are real."""
-        spans = torch.tensor(branches)  # (B, 3, 2)
+    def _group(branches: Sequence[Branch], window: int | None, device: torch.device) -> Group:
+        """A group, on the device: what a query sees takes far more room than the numbers that it follows from."""
+        queries, real = (part.to(device, non_blocking=True) for part in _query_places(branches))
+        longest = max(_length(b.prefix) + _length(b.own) for b in branches)
+        spans = torch.tensor(branches).to(device, non_blocking=True)  # (B, 3, 2)
         first, (count, prefix, own) = (
             spans[:, :, 0, None].unbind(1),
             (spans[:, :, 1] - spans[:, :, 0])[..., None].unbind(1),
         )
         seen = prefix + own
-        row, column = torch.arange(int(count.max())), torch.arange(int(seen.max()))
+        row = torch.arange(queries.shape[1], device=device)
+        column = torch.arange(longest, device=device)
         keys = torch.where(column < prefix, first[1] + column, first[2] + column - prefix).where(
             column < seen, 0
         )
-        queries = (first[0] + row).where(row < count, 0)
         last = (row + seen - count)[:, :, None]  # what a query sees ends here
         visible = (column <= last) & (column < seen[:, :, None])
         if window is not None:
             visible &= column > last - window
-        visible[(row >= count)] = column == 0
-        return Group(queries, keys, ~visible[:, None]), (row < count).flatten().nonzero().squeeze(1)
+        visible = torch.where(real[:, :, None], visible, column == 0)
+        return Group(queries, keys, ~visible[:, None], {})
 
     def _acting(self, window: int | None) -> int | None:
         return None if window is None or window >= self.longest else window
@@ -166,6 +182,14 @@ class AttentionPlan:
                 more += _behind(run, (own[0], own[0] + offset), position, _length(prefix), window)
                 more += _behind(run, prefix, position, 0, window)
         return first, more
+
+
+def _query_places(branches: Sequence[Branch]) -> tuple[Tensor, Tensor]:
+    """Places of padded branches' queries, and which of them are real, (B, n) each."""
+    first, stop = torch.tensor([branch.queries for branch in branches])[..., None].unbind(1)
+    row = torch.arange(int((stop - first).max()))
+    real = row < stop - first
+    return torch.where(real, first + row, 0), real
 
 
 def _length(span: Span) -> int:
@@ -384,15 +408,21 @@ def grouped_attention(
     """
     groups, place = plan.groups(window, query.device)
     attended = []
-    for queries, keys, hidden in groups:
-        q, k, v = _taken(query, queries), _taken(key, keys), _taken(value, keys)
+    for group in groups:
+        q, k, v = _taken(query, group.queries), _taken(key, group.keys), _taken(value, group.keys)
         if softcap is None and sinks is None:
-            bias = torch.zeros_like(hidden, dtype=q.dtype).masked_fill_(hidden, -torch.inf)
+            # Under autocast, which takes the values' dtype for all, queries may be float32 here.
             found = nn.functional.scaled_dot_product_attention(
-                q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+                q,
+                k,
+                v,
+                attn_mask=group.bias(v.dtype),
+                dropout_p=dropout,
+                scale=scale,
+                enable_gqa=q.shape[1] != k.shape[1],
             )
         else:
-            found = _written_out(q, k, v, hidden, scale, softcap, sinks, dropout)
+            found = _written_out(q, k, v, group.hidden, scale, softcap, sinks, dropout)
         attended.append(found.transpose(1, 2).flatten(0, 1))
     return torch.cat(attended).index_select(0, place).transpose(0, 1)[None]
 

@@ -57,6 +57,11 @@ class LastLayer:
                 self.layer.__dict__["gradient_checkpointing"] = True
 
     def _run_ends(self, packed: PackedRows, hidden: Tensor, *others: object, **named: object) -> object:
+        if hidden.shape[:-1] != (
+            1,
+            len(packed.cells),
+        ):  # on a GPU, places that are not there would end the process
+            raise ValueError(f"the last layer takes states of shape {tuple(hidden.shape)}")
         found: list[Tensor] = []
         try:
             self._run(hidden, *others, packed=packed.after_keys(found), **named)

@@ -111,9 +111,11 @@ class PackedRows:
 
         places_of_keys = torch.arange(len(self.cells), device=self.cells.device)
         keys = torch.stack([self.rows, self.segments, self.positions, places_of_keys])
-        queries = keys if chosen is None else keys[:, chosen]
-        # What fills up the last block is a row of its own, so that no query sees nothing.
-        keys, queries = (nn.functional.pad(x, (0, -x.shape[1] % BLOCK), value=-1) for x in (keys, queries))
+        # What fills up the last block is a row of its own among the keys, and the first token among ends: none sees nothing.
+        keys = nn.functional.pad(keys, (0, -keys.shape[1] % BLOCK), value=-1)
+        queries = keys
+        if chosen is not None:
+            queries = keys[:, nn.functional.pad(chosen, (0, -len(chosen) % BLOCK))]
 
         def allowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             same = queries[0, query] == keys[0, key]
@@ -165,7 +167,7 @@ def packed_rows(batch: PreferenceBatch, *, flex: bool = False, plain: bool = Fal
     width, device = segments.shape[1], segments.device
     lengths = segment_lengths(batch)
     sizes, starts = [sum(each) for each in lengths], _starts(lengths)
-    rows = places([i for i, size in enumerate(sizes) for _ in range(size)], device)
+    rows = torch.repeat_interleave(places(sizes, device), output_size=starts[-1])
     cells = rows * width + torch.arange(starts[-1], device=device) - places(starts, device)[rows]
     _check_lengths(segments, lengths, cells)
     return PackedRows(

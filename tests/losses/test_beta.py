@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 from scipy import special, stats
 from torch import Tensor
 
-from pluralign.losses import beta_wasserstein, beta_wasserstein_to_share, regularized_incomplete_beta
+from pluralign.losses import (
+    _beta_order_two,
+    beta_wasserstein,
+    beta_wasserstein_to_share,
+    regularized_incomplete_beta,
+)
 
 mpmath = pytest.importorskip("mpmath")
 D = torch.float64
@@ -180,6 +185,15 @@ class TestBetaWasserstein:
         torch.testing.assert_close(whole[600:603], few, atol=1e-12, rtol=0)
         square = [value.reshape(2, 550) for value in quad]
         assert torch.equal(beta_wasserstein(*square, order=2, reduction="none").flatten(), whole)
+
+    @pytest.mark.parametrize(("device", "parts"), [("cpu", [256, 256, 88]), ("meta", [600])])
+    def test_order_two_takes_small_parts_on_the_cpu_alone(self, device, parts, monkeypatch):
+        sizes, distance = [], _beta_order_two._distance
+        monkeypatch.setattr(
+            _beta_order_two, "_distance", lambda *rows: sizes.append(len(rows[0])) or distance(*rows)
+        )
+        beta_wasserstein(*(torch.ones(600, dtype=D, device=device) for _ in range(4)), order=2)
+        assert sizes == parts
 
     def test_gradcheck(self):
         quad = [v.requires_grad_() for v in (shapes(6, 40 + i, 0.5, 30) for i in range(4))]

@@ -1,5 +1,6 @@
 """Argument values are read in the first call of a module or step, not in those that follow."""
 
+import threading
 from collections import Counter
 
 import pytest
@@ -111,6 +112,43 @@ class TestBlocks:
         assert module(BAD, GOOD).isnan()
         with pytest.raises(ValueError, match="chosen"):
             bradley_terry_loss(BAD, GOOD)
+
+    def test_other_threads_go_on_checking(self):
+        checks, inside, done = ArgumentChecksOnce(), threading.Event(), threading.Event()
+        with checks.of("train"):
+            pass
+
+        def train():
+            with checks.of("train"):
+                inside.set()
+                done.wait(10)
+
+        thread = threading.Thread(target=train)
+        thread.start()
+        try:
+            assert inside.wait(10)
+            with pytest.raises(ValueError, match="chosen"):
+                bradley_terry_loss(BAD, GOOD)
+        finally:
+            done.set()
+            thread.join()
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
+    def test_what_is_compiled_is_compiled_once_for_first_and_later_calls(self):
+        graphs = []
+
+        def backend(graph, inputs):
+            graphs.append(graph)
+            return graph.forward
+
+        compiled = torch.compile(bradley_terry_loss, backend=backend, fullgraph=True)
+        checks = ArgumentChecksOnce()
+        for _ in range(2):
+            with checks.of("train"):
+                compiled(GOOD, GOOD)
+        with argument_checks("always"):
+            compiled(GOOD, GOOD)
+        assert len(graphs) == 1
 
 
 class TestCounts:

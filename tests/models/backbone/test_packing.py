@@ -21,11 +21,20 @@ def pieces_however_small(monkeypatch):
     monkeypatch.setattr(packing, "SMALL_PIECE", 0)
 
 
-def ragged():
-    """Prompts whose responses have very different lengths; one has a single response, one no prompt."""
+def ragged(more=0):
+    """Prompts whose responses have very different lengths; one has a single response, one no prompt.
+
+    Args:
+        more: Tokens of that single response beyond 6.
+    """
     rng = np.random.default_rng(1)
     rows = []
-    for name, lengths in (("a", [5, 50, 3, 40, 4]), ("b", [9, 2, 61, 7]), ("c", [4, 6]), ("d", [0, 3, 2])):
+    for name, lengths in (
+        ("a", [5, 50, 3, 40, 4]),
+        ("b", [9, 2, 61, 7]),
+        ("c", [4, 6 + more]),
+        ("d", [0, 3, 2]),
+    ):
         sizes, count = np.asarray(lengths, dtype=np.int32), len(lengths) - 1
         none = np.zeros(0, dtype=np.int32)
         tokens = rng.integers(0, 64, sizes.sum()).astype(np.int32)
@@ -133,10 +142,12 @@ def test_a_response_may_be_read_before_its_last_token_and_twice(llama):
 
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("ends", [False, True])
-def test_the_block_mask_lets_the_same_tokens_be_seen(window, ends):
+@pytest.mark.parametrize("tokens", [196, 256])
+def test_the_block_mask_lets_the_same_tokens_be_seen(window, ends, tokens):
     from torch.nn.attention.flex_attention import create_mask
 
-    data = ragged()
+    data = ragged(more=tokens - 196)
+    assert sum(data["row_lengths"]) == tokens
     packed = packed_rows(data)
     if ends:
         packed = packed.at_ends(torch.zeros(()), torch.zeros(()))
@@ -264,6 +275,34 @@ def test_many_small_pieces_run_together(monkeypatch, llama):
         together = backbone(data)
     assert len(calls) == 2
     torch.testing.assert_close(apart, together, atol=1e-5, rtol=1e-5)
+
+
+def test_what_plain_attention_sees_is_kept_once_for_all_layers(llama):
+    """A table of queries by keys, which takes more room than the states of long texts."""
+    backbone, data, kept = Backbone(llama(attention="eager")), ragged(), {}
+    assert len(backbone.model.layers) > 1
+
+    def keep(tensor):
+        if tensor.is_floating_point() and bool(tensor.isneginf().any()):
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        states = backbone.read(data).pooled
+    groups, _ = packed_rows(data).plan.groups(None, torch.device("cpu"))
+    assert 0 < len(kept) <= len(groups) and states.requires_grad
+
+
+def test_a_last_layer_whose_states_are_no_row_of_tokens_is_refused():
+    """A place that is not there would be an IndexError on the CPU, and on a GPU the end of the process."""
+    from pluralign.models.backbone.last_layer import LastLayer
+
+    data, layer = ragged(), torch.nn.Linear(8, 8)
+    LastLayer(layer)
+    packed = packed_rows(data)
+    packed.ends_only = True
+    with pytest.raises(ValueError, match=r"the last layer takes states of shape \(4, 1, 196, 8\)"):
+        layer(torch.zeros(4, 1, 196, 8), packed=packed)
 
 
 def test_dropout_drops_weights_of_attention():
