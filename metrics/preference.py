@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torchmetrics import Metric
 
@@ -197,6 +197,20 @@ class PreferenceMetrics(Metric):
         """Start at zero again."""
         self._waiting, self._batches = [], 0
         super().reset()
+
+    @property
+    def metric_state(self) -> dict[str, list[Tensor] | Tensor]:
+        """The states, complete: what torchmetrics merges into another metric's."""
+        self._count()
+        return super().metric_state
+
+    def _apply(self, *arguments: Any, **options: Any) -> nn.Module:  # noqa: ANN401  torchmetrics' types
+        """Move what waits with the states."""
+        moved = super()._apply(*arguments, **options)
+        self._waiting = [
+            {name: value.to(self.sums.device) for name, value in values.items()} for values in self._waiting
+        ]
+        return moved
 
     def sums_by_name(self) -> dict[str, Tensor]:
         """What was counted until now, on this rank, and what waits to be: sums go on to the last bit as they would have."""

@@ -174,3 +174,29 @@ def test_certain_shares_stay_finite():
     assert found["accuracy"] == 0.5
     assert found["log_loss"] == pytest.approx(-math.log(1e-12) / 2, rel=1e-3)
     assert found["brier"] == pytest.approx(0.5)
+
+
+def _batches(number):
+    for i in range(number):
+        pairs = torch.arange(6).reshape(3, 2)
+        output = {"chosen": torch.arange(3.0) + i, "rejected": torch.ones(3), "reward": torch.arange(6.0)}
+        yield output, {"comparisons": pairs, "response_length": torch.arange(6) + 1}
+
+
+def test_what_waits_to_be_counted_goes_along_when_metrics_are_merged():
+    whole, first, second = PreferenceMetrics(), PreferenceMetrics(), PreferenceMetrics()
+    for i, (output, batch) in enumerate(_batches(5)):
+        whole.update(output, batch)
+        (first if i < 3 else second).update(output, batch)
+    first.merge_state(second)
+    values = first.compute()
+    assert float(first.sums[0]) == 15
+    assert all(torch.equal(values[name], value) for name, value in whole.compute().items())
+
+
+def test_what_waits_to_be_counted_moves_with_the_metric():
+    metric = PreferenceMetrics()
+    for output, batch in _batches(3):
+        metric.update(output, batch)
+    metric.to("meta")
+    assert {value.device.type for value in metric.sums_by_name().values() if value.ndim} == {"meta"}
