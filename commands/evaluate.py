@@ -55,10 +55,7 @@ def evaluate(words: Sequence[str]) -> None:
     check_range("--seed", options.seed, at_least=0)
     check_range("--worst", options.worst, at_least=0)
     folder = Path(options.output)
-    if (folder / BOARD).exists() and not options.resume:
-        raise FileExistsError(
-            f"{folder / BOARD} is there already: give --resume to go on with the scores that are kept there, or another folder"
-        )
+    _check_target(folder, resume=options.resume)
     sources, data = named_models(options.models), _data(options)
     opened = {
         name: partial(
@@ -73,6 +70,7 @@ def evaluate(words: Sequence[str]) -> None:
     }
     console = Console()
     with _alone(folder):
+        _check_target(folder, resume=options.resume)  # another process may have written it meanwhile
         with _progress(console) as watch:
             found = evaluate_models(
                 [Contestant(name, one) for name, one in opened.items()],
@@ -84,6 +82,14 @@ def evaluate(words: Sequence[str]) -> None:
                 watch=watch,
             )
         _report(folder, found, console)
+
+
+def _check_target(folder: Path, *, resume: bool) -> None:
+    """Refuse to replace a board unasked."""
+    if (folder / BOARD).exists() and not resume:
+        raise FileExistsError(
+            f"{folder / BOARD} is there already: give --resume to go on with the scores that are kept there, or another folder"
+        )
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import IO, Any, Self, cast
 
 import torch
 from lightning.fabric.utilities.cloud_io import get_filesystem
+from lightning.pytorch.core import saving
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
 
@@ -69,13 +70,14 @@ class SavedModule(HostModule):
             **settings: In place of the checkpoint's.
 
         Raises:
-            ValueError: If the checkpoint's own settings would let such code run.
+            ValueError: If the settings of the checkpoint, or of ``hparams_file``, would let such code run.
         """
-        if weights_only is not False and hparams_file is None:
-            kept = _hyperparameters(checkpoint_path)
+        if weights_only is not False:
+            weights_only = True  # None is False to Lightning where the file is somebody else's, behind http
+            kept = _hyperparameters(checkpoint_path, hparams_file)
             advice = "give the settings anew, such as backbone={..., 'trust_remote_code': True},"
             decided = {name: value for name, value in kept.items() if name not in settings}
-            refuse_shipped_code(decided, str(checkpoint_path), advice=advice)
+            refuse_shipped_code(decided, str(hparams_file or checkpoint_path), advice=advice)
         return super().load_from_checkpoint(
             checkpoint_path, map_location, hparams_file, strict, weights_only, **settings
         )
@@ -274,8 +276,8 @@ class SavedModule(HostModule):
         return any(begins(name, start) for start in self.init_may_differ)
 
 
-def _hyperparameters(file: str | Path | IO[bytes]) -> Mapping[str, Any]:
-    """Those of a checkpoint; the weights of a file of this machine stay on the disk."""
+def _hyperparameters(file: str | Path | IO[bytes], hparams_file: str | Path | None) -> Mapping[str, Any]:
+    """Those that Lightning makes of a checkpoint; the weights of a file of this machine stay on the disk."""
     if not isinstance(file, str | Path):
         start = file.tell()
         content = torch.load(file, map_location="cpu", weights_only=True)
@@ -285,5 +287,14 @@ def _hyperparameters(file: str | Path | IO[bytes]) -> Mapping[str, Any]:
             content = torch.load(cast(IO[bytes], stream), map_location="cpu", weights_only=True)
     else:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    found: Mapping[str, Any] = content.get("hyper_parameters", {}) if isinstance(content, dict) else {}
-    return found
+    if not isinstance(content, dict):
+        return {}
+    if hparams_file is not None:
+        read = saving.load_hparams_from_tags_csv if str(hparams_file).endswith("csv") else _yaml
+        content["hyper_parameters"] = read(hparams_file)
+    keys = (*saving.CHECKPOINT_PAST_HPARAMS_KEYS, "hyper_parameters")
+    return {name: value for key in keys for name, value in (content.get(key) or {}).items()}
+
+
+def _yaml(file: str | Path) -> dict[str, Any]:
+    return saving.load_hparams_from_yaml(file, use_omegaconf=False)

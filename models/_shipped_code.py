@@ -29,12 +29,17 @@ def refuse_shipped_code(kept: Mapping[str, Any], path: str, *, advice: str = ADV
 
 
 def _allowing(settings: object, place: str = "") -> Iterator[tuple[str, object]]:
-    """Where settings allow it, and of which network."""
+    """Where settings allow it, and of which network; names may have dots, and a text may be read as settings."""
     if isinstance(settings, Mapping):
-        if settings.get(ALLOWED):
-            yield place.removeprefix("."), settings.get("name") or settings.get("tokenizer")
         for key, value in settings.items():
-            yield from _allowing(value, f"{place}.{key}")
-    elif isinstance(settings, Sequence) and not isinstance(settings, str):
+            inside, _, name = f"{place}.{key}".rpartition(".")
+            if name == ALLOWED and value:
+                yield inside.removeprefix("."), settings.get("name") or settings.get("tokenizer")
+            else:
+                yield from _allowing(value, f"{place}.{key}")
+    elif isinstance(settings, str):
+        if ALLOWED in settings:
+            yield place.removeprefix("."), settings
+    elif isinstance(settings, Sequence):
         for value in settings:
             yield from _allowing(value, place)

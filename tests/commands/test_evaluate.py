@@ -152,6 +152,20 @@ def test_two_processes_do_not_write_one_board(tmp_path, pairs):
     run(folder, "--local", pairs, models=(f"votes={DPRM}",))  # whoever waited may go on
 
 
+def test_a_board_that_another_process_has_written_meanwhile_stays(tmp_path, pairs, monkeypatch):
+    folder = tmp_path / "out"
+
+    def ended(*words, **settings):
+        folder.mkdir()
+        (folder / "board.json").write_text("theirs")
+        return whole_files.locked_folder(*words, **settings)
+
+    monkeypatch.setattr("pluralign.commands.evaluate.locked_folder", ended)
+    with pytest.raises(FileExistsError, match=r"board\.json is there already: give --resume"):
+        run(folder, "--local", pairs)
+    assert (folder / "board.json").read_text() == "theirs"
+
+
 def test_a_full_disk_names_the_verbs_own_option(tmp_path, pairs, monkeypatch):
     def full(path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

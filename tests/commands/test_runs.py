@@ -142,6 +142,7 @@ def test_secrets_and_home_are_no_words_of_a_run(monkeypatch):
         "--hub_token",
         "def",
         "--data.text.tokenizer=byte",
+        '--trainer.logger={class_path: CometLogger, init_args: {api_key: abc, "hub_token": "d e", workspace: w}}',
     ]
     assert plain_words(words) == [
         "--config",
@@ -150,8 +151,18 @@ def test_secrets_and_home_are_no_words_of_a_run(monkeypatch):
         "--hub_token",
         "***",
         "--data.text.tokenizer=byte",
+        '--trainer.logger={class_path: CometLogger, init_args: {api_key: ***, "hub_token": ***, workspace: w}}',
     ]
     assert homeless("/home/anna/x /home/ann") == "/home/anna/x ~"
+
+
+def test_another_folder_is_told_as_it_is_and_the_home_folder_by_either_name(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "/root")
+    assert homeless("/data/root/x, x=/root/y, 'file:///root'") == "/data/root/x, x=~/y, 'file://~'"
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "ann").symlink_to(tmp_path / "disk")
+    monkeypatch.setenv("HOME", str(tmp_path / "ann"))
+    assert homeless(f"{tmp_path / 'disk'}/a {tmp_path / 'ann'}/b") == "~/a ~/b"
 
 
 def test_git_is_asked_and_may_be_missing(tmp_path, monkeypatch):

@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
-from pluralign.metrics import sign_flip_test
+from pluralign.metrics import sign_flip, sign_flip_test
 
 
 def by_hand(values):
@@ -35,7 +35,18 @@ def test_values_of_one_size_are_the_sign_test_however_many(more, fewer):
 
 
 def test_a_one_sided_result_is_as_rare_as_it_is():
-    assert sign_flip_test(torch.ones(200)) == pytest.approx(2.0**-199)
+    assert sign_flip_test(torch.ones(200)) == pytest.approx(2.0**-199, rel=1e-9, abs=0)
+    assert 0 < sign_flip_test(torch.ones(5000)) <= 1e-300  # of no test that is made it is 0
+
+
+def test_a_hundred_thousand_prompts_of_several_comparisons_are_counted(monkeypatch):
+    monkeypatch.setattr(sign_flip, "_patterns", lambda *_: pytest.fail("drawn"))
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(-6, 7, (100_000,), generator=generator).double()
+    values[:300] = 6  # so that they come to something
+    spread = float(values.square().sum().sqrt())
+    normal = 2 * norm.sf((abs(float(values.sum())) - 0.5) / spread)
+    assert sign_flip_test(values) == pytest.approx(normal, rel=1e-3)
 
 
 def test_values_of_several_sizes_come_near_patterns_that_are_drawn():

@@ -6,6 +6,7 @@ import json
 import lightning
 import pytest
 import torch
+from lightning.pytorch.core import saving
 from transformers import LlamaConfig, LlamaModel
 
 from pluralign.datamodules import LocalDataModule, TextConfig
@@ -119,6 +120,40 @@ def test_a_checkpoint_beneath_other_settings_is_looked_at_too():
         refuse_shipped_code(kept, "run.ckpt")
     with pytest.raises(ValueError, match="ships with 'c'"):
         refuse_shipped_code({"parts": [{"tokenizer": "c", "trust_remote_code": True}]}, "run.ckpt")
+
+
+def test_neither_old_keys_nor_a_file_of_settings_nor_how_they_are_written_allow_it(
+    checkpoint, mark, tmp_path
+):
+    path = checkpoint()
+    content = torch.load(path)
+    settings = content.pop("hyper_parameters")
+    plain = settings | {"backbone": settings["backbone"] | {"trust_remote_code": False}}
+    (tmp_path / "hparams.yaml").write_text(json.dumps(settings))
+    torch.save(content | {"hyper_parameters": plain}, tmp_path / "plain.ckpt")
+    for name, more in {
+        "old": {"module_arguments": settings},
+        "dotted": {"hyper_parameters": plain | {"backbone.trust_remote_code": True}},
+        "text": {"hyper_parameters": plain | {"backbone": json.dumps(settings["backbone"])}},
+    }.items():
+        torch.save(content | more, tmp_path / f"{name}.ckpt")
+        with pytest.raises(ValueError, match="reading a checkpoint runs no such code"):
+            BradleyTerryRM.load_from_checkpoint(tmp_path / f"{name}.ckpt")
+    with pytest.raises(ValueError, match=r"hparams\.yaml was trained with code that ships with"):
+        BradleyTerryRM.load_from_checkpoint(
+            tmp_path / "plain.ckpt", hparams_file=str(tmp_path / "hparams.yaml")
+        )
+    assert not mark.exists()
+
+
+def test_what_is_read_is_plain_values_wherever_it_lies(checkpoint, monkeypatch):
+    asked = []
+    monkeypatch.setattr(saving, "pl_load", lambda *_, weights_only, **__: asked.append(weights_only) or {})
+    path = checkpoint()
+    plain = {"backbone": {"config": {"model_type": "llama"}}}
+    with pytest.raises(KeyError):
+        BradleyTerryRM.load_from_checkpoint(path, **plain)
+    assert asked == [True], "Lightning takes None for False where a file is read over http"
 
 
 def test_a_text_format_allows_nothing():
