@@ -67,11 +67,6 @@ def within_prompts(values: Tensor, prompt: Tensor, num_prompts: int) -> Tensor:
     return values - (sums / sizes.view(-1, *[1] * (values.ndim - 1)))[prompt]
 
 
-def _kept(tensor: Tensor) -> Tensor:
-    """A copy without a graph: what a network says may stand in memory that its next pass overwrites."""
-    return tensor.detach().clone()
-
-
 class PreferenceMetrics(Metric):
     r"""Agreement with people's comparisons, and how far the predicted shares can be trusted.
 
@@ -120,15 +115,15 @@ class PreferenceMetrics(Metric):
             output: ``chosen``, ``rejected`` and ``preference`` (P,), ``reward`` (R,); what is absent is left out.
             batch: ``preference`` (P,); absent means unanimous.
         """
-        values: dict[str, Tensor] = {}
+        values: dict[str, Tensor] = {}  # copies: what a network says may stand in memory that its next pass overwrites
         if "reward" in output and output["reward"].ndim == 1:
-            values["reward"] = _kept(output["reward"]).double()
+            values["reward"] = output["reward"].to(torch.float64, copy=True)
         if "chosen" in output:
             values["pairs"] = torch.stack([output["chosen"], output["rejected"]])
             if "preference" in batch:
-                values["share"] = _kept(batch["preference"])
+                values["share"] = batch["preference"].clone()
             if "preference" in output:
-                values["predicted"] = _kept(output["preference"]).double()
+                values["predicted"] = output["preference"].to(torch.float64, copy=True)
             if "response_length" in batch:
                 values["lengths"] = batch["response_length"][batch["comparisons"]].T
         if self._waiting and self._waiting[0].keys() != values.keys():
