@@ -115,7 +115,8 @@ class PreferenceMetrics(Metric):
             output: ``chosen``, ``rejected`` and ``preference`` (P,), ``reward`` (R,); what is absent is left out.
             batch: ``preference`` (P,); absent means unanimous.
         """
-        values: dict[str, Tensor] = {}  # copies: what a network says may stand in memory that its next pass overwrites
+        # Copies: what a network says may stand in memory that its next pass overwrites.
+        values: dict[str, Tensor] = {}
         if "reward" in output and output["reward"].ndim == 1:
             values["reward"] = output["reward"].to(torch.float64, copy=True)
         if "chosen" in output:
