@@ -126,7 +126,7 @@ class PreferenceMetrics(Metric):
             if "preference" in output:
                 values["predicted"] = output["preference"].to(torch.float64, copy=True)
             if "response_length" in batch:
-                values["lengths"] = batch["response_length"][batch["comparisons"]].T
+                values["lengths"] = batch["response_length"][batch["comparisons"]]  # (P, 2)
         if self._waiting and self._waiting[0].keys() != values.keys():
             self._count()
         self._waiting.append(values)
@@ -137,7 +137,10 @@ class PreferenceMetrics(Metric):
     def _together(self) -> dict[str, Tensor]:
         """What was taken down and is not counted yet, all batches in one."""
         names = self._waiting[0] if self._waiting else ()
-        return {name: torch.cat([values[name] for values in self._waiting], dim=-1) for name in names}
+        return {
+            name: torch.cat([values[name] for values in self._waiting], dim=0 if name == "lengths" else -1)
+            for name in names
+        }
 
     @torch.no_grad()
     def _count(self) -> None:
@@ -254,6 +257,6 @@ class PreferenceMetrics(Metric):
 def _longer_wins(lengths: Tensor | None, first: Tensor, decided: Tensor) -> Tensor:
     if lengths is None:
         return torch.full((), torch.nan, dtype=torch.float64, device=decided.device)
-    chosen, rejected = lengths.unbind()
+    chosen, rejected = lengths.unbind(1)
     right = torch.where(first, chosen > rejected, rejected > chosen).double() + 0.5 * (chosen == rejected)
     return (right * decided).sum()
