@@ -35,7 +35,9 @@ def keep_in_32_bits(optimizer: Optimizer, module: nn.Module) -> None:
 
     if not isinstance(optimizer, Optimizer8bit):
         return
-    if any(isinstance(parameter, DTensor) for group in optimizer.param_groups for parameter in group["params"]):
+    if any(
+        isinstance(parameter, DTensor) for group in optimizer.param_groups for parameter in group["params"]
+    ):
         raise ValueError(
             f"model.optimizer={type(optimizer).__name__} of bitsandbytes knows nothing of weights that are sharded over ranks: use "
             "torch.optim.AdamW, whose state is sharded with them"
