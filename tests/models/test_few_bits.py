@@ -130,6 +130,49 @@ def test_a_run_goes_on_bit_for_bit(name, tmp_path, monkeypatch):
         assert all(torch.equal(one, other) for one, other in pairs)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapters_over_an_8bit_base_are_kept_and_their_gradients_recomputed(dtype, tmp_path, batch):
+    from transformers import AutoConfig, AutoModel
+
+    fields = {name: value for name, value in NETWORK.items() if name != "model_type"}
+    AutoModel.from_config(AutoConfig.for_model("llama", **fields)).save_pretrained(tmp_path / "base")
+    data, grads = batch(), []
+    for recompute in (False, True):
+        torch.manual_seed(1)
+        module = BradleyTerryRM(
+            BackboneConfig(
+                name=str(tmp_path / "base"),
+                tokenizer="byte",
+                dtype=dtype,
+                quantization="8bit",
+                gradient_checkpointing=recompute,
+                lora=LoRAConfig(rank=2),
+            )
+        )
+        module.configure_model()
+        for name, parameter in module.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        output = module.train()(data)
+        module.compute_loss(output, data).backward()
+        assert output["reward"].dtype == module.head.weight.dtype == torch.float32
+        grads.append({name: each.grad for name, each in module.named_parameters() if each.requires_grad})
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, atol=1e-6, rtol=1e-4)
+    saved = {name: each for name, each in module.state_dict().items() if name in module.saved_keys()}
+    assert all("lora_" in name or name == "head.weight" for name in saved), "nothing of the base"
+    content = {
+        "state_dict": saved,
+        "hyper_parameters": dict(module.hparams),
+        "pytorch-lightning_version": "2.6.1",
+    }
+    torch.save(content, tmp_path / "a.ckpt")
+    again = BradleyTerryRM.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(data)["reward"], module.eval()(data)["reward"])
+
+
 def _tensors(content):
     if isinstance(content, torch.Tensor):
         return [content]
