@@ -213,7 +213,7 @@ def _check_beneath(general: Mapping[str, Any], customized: Mapping[str, Any]) ->
         for each in settings
     ]
     for name, setting in product(shapes[0], ("alpha", "rank_stabilized", "weight_decomposed")):
-        one, other = ((shape[name] or {}).get(setting) or 0 for shape in shapes)
+        one, other = ((shape[name] or {}).get(setting, False) for shape in shapes)
         if one != other:
             raise ValueError(
                 f"--general and --customized scale their adapters differently ({name}.{setting}: {one!r} and {other!r}): equal "

@@ -241,10 +241,10 @@ def with_weights(**state):
     return content(state_dict={**content()["state_dict"], **state})
 
 
-def with_lora(alpha):
+def with_lora(alpha, **shape):
     settings = content()["hyper_parameters"]
     return content(
-        hyper_parameters={"backbone": {**settings["backbone"], "lora": {"rank": 2, "alpha": alpha}}}
+        hyper_parameters={"backbone": {**settings["backbone"], "lora": {"rank": 2, "alpha": alpha, **shape}}}
     )
 
 
@@ -262,6 +262,7 @@ def on_base(digest):
         (with_weights(**{"head.weight": torch.zeros(1, 3)}), r"weights differ in shape or kind: head\.weight"),
         (with_weights(count=torch.tensor([2])), r"weights differ in shape or kind: count"),
         (with_lora(64.0), r"scale their adapters differently \(backbone\.lora\.alpha: 4\.0 and 64\.0\)"),
+        (with_lora(4.0, rank_stabilized=True), r"backbone\.lora\.rank_stabilized: False and True\)"),
         (on_base("two"), r"trained on other weights of the base 'a' and 'a'"),
     ],
 )  # fmt: skip

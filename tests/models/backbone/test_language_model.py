@@ -103,14 +103,16 @@ def test_without_a_head_there_is_none(tmp_path):
         Backbone(BackboneConfig(name=str(tmp_path))).language_model()
 
 
-@pytest.mark.parametrize("last_layers", [None, 1])
+@pytest.mark.parametrize(
+    "shape", [{}, {"last_layers": 1}, {"weight_decomposed": True}], ids=["all", "last", "dora"]
+)
 @pytest.mark.parametrize("fields", [LLAMA, GPT2], ids=["llama", "gpt2"])
-def test_peft_loads_the_adapter_over_the_whole_model(tmp_path, fields, last_layers):
+def test_peft_loads_the_adapter_over_the_whole_model(tmp_path, fields, shape):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     plain = base(tmp_path / "base", fields)
-    backbone = moved(built(tmp_path / "base", lora=LoRAConfig(rank=3, alpha=5.0, last_layers=last_layers)))
+    backbone = moved(built(tmp_path / "base", lora=LoRAConfig(rank=3, alpha=5.0, **shape)))
     save_language_model(backbone, tmp_path / "adapter")
     network = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     loaded = PeftModel.from_pretrained(network, tmp_path / "adapter").eval()
