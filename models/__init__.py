@@ -16,6 +16,7 @@ from .responding import RespondingModule
 from .restored import restored_module
 from .reward import RewardModule
 from .rollouts import Rollouts, RolloutStore
+from .sharding import FullyShardedStrategy, consolidate
 from .transformers_rm import TransformersRM
 
 __all__ = [

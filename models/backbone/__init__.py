@@ -6,7 +6,7 @@ from .head import RewardHead
 from .kinds import views_differ
 from .language_model import save_language_model
 from .loading import BackboneConfig, configured_positions, load_model, network_config
-from .lora import LoRAConfig, added_keys, renamed
+from .lora import LoRAConfig, added_keys, network_layers, renamed
 from .network import Backbone, BackboneOutput
 from .rows import repeat
 from .several import Several
@@ -27,6 +27,7 @@ __all__ = [
     "dropout_rates",
     "load_model",
     "network_config",
+    "network_layers",
     "renamed",
     "repeat",
     "save_language_model",
