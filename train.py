@@ -38,6 +38,7 @@ VERBS = {
     "adapt": Verb("give unseen users weights in a checkpoint of PAL", "adapt:adapt"),
     "evaluate": Verb("put reward models on one board, on any data", "evaluate:evaluate"),
     "export": Verb("write a reward model as a folder that plain transformers loads", "export:export"),
+    "consolidate": Verb("make one file of a checkpoint in shards", "consolidate:consolidate"),
     "compare": Verb("say who wrote the better responses, by rewards or judges", "compare:compare"),
     "runs": Verb("list runs: status, steps, main numbers, checkpoint", "runs:runs"),
     "runs show": Verb("show the curves of runs, in the terminal or as a page", "runs:show"),

@@ -28,6 +28,7 @@ from .backbone import (
     configured_positions,
     save_language_model,
 )
+from .sharding import STEPS, FullyShardedStrategy
 
 __all__ = ["BaseModule", "ModuleSettings", "data_of", "datamodule_of", "default_optimizer"]
 
@@ -83,6 +84,8 @@ class BaseModule(SavedModule):
 
     Attributes:
         not_saved: Arguments of a method that are no plain values, and are not kept as hyperparameters.
+        sharded_entries: Methods during which weights outside of layers are whole where they are sharded over ranks, besides
+            ``forward``; one of them must neither move weights nor pass backward itself.
         backbone: The network; None before ``configure_model``.
         text_format: Format of the text it was trained on; from the data module, kept in checkpoints.
         init_from: Checkpoint that weights start from; None once others were loaded.
@@ -90,6 +93,7 @@ class BaseModule(SavedModule):
     """
 
     not_saved: ClassVar[tuple[str, ...]] = ()
+    sharded_entries: ClassVar[tuple[str, ...]] = STEPS
 
     def __init_subclass__(cls, **keywords: object) -> None:
         """Let the command line read shared settings from the constructor below, where they have defaults and help.
@@ -296,7 +300,13 @@ class BaseModule(SavedModule):
         self.text_format = current or self.text_format
 
     def begin_evaluation(self) -> None:
-        """Refuse data in another text format than was trained with, or that the network cannot read, and no weights."""
+        """Refuse data in another text format than was trained with, or that the network cannot read, and no weights.
+
+        Raises:
+            ValueError: If it is to be refused, or sharded ranks would evaluate unequal numbers of batches.
+        """
+        if isinstance(self.trainer.strategy, FullyShardedStrategy):
+            self.trainer.strategy.check_evaluation(self.trainer)
         self._check_format()
         self._check_start()
         self.check_data(self.data)

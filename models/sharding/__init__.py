@@ -3,13 +3,15 @@
 from lightning.pytorch.strategies import StrategyRegistry
 
 from .checkpoints import ShardedCheckpoint, consolidate, is_sharded_checkpoint
-from .shards import shard_module, whole_weights
+from .shards import STEPS, gathered, shard_module, whole_weights
 from .strategy import FullyShardedStrategy
 
 __all__ = [
+    "STEPS",
     "FullyShardedStrategy",
     "ShardedCheckpoint",
     "consolidate",
+    "gathered",
     "is_sharded_checkpoint",
     "shard_module",
     "whole_weights",

@@ -245,7 +245,7 @@ class ShardedCheckpoint:
             wanted = range(first, first + size)
         parts = [part for piece in sorted(pieces, key=lambda piece: piece.first) for part in _rows(piece, wanted)]
         whole = parts[0] if not shape and parts else torch.cat(parts) if parts else None
-        if whole is None and len(wanted) and not 0 in shape:
+        if whole is None and len(wanted) and 0 not in shape:
             raise ValueError(f"{self.folder} has no rows of {name}: a rank's file is missing")
         if whole is None:
             assert isinstance(like, Tensor)

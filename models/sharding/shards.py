@@ -1,8 +1,9 @@
 """How a module's weights are divided over ranks: a group for each layer of its networks, and one for all the rest."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, distributed, nn
@@ -14,17 +15,12 @@ from ..backbone import network_layers
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["align", "gathered", "shard_module", "whole_weights"]
+__all__ = ["STEPS", "align", "gathered", "shard_module", "whole_weights"]
 
+PARTS = "_parts_after_forward"
+"""Attribute of layers that are gathered for every pass."""
 STEPS = ("training_step", "validation_step", "test_step", "predict_step")
-"""Methods through which a trainer enters a module; whole weights outside of layers are there while one of them runs."""
-
-
-class Entered(Protocol):
-    """A module that is entered by other methods than the trainer's steps."""
-
-    sharded_entries: tuple[str, ...]
-    """Their names."""
+"""Methods through which a trainer enters a module."""
 
 
 @torch.no_grad()
@@ -95,15 +91,18 @@ def shard_module(module: nn.Module, mesh: "DeviceMesh", *, reshard_after_forward
         ValueError: If weights are quantised, or those outside of layers are trained in several dtypes.
     """
     _check(module)
+    # Rewards that a module gives are views of what its head says; nobody writes into them.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
     layers = _layers(module)
     for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=reshard_after_forward)
+        layer.__dict__[PARTS] = reshard_after_forward
     own = type(module)
     fully_shard(module, mesh=mesh, reshard_after_forward=False)
     _take_name(module, own)
-    for name in (*STEPS, *getattr(module, "sharded_entries", ())):
-        if hasattr(module, name):
-            register_fsdp_forward_method(module, name)
+    entries: tuple[str, ...] = getattr(module, "sharded_entries", STEPS)
+    for name in entries:
+        register_fsdp_forward_method(module, name)
 
 
 def _take_name(module: nn.Module, own: type[nn.Module]) -> None:
@@ -148,16 +147,16 @@ def gathered(module: nn.Module) -> Iterator[None]:
         module: Sharded; nothing happens to another one.
     """
     groups = list(groups_of(module))
-    layers = [group for group in groups if group is not module]
+    parting = [group for group in groups if getattr(group, PARTS, False)]
     for group in groups:
         group.unshard()
-    for layer in layers:
-        layer.set_reshard_after_forward(False, recurse=False)
+    for group in parting:
+        group.set_reshard_after_forward(False, recurse=False)
     try:
         yield
     finally:
-        for layer in layers:
-            layer.set_reshard_after_forward(True, recurse=False)
+        for group in parting:
+            group.set_reshard_after_forward(True, recurse=False)
         for group in groups:
             group.reshard()
 

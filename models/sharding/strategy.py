@@ -180,20 +180,27 @@ class FullyShardedStrategy(ModelParallelStrategy):
             }
             optimizer.load_state_dict({**state, "state": own})
 
-    def on_evaluation(self, batches: int) -> None:
-        """Make sure that all ranks evaluate as many batches: layers are gathered in each.
+    def check_evaluation(self, trainer: "L.Trainer") -> None:
+        """Make sure that all ranks evaluate as many batches, for layers are gathered in each.
 
         Args:
-            batches: Of this rank.
+            trainer: About to evaluate.
 
         Raises:
-            ValueError: If another rank has more, or fewer.
+            ValueError: If a rank has more than another.
         """
-        both = torch.tensor([batches, -batches], device=self.root_device)
+        numbers = {
+            "validate": trainer.num_val_batches,
+            "fit": trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches,
+            "test": trainer.num_test_batches,
+            "predict": trainer.num_predict_batches,
+        }[str(trainer.state.fn)]
+        own = torch.tensor(sum(numbers), dtype=torch.float64, device=self.root_device)
+        both = torch.stack([own, -own])
         distributed.all_reduce(both, distributed.ReduceOp.MAX)
         most, fewest = int(both[0]), -int(both[1])
         if most != fewest:
             raise ValueError(
-                f"strategy fsdp2 needs as many batches on every rank, and these evaluate {fewest} to {most}: have at least as many "
-                f"records in a split as ranks ({self.world_size}), and a number of batches that they divide"
+                f"strategy fsdp2 needs as many batches on every rank, and these would evaluate {fewest} to {most}: have at least "
+                f"{self.world_size} records for each batch of a split (data.loader), or evaluate with trainer.strategy=ddp"
             )
