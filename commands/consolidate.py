@@ -17,7 +17,9 @@ def consolidate(words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="pluralign consolidate", description=(consolidate.__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("folder", help="the checkpoint in shards, as strategy fsdp2 with sharded_checkpoints=true writes it")
+    parser.add_argument(
+        "folder", help="the checkpoint in shards, as strategy fsdp2 with sharded_checkpoints=true writes it"
+    )
     parser.add_argument("-o", "--output", required=True, help="file to write, such as last.ckpt")
     options = parser.parse_args(words)
     from pluralign.models import consolidate as make_whole

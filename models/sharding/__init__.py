@@ -21,4 +21,6 @@ STRATEGY = "fsdp2"
 """What ``trainer.strategy`` calls it."""
 
 if STRATEGY not in StrategyRegistry:
-    StrategyRegistry.register(STRATEGY, FullyShardedStrategy, "weights, gradients and optimiser in shards (FSDP2)")
+    StrategyRegistry.register(
+        STRATEGY, FullyShardedStrategy, "weights, gradients and optimiser in shards (FSDP2)"
+    )

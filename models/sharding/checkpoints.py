@@ -146,7 +146,9 @@ class ShardedCheckpoint:
         name = [uuid.uuid4().hex[:12]]
         distributed.broadcast_object_list(name)
         tensors: dict[str, Tensor] = {}
-        held = {part: _flat(checkpoint[part], part, tensors) for part in (STATE, OPTIMIZERS) if part in checkpoint}
+        held = {
+            part: _flat(checkpoint[part], part, tensors) for part in (STATE, OPTIMIZERS) if part in checkpoint
+        }
         shards = self.folder / f"shards-{name[0]}"
         if self.folder.is_file() and distributed.get_rank() == 0:
             self.folder.unlink()
@@ -243,7 +245,9 @@ class ShardedCheckpoint:
             size = divided.to_local().shape[0]
             first = _local(divided)[1]
             wanted = range(first, first + size)
-        parts = [part for piece in sorted(pieces, key=lambda piece: piece.first) for part in _rows(piece, wanted)]
+        parts = [
+            part for piece in sorted(pieces, key=lambda piece: piece.first) for part in _rows(piece, wanted)
+        ]
         whole = parts[0] if not shape and parts else torch.cat(parts) if parts else None
         if whole is None and len(wanted) and 0 not in shape:
             raise ValueError(f"{self.folder} has no rows of {name}: a rank's file is missing")
@@ -251,7 +255,9 @@ class ShardedCheckpoint:
             assert isinstance(like, Tensor)
             whole = torch.empty(0, *shape[1:], dtype=like.dtype)
         if shape and len(whole) != len(wanted):
-            raise ValueError(f"{self.folder} has {len(whole)} of {len(wanted)} rows of {name}: a rank's file is missing")
+            raise ValueError(
+                f"{self.folder} has {len(whole)} of {len(wanted)} rows of {name}: a rank's file is missing"
+            )
         if divided is None:
             return whole
         return DTensor.from_local(

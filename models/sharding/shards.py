@@ -10,7 +10,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from ..backbone import network_layers
+from ..backbone import Backbone, network_layers
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -88,7 +88,8 @@ def shard_module(module: nn.Module, mesh: "DeviceMesh", *, reshard_after_forward
         reshard_after_forward: Whether a layer is gathered anew for its backward pass, which takes less memory, or stays whole.
 
     Raises:
-        ValueError: If weights are quantised, or those outside of layers are trained in several dtypes.
+        ValueError: If weights are quantised or single numbers, those outside of layers are trained in several dtypes, or rows
+            run in as many passes as their lengths suggest.
     """
     _check(module)
     # Rewards that a module gives are views of what its head says; nobody writes into them.
@@ -118,6 +119,17 @@ def _check(module: nn.Module) -> None:
         raise ValueError(
             f"strategy fsdp2 divides no quantised weights ({next(iter(whole))} is {next(iter(whole.values())).dtype}): leave "
             "backbone.quantization out, or use trainer.strategy=ddp"
+        )
+    for part in module.modules():
+        if isinstance(part, Backbone) and part.layout == "separate" and part.config.length_chunks:
+            raise ValueError(
+                "strategy fsdp2 needs as many passes on every rank, and separate rows run in as many as their lengths suggest: "
+                "set backbone.length_chunks=false"
+            )
+    scalars = [name for name, weight in module.named_parameters() if weight.ndim == 0]
+    if scalars:
+        raise ValueError(
+            f"strategy fsdp2 divides no single numbers, and {scalars[0]} is one: use trainer.strategy=ddp"
         )
     dtypes = {
         weight.dtype: name

@@ -7,7 +7,7 @@ from torch import distributed
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from pluralign.models import BradleyTerryRM, MetaRM, consolidate
+from pluralign.models import PAL, BradleyTerryRM, MetaRM, consolidate
 from pluralign.models.sharding import FullyShardedStrategy, ShardedCheckpoint, gathered, is_sharded_checkpoint
 
 TINY = {"model_type": "llama", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
@@ -74,7 +74,10 @@ def test_a_module_is_divided_by_layers_and_keeps_its_name(tmp_path, batches):
     groups = [part for part in module.modules() if isinstance(part, FSDPModule)]
     assert groups == [module, *module.backbone.model.layers]
     assert all(isinstance(parameter, DTensor) for parameter in module.parameters())
-    assert type(module).__name__ == "BradleyTerryRM" and type(module).__module__ == "pluralign.models.bradley_terry"
+    assert (
+        type(module).__name__ == "BradleyTerryRM"
+        and type(module).__module__ == "pluralign.models.bradley_terry"
+    )
     with gathered(module):
         assert not any(isinstance(parameter, DTensor) for parameter in module.parameters())
     assert all(isinstance(parameter, DTensor) for parameter in module.parameters())
@@ -86,9 +89,13 @@ def test_a_file_is_as_that_of_one_device_and_either_goes_on_with_it(tmp_path, ba
     for name, trainer in {"plain": plain, "sharded": sharded}.items():
         trainer.save_checkpoint(tmp_path / f"{name}.ckpt")
     leave_group()
-    content = {name: torch.load(tmp_path / f"{name}.ckpt", weights_only=True) for name in ("plain", "sharded")}
+    content = {
+        name: torch.load(tmp_path / f"{name}.ckpt", weights_only=True) for name in ("plain", "sharded")
+    }
     assert content["plain"]["pluralign"]["class_path"] == content["sharded"]["pluralign"]["class_path"]
-    torch.testing.assert_close(content["plain"]["state_dict"], content["sharded"]["state_dict"], rtol=0, atol=0)
+    torch.testing.assert_close(
+        content["plain"]["state_dict"], content["sharded"]["state_dict"], rtol=0, atol=0
+    )
     states = [each["optimizer_states"][0]["state"] for each in content.values()]
     torch.testing.assert_close(*states, rtol=0, atol=0)
     ends = {}
@@ -114,7 +121,9 @@ def test_a_folder_of_shards_is_replaced_whole_and_becomes_a_file(tmp_path, batch
     for strategy, name, path in (("auto", "plain", None), ("fsdp2", "again", folder)):
         trainer, _ = fitted(strategy, tmp_path, batches, max_epochs=2, ckpt_path=path)
         trainer.save_checkpoint(tmp_path / f"{name}.ckpt")
-    both = [torch.load(tmp_path / f"{name}.ckpt", weights_only=True)["state_dict"] for name in ("again", "plain")]
+    both = [
+        torch.load(tmp_path / f"{name}.ckpt", weights_only=True)["state_dict"] for name in ("again", "plain")
+    ]
     torch.testing.assert_close(*both, rtol=0, atol=0)
     with pytest.raises(FileExistsError, match=r"whole\.ckpt is there already"):
         consolidate(folder, tmp_path / "whole.ckpt")
@@ -143,8 +152,13 @@ def test_what_is_damaged_or_leads_elsewhere_is_named(tmp_path, batches):
 
 
 def test_what_cannot_be_divided_is_refused(tmp_path, batches):
-    with pytest.raises(ValueError, match="trains weights outside of layers in one dtype.*bfloat16"):
+    with pytest.raises(ValueError, match=r"trains weights outside of layers in one dtype.*bfloat16"):
         fitted("fsdp2", tmp_path, batches, module=module_of(dtype="bfloat16"))
+    with pytest.raises(ValueError, match=r"as many passes on every rank.*backbone\.length_chunks=false"):
+        fitted("fsdp2", tmp_path, batches, module=module_of(layout="separate"))
+    angle = PAL({"config": TINY}, num_users=2, score="angle")
+    with pytest.raises(ValueError, match=r"divides no single numbers, and network\.log_scale is one"):
+        fitted("fsdp2", tmp_path, batches, module=angle)
     with pytest.raises(ValueError, match="shard_size must be at least 1, got 0"):
         FullyShardedStrategy(shard_size=0)
 
