@@ -58,7 +58,8 @@ class LanguageModelWriter(L.Callback):
                 f"LanguageModelWriter writes modules of this package, got {type(pl_module).__name__}"
             )
         pl_module.language_backbone()
-        if isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
+        sharded = isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy))
+        if sharded:
             raise ValueError(
                 "LanguageModelWriter writes weights that a process has as a whole: leave it out of sharded runs, load the "
                 "checkpoint in one process and call save_language_model() there"

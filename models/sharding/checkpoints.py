@@ -197,6 +197,15 @@ class ShardedCheckpoint:
         meta.pop("shards")
         return {**meta, **{part: _filled(value, tensors) for part, value in held.items()}}
 
+    def without_tensors(self) -> dict[str, Any]:
+        """What it holds besides tensors, whose names stand in their places; reads no shard.
+
+        Raises:
+            ValueError: If it is damaged.
+        """
+        meta = self._meta()
+        return {**{name: value for name, value in meta.items() if name != "held"}, **meta["held"]}
+
     @staticmethod
     def _like(name: str, like: Mapping[str, Any], parameters: Sequence[Sequence[Tensor]]) -> object:
         if name in like or not name.startswith(f"{OPTIMIZERS}/"):

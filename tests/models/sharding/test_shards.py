@@ -7,6 +7,8 @@ from torch import distributed
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from pluralign.callbacks import AtomicCheckpointIO
+from pluralign.commands.checkpoints import newest_first
 from pluralign.models import PAL, BradleyTerryRM, MetaRM, consolidate
 from pluralign.models.sharding import FullyShardedStrategy, ShardedCheckpoint, gathered, is_sharded_checkpoint
 
@@ -165,3 +167,15 @@ def test_what_cannot_be_divided_is_refused(tmp_path, batches):
 
 def test_weights_outside_of_layers_stay_sharded_in_a_step_that_moves_them():
     assert MetaRM.sharded_entries == () and "training_step" in BradleyTerryRM.sharded_entries
+
+
+def test_a_folder_of_shards_is_found_as_the_newest_and_named_where_a_file_is_read(tmp_path, batches):
+    trainer, _ = fitted(FullyShardedStrategy(sharded_checkpoints=True), tmp_path, batches)
+    folder = tmp_path / "last.ckpt"
+    trainer.save_checkpoint(folder)
+    leave_group()
+    assert newest_first([tmp_path]) == [folder]
+    content = ShardedCheckpoint(folder).without_tensors()
+    assert content["global_step"] == len(batches) and {"state_dict", "optimizer_states"} <= content.keys()
+    with pytest.raises(FileNotFoundError, match=r"is a checkpoint in shards.*pluralign consolidate"):
+        AtomicCheckpointIO().load_checkpoint(folder)
