@@ -18,7 +18,7 @@ from ._base_files import Identity, check_base, check_scales, network_changes
 from ._callbacks import HostModule
 from ._initial_weights import begins, read_checkpoint
 from ._shipped_code import refuse_shipped_code
-from .backbone import BackboneConfig, added_keys, renamed
+from .backbone import BackboneConfig, added_keys, renamed, start_magnitudes
 
 __all__ = ["SavedModule"]
 
@@ -269,6 +269,7 @@ class SavedModule(HostModule):
             else "",
         )
         super().load_state_dict(state, strict=False)
+        start_magnitudes(self, state)  # of new adapters, where the base beneath came from there
         self.text_format = content.get("pluralign", {}).get("text_format")
         self._loaded_keys, self._started = frozenset(state), True
 

@@ -18,6 +18,7 @@ from pluralign.losses import ArgumentChecksOnce
 
 from ._data_source import AdaptedData
 from ._extents import batch_extents, check_extents
+from ._few_bits import keep_in_32_bits
 from ._initial_weights import check_file
 from ._saving import SavedModule
 from .backbone import (
@@ -388,8 +389,13 @@ class BaseModule(SavedModule):
             check_extents(self.backbone, batch_extents(batch))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Optimiser over ``parameter_groups()``, with the scheduler if there is one."""
+        """Optimiser over ``parameter_groups()``, with the scheduler if there is one.
+
+        Raises:
+            ValueError: If the optimiser is one of bitsandbytes and weights are sharded over ranks.
+        """
         optimizer = self.optimizer(self.parameter_groups())
+        keep_in_32_bits(optimizer, self)
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
