@@ -11,8 +11,8 @@ from pathlib import Path
 
 import lightning as L
 import pytest
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader, Dataset
 
 from pluralign.commands.failures import ShownFailures, short_failure
