@@ -102,22 +102,27 @@ def free_port():
         return probe.getsockname()[1]
 
 
-@pytest.fixture
-def environment(tmp_path, monkeypatch):
-    """A folder to run in, and the environment of a process that knows this checkout and the callbacks here."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(ROOT / HERE, tmp_path / "watching.py")
-    known = [str(tmp_path), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+def environment_in(folder):
+    """The environment of a process that knows this checkout and the callbacks here, and keeps all it writes in a folder."""
+    shutil.copy(ROOT / HERE, folder / "watching.py")
+    known = [str(folder), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {
         **os.environ,
         "PYTHON": sys.executable,
         "PYTHONPATH": os.pathsep.join(known),
         "OMP_NUM_THREADS": "1",
-        "PLURALIGN_CACHE": str(tmp_path / "cache"),
-        "RUNS": str(tmp_path / "runs"),
+        "PLURALIGN_CACHE": str(folder / "cache"),
+        "RUNS": str(folder / "runs"),
         "NPROC": "2",
         "MASTER_PORT": str(free_port()),
     }
+
+
+@pytest.fixture
+def environment(tmp_path, monkeypatch):
+    """A folder to run in, and the environment there."""
+    monkeypatch.chdir(tmp_path)
+    return environment_in(tmp_path)
 
 
 def words(method="bradley_terry", *more):
@@ -136,11 +141,22 @@ def told(folder, number):
     return f'--trainer.callbacks+={{"class_path": "watching.Tells", "init_args": {{"folder": "{folder}", "number": {number}}}}}'
 
 
-def script(name, environment, given, **changes):
+def script(name, environment, given):
     command = ["bash", str(FOLDER / name), *given]
     return subprocess.Popen(
-        command, env={**environment, **changes}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+
+
+def ended(process, status):
+    """What a script has printed until it ended in this status."""
+    printed, _ = process.communicate(timeout=900)
+    assert process.returncode == status, printed
+    return printed
+
+
+LONG = [*words(), SAVER, "--trainer.max_epochs=2"]
+"""Six steps."""
 
 
 def outcome(folder):
@@ -154,42 +170,38 @@ def check_equal(found, wanted):
         assert torch.equal(found["state_dict"][name], value), name
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What the run of two ranks that nobody tells to end comes to."""
+    folder = tmp_path_factory.mktemp("alone")
+    ended(script("torchrun.sh", environment_in(folder), LONG), 0)
+    return outcome(folder / "runs")
+
+
 @pytest.mark.slow
-def test_runs_of_two_ranks_that_were_told_to_end_go_on_by_the_same_command(tmp_path, environment):
-    """One rank is told by SLURM, torchrun by whoever started it; both end as the run that nobody told."""
-    long = [*words(), SAVER, "--trainer.max_epochs=2"]
-    alone = script("torchrun.sh", environment, long, RUNS=str(tmp_path / "alone"))
-    printed, _ = alone.communicate(timeout=300)
-    assert alone.returncode == 0, printed
-    wanted = outcome(tmp_path / "alone")
-
-    by_torchrun = script("torchrun.sh", environment, [*long, told(tmp_path, 0)])
+def test_torchrun_is_told_to_end_and_the_same_command_goes_on(tmp_path, environment, alone):
+    words = [*LONG, told(tmp_path, 0)]
+    process = script("torchrun.sh", environment, words)
     while not (tmp_path / "ready").exists():
-        assert by_torchrun.poll() is None, by_torchrun.stdout.read()
+        assert process.poll() is None, process.stdout.read()
         time.sleep(0.01)
-    by_torchrun.terminate()
-    time.sleep(0.5)  # torchrun hands it on
+    process.terminate()
+    time.sleep(2)  # torchrun hands it on
     (tmp_path / "told").touch()
-    printed, _ = by_torchrun.communicate(timeout=120)
-    assert by_torchrun.returncode == 143, printed
+    ended(process, 143)
     assert 3 < outcome(tmp_path / "runs")["global_step"] < 6
-    again = script("torchrun.sh", environment, [*long, told(tmp_path, 0)])
-    printed, _ = again.communicate(timeout=300)
-    assert again.returncode == 0 and "--ckpt_path: last is" in printed, printed
-    check_equal(outcome(tmp_path / "runs"), wanted)
+    assert "--ckpt_path: last is" in ended(script("torchrun.sh", environment, words), 0)
+    check_equal(outcome(tmp_path / "runs"), alone)
 
-    (tmp_path / "told").unlink()
-    slurm = slurm_of(tmp_path, environment)
-    by_slurm = [*long, told(tmp_path, int(signal.SIGUSR1))]
-    job = script("fit.sbatch", slurm, by_slurm)
-    printed, _ = job.communicate(timeout=300)
-    assert job.returncode == 138, printed
+
+@pytest.mark.slow
+def test_slurm_tells_one_rank_and_the_job_is_queued_again_and_goes_on(tmp_path, environment, alone):
+    slurm, words = slurm_of(tmp_path, environment), [*LONG, told(tmp_path, int(signal.SIGUSR1))]
+    ended(script("fit.sbatch", slurm, words), 138)
     assert (tmp_path / "scontrol.txt").read_text() == f"requeue {slurm['SLURM_JOB_ID']}\n"
-    assert outcome(tmp_path / "slurm")["global_step"] == 5, "the step after the one in which it was told"
-    job = script("fit.sbatch", slurm, by_slurm, SLURM_RESTART_COUNT="1")
-    printed, _ = job.communicate(timeout=300)
-    assert job.returncode == 0, printed
-    check_equal(outcome(tmp_path / "slurm"), wanted)
+    assert outcome(tmp_path / "runs")["global_step"] == 5, "the step after the one in which it was told"
+    assert "--ckpt_path: last is" in ended(script("fit.sbatch", slurm, words), 0)
+    check_equal(outcome(tmp_path / "runs"), alone)
 
 
 SRUN = """#!/usr/bin/env bash
@@ -220,8 +232,6 @@ def slurm_of(folder, environment):
     return {
         **environment,
         "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
-        "RUNS": str(folder / "slurm"),
-        "MASTER_PORT": str(free_port()),
         "SLURM_JOB_ID": "20417",
         "SLURM_JOB_NAME": "pluralign",
         "SLURM_NODELIST": "127.0.0.1",
