@@ -50,12 +50,14 @@ class PreparedData(TextData, ABC):
             unlabelled sources, there is a training split alone, of the groups of responses: whatever judgements rows have are
             counted and left out, rows of equal prompts are always merged, and records of fewer than two different responses,
             in which nothing can be told apart, are counted and dropped.
+        notes_need_records: Whether what :meth:`notes` says rests on :meth:`to_example`, and not on :meth:`load` alone.
         has_own_features: Whether it brings stored features of its own, and its texts are names that no network reads.
         where_to_get: What to do where ``data_dir`` is missing, of a dataset that is not on the Hugging Face hub.
     """
 
     sources: tuple[str, ...] = ()
     needs_judgement: bool = True
+    notes_need_records: ClassVar[bool] = False
     has_own_features: ClassVar[bool] = False
     where_to_get: ClassVar[str]
 
