@@ -231,7 +231,9 @@ class CacheWriter:
         keep = np.ones(len(batch), dtype=bool)
         for place, sizes in enumerate(column.to_pylist()):
             known = {name: size for name, size in zip(vote_columns(), sizes, strict=False) if size}
-            other = next((name for name in known if known[name] != self._categories.get(name, known[name])), None)
+            other = next(
+                (name for name in known if known[name] != self._categories.get(name, known[name])), None
+            )
             if other is None:
                 self._categories.update(known)  # only a record that is kept decides
                 continue

@@ -28,7 +28,15 @@ from .text import RecordTokenizer, TokenizedRecord
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["ChunkRow", "ChunkTokenizer", "TokenisedChunk", "WrittenRow", "chunk_batch", "chunk_schema", "vote_columns"]
+__all__ = [
+    "ChunkRow",
+    "ChunkTokenizer",
+    "TokenisedChunk",
+    "WrittenRow",
+    "chunk_batch",
+    "chunk_schema",
+    "vote_columns",
+]
 
 ChunkRow = tuple[str, PreferenceRecord | RecordError, str, int]
 """Split of a row, its record or what is wrong with it, and file and line that it is from."""
@@ -264,7 +272,9 @@ class ChunkTokenizer:
             rows: Any number.
         """
         chunk = TokenisedChunk()
-        tokenised = iter(self.tokenizer([record for _, record, *_ in rows if not isinstance(record, RecordError)]))
+        tokenised = iter(
+            self.tokenizer([record for _, record, *_ in rows if not isinstance(record, RecordError)])
+        )
         kept: dict[str, list[WrittenRow]] = {}
         for split, record, file, line in rows:
             report = chunk.reports.setdefault(split, SplitReport())
@@ -293,7 +303,6 @@ class ChunkTokenizer:
             return problem.at(file, line)
         report.dropped[f"record: {problem.reason}"] += 1
         return None
-
 
 
 def _lacks_prompt(record: PreferenceRecord) -> bool:

@@ -32,7 +32,16 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
 
-__all__ = ["DIGEST", "LEAST_SAVING", "MOST_JUDGEMENTS", "SLICE", "merge_rows", "merge_split", "prompt_digest", "record_sizes"]
+__all__ = [
+    "DIGEST",
+    "LEAST_SAVING",
+    "MOST_JUDGEMENTS",
+    "SLICE",
+    "merge_rows",
+    "merge_split",
+    "prompt_digest",
+    "record_sizes",
+]
 
 DIGEST = 16
 """Bytes that a prompt is told by: among a billion, two are taken for one with a chance of 1 in 10^20."""

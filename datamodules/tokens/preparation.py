@@ -24,6 +24,7 @@ CHUNK = 256
 
 UNUSED_JUDGEMENT = "judgement of records that are read without"
 
+
 class Shard(NamedTuple):
     """A part of the work, one of several equal ones.
 

@@ -90,7 +90,9 @@ class SplitWriter:
         self.digests += b"".join(batch.column("digest").to_pylist())
         self.groups.frombytes(batch.column("split_key").to_numpy().tobytes())
         self.keys.frombytes(batch.column("record_key").to_numpy().tobytes())
-        self.present |= {name for name in ("comparisons", *self.optional) if len(batch.column(name).flatten())}
+        self.present |= {
+            name for name in ("comparisons", *self.optional) if len(batch.column(name).flatten())
+        }
         for name in self.names.keys() & self.present:
             self.names[name].update(set(batch.column(name).flatten().unique().to_pylist()) - {None})
         self.stream.write_batch(batch.select(self.schema.names))
