@@ -6,7 +6,6 @@ import random
 import subprocess
 import sys
 from collections import Counter
-from itertools import permutations
 
 import pytest
 
@@ -16,7 +15,7 @@ from pluralign.datamodules.tokens import CacheShards, RecordTokenizer, Shard, pr
 from pluralign.datamodules.tokens.shards import ShardWriter
 
 TEXT = TextConfig(prompt_format="{text}|", response_format="{text}")
-ORDERS = list(permutations((1, 2, 3)))
+ORDERS = [(1, 2, 3), (3, 1, 2), (2, 3, 1)]
 
 
 @pytest.fixture(autouse=True)
@@ -84,10 +83,10 @@ def test_shards_in_any_order_become_the_cache_of_one_process(tmp_path, files, or
     assert report.records and whole.reports["validation"].records
 
 
-def test_one_shard_and_more_shards_than_chunks(tmp_path, files):
+def test_one_shard_and_more_shards_than_chunks_of_a_source(tmp_path, files):
     whole = local(tmp_path / "one", files)
     whole.prepare_data()
-    for total in (1, 40):
+    for total in (1, 9):
         data = local(tmp_path / str(total), files)
         for number in range(1, total + 1):
             left = data.prepare_shard(Shard(number, total))["local"]
