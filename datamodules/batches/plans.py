@@ -78,7 +78,9 @@ def longest_first(lengths: Integers, records: Integers, mega_size: int) -> Integ
     if not len(records):
         return ordered
     longest = lengths.max()
-    narrow = longest - lengths.min() < 2**16  # then sorted by two bytes, in time that grows with the records alone
+    narrow = (
+        longest - lengths.min() < 2**16
+    )  # then sorted by two bytes, in time that grows with the records alone
     for start, stop in _blocks(len(records), mega_size):
         some = records[start:stop]
         keys: Integers = longest - lengths[some]
@@ -124,7 +126,9 @@ def pack(
     begins, ends = [], []
     for start, stop in _blocks(len(records), mega_size):
         some = records[start:stop]
-        reach = _reach(lengths[some], None if rows is None else rows[some], max_tokens, max_records, mega_size)
+        reach = _reach(
+            lengths[some], None if rows is None else rows[some], max_tokens, max_records, mega_size
+        )
         starts, step, place = array("q"), memoryview(reach), 0  # pyright: ignore[reportArgumentType]
         while place < len(some):
             starts.append(place)

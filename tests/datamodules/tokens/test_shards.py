@@ -49,7 +49,8 @@ def files(tmp_path):
     train[41] |= {"chosen": "bad"}
     train[50] = dict(train[12])
     test = [
-        {"prompt": f"prompt {i}", "chosen": "yes " * (i + 1), "rejected": "no", "domain": "law"} for i in range(9)
+        {"prompt": f"prompt {i}", "chosen": "yes " * (i + 1), "rejected": "no", "domain": "law"}
+        for i in range(9)
     ]
     return {"train": save(tmp_path / "train.jsonl", train), "test": save(tmp_path / "test.jsonl", test)}
 
