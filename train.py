@@ -42,6 +42,9 @@ VERBS = {
     "compare": Verb("say who wrote the better responses, by rewards or judges", "compare:compare"),
     "runs": Verb("list runs: status, steps, main numbers, checkpoint", "runs:runs"),
     "runs show": Verb("show the curves of runs, in the terminal or as a page", "runs:show"),
+    "tokenise": Verb(
+        "write the token cache alone, by one job or a part by each of several", "tokenise:tokenise"
+    ),
     "data inspect": Verb("say what form data have; show tokens, counts, lengths, drops", "inspect:inspect"),
     "data treated": Verb("write a page of treated training labels, for a person to read", "treated:treated"),
     "data update": Verb("add votes to a file of persona votes", "update:update"),
