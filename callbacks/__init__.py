@@ -11,6 +11,7 @@ from .reward_watch import RewardWatch
 from .reward_writer import RewardWriter
 from .run_logger import RunLogger
 from .run_progress import RunProgress
+from .skipped_steps import SkippedSteps
 from .strength_report import StrengthReport
 from .throughput import Throughput
 from .user_metrics import UserMetrics
@@ -27,6 +28,7 @@ __all__ = [
     "RewardWriter",
     "RunLogger",
     "RunProgress",
+    "SkippedSteps",
     "StrengthReport",
     "Throughput",
     "UserMetrics",
