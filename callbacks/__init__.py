@@ -12,6 +12,7 @@ from .reward_writer import RewardWriter
 from .run_logger import RunLogger
 from .run_progress import RunProgress
 from .save_on_signal import SaveOnSignal
+from .skipped_steps import SkippedSteps
 from .strength_report import StrengthReport
 from .throughput import Throughput
 from .user_metrics import UserMetrics
@@ -29,6 +30,7 @@ __all__ = [
     "RunLogger",
     "RunProgress",
     "SaveOnSignal",
+    "SkippedSteps",
     "StrengthReport",
     "Throughput",
     "UserMetrics",

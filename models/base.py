@@ -90,11 +90,15 @@ class BaseModule(SavedModule):
         backbone: The network; None before ``configure_model``.
         text_format: Format of the text it was trained on; from the data module, kept in checkpoints.
         init_from: Checkpoint that weights start from; None once others were loaded.
+        passes_over: Whether training goes on after a batch whose rewards or loss are not finite, because something else sees
+            to it that no weight learns from it (the callback ``SkippedSteps``). Weights that are not finite end a run all
+            the same.
         argument_checks: Which steps' losses have read the values of their arguments since a run's stage began.
     """
 
     not_saved: ClassVar[tuple[str, ...]] = ()
     sharded_entries: ClassVar[tuple[str, ...]] = STEPS
+    passes_over: bool = False
 
     def __init_subclass__(cls, **keywords: object) -> None:
         """Let the command line read shared settings from the constructor below, where they have defaults and help.

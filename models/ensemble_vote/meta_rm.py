@@ -204,7 +204,8 @@ class MetaRM(BradleyTerryRM):
         """
         output = self(groups)
         if reads_freely(output):
-            self._stop_at(finding_now(self, output, None, partial(self._name, groups, "train")))
+            found = finding_now(self, output, None, partial(self._name, groups, "train"))
+            self._stop_at(found, passing=self.passes_over)
         reward = output["reward"]
         total = separation_objective(
             reward,
