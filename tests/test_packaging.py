@@ -153,6 +153,7 @@ BATCH, COLUMNS = "pluralign.datamodules.batch", "pluralign.datamodules.columns"
 CHECKS = "pluralign.datamodules.checks"
 PROMPT_BATCH = "pluralign.datamodules.prompt_batch"
 WHOLE_FILES = "pluralign.datamodules.whole_files"
+UNTRUSTED = "pluralign.datamodules.untrusted"
 HEAVY = (
     "lightning",
     "transformers",
@@ -179,6 +180,7 @@ def data(*wings):
         CHECKS,
         COLUMNS,
         WHOLE_FILES,
+        UNTRUSTED,
         "pluralign.datamodules.content",
         "pluralign.datamodules.joins",
     )
@@ -198,6 +200,7 @@ CONTRACTS = {
     "datamodules/checks.py": Contract(own=(), top=()),
     "datamodules/columns.py": Contract(own=(BATCH,), top=("torch",)),
     "datamodules/prompt_batch.py": Contract(own=(BATCH,), top=("torch",)),
+    "datamodules/untrusted.py": Contract(own=(), top=("numpy",), inside=("torch",)),
     "datamodules/whole_files.py": Contract(own=(), top=()),
     "datamodules/records": data("records"),
     "datamodules/tokens": data("records", "tokens"),
@@ -228,6 +231,7 @@ CONTRACTS = {
             COLUMNS,
             PROMPT_BATCH,
             WHOLE_FILES,
+            UNTRUSTED,
             "pluralign.__version__",
         ),
         top=("torch", "lightning", "torchmetrics"),
@@ -254,6 +258,7 @@ CONTRACTS = {
             COLUMNS,
             PROMPT_BATCH,
             WHOLE_FILES,
+            UNTRUSTED,
         ),
         top=("torch", "lightning", "torchmetrics", "rich"),
         inside=("matplotlib",),
