@@ -12,7 +12,9 @@ other shapes, members of archives. Outcomes: `read`, where the damage does no ha
 
 import argparse
 import json
+import logging
 import multiprocessing
+import os
 import shutil
 import sys
 import tempfile
@@ -122,10 +124,16 @@ def work(pipe: Connection, scratch: Path) -> None:
     import resource
 
     warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)  # what is said of a damaged cache, ten thousand times
+    os.environ.update(
+        HF_HUB_OFFLINE="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1", TOKENIZERS_PARALLELISM="false"
+    )
     sys.path.insert(0, str(Path(__file__).parent))
     import torch
     from bad_inputs_readers import readers
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     torch.set_num_threads(1)
     used = (
         int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

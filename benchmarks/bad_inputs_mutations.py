@@ -34,15 +34,17 @@ def damage(path: Path, draw: Random) -> str:
     Returns:
         What was done to it.
     """
+    before = path.read_bytes()
     change = BY_ENDING.get(path.suffix)
     if change is not None and draw.random() < 0.6:
         try:
             return change(path, draw)
-        except (ValueError, TypeError, KeyError, OverflowError, UnicodeError, RecursionError, RuntimeError):
+        except (ValueError, TypeError, KeyError, OverflowError, UnicodeError, RuntimeError, IndexError):
             pass  # what the damage asks for cannot be written in this format
         except Exception as error:  # of pyarrow, whose types are known only where it is imported
             if not type(error).__module__.startswith(("pyarrow", "safetensors", "yaml")):
                 raise
+    path.write_bytes(before)
     return _bytes(path, draw)
 
 
@@ -291,7 +293,7 @@ def _archive(path: Path, draw: Random) -> str:
     if what == "remove":
         del members[name]
     elif what == "rename":
-        members[draw.choice(("../x", "/x", f"{name}/", ""))] = members.pop(name)
+        members[draw.choice(("../x", "/x", f"{name}/", "-"))] = members.pop(name)
     elif what == "odd member":
         members[draw.choice(("../../outside", "/outside", "archive/code/x.py", "a" * 300))] = b"x"
     elif what == "emptied":

@@ -4,7 +4,6 @@ import contextlib
 import importlib
 import io
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -515,7 +514,6 @@ def _verb(*words: str) -> None:
 
 def readers() -> list[Reader]:
     """All readers, in groups."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     endings = ("jsonl", "jsonl.gz", "json", "csv", "tsv", "parquet", "arrow", "feather", "saved")
     tables = [
         Reader(f"rows of {name}", "rows of tables", _tables(name), _read_rows, anew=True) for name in endings

@@ -123,7 +123,7 @@ def _array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], "np.dtype[Any]"]:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     try:
         shape, _, dtype = read(stream)
-    except (SyntaxError, TypeError, RecursionError, MemoryError) as error:  # the header is Python's literals
+    except Exception as error:  # the header is Python's literals, which have errors of their own
         raise ValueError("its header cannot be read") from error
     if any(size < 0 for size in shape):
         raise ValueError(f"its header says {shape}")

@@ -1,6 +1,7 @@
 """Another run's checkpoint, read as plain values; nothing that it claims is believed before it is there."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 
 from pluralign.datamodules.untrusted import UNREADABLE, check_archive, check_claims
 
-__all__ = ["begins", "check_file", "mapped_content", "read_checkpoint"]
+__all__ = ["begins", "check_file", "makes_module", "mapped_content", "read_checkpoint"]
 
 
 def begins(name: str, start: str) -> bool:
@@ -62,6 +63,28 @@ def mapped_content(path: str) -> object:
         ValueError: As :func:`read_checkpoint`.
     """
     return _plain(path, "path", mapped=True)
+
+
+@contextmanager
+def makes_module(path: object, kind: str) -> Iterator[None]:
+    """Say which checkpoint it is whose settings or weights make no module; anything may stand in it.
+
+    Args:
+        path: Of the file, or what else it was read from.
+        kind: Name of the module's class.
+
+    Raises:
+        ValueError: In place of an error that names no file; a RuntimeError stays one, a file that is missing another.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # settings reach whatever a module is made of
+        if str(path) in str(error):
+            raise
+        told = RuntimeError if isinstance(error, RuntimeError) else ValueError
+        raise told(f"{path} does not make a {kind}: {str(error) or type(error).__name__}") from error
 
 
 def _plain(path: str, setting: str, *, mapped: bool) -> Any:  # noqa: ANN401  anything may be in it

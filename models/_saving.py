@@ -16,7 +16,7 @@ from pluralign.datamodules.batch import TextFormat
 from . import _averages as averages
 from ._base_files import Identity, check_base, check_scales, network_changes
 from ._callbacks import HostModule
-from ._initial_weights import begins, mapped_content, read_checkpoint
+from ._initial_weights import begins, makes_module, mapped_content, read_checkpoint
 from ._shipped_code import refuse_shipped_code
 from .backbone import BackboneConfig, added_keys, renamed
 
@@ -78,9 +78,10 @@ class SavedModule(HostModule):
             advice = "give the settings anew, such as backbone={..., 'trust_remote_code': True},"
             decided = {name: value for name, value in kept.items() if name not in settings}
             refuse_shipped_code(decided, str(hparams_file or checkpoint_path), advice=advice)
-        return super().load_from_checkpoint(
-            checkpoint_path, map_location, hparams_file, strict, weights_only, **settings
-        )
+        with makes_module(checkpoint_path, cls.__name__):
+            return super().load_from_checkpoint(
+                checkpoint_path, map_location, hparams_file, strict, weights_only, **settings
+            )
 
     def saved_keys(self) -> set[str]:
         """Names of the state that a checkpoint holds: all that the backbone's own files lack.

@@ -1,16 +1,13 @@
 """A module as a checkpoint keeps it, without the configuration that trained it."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pluralign.datamodules.untrusted import UNREADABLE
-
-from ._initial_weights import read_checkpoint
+from ._initial_weights import makes_module, read_checkpoint
 from ._shipped_code import refuse_shipped_code
 from .base import BaseModule
 
@@ -81,31 +78,12 @@ def restored_module(
         refuse_shipped_code(kept, str(path))
     with (
         torch.random.fork_rng(devices=[]),
-        _told(path, kind),
+        makes_module(path, kind.__name__),
     ):  # what a run draws must not depend on what it reads
         module = kind(**(plain | changed))
         module.on_load_checkpoint(content)
         module.load_state_dict(content["state_dict"])
     return module.eval().requires_grad_(False)
-
-
-@contextmanager
-def _told(path: str | Path, kind: type[BaseModule]) -> Iterator[None]:
-    """Say which file it is whose settings or weights make no module; any value may stand in it.
-
-    Raises:
-        ValueError: In place of an error that names no file; a RuntimeError stays one.
-    """
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except UNREADABLE as error:
-        if str(path) in str(error):
-            raise
-        told = RuntimeError if isinstance(error, RuntimeError) else ValueError
-        reason = str(error) or type(error).__name__
-        raise told(f"{path} does not make a {kind.__name__}: {reason}") from error
 
 
 def checkpoint_class(content: Mapping[str, Any], path: str, given: str | None = None) -> type[BaseModule]:

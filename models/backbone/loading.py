@@ -268,11 +268,19 @@ def network_config(config: BackboneConfig) -> "PretrainedConfig":
 
     if config.name is None:
         fields = dict(config.config)
-        network: PretrainedConfig = AutoConfig.for_model(fields.pop("model_type"), **fields)
-        return network
+        kind = fields.pop("model_type")
+        try:
+            made: PretrainedConfig = AutoConfig.for_model(kind, **fields)
+        except (
+            Exception
+        ) as error:  # fields are checked by a class of its own for each kind, and of its own errors
+            raise ValueError(f"backbone.config makes no network of model_type {kind!r}: {error}") from error
+        return made
     try:
-        network = AutoConfig.from_pretrained(config.name, **_origin(config), **config.config)
-    except (OSError, ValueError) as error:
+        network: PretrainedConfig = AutoConfig.from_pretrained(
+            config.name, **_origin(config), **config.config
+        )
+    except Exception as error:  # likewise
         raise ValueError(
             f"backbone.name={config.name!r} could not be loaded; allowed: a folder with config.json and weights, "
             f"or a name on the Hugging Face hub ({error})"
