@@ -18,7 +18,7 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from pluralign.callbacks import AtomicCheckpointIO
-from pluralign.callbacks.checkpoint_io import UNREADABLE
+from pluralign.datamodules.untrusted import UNREADABLE
 from pluralign.inference.opening import best_of_run
 from pluralign.models.sharding import ShardedCheckpoint, is_sharded_checkpoint
 
