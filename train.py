@@ -23,6 +23,7 @@ class Verb(NamedTuple):
 
 VERBS = {
     "fit": Verb("train a model; validate along the way, and keep checkpoints", "trainer:fit"),
+    "plan": Verb("say what training takes on each GPU, and which strategy fits", "plan:plan"),
     "validate": Verb("measure a model on the validation split", "trainer:validate"),
     "test": Verb("measure a model on the test split", "trainer:test"),
     "predict": Verb("score the responses of the predict split, into a file", "predict:predict"),

@@ -4,6 +4,7 @@ from .checkpoint_io import AtomicCheckpointIO
 from .crowd_calibration import CrowdCalibration
 from .general_preference import GeneralPreference
 from .language_model_writer import LanguageModelWriter
+from .longest_batch import LongestBatch
 from .merge_trace import MergeTrace
 from .prototype_map import PrototypeMap
 from .recovery_report import RecoveryReport
@@ -22,6 +23,7 @@ __all__ = [
     "CrowdCalibration",
     "GeneralPreference",
     "LanguageModelWriter",
+    "LongestBatch",
     "MergeTrace",
     "PrototypeMap",
     "RecoveryReport",

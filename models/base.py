@@ -13,13 +13,14 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, distributed
 
-from pluralign.datamodules.batch import DataSource, PreferenceBatch, TextFormat
+from pluralign.datamodules.batch import DataSource, HasHeaviest, PreferenceBatch, TextFormat
 from pluralign.losses import ArgumentChecksOnce
 
 from ._data_source import AdaptedData
 from ._extents import batch_extents, check_extents
 from ._few_bits import keep_in_32_bits
 from ._initial_weights import check_file
+from ._rehearsal import Rehearsal, find_budget, out_of_memory, rehearse
 from ._saving import SavedModule
 from .backbone import (
     Backbone,
@@ -31,7 +32,7 @@ from .backbone import (
 )
 from .sharding import STEPS, FullyShardedStrategy
 
-__all__ = ["BaseModule", "ModuleSettings", "data_of", "datamodule_of", "default_optimizer"]
+__all__ = ["BaseModule", "ModuleSettings", "data_of", "datamodule_of", "default_optimizer", "out_of_memory"]
 
 NOT_SAVED = ("optimizer", "lr_scheduler", "backbone", "init_from", "init_may_differ")
 """Arguments that no module keeps as hyperparameters: functions, files that may be gone, what is kept in plain form."""
@@ -93,6 +94,7 @@ class BaseModule(SavedModule):
         passes_over: Whether training goes on after a batch whose rewards or loss are not finite, because something else sees
             to it that no weight learns from it (the callback ``SkippedSteps``). Weights that are not finite end a run all
             the same.
+        max_tokens: Most tokens of a batch that a fit found memory for; None if it was not asked to.
         argument_checks: Which steps' losses have read the values of their arguments since a run's stage began.
     """
 
@@ -148,6 +150,7 @@ class BaseModule(SavedModule):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.backbone: Backbone | Several | StoredFeatures | None = None
         self.text_format: TextFormat | None = None
+        self.max_tokens: int | None = None
         self.argument_checks = ArgumentChecksOnce()
         self._max_positions: tuple[int | None, ...] = ()  # once they were looked up
 
@@ -161,6 +164,35 @@ class BaseModule(SavedModule):
     def data(self) -> DataSource | None:
         """The trainer's data; None without a trainer or a data module."""
         return data_of(self.attached_trainer)
+
+    # Memory --------------------------------------------------------------------------------------------
+
+    def token_budget(self) -> int | None:
+        """Most tokens of a batch that training has memory for, where ``loader.max_tokens`` is ``auto``; data modules ask for it.
+
+        Found when the data of a fit are first read, by steps that leave no trace, and kept in checkpoints.
+
+        Returns:
+            The budget; None if it was never found and no fit is under way.
+        """
+        data, trainer = self.data, self.attached_trainer
+        if self.max_tokens is None and self.fitting and data is not None and trainer is not None:
+            self.max_tokens = find_budget(trainer, self, data)
+        return self.max_tokens
+
+    def rehearse(self, loader: HasHeaviest) -> Rehearsal:
+        """Run forward and backward over a loader's heaviest batch, and leave everything as it was.
+
+        Args:
+            loader: Of the training split of the fit that is under way.
+
+        Returns:
+            What the step took.
+
+        Raises:
+            ValueError: If the module steps its optimisers itself.
+        """
+        return rehearse(self.trainer, self, loader)
 
     # Parts ---------------------------------------------------------------------------------------------
 
