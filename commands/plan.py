@@ -107,6 +107,19 @@ class Plan:
         """Seconds of a step that a GPU computes and sends."""
         return step_times(share, self.load, self.tokens, self.cluster, recomputed=self.recomputed)
 
+    def on(self, gpus: int) -> "Plan":
+        """The same on another number of GPUs, as many in a node as before."""
+        of_node = max(1, self.cluster.gpus // self.nodes)
+        return _planned(
+            self.title,
+            self.load,
+            replace(self.cluster, gpus=gpus),
+            nodes=max(1, gpus // of_node),
+            tokens=self.tokens,
+            longest=self.longest,
+            recomputed=self.recomputed,
+        )
+
     def content(self) -> dict[str, Any]:
         """Plain values."""
         shares = {
@@ -151,7 +164,7 @@ def plan(words: Sequence[str]) -> None:
     if found.recommended is None:
         for line in _what_would_help(cli, found):
             console.print(line, markup=False, highlight=False)
-    growth = [_grown(found, number) for number in GROWTH] if options.growth else []
+    growth = [found.on(number) for number in GROWTH] if options.growth else []
     if growth:
         console.print(growth_table(growth))
     if options.json is not None:
@@ -213,20 +226,6 @@ def _planned(
     )
 
 
-def _grown(found: Plan, gpus: int) -> Plan:
-    """The same on another number of GPUs, as many in a node as before."""
-    of_node = max(1, found.cluster.gpus // found.nodes)
-    return _planned(
-        found.title,
-        found.load,
-        replace(found.cluster, gpus=gpus),
-        nodes=max(1, gpus // of_node),
-        tokens=found.tokens,
-        longest=found.longest,
-        recomputed=found.recomputed,
-    )
-
-
 def _gpus(cli: PlanCLI) -> tuple[int, int]:
     """How many there are, and among how many nodes they are divided."""
     options, given = cli.options, cli.given
@@ -247,13 +246,28 @@ def _gpus(cli: PlanCLI) -> tuple[int, int]:
 def _batch(cli: PlanCLI) -> tuple[int, int]:
     """Tokens of the longest row and of a GPU's batch: of the data where they are at hand, of settings elsewhere."""
     options, data = cli.options, cli.datamodule
-    loader = data.loader if isinstance(data, PreferenceDataModule) else None
-    bound = loader.max_tokens if loader is not None else None
-    tokens = options.max_tokens or (bound if isinstance(bound, int) else None)
+    bound = data.loader.max_tokens if isinstance(data, PreferenceDataModule) else None
+    tokens = options.max_tokens or (bound if isinstance(bound, int) else DEFAULT_BUDGET)
+    if options.tokens is None and isinstance(data, PreferenceDataModule):
+        found = _heaviest(data, tokens)
+        if found is not None:
+            return found
     longest = options.tokens or data.text.max_length
     if longest is None:
         longest = min(DEFAULT_ROW, cli.model.max_positions or DEFAULT_ROW)
-    return longest, max(tokens or DEFAULT_BUDGET, longest)
+    return longest, max(tokens, longest)
+
+
+def _heaviest(data: PreferenceDataModule, tokens: int) -> tuple[int, int] | None:
+    """The same of the training split's first epoch, once it was tokenised; None before, or without its tokenizer."""
+    try:
+        if not all(folder.is_dir() for folder in data.cache_folders().values()):
+            return None
+        data.setup("fit")
+        sampler = data.batches("train", shuffle=True, features=False, max_tokens=tokens).sampler
+    except (OSError, RuntimeError, ValueError):
+        return None  # no tokenizer, no feature store, ...: nothing of it is needed here
+    return int(sampler.lengths.max()), sampler.heaviest()[1]
 
 
 def _what_would_help(cli: PlanCLI, found: Plan) -> list[str]:

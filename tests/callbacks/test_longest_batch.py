@@ -195,3 +195,19 @@ def test_max_tokens_auto_without_a_fit_is_the_default(data):
     assert made.batches("train").sampler.max_tokens == 8192
     with pytest.raises(ValueError, match=r"loader\.max_tokens must be .*; got 'most'"):
         LoaderConfig(max_tokens="most")
+
+
+@pytest.mark.slow
+def test_two_ranks_rehearse_alike_and_train_the_same(module, data, tmp_path):
+    """The smallest of both budgets is taken, and no gradient of the rehearsal is reduced."""
+    runs = {}
+    for name, tokens, callbacks in (("auto", "auto", [LongestBatch()]), ("named", None, [])):
+        loader = LoaderConfig(max_tokens=tokens or runs["auto"]["pluralign"]["max_tokens"])
+        keeper = ModelCheckpoint(tmp_path / name, every_n_train_steps=2, save_top_k=-1, filename="{step}")
+        torch.manual_seed(0)
+        fit(module(), data(num_train=240, loader=loader), tmp_path / name, keeper, *callbacks, max_steps=2,
+            strategy="ddp_spawn", devices=2, use_distributed_sampler=False)  # fmt: skip
+        runs[name] = torch.load(tmp_path / name / "step=2.ckpt", weights_only=True)
+    assert runs["auto"]["pluralign"]["max_tokens"] >= 1024
+    for name, value in runs["named"]["state_dict"].items():
+        assert torch.equal(runs["auto"]["state_dict"][name], value), name
