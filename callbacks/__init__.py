@@ -12,6 +12,8 @@ from .reward_watch import RewardWatch
 from .reward_writer import RewardWriter
 from .run_logger import RunLogger
 from .run_progress import RunProgress
+from .save_on_signal import SaveOnSignal
+from .skipped_steps import SkippedSteps
 from .strength_report import StrengthReport
 from .throughput import Throughput
 from .user_metrics import UserMetrics
@@ -29,6 +31,8 @@ __all__ = [
     "RewardWriter",
     "RunLogger",
     "RunProgress",
+    "SaveOnSignal",
+    "SkippedSteps",
     "StrengthReport",
     "Throughput",
     "UserMetrics",

@@ -13,6 +13,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from pluralign.callbacks import SkippedSteps
 from pluralign.datamodules.prepared import PreparedData
 from pluralign.datamodules.whole_files import written_whole
 from pluralign.inference.private import homeless
@@ -174,6 +175,9 @@ class RunRecorder(L.Callback):
                 for which in ("best", "last"):
                     if path := getattr(callback, f"{which}_model_path"):
                         self.record["checkpoints"][which] = _below(Path(path), self._path.parent)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, SkippedSteps):
+                self.record["skipped_steps"] = callback.total
         self.record |= {
             "status": session["status"],
             "step": trainer.global_step,

@@ -18,6 +18,7 @@ from pluralign.losses import ArgumentChecksOnce
 
 from ._data_source import AdaptedData
 from ._extents import batch_extents, check_extents
+from ._few_bits import keep_in_32_bits
 from ._initial_weights import check_file
 from ._rehearsal import Rehearsal, find_budget, out_of_memory, rehearse
 from ._saving import SavedModule
@@ -29,6 +30,7 @@ from .backbone import (
     configured_positions,
     save_language_model,
 )
+from .sharding import STEPS, FullyShardedStrategy
 
 __all__ = ["BaseModule", "ModuleSettings", "data_of", "datamodule_of", "default_optimizer", "out_of_memory"]
 
@@ -84,14 +86,21 @@ class BaseModule(SavedModule):
 
     Attributes:
         not_saved: Arguments of a method that are no plain values, and are not kept as hyperparameters.
+        sharded_entries: Methods during which weights outside of layers are whole where they are sharded over ranks, besides
+            ``forward``; one of them must neither move weights nor pass backward itself.
         backbone: The network; None before ``configure_model``.
         text_format: Format of the text it was trained on; from the data module, kept in checkpoints.
         init_from: Checkpoint that weights start from; None once others were loaded.
+        passes_over: Whether training goes on after a batch whose rewards or loss are not finite, because something else sees
+            to it that no weight learns from it (the callback ``SkippedSteps``). Weights that are not finite end a run all
+            the same.
         max_tokens: Most tokens of a batch that a fit found memory for; None if it was not asked to.
         argument_checks: Which steps' losses have read the values of their arguments since a run's stage began.
     """
 
     not_saved: ClassVar[tuple[str, ...]] = ()
+    sharded_entries: ClassVar[tuple[str, ...]] = STEPS
+    passes_over: bool = False
 
     def __init_subclass__(cls, **keywords: object) -> None:
         """Let the command line read shared settings from the constructor below, where they have defaults and help.
@@ -328,7 +337,13 @@ class BaseModule(SavedModule):
         self.text_format = current or self.text_format
 
     def begin_evaluation(self) -> None:
-        """Refuse data in another text format than was trained with, or that the network cannot read, and no weights."""
+        """Refuse data in another text format than was trained with, or that the network cannot read, and no weights.
+
+        Raises:
+            ValueError: If it is to be refused, or sharded ranks would evaluate unequal numbers of batches.
+        """
+        if isinstance(self.trainer.strategy, FullyShardedStrategy):
+            self.trainer.strategy.check_evaluation(self.trainer)
         self._check_format()
         self._check_start()
         self.check_data(self.data)
@@ -410,8 +425,13 @@ class BaseModule(SavedModule):
             check_extents(self.backbone, batch_extents(batch))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Optimiser over ``parameter_groups()``, with the scheduler if there is one."""
+        """Optimiser over ``parameter_groups()``, with the scheduler if there is one.
+
+        Raises:
+            ValueError: If the optimiser is one of bitsandbytes and weights are sharded over ranks.
+        """
         optimizer = self.optimizer(self.parameter_groups())
+        keep_in_32_bits(optimizer, self)
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)

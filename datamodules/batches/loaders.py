@@ -83,7 +83,7 @@ def batch_loader(
     if sampler.num_oversized:
         rank_zero_warn(
             f"{title}: {sampler.num_oversized:,} records have more than loader.max_tokens="
-            f"{settings.max_tokens} tokens (up to {int((sampler.rows * sampler.lengths).max()):,}) and form "
+            f"{settings.max_tokens} tokens (up to {sampler.largest_cost:,}) and form "
             "batches of their own above that bound; shorten text.max_length, or raise max_tokens"
         )
     return PreferenceDataLoader(
