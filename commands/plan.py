@@ -12,7 +12,7 @@ from rich.console import Console
 from pluralign.datamodules import PreferenceDataModule
 from pluralign.datamodules.checks import check_range
 from pluralign.datamodules.text_data import TextData
-from pluralign.models import BaseModule, LoRAConfig
+from pluralign.models import BackboneConfig, BaseModule, LoRAConfig
 from pluralign.models.memory import Cluster, Load, Rows, Share, largest_tokens, load_of, share_of, step_times
 
 from .cli import TextCLI, option
@@ -25,6 +25,8 @@ DEFAULT_ROW = 4096
 DEFAULT_BUDGET = 8192
 """Tokens of a batch where the data have no bound on tokens."""
 GROWTH = (1, 8, 64, 256, 1024)
+MIXED = "weights outside of layers are trained in several dtypes: dtype float32 under precision bf16-mixed, or lora, would do"
+"""Why fsdp2 does not divide some modules."""
 SHARED = ("ddp", "fsdp2", "deepspeed_stage_2", "deepspeed_stage_3")
 """Strategies of several GPUs, the first that fits being the one to take: least is sent first, extras come last."""
 
@@ -90,6 +92,7 @@ class Plan:
         shares: What a GPU holds under each strategy, the recommended one first.
         most: Most tokens that fit, by strategy.
         recommended: The first strategy that fits; None if none does.
+        refused: Why a strategy takes no such module, by its name.
     """
 
     title: str
@@ -102,6 +105,7 @@ class Plan:
     shares: tuple[Share, ...]
     most: dict[str, int]
     recommended: str | None
+    refused: dict[str, str]
 
     def seconds(self, share: Share) -> tuple[float, float]:
         """Seconds of a step that a GPU computes and sends."""
@@ -118,6 +122,7 @@ class Plan:
             tokens=self.tokens,
             longest=self.longest,
             recomputed=self.recomputed,
+            refused=self.refused,
         )
 
     def content(self) -> dict[str, Any]:
@@ -141,6 +146,7 @@ class Plan:
             "longest": self.longest,
             "strategies": shares,
             "recommended": self.recommended,
+            "refused": self.refused,
         }
 
 
@@ -160,6 +166,8 @@ def plan(words: Sequence[str]) -> None:
     )
     console.print(headline(found), highlight=False)
     console.print(strategy_table(found))
+    for name, reason in found.refused.items():
+        console.print(f"not with {name}: {reason}", markup=False, highlight=False)
     console.print(recipe_lines(found), markup=False, highlight=False)
     if found.recommended is None:
         for line in _what_would_help(cli, found):
@@ -202,13 +210,29 @@ def plan_for(
         tokens=tokens,
         longest=longest,
         recomputed=config.gradient_checkpointing,
+        refused=_refusals(load, config),
     )
 
 
+def _refusals(load: Load, config: BackboneConfig) -> dict[str, str]:
+    """Why strategies that divide weights take no such module."""
+    if config.quantization is not None:
+        return dict.fromkeys(("fsdp2", "deepspeed_stage_3"), "quantised weights are not divided")
+    return {"fsdp2": MIXED} if len(load.weights.outer_dtypes) > 1 else {}
+
+
 def _planned(
-    title: str, load: Load, cluster: Cluster, *, nodes: int, tokens: int, longest: int, recomputed: bool
+    title: str,
+    load: Load,
+    cluster: Cluster,
+    *,
+    nodes: int,
+    tokens: int,
+    longest: int,
+    recomputed: bool,
+    refused: dict[str, str],
 ) -> Plan:
-    names = SHARED if cluster.gpus > 1 else ("auto",)
+    names = [name for name in SHARED if name not in refused] if cluster.gpus > 1 else ["auto"]
     shares = [share_of(name, load, tokens, cluster.gpus) for name in names]
     fitting = [share.strategy for share in shares if share.fits(cluster.memory)]
     first = fitting[0] if fitting else None
@@ -223,6 +247,7 @@ def _planned(
         shares=tuple(sorted(shares, key=lambda share: share.strategy != first)),
         most={name: largest_tokens(name, load, cluster) for name in names},
         recommended=first,
+        refused=refused if cluster.gpus > 1 else {},
     )
 
 

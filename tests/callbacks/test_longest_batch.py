@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from pluralign.callbacks import LongestBatch
 from pluralign.datamodules import LoaderConfig
@@ -114,6 +115,14 @@ def test_what_does_not_fit_is_said_before_the_first_step(make, data, tmp_path, m
     ) as caught:
         fit(make(), data(), tmp_path, LongestBatch(), enable_checkpointing=False)
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
+
+
+def test_weights_in_shards_are_not_rehearsed(make, data, tmp_path):
+    trainer = L.Trainer(**QUIET, logger=False, devices=1, strategy=ModelParallelStrategy())
+    with pytest.raises(
+        ValueError, match=r"divides weights over ranks.* the number that `pluralign plan` says"
+    ):
+        rehearsals.rehearse(trainer, make(), None)
 
 
 def test_the_heaviest_batch_is_the_loader_s(data):
