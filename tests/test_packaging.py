@@ -156,6 +156,7 @@ BATCH, COLUMNS = "pluralign.datamodules.batch", "pluralign.datamodules.columns"
 CHECKS = "pluralign.datamodules.checks"
 PROMPT_BATCH = "pluralign.datamodules.prompt_batch"
 WHOLE_FILES = "pluralign.datamodules.whole_files"
+UNTRUSTED = "pluralign.datamodules.untrusted"
 HEAVY = (
     "lightning",
     "transformers",
@@ -182,6 +183,7 @@ def data(*wings):
         CHECKS,
         COLUMNS,
         WHOLE_FILES,
+        UNTRUSTED,
         "pluralign.datamodules.content",
         "pluralign.datamodules.joins",
     )
@@ -201,6 +203,7 @@ CONTRACTS = {
     "datamodules/checks.py": Contract(own=(), top=()),
     "datamodules/columns.py": Contract(own=(BATCH,), top=("torch",)),
     "datamodules/prompt_batch.py": Contract(own=(BATCH,), top=("torch",)),
+    "datamodules/untrusted.py": Contract(own=(), top=("numpy",), inside=("torch",)),
     "datamodules/whole_files.py": Contract(own=(), top=()),
     "datamodules/records": data("records"),
     "datamodules/tokens": data("records", "tokens"),
@@ -231,6 +234,7 @@ CONTRACTS = {
             COLUMNS,
             PROMPT_BATCH,
             WHOLE_FILES,
+            UNTRUSTED,
             "pluralign.__version__",
         ),
         top=("torch", "lightning", "torchmetrics"),
@@ -257,6 +261,7 @@ CONTRACTS = {
             COLUMNS,
             PROMPT_BATCH,
             WHOLE_FILES,
+            UNTRUSTED,
         ),
         top=("torch", "lightning", "torchmetrics", "rich"),
         inside=("matplotlib",),
