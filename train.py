@@ -23,6 +23,7 @@ class Verb(NamedTuple):
 
 VERBS = {
     "fit": Verb("train a model; validate along the way, and keep checkpoints", "trainer:fit"),
+    "plan": Verb("say what training takes on each GPU, and which strategy fits", "plan:plan"),
     "validate": Verb("measure a model on the validation split", "trainer:validate"),
     "test": Verb("measure a model on the test split", "trainer:test"),
     "predict": Verb("score the responses of the predict split, into a file", "predict:predict"),
@@ -38,6 +39,7 @@ VERBS = {
     "adapt": Verb("give unseen users weights in a checkpoint of PAL", "adapt:adapt"),
     "evaluate": Verb("put reward models on one board, on any data", "evaluate:evaluate"),
     "export": Verb("write a reward model as a folder that plain transformers loads", "export:export"),
+    "consolidate": Verb("make one file of a checkpoint in shards", "consolidate:consolidate"),
     "compare": Verb("say who wrote the better responses, by rewards or judges", "compare:compare"),
     "runs": Verb("list runs: status, steps, main numbers, checkpoint", "runs:runs"),
     "runs show": Verb("show the curves of runs, in the terminal or as a page", "runs:show"),

@@ -216,6 +216,15 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
             batches = batches.halved(largest)
         return batches
 
+    def heaviest(self) -> tuple[list[int], int]:
+        """Records of the batch of the current epoch that has most tokens, on whichever rank, and how many these are."""
+        plan = self.plan(self.epoch)
+        before = np.concatenate([[0], np.cumsum((self.rows * self.lengths)[plan.records])])
+        tokens = before[plan.stops] - before[plan.starts]
+        place = int(np.argmax(tokens))
+        others = [] if self.beside is None else (self.beside[0] + len(self.lengths)).tolist()
+        return [*plan[place].tolist(), *others], int(tokens[place])
+
     def __iter__(self) -> Iterator[list[int]]:
         """This rank's batches of the current epoch, from where a restored state left off."""
         mine = self.plan(self.epoch)[self.rank :: self.num_replicas]
@@ -321,6 +330,12 @@ class ResumableDataLoader(DataLoader[Batch]):
             sampler._position += 1
             yield batch
         sampler._position = 0
+
+    def heaviest(self) -> tuple[Batch, int]:
+        """The batch of the current epoch that has most tokens, and how many; the state of the loader stays as it is."""
+        records, tokens = self.sampler.heaviest()
+        batch: Batch = self.collate_fn(self.dataset[records])  # type: ignore[index]  # a list of records at once
+        return batch, tokens
 
     def state_dict(self) -> dict[str, Any]:
         """State of the sampler."""
