@@ -81,6 +81,7 @@ class MetaRM(BradleyTerryRM):
     """
 
     reads_unlabelled = True
+    sharded_entries = ()  # a step moves weights in their shards
 
     def __init__(
         self,
@@ -153,8 +154,7 @@ class MetaRM(BradleyTerryRM):
         in_pieces = isinstance(strategy, (DeepSpeedStrategy, FSDPStrategy))
         if in_pieces:
             raise ValueError(
-                f"{type(strategy).__name__} holds weights in pieces that MetaRM cannot move: use trainer.strategy=ddp, or a "
-                "ModelParallelStrategy with fully_shard in configure_model"
+                f"{type(strategy).__name__} holds weights in pieces that MetaRM cannot move: use trainer.strategy=ddp or fsdp2"
             )
         if isinstance(strategy, ModelParallelStrategy) and self._meta_step.second_order:
             raise ValueError("second_order=true does not work on sharded weights: use first order, or ddp")
@@ -207,7 +207,8 @@ class MetaRM(BradleyTerryRM):
         """
         output = self(groups)
         if reads_freely(output):
-            self._stop_at(finding_now(self, output, None, partial(self._name, groups, "train")))
+            found = finding_now(self, output, None, partial(self._name, groups, "train"))
+            self._stop_at(found, passing=self.passes_over)
         reward = output["reward"]
         total = separation_objective(
             reward,
