@@ -18,8 +18,9 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from pluralign.callbacks import AtomicCheckpointIO
-from pluralign.callbacks.checkpoint_io import UNREADABLE
+from pluralign.datamodules.untrusted import UNREADABLE
 from pluralign.inference.opening import best_of_run
+from pluralign.models.sharding import ShardedCheckpoint, is_sharded_checkpoint
 
 __all__ = [
     "LOGGERS",
@@ -150,8 +151,9 @@ def _folders(config: Namespace) -> list[Path]:
 
 
 def newest_first(folders: Sequence[Path]) -> list[Path]:
-    """Checkpoint files below some folders."""
-    paths = {path.resolve(): path for folder in folders for path in folder.rglob("*.ckpt") if path.is_file()}
+    """Checkpoints below some folders: files, and folders of shards."""
+    found = (path for folder in folders for path in folder.rglob("*.ckpt"))
+    paths = {path.resolve(): path for path in found if path.is_file() or is_sharded_checkpoint(path)}
     return sorted(paths.values(), key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
@@ -160,8 +162,7 @@ def _candidates(search: _Search, wanted: Settings, *, fitting: bool) -> Iterator
     for path in newest_first(search.folders):
         search.looked_at += 1
         try:
-            # Mapped, not read: the weights of those that are passed over are not needed.
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            content = _without_weights(path)
         except UNREADABLE:
             content = None
         if not isinstance(content, dict) or "state_dict" not in content:
@@ -175,6 +176,14 @@ def _candidates(search: _Search, wanted: Settings, *, fitting: bool) -> Iterator
             search.other = search.other or f"{path} has other settings: {', '.join(mismatch[:SHOWN])}{more}"
         else:
             yield path, content
+
+
+def _without_weights(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds; its weights stay where they are, for those that are passed over are not needed."""
+    if is_sharded_checkpoint(path):
+        return ShardedCheckpoint(path).without_tensors()
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return content
 
 
 @rank_zero_only
@@ -216,14 +225,17 @@ def _choice(config: Namespace, wanted: Settings, *, fitting: bool) -> Path | Non
         for path, content in _candidates(search, wanted, fitting=fitting):
             chosen = path if given == "last" else best_checkpoint(path, content)
             if chosen != path:
-                content = AtomicCheckpointIO().load_checkpoint(chosen, "cpu", weights_only=True)
+                content = _without_weights(chosen)
             written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(chosen.stat().st_mtime))
             step, epoch = content["global_step"], content["epoch"]
             _say(f"{given} is {chosen} (step {step:,}, epoch {epoch}, written {written})")
             return chosen
         raise FileNotFoundError(_nothing(given, search))
     if given and given != "hpc" and "://" not in given and not given.startswith("registry"):
-        content = AtomicCheckpointIO().load_checkpoint(given, "cpu", weights_only=config.weights_only)
+        if is_sharded_checkpoint(given):
+            content = _without_weights(Path(given))
+        else:
+            content = AtomicCheckpointIO().load_checkpoint(given, "cpu", weights_only=config.weights_only)
         if fitting and "optimizer_states" not in content:
             raise ValueError(
                 f"{given} holds weights alone, and no run can go on from it; to start a new one from its weights, give "

@@ -14,9 +14,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 import pluralign.callbacks
 import pluralign.datamodules
 import pluralign.models  # noqa: F401  naming a class without its module needs its module imported
-from pluralign.callbacks import RunProgress, Throughput
+from pluralign.callbacks import RunProgress, SaveOnSignal, Throughput
 from pluralign.datamodules import PreferenceDataModule
 from pluralign.datamodules.text_data import TextData
+from pluralign.datamodules.untrusted import UNREADABLE
 from pluralign.models import BaseModule, RewardModule
 
 from .checkpoints import (
@@ -28,6 +29,7 @@ from .checkpoints import (
     recipe,
     settle_checkpoint,
 )
+from .failures import short_failure
 from .loggers import have_own_settings
 from .notices import Notices
 from .parser import Parser
@@ -186,7 +188,20 @@ class TextCLI(LightningCLI, Generic[OptionsT, ModelT, DataT]):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Sequence[str] | None) -> None:  # type: ignore[override]
         """Parse words only; the base class warns whenever a program calls it with words of its own."""
-        self.config = parser.parse_args(args)
+        try:
+            self.config = parser.parse_args(args)
+        except UNREADABLE as error:  # jsonargparse lets through what it does not expect
+            if short_failure(error) is not None:
+                raise
+            files = [
+                word
+                for before, word in zip(("", *self.words), self.words, strict=False)
+                if before == "--config"
+            ]
+            where = f"{' or '.join(files)}, or an option," if files else "an option"
+            self.fail(
+                f"{where} holds what cannot be read as settings ({type(error).__name__}: {error!s:.300})"
+            )
 
     def instantiate_trainer(self, **settings: Any) -> Trainer:  # noqa: ANN401  as Lightning has it
         """Make a trainer whose checkpoints are whole and can be found again; what there is to say of a run comes last."""
@@ -201,6 +216,8 @@ class TextCLI(LightningCLI, Generic[OptionsT, ModelT, DataT]):
         if self.method == "fit":
             trainer.callbacks.append(RunRecorder([self.verb, *self.words]))  # type: ignore[attr-defined]
         trainer.callbacks.append(Notices())  # type: ignore[attr-defined]
+        if self.method == "fit" and not any(isinstance(each, SaveOnSignal) for each in trainer.callbacks):  # type: ignore[attr-defined]
+            trainer.callbacks.append(SaveOnSignal())  # type: ignore[attr-defined]
         return trainer
 
     def before_instantiate_classes(self) -> None:

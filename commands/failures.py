@@ -8,6 +8,7 @@ import errno
 import io
 import os
 import re
+import signal
 import sys
 import tempfile
 import traceback
@@ -50,8 +51,8 @@ TOLD = re.compile(r"^(?:\w+\.)*(\w+): (.*)\Z", re.MULTILINE | re.DOTALL)
 class ShownFailures:
     """A context in which a verb runs: what goes wrong is said on standard error, and ends in an exit status.
 
-    The status is 1 after an error, 130 if it was interrupted, 143 if it was told to end, and what the verb says if it stops
-    by itself.
+    The status is 1 after an error, 130 if it was interrupted, 143 if it was told to end (138 by SIGUSR1), and what the verb
+    says if it stops by itself.
     """
 
     def __init__(self, verb: str, *, full: bool = False) -> None:
@@ -74,9 +75,11 @@ class ShownFailures:
         Raises:
             SystemExit: If anything did.
         """
-        if type(error).__name__ == SIGTERM_ERROR:
-            print(f"{self.name}: ended by SIGTERM", file=sys.stderr)
-            raise SystemExit(TOLD_TO_END) from None
+        if isinstance(error, SystemExit) and type(error).__name__ == SIGTERM_ERROR:
+            status = error.code if isinstance(error.code, int) else TOLD_TO_END
+            if status:  # else another process speaks for this one
+                print(f"{self.name}: ended by {signal.Signals(status - 128).name}", file=sys.stderr)
+            raise SystemExit(status) from None
         if isinstance(error, SystemExit):
             error = error.__context__ if isinstance(error.__context__, KeyboardInterrupt) else None
         if isinstance(error, KeyboardInterrupt):  # where Lightning was interrupted it stops with status 1

@@ -18,7 +18,7 @@ from pluralign.datamodules.prepared import PreparedData
 from pluralign.datamodules.whole_files import written_whole
 from pluralign.inference.private import homeless
 from pluralign.inference.run_files import RECORD, VERSION, run_record
-from pluralign.models.base import datamodule_of
+from pluralign.models.base import BaseModule, datamodule_of
 
 from .run_surroundings import device_name, git_state, host_code, plain_words, versions
 
@@ -99,6 +99,8 @@ class RunRecorder(L.Callback):
         """Note where the run begins: by now a checkpoint is restored."""
         if self._path is not None:
             self.record["sessions"][-1]["from_step"] = trainer.global_step
+            if isinstance(pl_module, BaseModule) and pl_module.max_tokens is not None:
+                self.record["data"]["max_tokens"] = pl_module.max_tokens
             self._write(trainer)
 
     def on_train_batch_end(

@@ -75,7 +75,11 @@ class ResponseFile:
             line = json.loads(text)
             item, sample, source = line["id"], line["sample"], line["source"]
             asked = _asked(line["prompt"], line["preference"])
-        except (ValueError, KeyError, TypeError) as error:
+            if not isinstance(item, str) or type(sample) is not int:
+                raise TypeError(
+                    f"id must be text and sample a whole number, got {item!r:.80} and {sample!r:.80}"
+                )
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(
                 f"{self.path}:{number} is no line of responses ({shown(error)}): {advice}"
             ) from error

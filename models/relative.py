@@ -20,6 +20,7 @@ from pluralign.losses import rebel_loss
 from .backbone import BackboneConfig
 from .responding import RespondingModule, RespondingSettings, rated
 from .rollouts import Rollouts, RolloutStore
+from .sharding import gathered, whole_weights
 
 __all__ = ["RolloutModule", "RolloutSettings", "steps_of"]
 
@@ -48,6 +49,8 @@ class RolloutModule(RespondingModule, ABC):
 
     A subclass writes :meth:`respond`, :meth:`reference_answers`, :meth:`log_probs` and ``configure_model``.
     """
+
+    sharded_entries = ("relative_loss",)
 
     num_rounds: Tensor
     spread: Tensor
@@ -163,10 +166,10 @@ class RolloutModule(RespondingModule, ABC):
                 rank_zero_info(f"round {number}: the responses that an interrupted run has written are used")
                 return found
         generator = torch.Generator(self.device).manual_seed(self.seed_of(number, rank))
-        rollouts = self.respond(batch, num_samples=self.num_samples, sample=True, generator=generator).to(
-            "cpu"
-        )
-        self.rate(rollouts)
+        with gathered(self):  # ranks write as many tokens as their responses have
+            written = self.respond(batch, num_samples=self.num_samples, sample=True, generator=generator)
+            rollouts = written.to("cpu")
+            self.rate(rollouts)
         if self._store is not None:
             self._store.write(number, rank, rollouts, weights=weights)
         return rollouts
@@ -177,7 +180,7 @@ class RolloutModule(RespondingModule, ABC):
         digest = hashlib.sha256()
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                values = parameter.double()
+                values = whole_weights(parameter).double()
                 digest.update(f"{name} {float(values.sum())!r} {float(values.square().sum())!r}".encode())
         return digest.hexdigest()[:16]
 

@@ -16,7 +16,8 @@ class LoaderConfig:
     """How records are put into batches; nothing here changes the tokens.
 
     Attributes:
-        max_tokens: Bound on rows x padded length of a batch; None for none.
+        max_tokens: Bound on rows x padded length of a batch; None for none; ``auto`` for the most that training has memory
+            for, found when a fit begins and kept in its checkpoints (docs/concepts/memory.md), 8192 where nothing was found.
         batch_size: Bound on prompts per batch, not on their comparisons; None for none. One of the two must be given.
         mega_batch: Batches' worth of prompts shuffled together, then sorted by length within: larger means
             less padding, smaller means more random order.
@@ -40,7 +41,7 @@ class LoaderConfig:
             given a margin (docs/concepts/treatments.md); None for nothing.
     """
 
-    max_tokens: int | None = 8192
+    max_tokens: int | Literal["auto"] | None = 8192
     batch_size: int | None = None
     mega_batch: int = 64
     shuffle: bool = True
@@ -72,7 +73,11 @@ class LoaderConfig:
             ("features_memory", 0),
             ("num_workers", 0),
         ):
-            check_range(f"loader.{name}", getattr(self, name), at_least=low)
+            value = getattr(self, name)
+            if isinstance(value, str) and name == "max_tokens" and value != "auto":
+                raise ValueError(f"loader.max_tokens must be a number >= 1, auto or null; got {value!r}")
+            if not isinstance(value, str):
+                check_range(f"loader.{name}", value, at_least=low)
         check_choices(type(self), prefix="loader.", **vars(self))
         if isinstance(self.joins, str):
             raise TypeError(f"loader.joins must be a list of files, got {self.joins!r}")

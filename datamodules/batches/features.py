@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ..checks import check_choices, check_range
 from ..tokens import ComparisonView, RecordTable, TokenRow, prompt_alone, without_prompt
+from ..untrusted import json_object, read_array
 from ..whole_files import written_whole
 
 __all__ = ["FeatureDtype", "FeatureStore", "FeatureTable", "FeatureWriter", "prompt_key", "response_keys"]
@@ -50,10 +51,16 @@ ANEW = "the store is damaged, embed anew into another folder"
 
 def _load(path: Path, *, mapped: bool = False) -> NDArray[Any]:
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r" if mapped else None)
+        return read_array(path, mapped=mapped)
     except (OSError, EOFError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}): {ANEW}") from error
-    return array
+
+
+def _of_kind(meta: dict[str, Any], name: str, kind: type) -> Any:  # noqa: ANN401  whatever the file has
+    """What a description says, if it is of its kind."""
+    if type(meta[name]) is not kind:
+        raise ValueError(f"{name} must be of type {kind.__name__}, got {meta[name]!r:.80}")
+    return meta[name]
 
 
 def _shard_name(keys: Keys) -> str:
@@ -114,17 +121,23 @@ class FeatureStore:
                 "`pluralign embed` and the same configuration, or set loader.features to null"
             )
         try:
-            meta: dict[str, Any] = json.loads(path.read_text())
-            if meta["version"] != VERSION:
-                raise ValueError(
-                    f"{path} has version {meta['version']!r}, this program reads {VERSION}: embed anew into another folder"
-                )
-            self.backbone: dict[str, object] = meta["backbone"]
-            self.text_format: dict[str, object] = meta["text_format"]
-            self.hidden_size: int = meta["hidden_size"]
+            meta = json_object(path)
+            version = meta["version"]
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}): {ANEW}") from error
+        if version != VERSION:
+            raise ValueError(
+                f"{path} has version {version!r}, this program reads {VERSION}: embed anew into another folder"
+            )
+        try:
+            self.backbone: dict[str, object] = _of_kind(meta, "backbone", dict)
+            self.text_format: dict[str, object] = _of_kind(meta, "text_format", dict)
+            self.hidden_size: int = _of_kind(meta, "hidden_size", int)
             self.dtype: FeatureDtype = meta["dtype"]
-            self.has_prompts: bool = meta["prompts"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            self.has_prompts: bool = _of_kind(meta, "prompts", bool)
+            if not isinstance(self.dtype, str) or self.dtype not in STORED:
+                raise ValueError(f"dtype must be one of {', '.join(STORED)}, got {self.dtype!r}")
+        except (ValueError, KeyError) as error:
             raise ValueError(f"{path} is damaged ({error!r}): {ANEW}") from error
         self.added = added
         folders = [self.folder] if added is None else [self.folder, added]
@@ -141,7 +154,7 @@ class FeatureStore:
         keys = [_load(stem.with_name(f"{stem.name}{KEYS}")) for stem in stems]
         self._shards = [_load(stem.with_name(f"{stem.name}.npy"), mapped=True) for stem in stems]
         for stem, shard, own in zip(stems, self._shards, keys, strict=True):
-            if _shard_name(own) != stem.name:
+            if own.dtype != np.uint64 or own.ndim != 1 or _shard_name(own) != stem.name:
                 raise ValueError(f"{stem}{KEYS} holds other keys than were written: {ANEW}")
             if shard.shape != (len(own), self.hidden_size) or shard.dtype != STORED[self.dtype]:
                 raise ValueError(
@@ -200,9 +213,9 @@ class FeatureStore:
         Raises:
             ValueError: Naming both tokenizers.
         """
-        if text_format["tokenizer_digest"] != self.text_format["tokenizer_digest"]:
+        if text_format["tokenizer_digest"] != self.text_format.get("tokenizer_digest"):
             raise ValueError(
-                f"the features in {self.folder} were made with the tokenizer {self.text_format['tokenizer']!r}, the data "
+                f"the features in {self.folder} were made with the tokenizer {self.text_format.get('tokenizer')!r}, the data "
                 f"use {text_format['tokenizer']!r}: set text.tokenizer (or the backbone) to the store's, or embed anew"
             )
 

@@ -79,6 +79,7 @@ class MetaRM(BradleyTerryRM):
     """
 
     reads_unlabelled = True
+    sharded_entries = ()  # a step moves weights in their shards
 
     def __init__(
         self,
@@ -150,8 +151,7 @@ class MetaRM(BradleyTerryRM):
         in_pieces = isinstance(strategy, (DeepSpeedStrategy, FSDPStrategy))
         if in_pieces:
             raise ValueError(
-                f"{type(strategy).__name__} holds weights in pieces that MetaRM cannot move: use trainer.strategy=ddp, or a "
-                "ModelParallelStrategy with fully_shard in configure_model"
+                f"{type(strategy).__name__} holds weights in pieces that MetaRM cannot move: use trainer.strategy=ddp or fsdp2"
             )
         if isinstance(strategy, ModelParallelStrategy) and self._meta_step.second_order:
             raise ValueError("second_order=true does not work on sharded weights: use first order, or ddp")
