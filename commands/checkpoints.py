@@ -21,6 +21,8 @@ from pluralign.callbacks import AtomicCheckpointIO
 from pluralign.datamodules.untrusted import UNREADABLE
 from pluralign.inference.opening import best_of_run
 
+from .saved_settings import without_credentials
+
 __all__ = [
     "LOGGERS",
     "TRAINING",
@@ -87,7 +89,8 @@ def recipe(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
     settings = plain_settings(parser, config)
     trainer = {name: settings["trainer"].get(name) for name in TRAINING}
     parts = {name: settings[name] for name in ("seed_everything", "model", "data")}
-    return {**parts, "trainer": trainer}
+    kept: dict[str, Any] = without_credentials({**parts, "trainer": trainer}, [])
+    return kept
 
 
 def _differences(before: object, now: object, ignored: Sequence[str], name: str = "") -> Iterator[str]:
