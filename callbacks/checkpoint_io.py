@@ -4,7 +4,6 @@ import re
 import zipfile
 from difflib import get_close_matches
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -12,24 +11,11 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.fabric.utilities.types import _PATH
 
+from pluralign.datamodules.untrusted import UNREADABLE, check_archive, check_claims
 from pluralign.datamodules.whole_files import written_whole
 
-__all__ = ["UNREADABLE", "AtomicCheckpointIO", "missing_checkpoint", "unreadable_checkpoint"]
+__all__ = ["AtomicCheckpointIO", "missing_checkpoint", "unreadable_checkpoint"]
 
-UNREADABLE = (
-    UnpicklingError,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    ImportError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What torch raises on a file that is no checkpoint, or not all of one: any byte may come, so any of these may."""
 ADVICE = "give another one, or `--ckpt_path last`, which passes over files that cannot be read"
 
 
@@ -87,7 +73,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if not Path(path).is_file():
             raise missing_checkpoint(Path(path))
         try:
+            if weights_only is not False:  # who says so trusts the file
+                check_archive(Path(path))
             checkpoint = super().load_checkpoint(path, map_location, weights_only)
+            if weights_only is not False:
+                check_claims(checkpoint, Path(path).stat().st_size)
         except UNREADABLE as error:
             raise unreadable_checkpoint(Path(path), error) from error
         if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
@@ -101,6 +91,11 @@ def _is_local(path: _PATH) -> bool:
 
 def missing_checkpoint(path: Path) -> FileNotFoundError:
     """What to raise where there is no such file."""
+    if (path / "meta.pt").is_file():
+        return FileNotFoundError(
+            f"{path} is a checkpoint in shards: trainer.strategy=fsdp2 goes on with it, and `pluralign consolidate {path} "
+            "-o FILE` makes a file of it"
+        )
     if path.is_dir():
         names = sorted(other.name for other in path.rglob("*.ckpt"))
         return FileNotFoundError(f"{path} is a folder and no checkpoint; {_among(names)}")

@@ -9,14 +9,15 @@ from jsonargparse import Namespace
 from jsonargparse.typing import register_type
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import pluralign.callbacks
 import pluralign.datamodules
 import pluralign.models  # noqa: F401  naming a class without its module needs its module imported
-from pluralign.callbacks import RunProgress, Throughput
+from pluralign.callbacks import RunProgress, SaveOnSignal, Throughput
 from pluralign.datamodules import PreferenceDataModule
 from pluralign.datamodules.text_data import TextData
+from pluralign.datamodules.untrusted import UNREADABLE
 from pluralign.models import BaseModule, RewardModule
 
 from .checkpoints import (
@@ -28,12 +29,14 @@ from .checkpoints import (
     recipe,
     settle_checkpoint,
 )
+from .failures import short_failure
 from .loggers import have_own_settings
 from .notices import Notices
 from .parser import Parser
 from .program import EPILOG
 from .quiet import BITSANDBYTES, show_messages
 from .run_recorder import RunRecorder
+from .saved_settings import SettingsSaver
 from .sources import check_sources
 
 __all__ = ["ONE_DEVICE", "NoOptions", "PluralignCLI", "TextCLI", "option"]
@@ -129,7 +132,7 @@ class TextCLI(LightningCLI, Generic[OptionsT, ModelT, DataT]):
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
-            save_config_callback=SaveConfigCallback,
+            save_config_callback=SettingsSaver,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             trainer_defaults={
@@ -185,7 +188,20 @@ class TextCLI(LightningCLI, Generic[OptionsT, ModelT, DataT]):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Sequence[str] | None) -> None:  # type: ignore[override]
         """Parse words only; the base class warns whenever a program calls it with words of its own."""
-        self.config = parser.parse_args(args)
+        try:
+            self.config = parser.parse_args(args)
+        except UNREADABLE as error:  # jsonargparse lets through what it does not expect
+            if short_failure(error) is not None:
+                raise
+            files = [
+                word
+                for before, word in zip(("", *self.words), self.words, strict=False)
+                if before == "--config"
+            ]
+            where = f"{' or '.join(files)}, or an option," if files else "an option"
+            self.fail(
+                f"{where} holds what cannot be read as settings ({type(error).__name__}: {error!s:.300})"
+            )
 
     def instantiate_trainer(self, **settings: Any) -> Trainer:  # noqa: ANN401  as Lightning has it
         """Make a trainer whose checkpoints are whole and can be found again; what there is to say of a run comes last."""
@@ -200,6 +216,8 @@ class TextCLI(LightningCLI, Generic[OptionsT, ModelT, DataT]):
         if self.method == "fit":
             trainer.callbacks.append(RunRecorder([self.verb, *self.words]))  # type: ignore[attr-defined]
         trainer.callbacks.append(Notices())  # type: ignore[attr-defined]
+        if self.method == "fit" and not any(isinstance(each, SaveOnSignal) for each in trainer.callbacks):  # type: ignore[attr-defined]
+            trainer.callbacks.append(SaveOnSignal())  # type: ignore[attr-defined]
         return trainer
 
     def before_instantiate_classes(self) -> None:
@@ -272,7 +290,7 @@ class PluralignCLI(TextCLI[OptionsT, RewardModule, PreferenceDataModule]):
 
 def _saving(given: Namespace) -> Any:  # noqa: ANN401  stands for a class in LightningCLI
     """What makes the callback that saves a configuration, of this one in place of the settled one."""
-    return lambda parser, _, **settings: SaveConfigCallback(parser, given, **settings)
+    return lambda parser, _, **settings: SettingsSaver(parser, given, **settings)
 
 
 def _tokenizer(name: str | None, tokenizer: str | None) -> str:

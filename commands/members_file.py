@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pluralign.datamodules.untrusted import json_object, path_inside
 from pluralign.datamodules.whole_files import written_whole
 
 __all__ = ["MEMBERS_FILE", "Member", "read_members", "write_members"]
@@ -41,8 +42,10 @@ def read_members(folder: Path) -> list[Member]:
             f"{folder} has no {MEMBERS_FILE}, which `pluralign members` writes when every member is complete"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_object(path)
         version, listed = content["version"], [Member(**each) for each in content["members"]]
+        for each in listed:
+            path_inside(folder, each.checkpoint)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{path} lists no members: {error}; remove it, and run `pluralign members` again"

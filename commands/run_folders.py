@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pluralign.datamodules.untrusted import UNREADABLE
 from pluralign.datamodules.whole_files import is_alive
 from pluralign.inference.run_files import CONFIG, RECORD, run_config, run_record
 
@@ -18,6 +19,8 @@ from .run_surroundings import host_code
 __all__ = ["Curve", "Run", "find_runs", "read_run"]
 
 LOG = "metrics.csv"
+DIGITS = 18
+"""Of a step at most: more is no number of steps, but a damaged line."""
 SILENT = 900.0
 """Seconds without a sign after which a run on another machine counts as stopped: they give one a minute."""
 
@@ -104,9 +107,7 @@ def read_run(place: Path, root: Path) -> Run | None:
     name = str(place.relative_to(root)) if place != root else place.absolute().name
     record = run_record(place)
     if record:
-        with suppress(
-            KeyError, TypeError, ValueError, AttributeError
-        ):  # written by something else, or mended by hand
+        with suppress(*UNREADABLE):  # written by something else, or mended by hand
             return _recorded(name, place, record)
     config, log = place / CONFIG, place / LOG
     if not (config.is_file() and log.is_file()):
@@ -125,16 +126,19 @@ def _recorded(name: str, place: Path, record: Settings) -> Run:
     return Run(
         name=name,
         folder=place,
-        method=record["method"],
+        method=str(record["method"]),
         data=_short(record["data"]["class"]),
         status=_status(record),
         started=_time(sessions[0]["started"]),
-        steps=record["step"],
-        seconds=sum(_time(end) - _time(each["started"]) for end, each in zip(ends, sessions, strict=True)),
-        monitor=record["monitor"],
-        last={key: value["last"]["value"] for key, value in numbers.items()},
-        best={key: value["best"]["value"] for key, value in numbers.items() if value["best"]},
-        checkpoint=next((kept[which] for which in ("best", "last") if which in kept), None),
+        steps=int(record["step"]),
+        # A session in which the clock was put back has no time that could be told.
+        seconds=sum(
+            max(0.0, _time(end) - _time(each["started"])) for end, each in zip(ends, sessions, strict=True)
+        ),
+        monitor=None if record["monitor"] is None else str(record["monitor"]),
+        last={key: float(value["last"]["value"]) for key, value in numbers.items()},
+        best={key: float(value["best"]["value"]) for key, value in numbers.items() if value["best"]},
+        checkpoint=next((str(kept[which]) for which in ("best", "last") if which in kept), None),
         record=record,
     )
 
@@ -191,13 +195,15 @@ def read_curves(path: Path) -> dict[str, Curve]:
     if not path.is_file():
         return curves
     with path.open(newline="", encoding="utf-8", errors="replace") as file:  # one bad log hides no other run
-        for row in csv.DictReader(file):
-            step = row.pop("step", None)
-            if not step or not step.isdigit():
-                continue  # the last line of a killed writer
-            for key, text in row.items():
-                if key and text and key != "epoch" and (value := _number(text)) is not None:
-                    curves.setdefault(key, []).append((int(step), value))
+        rows = csv.DictReader(line.replace("\0", "") for line in file)
+        with suppress(csv.Error):  # a cell of more than the module reads; what stands before it counts
+            for row in rows:
+                step = row.pop("step", None)
+                if not step or not (step.isascii() and step.isdigit()) or len(step) > DIGITS:
+                    continue  # the last line of a killed writer
+                for key, text in row.items():
+                    if key and text and key != "epoch" and (value := _number(text)) is not None:
+                        curves.setdefault(key, []).append((int(step), value))
     return {key: sorted(curve) for key, curve in sorted(curves.items())}
 
 

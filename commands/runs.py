@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pluralign.datamodules.records import listed
+from pluralign.datamodules.untrusted import UNREADABLE
 from pluralign.datamodules.whole_files import written_whole
 
 from .program import verb_parser
@@ -229,6 +230,14 @@ def _surroundings(run: Run) -> Iterator[str]:
         yield f"{run.folder}: no run.json; what is known is from config.yaml and metrics.csv"
         return
     yield f"{run.folder}"
+    try:
+        yield from [*_sessions(run)]
+    except UNREADABLE as error:
+        yield f"  run.json does not say what it ran with ({error!r:.200}): it was written by something else, or damaged"
+
+
+def _sessions(run: Run) -> Iterator[str]:
+    """What ``run.json`` says of a run's sessions and data."""
     for session in run.record["sessions"]:
         git = session["git"]
         commit = (
@@ -244,6 +253,8 @@ def _surroundings(run: Run) -> Iterator[str]:
         yield f"    pluralign {' '.join(session['command'])}"
     versions = run.record["sessions"][-1]["versions"]
     yield "  " + ", ".join(f"{name} {number}" for name, number in versions.items())
+    if left_out := run.record.get("skipped_steps"):
+        yield f"  {left_out:,} of {run.steps:,} optimiser steps left out: their gradients were not finite"
     for split, counts in run.record["data"]["splits"].items():
         lost = {**counts.get("invalid", {}), **counts.get("dropped", {})}
         told = "".join(f"; {number:,} {reason}" for reason, number in lost.items())

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pluralign import __version__
-from pluralign.callbacks.checkpoint_io import UNREADABLE
+from pluralign.datamodules.untrusted import UNREADABLE, json_object, path_inside
 from pluralign.datamodules.whole_files import written_whole
 
 from .checkpoints import best_checkpoint, newest_first
@@ -275,8 +275,10 @@ def read_completed(path: Path) -> Completed:
         ValueError: If it is none.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_object(path)
         kept = {what: KeptFile(**values) for what, values in content.pop("checkpoints").items()}
+        for file in kept.values():
+            path_inside(path.parent, file.path)
         return Completed(checkpoints=kept, **content)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(

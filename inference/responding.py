@@ -12,6 +12,7 @@ from lightning.fabric.utilities import move_data_to_device
 
 from pluralign.datamodules.prompt_batch import PromptBatch
 from pluralign.datamodules.records import shown
+from pluralign.datamodules.whole_files import appended_whole
 from pluralign.models.responding import RespondingModule
 from pluralign.models.rollouts import Rollouts
 
@@ -74,7 +75,11 @@ class ResponseFile:
             line = json.loads(text)
             item, sample, source = line["id"], line["sample"], line["source"]
             asked = _asked(line["prompt"], line["preference"])
-        except (ValueError, KeyError, TypeError) as error:
+            if not isinstance(item, str) or type(sample) is not int:
+                raise TypeError(
+                    f"id must be text and sample a whole number, got {item!r:.80} and {sample!r:.80}"
+                )
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(
                 f"{self.path}:{number} is no line of responses ({shown(error)}): {advice}"
             ) from error
@@ -108,10 +113,13 @@ class ResponseFile:
         return lacking
 
     def add(self, lines: Iterable[Line]) -> None:
-        """Write the lines of responses that are not there yet, all at once."""
+        """Write the lines of responses that are not there yet, all at once.
+
+        Raises:
+            OSError: If the disk does not take them; the file holds what it held before.
+        """
         new = [line for line in lines if line["sample"] not in self._samples.get(line["id"], ())]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as stream:
+        with appended_whole(self.path, setting="--output") as stream:
             _write(stream, new)
         for line in new:
             self._asked[line["id"]] = _asked(line["prompt"], line["preference"])

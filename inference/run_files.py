@@ -1,8 +1,9 @@
 """What a run leaves beside its checkpoints: what it noted of itself, and its configuration."""
 
-import json
 from pathlib import Path
 from typing import Any
+
+from pluralign.datamodules.untrusted import json_object
 
 __all__ = ["CONFIG", "RECORD", "VERSION", "run_config", "run_folder", "run_record"]
 
@@ -27,11 +28,10 @@ def run_record(folder: Path) -> dict[str, Any]:
         folder: Of the run.
     """
     try:
-        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        content = json_object(folder / RECORD)
     except (OSError, ValueError):
         return {}
-    known = isinstance(content, dict) and content.get("version") == VERSION and content.get("sessions")
-    return content if known else {}
+    return content if content.get("version") == VERSION and content.get("sessions") else {}
 
 
 def run_config(folder: Path) -> dict[str, Any]:

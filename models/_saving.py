@@ -16,7 +16,7 @@ from pluralign.datamodules.batch import TextFormat
 from . import _averages as averages
 from ._base_files import Identity, check_base, check_scales, network_changes
 from ._callbacks import HostModule
-from ._initial_weights import begins, read_checkpoint
+from ._initial_weights import begins, makes_module, mapped_content, read_checkpoint
 from ._shipped_code import refuse_shipped_code
 from .backbone import BackboneConfig, added_keys, renamed, start_magnitudes
 
@@ -29,12 +29,14 @@ class SavedModule(HostModule):
     Attributes:
         backbone_config: Which network, in which state.
         text_format: Format of the text it was trained on.
+        max_tokens: Most tokens of its batches, where that was found.
         init_from: Checkpoint that weights start from; None once others were loaded.
         init_may_differ: Beginnings of the names of weights that are not taken over from there.
     """
 
     backbone_config: BackboneConfig
     text_format: TextFormat | None
+    max_tokens: int | None
     init_from: str | None
     init_may_differ: tuple[str, ...]
 
@@ -70,7 +72,7 @@ class SavedModule(HostModule):
             **settings: In place of the checkpoint's.
 
         Raises:
-            ValueError: If the settings of the checkpoint, or of ``hparams_file``, would let such code run.
+            ValueError: If the settings of the checkpoint, or of ``hparams_file``, would let such code run, or it is no checkpoint.
         """
         if weights_only is not False:
             weights_only = True  # None is False to Lightning where the file is somebody else's, behind http
@@ -78,9 +80,10 @@ class SavedModule(HostModule):
             advice = "give the settings anew, such as backbone={..., 'trust_remote_code': True},"
             decided = {name: value for name, value in kept.items() if name not in settings}
             refuse_shipped_code(decided, str(hparams_file or checkpoint_path), advice=advice)
-        return super().load_from_checkpoint(
-            checkpoint_path, map_location, hparams_file, strict, weights_only, **settings
-        )
+        with makes_module(checkpoint_path, cls.__name__):
+            return super().load_from_checkpoint(
+                checkpoint_path, map_location, hparams_file, strict, weights_only, **settings
+            )
 
     def saved_keys(self) -> set[str]:
         """Names of the state that a checkpoint holds: all that the backbone's own files lack.
@@ -132,6 +135,8 @@ class SavedModule(HostModule):
         kept = checkpoint.setdefault("pluralign", {})
         name = f"{type(self).__module__}.{type(self).__qualname__}"
         kept |= {"version": __version__, "text_format": self.text_format, "class_path": name}
+        if self.max_tokens is not None:
+            kept["max_tokens"] = self.max_tokens
         whole = any(name.startswith("backbone.") for name in self.state_dict()) and not absent
         if self.backbone_config.name is not None and not whole:
             kept["base"] = self.base_identity()
@@ -146,6 +151,7 @@ class SavedModule(HostModule):
         check_scales(checkpoint.get("hyper_parameters", {}), self.hparams, "the checkpoint")
         kept = checkpoint.get("pluralign", {})
         self.text_format, self._base_of_checkpoint = kept.get("text_format"), kept.get("base")
+        self.max_tokens = kept.get("max_tokens")
         self._loaded_keys = frozenset(checkpoint["state_dict"])
         if self.groundwork is None or not self.groundwork.settled:  # a tuner puts back what was there
             self.init_from = None
@@ -287,14 +293,22 @@ def _hyperparameters(file: str | Path | IO[bytes], hparams_file: str | Path | No
         with get_filesystem(file).open(str(file), "rb") as stream:
             content = torch.load(cast(IO[bytes], stream), map_location="cpu", weights_only=True)
     else:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        content = mapped_content(str(file))
     if not isinstance(content, dict):
         return {}
     if hparams_file is not None:
         read = saving.load_hparams_from_tags_csv if str(hparams_file).endswith("csv") else _yaml
         content["hyper_parameters"] = read(hparams_file)
     keys = (*saving.CHECKPOINT_PAST_HPARAMS_KEYS, "hyper_parameters")
-    return {name: value for key in keys for name, value in (content.get(key) or {}).items()}
+    found: dict[str, Any] = {}
+    for key in keys:
+        settings = content.get(key) or {}
+        if not isinstance(settings, Mapping):
+            raise ValueError(  # noqa: TRY004  the file is wrong
+                f"{file} is no checkpoint of a run: {key} must be settings by name, got {settings!r:.80}"
+            )
+        found |= settings
+    return found
 
 
 def _yaml(file: str | Path) -> dict[str, Any]:

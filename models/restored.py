@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ._initial_weights import read_checkpoint
+from ._initial_weights import makes_module, read_checkpoint
 from ._shipped_code import refuse_shipped_code
 from .base import BaseModule
 
@@ -76,7 +76,10 @@ def restored_module(
     if not trust_remote_code:
         kept = {name: value for name, value in plain.items() if name not in changed}
         refuse_shipped_code(kept, str(path))
-    with torch.random.fork_rng(devices=[]):  # what a run draws must not depend on what it reads
+    with (
+        torch.random.fork_rng(devices=[]),
+        makes_module(path, kind.__name__),
+    ):  # what a run draws must not depend on what it reads
         module = kind(**(plain | changed))
         module.on_load_checkpoint(content)
         module.load_state_dict(content["state_dict"])
@@ -110,7 +113,7 @@ def checkpoint_class(content: Mapping[str, Any], path: str, given: str | None = 
     module, _, attribute = str(name).rpartition(".")
     try:
         kind = getattr(import_module(module), attribute) if module else None
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:  # ValueError: an empty part
         raise ValueError(f"class_path={name!r} cannot be imported: {error}") from error
     if not isinstance(kind, type) or not issubclass(kind, BaseModule):
         raise TypeError(f"class_path={name!r} must name a class derived from {OWN}BaseModule, got {kind!r}")

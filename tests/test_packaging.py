@@ -70,7 +70,10 @@ def test_package_list_equals_the_folders_that_hold_python():
 
 
 def test_configs_holds_data_only():
-    assert {path.suffix for path in tree() if path.parts[0] == "configs"} == {".yaml"}
+    here = [path for path in tree() if path.parts[0] == "configs"]
+    cluster = Path("configs", "cluster")
+    assert {path.suffix for path in here if path.parent != cluster} == {".yaml"}
+    assert {path.suffix for path in here if path.parent == cluster} == {".yaml", ".sbatch", ".sh"}
 
 
 def test_root_holds_two_python_files():
@@ -153,6 +156,7 @@ BATCH, COLUMNS = "pluralign.datamodules.batch", "pluralign.datamodules.columns"
 CHECKS = "pluralign.datamodules.checks"
 PROMPT_BATCH = "pluralign.datamodules.prompt_batch"
 WHOLE_FILES = "pluralign.datamodules.whole_files"
+UNTRUSTED = "pluralign.datamodules.untrusted"
 HEAVY = (
     "lightning",
     "transformers",
@@ -179,6 +183,7 @@ def data(*wings):
         CHECKS,
         COLUMNS,
         WHOLE_FILES,
+        UNTRUSTED,
         "pluralign.datamodules.content",
         "pluralign.datamodules.joins",
     )
@@ -198,6 +203,7 @@ CONTRACTS = {
     "datamodules/checks.py": Contract(own=(), top=()),
     "datamodules/columns.py": Contract(own=(BATCH,), top=("torch",)),
     "datamodules/prompt_batch.py": Contract(own=(BATCH,), top=("torch",)),
+    "datamodules/untrusted.py": Contract(own=(), top=("numpy",), inside=("torch",)),
     "datamodules/whole_files.py": Contract(own=(), top=()),
     "datamodules/records": data("records"),
     "datamodules/tokens": data("records", "tokens"),
@@ -228,6 +234,7 @@ CONTRACTS = {
             COLUMNS,
             PROMPT_BATCH,
             WHOLE_FILES,
+            UNTRUSTED,
             "pluralign.__version__",
         ),
         top=("torch", "lightning", "torchmetrics"),
@@ -254,6 +261,7 @@ CONTRACTS = {
             COLUMNS,
             PROMPT_BATCH,
             WHOLE_FILES,
+            UNTRUSTED,
         ),
         top=("torch", "lightning", "torchmetrics", "rich"),
         inside=("matplotlib",),
@@ -657,6 +665,7 @@ def test_a_wheel_from_a_clean_clone_holds_the_package_and_nothing_else(tmp_path)
         *((room, kind) for room in ("callbacks", "commands") for kind in ("css", "js")),
     ):
         expected |= {path.relative_to(clone).as_posix() for path in (clone / folder).glob(f"*.{ending}")}
+    expected |= {path.relative_to(clone).as_posix() for path in (clone / "configs" / "cluster").iterdir()}
     assert shipped == {f"pluralign/{name}" for name in expected}
     assert {"entry_points.txt", "licenses/LICENSE"} <= metadata
 

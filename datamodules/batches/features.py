@@ -16,12 +16,11 @@ behind and goes on from them, and two runs that write at the same time do not ge
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -30,6 +29,8 @@ from torch import Tensor
 
 from ..checks import check_choices, check_range
 from ..tokens import ComparisonView, RecordTable, TokenRow, prompt_alone, without_prompt
+from ..untrusted import json_object, read_array
+from ..whole_files import written_whole
 
 __all__ = ["FeatureDtype", "FeatureStore", "FeatureTable", "FeatureWriter", "prompt_key", "response_keys"]
 
@@ -43,15 +44,23 @@ Keys = NDArray[np.uint64]
 Places = NDArray[np.int64]
 
 KEYS = ".keys.npy"
+SETTING = "--output (data.cache_dir of data that bring their features)"
+"""What names another place for a store."""
 ANEW = "the store is damaged, embed anew into another folder"
 
 
 def _load(path: Path, *, mapped: bool = False) -> NDArray[Any]:
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r" if mapped else None)
+        return read_array(path, mapped=mapped)
     except (OSError, EOFError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}): {ANEW}") from error
-    return array
+
+
+def _of_kind(meta: dict[str, Any], name: str, kind: type) -> Any:  # noqa: ANN401  whatever the file has
+    """What a description says, if it is of its kind."""
+    if type(meta[name]) is not kind:
+        raise ValueError(f"{name} must be of type {kind.__name__}, got {meta[name]!r:.80}")
+    return meta[name]
 
 
 def _shard_name(keys: Keys) -> str:
@@ -112,17 +121,23 @@ class FeatureStore:
                 "`pluralign embed` and the same configuration, or set loader.features to null"
             )
         try:
-            meta: dict[str, Any] = json.loads(path.read_text())
-            if meta["version"] != VERSION:
-                raise ValueError(
-                    f"{path} has version {meta['version']!r}, this program reads {VERSION}: embed anew into another folder"
-                )
-            self.backbone: dict[str, object] = meta["backbone"]
-            self.text_format: dict[str, object] = meta["text_format"]
-            self.hidden_size: int = meta["hidden_size"]
+            meta = json_object(path)
+            version = meta["version"]
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}): {ANEW}") from error
+        if version != VERSION:
+            raise ValueError(
+                f"{path} has version {version!r}, this program reads {VERSION}: embed anew into another folder"
+            )
+        try:
+            self.backbone: dict[str, object] = _of_kind(meta, "backbone", dict)
+            self.text_format: dict[str, object] = _of_kind(meta, "text_format", dict)
+            self.hidden_size: int = _of_kind(meta, "hidden_size", int)
             self.dtype: FeatureDtype = meta["dtype"]
-            self.has_prompts: bool = meta["prompts"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            self.has_prompts: bool = _of_kind(meta, "prompts", bool)
+            if not isinstance(self.dtype, str) or self.dtype not in STORED:
+                raise ValueError(f"dtype must be one of {', '.join(STORED)}, got {self.dtype!r}")
+        except (ValueError, KeyError) as error:
             raise ValueError(f"{path} is damaged ({error!r}): {ANEW}") from error
         self.added = added
         folders = [self.folder] if added is None else [self.folder, added]
@@ -139,7 +154,7 @@ class FeatureStore:
         keys = [_load(stem.with_name(f"{stem.name}{KEYS}")) for stem in stems]
         self._shards = [_load(stem.with_name(f"{stem.name}.npy"), mapped=True) for stem in stems]
         for stem, shard, own in zip(stems, self._shards, keys, strict=True):
-            if _shard_name(own) != stem.name:
+            if own.dtype != np.uint64 or own.ndim != 1 or _shard_name(own) != stem.name:
                 raise ValueError(f"{stem}{KEYS} holds other keys than were written: {ANEW}")
             if shard.shape != (len(own), self.hidden_size) or shard.dtype != STORED[self.dtype]:
                 raise ValueError(
@@ -198,9 +213,9 @@ class FeatureStore:
         Raises:
             ValueError: Naming both tokenizers.
         """
-        if text_format["tokenizer_digest"] != self.text_format["tokenizer_digest"]:
+        if text_format["tokenizer_digest"] != self.text_format.get("tokenizer_digest"):
             raise ValueError(
-                f"the features in {self.folder} were made with the tokenizer {self.text_format['tokenizer']!r}, the data "
+                f"the features in {self.folder} were made with the tokenizer {self.text_format.get('tokenizer')!r}, the data "
                 f"use {text_format['tokenizer']!r}: set text.tokenizer (or the backbone) to the store's, or embed anew"
             )
 
@@ -335,11 +350,9 @@ class FeatureWriter:
                 self._check(there, backbone, text_format)
             self._known = set(there.keys().tolist())
             prompts = prompts or there.has_prompts
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.prompts = prompts
-        _replace(
-            self.folder / "meta.json", json.dumps({**description, "prompts": prompts}, indent=1).encode()
-        )
+        with written_whole(self.folder / "meta.json", setting=SETTING) as stream:
+            stream.write(json.dumps({**description, "prompts": prompts}, indent=1).encode())
         self._keys: list[Keys] = []
         self._vectors: list[Tensor] = []
         self._waiting = 0
@@ -401,7 +414,11 @@ class FeatureWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is waiting as a shard."""
+        """Write what is waiting as a shard.
+
+        Raises:
+            OSError: If the disk does not take it; it goes on waiting.
+        """
         if not self._waiting:
             return
         vectors = torch.cat(self._vectors).contiguous()
@@ -409,14 +426,12 @@ class FeatureWriter:
         keys = np.concatenate(self._keys)
         stem = self.folder / _shard_name(keys)
         for path, content in ((stem.with_suffix(".npy"), array), (stem.with_suffix(KEYS), keys)):
-            partial = path.with_suffix(f".{os.getpid()}.partial")
-            with partial.open("wb") as stream:
-                np.save(stream, content)
-            os.replace(partial, path)
+            with written_whole(path, setting=SETTING) as stream:
+                _save(stream, content)
         self._keys, self._vectors, self._waiting = [], [], 0
 
 
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+def _save(stream: BinaryIO, array: NDArray[Any]) -> None:
+    """What ``np.save`` writes; that one writes past the stream, and may not say that a disk is full."""
+    np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
+    stream.write(memoryview(array).cast("B"))

@@ -3,11 +3,11 @@
 Their rows are read a batch at a time; Arrow's are mapped, not loaded.
 """
 
-import json
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..untrusted import UNREADABLE, json_object, path_inside
 from .delimited import refuse_repeated
 from .json_text import check_json, decode_json
 from .reading import HEAD, readable, refuse_foreign, refuse_special, unreadable
@@ -84,7 +84,7 @@ def read_parquet(
     import pyarrow.parquet as pq
 
     _look_at(path, (b"PAR1",))
-    with readable(path, "a whole Parquet file", pa.ArrowException, ValueError, MemoryError):
+    with readable(path, "a whole Parquet file", pa.ArrowException, ValueError, MemoryError, SystemError):
         # Either setting without the other, and pyarrow holds every column of a row group as a whole.
         file = pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False)
         names = [name for name in file.schema_arrow.names if columns is None or name in columns]
@@ -103,7 +103,7 @@ def read_arrow(path: Path) -> Iterator[SourceRow | RecordError]:
 
     _look_at(path, (FILE, STREAM))
     with (
-        readable(path, "a whole Arrow file", pa.ArrowException, ValueError, MemoryError),
+        readable(path, "a whole Arrow file", pa.ArrowException, ValueError, MemoryError, SystemError),
         pa.memory_map(str(path)) as source,
     ):
         if source.read(len(FILE)) == FILE:
@@ -115,7 +115,7 @@ def read_arrow(path: Path) -> Iterator[SourceRow | RecordError]:
             stream = pa.ipc.open_stream(source)
             names, batches = stream.schema.names, stream
         refuse_repeated(path, names)
-        yield from _rows(path, batches, arrow_cells)
+        yield from _rows(path, map(_valid, batches), arrow_cells)
 
 
 def read_saved(folder: Path) -> Iterator[SourceRow | RecordError]:
@@ -133,11 +133,11 @@ def read_saved(folder: Path) -> Iterator[SourceRow | RecordError]:
             _look_at(path, (STREAM,))
             _refuse_open_end(path)
     allowed = "a whole folder of Dataset.save_to_disk"
-    with readable(folder, allowed, pa.ArrowException, KeyError, TypeError, ValueError, MemoryError):
+    with readable(folder, allowed, pa.ArrowException, MemoryError, SystemError, *UNREADABLE):
         rows: Any = load_from_disk(str(folder))
-        batches = rows.with_format("arrow").iter(BATCH)
+        tables = map(_valid, rows.with_format("arrow").iter(BATCH))
         yield from _rows(
-            folder, (batch for table in batches for batch in table.combine_chunks().to_batches()), arrow_cells
+            folder, (batch for table in tables for batch in table.combine_chunks().to_batches()), arrow_cells
         )
 
 
@@ -155,7 +155,7 @@ def saved_files(folder: Path) -> list[Path]:
         allowed = f"a folder of Dataset.save_to_disk, whole: it has no {STATE}"
         raise unreadable(folder, "a folder", allowed)
     with readable(state, "a file that save_to_disk wrote", KeyError, TypeError, ValueError):
-        shards = [folder / entry["filename"] for entry in json.loads(state.read_bytes())["_data_files"]]
+        shards = [path_inside(folder, entry["filename"]) for entry in json_object(state)["_data_files"]]
     files = [state, folder / "dataset_info.json", *shards]
     for path in files:
         if not path.is_file():
@@ -175,7 +175,13 @@ def saved_splits(folder: Path) -> list[str]:
     if not path.is_file():
         return []
     with readable(path, "a file that save_to_disk wrote", KeyError, TypeError, ValueError):
-        return [str(name) for name in json.loads(path.read_bytes())["splits"]]
+        return [path_inside(folder, name).name for name in json_object(path)["splits"]]
+
+
+def _valid(part: Any) -> Any:  # noqa: ANN401  a batch or a table of pyarrow's, which has no types
+    """The same, once its offsets are known to lie in its buffers: pyarrow maps them unseen, and then reads anywhere."""
+    part.validate(full=True)
+    return part
 
 
 def _look_at(path: Path, starts: tuple[bytes, ...]) -> None:

@@ -77,6 +77,8 @@ FOREIGN = (
 HEAD = 64
 """Bytes that tell what a file is."""
 BUFFER = 1 << 18
+UNPACKED, RATIO = 1 << 30, 200
+"""Bytes that a packed file may unpack to in any case, and how many times its size beyond that: text packs to a tenth or so."""
 
 
 def unreadable(path: Path, value: str, allowed: str) -> RecordError:
@@ -174,7 +176,7 @@ def open_bytes(path: Path, *, empty: bool = False, utf16: bool = False) -> Itera
         head = stream.peek(HEAD)[:HEAD]
         if packing and (head or not empty):
             refuse_foreign(path, head, packing.starts, packing=packing.name)
-            with io.BufferedReader(packing.unpack(stream), BUFFER) as unpacked:
+            with io.BufferedReader(_Bounded(path, packing.unpack(stream)), BUFFER) as unpacked:
                 head = unpacked.peek(HEAD)[:HEAD]
                 if head or not empty:
                     refuse_foreign(path, head, utf16=utf16)
@@ -183,6 +185,39 @@ def open_bytes(path: Path, *, empty: bool = False, utf16: bool = False) -> Itera
         if head or not empty:
             refuse_foreign(path, head, utf16=utf16)
         yield stream
+
+
+class _Bounded(io.RawIOBase):
+    """What a packed file unpacks to, up to a bound: a few kilobytes may unpack to terabytes, all of them one row."""
+
+    def __init__(self, path: Path, unpacked: IO[bytes]) -> None:
+        """Read nothing yet."""
+        self._path, self._unpacked = path, unpacked
+        self._left = max(UNPACKED, RATIO * path.stat().st_size)
+
+    def readable(self) -> bool:
+        """It can be read."""
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        """Read on.
+
+        Raises:
+            RecordError: Beyond the bound.
+        """
+        count: int = self._unpacked.readinto(buffer)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+        self._left -= count
+        if self._left < 0:
+            value = f"more than {RATIO} times its size, and than {UNPACKED:,} bytes, when unpacked"
+            raise unreadable(
+                self._path, value, "text that packs as text does; unpack this file by hand if you trust it"
+            )
+        return count
+
+    def close(self) -> None:
+        """Close what unpacks, too."""
+        self._unpacked.close()
+        super().close()
 
 
 class Utf8Text:
@@ -232,7 +267,13 @@ def find_file(folder: Path, *names: str) -> Path:
 
     Raises:
         FileNotFoundError: Naming the folder, what was looked for and what is there.
+        ValueError: If the folder is one of another store.
     """
+    if folder.parts and folder.parts[0].endswith(":") and len(folder.parts[0]) > 2:
+        raise ValueError(
+            f"data_dir names a folder of a store ({folder.parts[0]}//...): a data set is read from a folder of this machine, so copy "
+            "it here; files of your own are read from stores, by LocalDataModule"
+        )
     for name in names:
         for candidate in (folder / name, folder / f"{name}.gz"):
             if candidate.is_file():

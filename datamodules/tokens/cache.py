@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..columns import optional_columns
+from ..untrusted import read_array
 from .integrity import cache_damage, read_meta
 from .reader import DataReader
 from .report import SplitReport
@@ -52,10 +53,10 @@ class TokenTable(RecordTable):
             split: Name of the split.
         """
         dataset = self.read(folder / f"{split}.arrow")
-        self.sizes: NDArray[np.int32] = np.load(folder / f"{split}.sizes.npy", mmap_mode="r")
+        self.sizes: NDArray[np.int32] = read_array(folder / f"{split}.sizes.npy", mapped=True)
         keep = folder / f"{split}.keep.npy"
         if keep.is_file():
-            kept = np.load(keep)
+            kept = read_array(keep)
             dataset, self.sizes = dataset.select(kept), self.sizes[kept]
         self.dataset = dataset.remove_columns(["file", "line"]).with_format("arrow")
 

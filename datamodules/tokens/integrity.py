@@ -9,6 +9,8 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..untrusted import path_inside
+
 __all__ = ["META", "cache_damage", "read_meta", "write_meta"]
 
 META = "meta.json"
@@ -64,8 +66,8 @@ def cache_damage(folder: Path, *, every_byte: bool) -> str | None:
         return str(error)
     assert isinstance(files, dict)  # its checksum is right
     for name, (size, checksum) in files.items():
-        path = folder / name
         try:
+            path = path_inside(folder, name, links=False)
             if (there := path.stat().st_size) != size:
                 return f"{name} has {there:,} bytes in place of {size:,}"
             if every_byte and _checksum(path) != checksum:
@@ -74,6 +76,23 @@ def cache_damage(folder: Path, *, every_byte: bool) -> str | None:
             return f"{name} is missing"
         except OSError as error:
             return f"{name} cannot be read: {error.strerror or error}"
+        except ValueError as error:
+            return str(error)
+        if every_byte and path.suffix == ".arrow" and (problem := _bad_offsets(path)):
+            return f"{name} {problem}"
+    return None
+
+
+def _bad_offsets(path: Path) -> str | None:
+    """What is wrong with a stream whose bytes are as written: by somebody else, they may point anywhere in memory."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as source:
+            for batch in pa.ipc.open_stream(source):
+                batch.validate(full=True)
+    except (pa.ArrowException, ValueError, OSError) as error:
+        return f"is no valid stream: {error}"
     return None
 
 

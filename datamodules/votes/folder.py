@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..untrusted import UNREADABLE, check_rows, json_object, path_inside
 from ..whole_files import written_whole
 from .digests import Description, description_digest
 from .strength import vote_strengths
@@ -33,6 +34,7 @@ __all__ = [
     "VoteSource",
     "read_index",
     "read_shard",
+    "shard_paths",
 ]
 
 VERSION = 1
@@ -40,6 +42,17 @@ VERSION = 1
 INDEX = "votes.json"
 SHARD_RECORDS = 4096
 """Records of a shard: what a killed run scores again at most."""
+KINDS = {
+    "data": str,
+    "members": str,
+    "num_members": int,
+    "resample": str,
+    "splits": dict,
+    "complete": bool,
+    "shard_records": int,
+    "description": dict,
+}
+"""What ``votes.json`` says besides its version, and of which type it is."""
 FEWEST_VOTES = 3
 """Members that must vote on a comparison where those that have seen it do not."""
 
@@ -141,10 +154,10 @@ class VoteFolder:
             raise ValueError(
                 f"{self.path} holds votes of other {other}: name another folder, or add --overwrite to replace them"
             )
+        shards = [path for split in before["splits"] for path in shard_paths(self.path, before, split)]
         (self.path / INDEX).unlink()  # first: without it nothing is taken for votes
-        for entry in before["splits"].values():
-            for name in entry["shards"]:
-                (self.path / name).unlink(missing_ok=True)
+        for path in shards:
+            path.unlink(missing_ok=True)
         return None
 
     def names(self, split: str) -> list[str]:
@@ -168,11 +181,11 @@ class VoteFolder:
         if not path.is_file():
             return False
         try:
-            schema: Any = parquet.read_schema(str(path))
-        except (ArrowException, OSError):
+            told = _told(parquet.read_schema(str(path)))
+        except (ArrowException, SystemError, *UNREADABLE):
             self.damaged.append(path)
             return False
-        return bool(_told(schema) == self._metadata(split, shard))
+        return told == self._metadata(split, shard)
 
     def _metadata(self, split: str, shard: int) -> dict[str, str]:
         first, stop = self.span(split, shard)
@@ -266,11 +279,11 @@ def read_index(folder: Path) -> dict[str, Any]:
             f"{folder} holds no votes (looked for {path.absolute()}): write some with `pluralign vote --output {folder}`"
         )
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content = json_object(path)
         version = content["version"]
-        names = ("data", "members", "num_members", "resample", "splits", "complete", "shard_records")
-        missing = [name for name in (*names, "description") if name not in content]
-    except (ValueError, KeyError, TypeError) as error:
+        missing = [name for name in KINDS if name not in content]
+        wrong = [name for name, kind in KINDS.items() if name in content and type(content[name]) is not kind]
+    except (ValueError, KeyError) as error:
         raise ValueError(
             f"{path} is damaged ({error!r}): vote anew with `pluralign vote --overwrite`"
         ) from error
@@ -282,7 +295,39 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is damaged (it lacks {', '.join(missing)}): vote anew with `pluralign vote --overwrite`"
         )
+    for name in wrong:
+        raise ValueError(
+            f"{path} is damaged ({name} must be of type {KINDS[name].__name__}, got {content[name]!r:.80}): vote anew with "
+            "`pluralign vote --overwrite`"
+        )
+    for split in content["splits"]:
+        shard_paths(folder, content, split)
     return content
+
+
+def shard_paths(folder: Path, said: Mapping[str, Any], split: str) -> list[Path]:
+    """Files of a split's shards, as ``votes.json`` names them: all of them the folder's own.
+
+    Args:
+        folder: Of the votes.
+        said: What ``votes.json`` says.
+        split: One of its splits.
+
+    Raises:
+        ValueError: If one is not, or what is said of the split is nothing of the kind.
+    """
+    entry = said["splits"][split]
+    try:
+        counts = [entry.get(name, 0) for name in ("records", "comparisons")]
+        if any(type(count) is not int or count < 0 for count in counts) or said["shard_records"] < 1:
+            raise ValueError(f"records and comparisons of {split} must be whole numbers, got {counts}")
+        if said["complete"] and not {"records", "comparisons"} <= entry.keys():
+            raise ValueError(f"it does not say how many records and comparisons {split} has")
+        return [path_inside(folder, name, links=False) for name in entry["shards"]]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{folder / INDEX} is damaged ({error}): remove the folder, and vote anew with `pluralign vote`"
+        ) from error
 
 
 def read_shard(path: Path, metadata: Mapping[str, str]) -> ReadShard:
@@ -304,10 +349,11 @@ def read_shard(path: Path, metadata: Mapping[str, str]) -> ReadShard:
         )
     try:
         with parquet.ParquetFile(str(path), page_checksum_verification=True) as file:
+            check_rows(file.metadata.num_rows, file.metadata.num_columns, path.stat().st_size)
             table: Any = file.read()
         told = _told(table.schema)
         shard = _arrays(table)
-    except (ArrowException, OSError, KeyError, ValueError) as error:
+    except (ArrowException, SystemError, *UNREADABLE) as error:
         raise ValueError(
             f"{path} is damaged ({error}): remove it and run the `pluralign vote` of its folder again, which makes what is "
             "missing"

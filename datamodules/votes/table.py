@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..joins import SideTable
 from .digests import DescribedData, Description, check_same_data
-from .folder import VERSION, ReadShard, read_index, read_shard
+from .folder import VERSION, ReadShard, read_index, read_shard, shard_paths
 
 __all__ = ["VoteTable"]
 
@@ -157,10 +157,10 @@ def _shards(path: Path, said: dict[str, Any], split: str) -> list[ReadShard]:
     metadata |= {name: said[name] for name in ("data", "members")}
     entry = said["splits"][split]
     shards = []
-    for number, name in enumerate(entry["shards"]):
+    for number, file in enumerate(shard_paths(path, said, split)):
         first = number * said["shard_records"]
         stop = min(first + said["shard_records"], entry["records"])
-        shards.append(read_shard(path / name, {**metadata, "records": f"{first}-{stop}"}))
+        shards.append(read_shard(file, {**metadata, "records": f"{first}-{stop}"}))
     if (number := sum(len(shard.mean) for shard in shards)) != entry["comparisons"]:
         raise ValueError(
             f"{path}: the shards of {split} hold {number:,} comparisons, and votes.json says {entry['comparisons']:,}: vote "

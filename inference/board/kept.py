@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pluralign.datamodules.untrusted import UNREADABLE, check_archive
 from pluralign.datamodules.whole_files import written_whole
 
 from .data import EvaluationData
@@ -60,7 +61,7 @@ def kept_scores(path: Path, data: EvaluationData) -> Scores | None:
         return None
     try:
         return _read(path, data)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (zipfile.BadZipFile, zlib.error, *UNREADABLE) as error:
         log.warning(
             "%s, the scores kept of %s, is damaged and made anew (%s: %s)",
             path,
@@ -72,6 +73,7 @@ def kept_scores(path: Path, data: EvaluationData) -> Scores | None:
 
 
 def _read(path: Path, data: EvaluationData) -> Scores:
+    check_archive(path)
     # numpy leaves the file of a damaged archive open.
     with path.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
         told = json.loads(str(content["told"]))

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from pluralign.datamodules.untrusted import json_object
 from pluralign.datamodules.whole_files import written_whole
 
 __all__ = [
@@ -369,14 +370,21 @@ class Board:
             ValueError: If the file is none, or of another version.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json_object(Path(path))
             version = content["version"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError) as error:
             raise ValueError(f"{path} is no board: name the board.json of `pluralign evaluate`") from error
         if version != VERSION:
             raise ValueError(
                 f"{path} has version {version} of the board, this is version {VERSION}: evaluate anew"
             )
+        try:
+            return cls._of(content)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is no whole board ({error!r}): evaluate anew") from error
+
+    @classmethod
+    def _of(cls, content: dict[str, Any]) -> "Board":
         return cls(
             models=tuple(BoardModel(**one) for one in content["models"]),
             data=tuple(BoardData(**_changed(one, notes=tuple(one["notes"]))) for one in content["data"]),

@@ -6,7 +6,7 @@ from .head import RewardHead
 from .kinds import views_differ
 from .language_model import save_language_model
 from .loading import BackboneConfig, configured_positions, load_model, network_config
-from .lora import LoRAConfig, added_keys, merged_weight, renamed, start_magnitudes
+from .lora import LoRAConfig, added_keys, merged_weight, network_layers, renamed, start_magnitudes
 from .network import Backbone, BackboneOutput
 from .rows import repeat
 from .several import Several
@@ -28,6 +28,7 @@ __all__ = [
     "load_model",
     "merged_weight",
     "network_config",
+    "network_layers",
     "renamed",
     "repeat",
     "save_language_model",

@@ -1,7 +1,6 @@
 """What a backbone is made of: its configuration, its weights, its adapters."""
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 from pluralign.datamodules.checks import check_choices
+from pluralign.datamodules.untrusted import safetensors_header
 
 from .language_head import OTHERWISE
 from .lora import LoRAConfig, lora_settings
@@ -160,9 +160,14 @@ def _tensor_places(path: Path) -> list[int]:
     """Where every tensor of a safetensors file begins, in bytes; nothing for other files."""
     if path.suffix != ".safetensors":
         return []
+    try:
+        header = safetensors_header(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} has no weights that can be read ({error}): copy or download the folder anew"
+        ) from error
     with path.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")  # of the header that follows
-        header = json.loads(stream.read(size))
+        size = int.from_bytes(stream.read(8), "little")  # of the header
     return [8 + size + entry["data_offsets"][0] for key, entry in header.items() if key != "__metadata__"]
 
 
@@ -263,11 +268,19 @@ def network_config(config: BackboneConfig) -> "PretrainedConfig":
 
     if config.name is None:
         fields = dict(config.config)
-        network: PretrainedConfig = AutoConfig.for_model(fields.pop("model_type"), **fields)
-        return network
+        kind = fields.pop("model_type")
+        try:
+            made: PretrainedConfig = AutoConfig.for_model(kind, **fields)
+        except (
+            Exception
+        ) as error:  # fields are checked by a class of its own for each kind, and of its own errors
+            raise ValueError(f"backbone.config makes no network of model_type {kind!r}: {error}") from error
+        return made
     try:
-        network = AutoConfig.from_pretrained(config.name, **_origin(config), **config.config)
-    except (OSError, ValueError) as error:
+        network: PretrainedConfig = AutoConfig.from_pretrained(
+            config.name, **_origin(config), **config.config
+        )
+    except Exception as error:  # likewise
         raise ValueError(
             f"backbone.name={config.name!r} could not be loaded; allowed: a folder with config.json and weights, "
             f"or a name on the Hugging Face hub ({error})"

@@ -5,7 +5,6 @@ nobody is told. Here every weight of a file has its place, or reading it is an e
 """
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+
+from pluralign.datamodules.untrusted import UNREADABLE, json_object
 
 from ..backbone import BackboneConfig
 
@@ -107,10 +108,20 @@ def _read_config(folder: str, where: str) -> "LoraConfig":
             f"{where} has no {WEIGHTS} (weights there: {kinds}); pickled files are not read: save the adapter again with "
             "save_pretrained, which writes safetensors"
         )
-    kind = json.loads((path / CONFIG).read_text(encoding="utf-8")).get("peft_type")
+    again = "save the adapter again"
+    try:
+        kind = json_object(path / CONFIG).get("peft_type")
+    except ValueError as error:
+        raise ValueError(f"{where}: {CONFIG} cannot be read ({error}): {again}") from error
     if kind != "LORA":
         raise ValueError(f"{where} is an adapter of type {kind!r}; allowed: LORA")
-    config = cast("LoraConfig", PeftConfig.from_pretrained(folder))
+    try:
+        config = cast("LoraConfig", PeftConfig.from_pretrained(folder))
+        alphas = [config.lora_alpha, *(config.alpha_pattern or {}).values()]
+        if not all(isinstance(alpha, int | float) and math.isfinite(alpha) for alpha in alphas):
+            raise ValueError(f"lora_alpha and alpha_pattern must be finite numbers, got {alphas}")
+    except UNREADABLE as error:
+        raise ValueError(f"{where}: {CONFIG} makes no adapter ({error}): {again}") from error
     for name, reason in REFUSED.items():
         if getattr(config, name, None):
             raise ValueError(
@@ -131,9 +142,13 @@ def _read_config(folder: str, where: str) -> "LoraConfig":
 
 def _read_factors(folder: str, where: str) -> dict[str, tuple[Tensor, Tensor]]:
     """Both factors of each layer, as they are saved, in float32."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    state = load_file(Path(folder) / WEIGHTS)
+    try:
+        state = load_file(Path(folder) / WEIGHTS)
+    except (SafetensorError, *UNREADABLE) as error:
+        raise ValueError(f"{where}: {WEIGHTS} cannot be read ({error}): save the adapter again") from error
     parts: dict[str, dict[str, Tensor]] = {}
     others = []
     for key, value in state.items():

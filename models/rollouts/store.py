@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 
 from pluralign.datamodules.prompt_batch import PromptBatch
+from pluralign.datamodules.untrusted import UNREADABLE, check_rows
 from pluralign.datamodules.whole_files import written_whole
 
 from .columns import (
@@ -98,6 +99,8 @@ class RolloutStore:
         Raises:
             ValueError: If the file is damaged.
         """
+        from pyarrow import ArrowException
+
         path = self.path(step, rank)
         loaded = self._load(path, {**self.description, "weights": weights})
         if loaded is None:
@@ -108,7 +111,7 @@ class RolloutStore:
                 self._refuse(path, "other items")
                 return None
             return rollouts_of(table, told, prompts)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (ArrowException, *UNREADABLE) as error:
             raise _damaged(path, error) from error
 
     # The reference's answers ---------------------------------------------------------------------------
@@ -119,6 +122,8 @@ class RolloutStore:
         Raises:
             ValueError: If a file is damaged.
         """
+        from pyarrow import ArrowException
+
         if self._references is None:
             self._references = {}
             for path in sorted(self.folder.glob("reference-*.parquet")):
@@ -126,7 +131,7 @@ class RolloutStore:
                 if loaded is not None:
                     try:
                         self._of_files[path] = answers_of(loaded[0])
-                    except (KeyError, TypeError, ValueError) as error:
+                    except (ArrowException, *UNREADABLE) as error:
                         raise _damaged(path, error) from error
                     self._references |= self._of_files[path]
         return self._references
@@ -166,10 +171,13 @@ class RolloutStore:
             return None
         try:
             with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+                check_rows(file.metadata.num_rows, file.metadata.num_columns, path.stat().st_size)
                 table: Any = file.read()
             told = json.loads((table.schema.metadata or {})[KEY])
             version, written = told["version"], told["description"]
-        except (ArrowException, KeyError, TypeError, ValueError, OSError) as error:
+            if not isinstance(written, dict):
+                raise ValueError(f"its description must be settings by name, got {written!r:.80}")  # noqa: TRY004  the file is wrong
+        except (ArrowException, SystemError, *UNREADABLE) as error:  # RuntimeError: nested too deeply
             raise _damaged(path, error) from error
         if version != VERSION:
             self._refuse(path, f"version {version} of the files, now {VERSION}")

@@ -1,6 +1,5 @@
 """Files of a reward model, in a folder or on the hub: objects of JSON, and weights of one layer as they are stored."""
 
-import json
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
+from pluralign.datamodules.untrusted import json_object
 
 __all__ = ["files_config", "json_file", "readable_weights", "stored_shapes", "stored_weight"]
 
@@ -44,14 +45,9 @@ def json_file(name: str, file: str, revision: str | None = None) -> dict[str, An
     if path is None:
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json_object(path)
     except ValueError as error:  # of JSON, or of UTF-8
-        raise ValueError(f"{path} is no JSON ({error}): copy or export the folder anew") from error
-    if isinstance(content, dict):
-        return content
-    raise ValueError(
-        f"{path} must hold an object of JSON, got {type(content).__name__}: copy or export the folder anew"
-    )
+        raise ValueError(f"{path} cannot be read ({error}): copy or export the folder anew") from error
 
 
 def files_config(name: str, revision: str | None = None) -> dict[str, Any]:
@@ -104,6 +100,17 @@ def stored_shapes(name: str, file: str, revision: str | None) -> dict[str, tuple
         return {key: tuple(stored.get_slice(key).get_shape()) for key in stored.keys()}  # noqa: SIM118
 
 
+def _shard(index: dict[str, Any], key: str, where: str) -> str:
+    """The file that holds a weight, according to the index of a folder; one of the folder's own."""
+    shards = index.get("weight_map")
+    file = shards.get(key, WEIGHTS) if isinstance(shards, dict) else None
+    if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
+        raise ValueError(
+            f"{where} names {file!r} for {key}, which is no file of its folder: copy or export the folder anew"
+        )
+    return file
+
+
 def stored_weight(name: str, key: str, revision: str | None, *, file: str = WEIGHTS) -> Tensor | None:
     """One weight as its file has it; None where it is in no file of safetensors.
 
@@ -119,7 +126,7 @@ def stored_weight(name: str, key: str, revision: str | None, *, file: str = WEIG
     from safetensors import safe_open
 
     if file == WEIGHTS and (index := json_file(name, INDEX, revision)) is not None:
-        file = index["weight_map"].get(key, file)
+        file = _shard(index, key, f"{name}/{INDEX}")
     path = _place(name, file, revision)
     if path is None:
         return None

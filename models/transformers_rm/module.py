@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pluralign.datamodules.batch import Basis, PreferenceBatch, RewardOutput
 
+from .._initial_weights import makes_module
 from ..backbone import Backbone, BackboneConfig, WholeClassifier
 from ..base import ModuleSettings
 from ..bradley_terry import BradleyTerryRM
@@ -128,16 +129,16 @@ class TransformersRM(BradleyTerryRM):
             said = adapter_config(name, revision)
         elif base is not None:
             raise ValueError(f"base={base!r}: only of adapters, and {name!r} is none")
-        kind = dtype or stored_dtype(said, files_config(place, of_place))
-        format = text or folder_text(name, revision, tokenizer, trust_remote_code=trust_remote_code)
-        config = BackboneConfig(
-            name=place,
-            revision=of_place,
-            dtype=kind,
-            trust_remote_code=trust_remote_code,
-            tokenizer=format.tokenizer,
-        )
-        with torch.random.fork_rng(devices=[]):
+        with makes_module(name, cls.__name__), torch.random.fork_rng(devices=[]):
+            kind = dtype or stored_dtype(said, files_config(place, of_place))
+            format = text or folder_text(name, revision, tokenizer, trust_remote_code=trust_remote_code)
+            config = BackboneConfig(
+                name=place,
+                revision=of_place,
+                dtype=kind,
+                trust_remote_code=trust_remote_code,
+                tokenizer=format.tokenizer,
+            )
             over: dict[str, Any] = {} if found is None else {"adapter": name, "adapter_revision": revision}
             module = cls(config, **over, **dict(settings or {}))
             module.configure_model()
