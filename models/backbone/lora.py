@@ -182,7 +182,7 @@ def merged_weight(layer: "LoraLayer", adapters: Iterable[str]) -> Tensor:
     for name in adapters:
         if name not in layer.lora_A:
             continue
-        update = cast(Tensor, layer.get_delta_weight(name)).detach().float()  # type: ignore[operator]  # of its subclasses
+        update = cast(Tensor, layer.get_delta_weight(name)).detach().float()  # type: ignore[attr-defined]  # of its subclasses
         weight = weight + update
         if name in layer.lora_magnitude_vector:
             # PEFT measures rows without the adapters beneath, and scales these, too.

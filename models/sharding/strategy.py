@@ -194,7 +194,10 @@ class FullyShardedStrategy(ModelParallelStrategy):
             ValueError: If a rank has more than another.
         """
         validated = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
-        others = {TrainerFn.TESTING: trainer.num_test_batches, TrainerFn.PREDICTING: trainer.num_predict_batches}
+        others = {
+            TrainerFn.TESTING: trainer.num_test_batches,
+            TrainerFn.PREDICTING: trainer.num_predict_batches,
+        }
         numbers = others.get(trainer.state.fn, validated) if trainer.state.fn else validated
         own = torch.tensor(sum(numbers), dtype=torch.float64, device=self.root_device)
         both = torch.stack([own, -own])
