@@ -125,16 +125,15 @@ def rehearse(trainer: L.Trainer, module: "BaseModule", loader: HasHeaviest) -> R
 
 
 def _state(module: "BaseModule", trainer: L.Trainer) -> int:
-    """Bytes of state that the optimisers will make on this rank."""
+    """Bytes of state that the optimisers will make."""
     from .memory import state_bytes
 
     trained: dict[str, int] = {}
     for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                shard: Tensor = parameter.to_local() if hasattr(parameter, "to_local") else parameter
-                name = str(shard.dtype).removeprefix("torch.")
-                trained[name] = trained.get(name, 0) + shard.numel()
+                name = str(parameter.dtype).removeprefix("torch.")
+                trained[name] = trained.get(name, 0) + parameter.numel()
     return state_bytes(module.optimizer, trained)
 
 
