@@ -98,7 +98,9 @@ class FullyShardedStrategy(ModelParallelStrategy):
         module = self.lightning_module
         assert module is not None  # the trainer has connected it
         if not isinstance(module, FSDPModule) and any(True for _ in module.parameters()):
-            self.precision_plugin.convert_module(module)  # once it is divided it is too late for another dtype
+            self.precision_plugin.convert_module(
+                module
+            )  # once it is divided it is too late for another dtype
             if changed := align(module, self.root_device):
                 rank_zero_info(f"fsdp2: {len(changed)} tensors are those of the first rank, as {changed[0]}")
             shard_module(module, self._mesh(), reshard_after_forward=self.reshard_after_forward)

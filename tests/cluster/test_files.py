@@ -264,16 +264,15 @@ def policies(folder):
     for name in ("warm", "cold"):
         model = LlamaForCausalLM.from_pretrained(folder / "base")
         get_peft_model(model, LoraConfig(r=2, init_lora_weights=False)).save_pretrained(folder / name)
-    reward = {"class_path": "pluralign.datamodules.GrammarReward", "init_args": {"dimension": "length.short"}}
     data = {"train": str(prompts), "validation_share": 0.3, "loader": {"batch_size": 4}}
     base = {"name": str(folder / "base"), "tokenizer": "byte"}
     models = {
-        "PolicyTuner": ({"backbone": base, "rewards": {"length": reward}, "num_epochs": 1}, {}),
+        "PolicyTuner": ({"backbone": base, "rewards": {"varied": "watching.varied"}, "num_epochs": 1}, {}),
         "PCM": (
             {
                 "backbone": {**base, "frozen": True},
                 "experts": {"adapters": {f"tone.{name}": str(folder / name) for name in ("warm", "cold")}},
-                "rewards": {"length": reward},
+                "rewards": {"varied": "watching.varied"},
                 "num_epochs": 1,
             },
             {"tone": {"warm": "Be warm.", "cold": "Be cold."}},

@@ -66,7 +66,7 @@ def measured(module, rows, number):
 )
 def test_predicted_is_measured(network, backbone, share):
     torch.manual_seed(0)
-    make = lambda parameters: torch.optim.AdamW(parameters, lr=1e-4)  # noqa: E731
+    make = lambda parameters: torch.optim.AdamW(parameters, lr=1e-4)
     module = BradleyTerryRM(BackboneConfig(config=network, **backbone), optimizer=make)
     load = load_of(module, ROWS)
     assert module.backbone is None, "the module that is planned for stays as it is"
