@@ -18,6 +18,9 @@ __all__ = ["AtomicCheckpointIO", "missing_checkpoint", "unreadable_checkpoint"]
 
 ADVICE = "give another one, or `--ckpt_path last`, which passes over files that cannot be read"
 
+HANDED_BACK = ".temp.ckpt"
+"""Weights, and nothing around them, that processes of Lightning's own (``ddp_spawn``, ``ddp_fork``) hand back at the end of a fit."""
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Write checkpoints beside their place and move them there once they are on the disk.
@@ -80,7 +83,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 check_claims(checkpoint, Path(path).stat().st_size)
         except UNREADABLE as error:
             raise unreadable_checkpoint(Path(path), error) from error
-        if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        if Path(path).name != HANDED_BACK and (
+            not isinstance(checkpoint, dict) or "state_dict" not in checkpoint
+        ):
             raise unreadable_checkpoint(Path(path), None)
         return checkpoint
 

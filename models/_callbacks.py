@@ -57,10 +57,11 @@ class Groundwork(L.Callback):
         """Refuse callbacks that cannot work here, and build the weights in the contexts that Lightning would.
 
         Raises:
-            ValueError: Naming the callback, and what to use.
+            ValueError: Naming the callback, or the strategy's setting, and what to use.
         """
         self.settled = False
         pl_module.check_trainer()
+        check_deepspeed(trainer)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if reason := refusal(callback, trainer, pl_module):
                 raise ValueError(f"{type(callback).__name__} cannot be used here: {reason}")
@@ -125,6 +126,26 @@ class Groundwork(L.Callback):
                 f"a run with {type(callback).__name__} cannot go on from a checkpoint, which holds no masks: start a new one "
                 "from its weights (model.init_from), or leave the callback out"
             )
+
+
+def check_deepspeed(trainer: L.Trainer) -> None:
+    """Make sure that DeepSpeed does not look for a batch size.
+
+    Args:
+        trainer: Which is about to run.
+
+    Raises:
+        ValueError: If it would; says what to set.
+    """
+    strategy = trainer.strategy
+    if isinstance(strategy, DeepSpeedStrategy) and "train_micro_batch_size_per_gpu" not in (
+        strategy.config or {}
+    ):
+        raise ValueError(
+            "DeepSpeedStrategy asks the loader for its batch size, and batches here have as many prompts as their lengths allow: "
+            "set trainer.strategy to {class_path: DeepSpeedStrategy, init_args: {stage: 2, logging_batch_size_per_gpu: 1}}, or "
+            "to fsdp2"
+        )
 
 
 def _ordered(callbacks: list[L.Callback]) -> list[L.Callback]:

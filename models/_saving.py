@@ -146,8 +146,13 @@ class SavedModule(HostModule):
         """Take back the text format, and see what there is to do for a run that goes on.
 
         Raises:
-            ValueError: If its adapters were trained with another scale.
+            ValueError: If its adapters were trained with another scale, or DeepSpeed keeps the weights elsewhere.
         """
+        if "state_dict" not in checkpoint:
+            raise ValueError(
+                "the checkpoint is one of DeepSpeed's, which keeps weights and state of the optimiser apart, so that no run goes on from "
+                "it as it was; its zero_to_fp32.py writes the weights. Checkpoints of trainer.strategy=fsdp2 go on anywhere"
+            )
         check_scales(checkpoint.get("hyper_parameters", {}), self.hparams, "the checkpoint")
         kept = checkpoint.get("pluralign", {})
         self.text_format, self._base_of_checkpoint = kept.get("text_format"), kept.get("base")

@@ -213,6 +213,17 @@ def test_epochs_on_stored_features():
     assert said in page and found["equal"]
 
 
+def test_strategies_came_to_the_same_losses():
+    found = recorded("cluster")
+    ddp, fsdp2 = found["rows"]
+    assert (ddp["strategy"], fsdp2["strategy"]) == ("ddp", "fsdp2") and ddp["processes"] == fsdp2[
+        "processes"
+    ] == 2
+    assert ddp["losses"] == fsdp2["losses"] and found["passes"]
+    page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert f"`fsdp2` made {fsdp2['pairs_per_second'] / ddp['pairs_per_second']:.2f} of the pairs" in page
+
+
 def _estimates(found):
     """Every estimate of a recorded result, however deep."""
     if isinstance(found, dict):

@@ -128,6 +128,12 @@ def test_a_missing_file_names_those_like_it(path):
         reader.load_checkpoint(path.parents[1] / "elsewhere" / "x.ckpt")
 
 
+def test_weights_that_a_spawned_process_hands_back_are_no_checkpoint_and_are_read(tmp_path):
+    handed, weights = tmp_path / ".temp.ckpt", {"weight": torch.ones(2)}
+    AtomicCheckpointIO().save_checkpoint(weights, handed)
+    assert torch.equal(AtomicCheckpointIO().load_checkpoint(handed)["weight"], weights["weight"])
+
+
 def test_other_file_systems_are_lightnings_affair():
     writer, address = AtomicCheckpointIO(), "memory://run/last.ckpt"
     writer.save_checkpoint(OLD, address)

@@ -261,22 +261,25 @@ def policies(folder):
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"Name fruit {i}."}) + "\n" for i in range(24)))
     LlamaForCausalLM(LlamaConfig(vocab_size=259, **sizes)).save_pretrained(folder / "base")
-    for name in ("warm", "cold"):
+    experts = ("tone.warm", "tone.cold", "size.short", "size.long")
+    for name in experts:
         model = LlamaForCausalLM.from_pretrained(folder / "base")
         get_peft_model(model, LoraConfig(r=2, init_lora_weights=False)).save_pretrained(folder / name)
-    reward = {"class_path": "pluralign.datamodules.GrammarReward", "init_args": {"dimension": "length.short"}}
     data = {"train": str(prompts), "validation_share": 0.3, "loader": {"batch_size": 4}}
     base = {"name": str(folder / "base"), "tokenizer": "byte"}
     models = {
-        "PolicyTuner": ({"backbone": base, "rewards": {"length": reward}, "num_epochs": 1}, {}),
+        "PolicyTuner": ({"backbone": base, "rewards": {"varied": "watching.varied"}, "num_epochs": 1}, {}),
         "PCM": (
             {
                 "backbone": {**base, "frozen": True},
-                "experts": {"adapters": {f"tone.{name}": str(folder / name) for name in ("warm", "cold")}},
-                "rewards": {"length": reward},
+                "experts": {"adapters": {name: str(folder / name) for name in experts}},
+                "rewards": {"varied": "watching.varied"},
                 "num_epochs": 1,
             },
-            {"tone": {"warm": "Be warm.", "cold": "Be cold."}},
+            {
+                "tone": {"warm": "Be warm.", "cold": "Be cold."},
+                "size": {"short": "Be short.", "long": "Be long."},
+            },
         ),
     }
     for name, (model, axes) in models.items():

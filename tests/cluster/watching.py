@@ -10,6 +10,11 @@ import torch
 from torch import distributed
 
 
+def varied(prompts, responses, columns):
+    """A reward that tells any two texts apart."""
+    return [float(sum(map(ord, text)) % 7) for text in responses]
+
+
 class Tells(L.Callback):
     """Has the run told to end in its fourth step, once: rank 1 tells itself, or it waits until a file says that it was."""
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -27,13 +28,13 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.callbacks.spike import SpikeDetection
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
 from lightning.pytorch.tuner import Tuner
 from transformers import LlamaConfig, LlamaModel
 
 from pluralign.datamodules import LoaderConfig, SyntheticDataModule
 from pluralign.models import DPRM, PAL, BackboneConfig, BradleyTerryRM, LoRAConfig
-from pluralign.models._callbacks import refusal
+from pluralign.models._callbacks import check_deepspeed, refusal
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`torch.jit.script_method`:DeprecationWarning"  # peft, when it is first imported
@@ -434,3 +435,14 @@ def test_a_batch_size_is_found_for_data_that_have_one(module, data, trainer):
     reference = module("lora")
     trainer().fit(reference, Own(data(num_train=64), 16))
     assert equal(model, reference)
+
+
+def test_deepspeed_has_to_be_told_a_batch_size_and_its_checkpoints_hold_no_weights(tiny):
+    strategy = object.__new__(DeepSpeedStrategy)  # which would look for the package
+    strategy.config = {"zero_optimization": {"stage": 2}}
+    with pytest.raises(ValueError, match=r"logging_batch_size_per_gpu: 1}}, or to fsdp2"):
+        check_deepspeed(SimpleNamespace(strategy=strategy))
+    strategy.config["train_micro_batch_size_per_gpu"] = 1
+    check_deepspeed(SimpleNamespace(strategy=strategy))
+    with pytest.raises(ValueError, match=r"one of DeepSpeed's.*zero_to_fp32.py"):
+        BradleyTerryRM(BackboneConfig(config=tiny())).on_load_checkpoint({"epoch": 1, "global_step": 6})
