@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from pluralign.callbacks import AtomicCheckpointIO
 from pluralign.datamodules.untrusted import UNREADABLE
 from pluralign.inference.opening import best_of_run
+from pluralign.inference.run_files import RECORD
 from pluralign.models.sharding import ShardedCheckpoint, is_sharded_checkpoint
+
+from .saved_settings import without_credentials
 
 __all__ = [
     "LOGGERS",
@@ -56,6 +60,8 @@ OF_TRAINING = ("optimizer", "lr_scheduler", "init_from", "init_may_differ")
 LOGGERS = ("RunLogger", "CSVLogger", "TensorBoardLogger")
 """Loggers whose folders are SAVE_DIR/NAME/VERSION."""
 SHOWN = 3
+AHEAD = 600.0
+"""Seconds that clocks of machines which share a disk may differ by."""
 
 
 @dataclass
@@ -88,7 +94,8 @@ def recipe(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
     settings = plain_settings(parser, config)
     trainer = {name: settings["trainer"].get(name) for name in TRAINING}
     parts = {name: settings[name] for name in ("seed_everything", "model", "data")}
-    return {**parts, "trainer": trainer}
+    kept: dict[str, Any] = without_credentials({**parts, "trainer": trainer}, [])
+    return kept
 
 
 def _differences(before: object, now: object, ignored: Sequence[str], name: str = "") -> Iterator[str]:
@@ -150,11 +157,43 @@ def _folders(config: Namespace) -> list[Path]:
     return [Path(name) for name in dict.fromkeys(filter(None, names))]
 
 
-def newest_first(folders: Sequence[Path]) -> list[Path]:
-    """Checkpoints below some folders: files, and folders of shards."""
+def newest_first(folders: Sequence[Path]) -> Iterator[Path]:
+    """Checkpoints below some folders, files and folders of shards: those of the newest run first, of each run the furthest first.
+
+    Clocks are asked for the order of runs alone. Within the folder of a run, which has a ``run.json``, steps decide: a clock that
+    was put back while the run went on, or that of another machine, says nothing. A file from the future is of a clock that
+    was wrong then, or of before it was put back: it comes after all others.
+    """
     found = (path for folder in folders for path in folder.rglob("*.ckpt"))
     paths = {path.resolve(): path for path in found if path.is_file() or is_sharded_checkpoint(path)}
-    return sorted(paths.values(), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    runs: dict[Path, list[Path]] = {}
+    for path in paths.values():
+        runs.setdefault(_run_of(path), []).append(path)
+    now = time.time()
+    for run in sorted(runs.values(), key=lambda run: max(_written(path, now) for path in run), reverse=True):
+        if len(run) == 1:
+            yield from run
+        else:
+            yield from sorted(run, key=lambda path: (_step(path), _written(path, now)), reverse=True)
+
+
+def _run_of(path: Path) -> Path:
+    """The folder of the run that a checkpoint lies in; the checkpoint itself where none says that it is one."""
+    return next((folder for folder in path.parents[:3] if (folder / RECORD).is_file()), path)
+
+
+def _written(path: Path, now: float) -> tuple[bool, float]:
+    """When a file was written, in the order of what can be believed."""
+    moment = path.stat().st_mtime
+    return moment <= now + AHEAD, moment
+
+
+def _step(path: Path) -> float:
+    """Optimiser steps of a checkpoint; of one that cannot be read more than any, for it may have been the furthest."""
+    try:
+        return float(_without_weights(path)["global_step"])
+    except (*UNREADABLE, KeyError):
+        return math.inf
 
 
 def _candidates(search: _Search, wanted: Settings, *, fitting: bool) -> Iterator[tuple[Path, dict[str, Any]]]:

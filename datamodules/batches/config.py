@@ -24,6 +24,7 @@ class LoaderConfig:
         shuffle: Whether training order is random.
         seed: Seed of the order.
         num_workers: Worker processes of each loader.
+        worker_timeout: Seconds, >= 0, to wait for a batch of a worker before the run stops; 0 to wait for ever.
         layout: ``shared`` rows hold a prompt and all its responses, ``separate`` rows one response each;
             ``auto`` asks the model, and takes shared rows if there is none.
         features: Folder of a feature store (``pluralign embed``): batches then hold stored features in place of
@@ -47,6 +48,7 @@ class LoaderConfig:
     shuffle: bool = True
     seed: int = 0
     num_workers: int = 0
+    worker_timeout: int = 0
     layout: Literal["auto", "shared", "separate"] = "auto"
     features: str | None = None
     features_memory: int = 2048
@@ -72,6 +74,7 @@ class LoaderConfig:
             ("mega_batch", 1),
             ("features_memory", 0),
             ("num_workers", 0),
+            ("worker_timeout", 0),
         ):
             value = getattr(self, name)
             if isinstance(value, str) and name == "max_tokens" and value != "auto":

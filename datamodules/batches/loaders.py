@@ -93,6 +93,7 @@ def batch_loader(
         collate_fn=as_it_is if isinstance(rows, IndexedRows) else collate,
         num_workers=settings.num_workers,
         persistent_workers=settings.num_workers > 0,
+        timeout=settings.worker_timeout if settings.num_workers else 0,
         pin_memory=torch.cuda.is_available(),
         # A loader draws a number whenever it starts over. From the global generator, that would change dropout.
         generator=torch.Generator(),

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..whole_files import REFUSED, could_not_write
 from .record import RecordError
 
 __all__ = ["RemoteFiles", "is_remote", "without_secrets"]
@@ -96,8 +97,9 @@ class RemoteFiles:
 
         Raises:
             RecordError: If the store does not give it.
+            OSError: If the disk does not take it.
         """
-        with _reachable(self.shown(name)):
+        with _reachable(self.shown(name), folder):
             says = {key: value for key, value in self._store.info(name).items() if value is not None}
             version = hashlib.sha256(repr((self.shown(name), sorted(says.items()))).encode()).hexdigest()[:16]
             copy = folder / version / Path(self.shown(name)).name
@@ -116,14 +118,16 @@ class RemoteFiles:
 
 
 @contextmanager
-def _reachable(given: str) -> Iterator[None]:
-    """Turn what a store raises into an error that names the file; each has errors of its own."""
+def _reachable(given: str, copies: Path | None = None) -> Iterator[None]:
+    """Turn what a store raises into an error that names the file; each has errors of its own. So has the disk of copies."""
     try:
         yield
     except ImportError as error:
         allowed = "a store whose package is installed: install it, or copy the file here"
         raise _unreachable(given, error, allowed) from None
     except Exception as error:  # noqa: BLE001  every store has errors of its own
+        if copies is not None and isinstance(error, OSError) and error.errno in REFUSED:
+            raise could_not_write(copies, error, setting="cache_dir (or $PLURALIGN_CACHE)") from None
         allowed = "a file that its store gives: check the name, the network and who may read it, or copy the file here"
         raise _unreachable(given, error, allowed) from None  # its own text may hold what is left out here
 

@@ -61,7 +61,7 @@ def fitted(strategy, folder, batches, *, module=None, ckpt_path=None, **settings
     module = module or module_of()
     trainer = trainer_of(strategy, folder, **settings)
     loader = torch.utils.data.DataLoader(batches, batch_size=None)
-    trainer.fit(module, loader, ckpt_path=ckpt_path, weights_only=True)
+    trainer.fit(module, loader, loader, ckpt_path=ckpt_path, weights_only=True)
     return trainer, module
 
 
@@ -174,7 +174,7 @@ def test_a_folder_of_shards_is_found_as_the_newest_and_named_where_a_file_is_rea
     folder = tmp_path / "last.ckpt"
     trainer.save_checkpoint(folder)
     leave_group()
-    assert newest_first([tmp_path]) == [folder]
+    assert [*newest_first([tmp_path])] == [folder]
     content = ShardedCheckpoint(folder).without_tensors()
     assert content["global_step"] == len(batches) and {"state_dict", "optimizer_states"} <= content.keys()
     with pytest.raises(FileNotFoundError, match=r"is a checkpoint in shards.*pluralign consolidate"):
