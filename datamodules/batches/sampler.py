@@ -122,9 +122,8 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
         """Batches an epoch has over all ranks: the first epoch's, with slack for other shuffles and other records."""
         most, growth = records, 1.0
         if self.draws is not None and self.shuffle:
-            cost = cost.astype(np.int64)
-            more = self.draws.growth(np.ones_like(cost))
-            growth = max(more, self.draws.growth(cost)) if self._tokens_bind() else more
+            more = self.draws.growth(np.ones(len(cost), dtype=np.int64))
+            growth = max(more, self.draws.growth(cost.astype(np.int64))) if self._tokens_bind() else more
             number, most = int(np.ceil(number * growth)), int(np.ceil(records * more))
         mega_batches = -(-most // self.mega_size)
         if (mega_batches > 1 or growth > 1) and self._tokens_bind():
@@ -306,7 +305,7 @@ class BatchCycle:
         """Batches until the first comes again, in another order if that is random."""
         return self._length
 
-    def __getitem__(self, number: int) -> NDArray[np.int64]:
+    def __getitem__(self, number: int) -> Integers:
         """Records of the n-th batch, n >= 0."""
         epoch, place = divmod(number, self._length)
         sampler = self.sampler
