@@ -1,12 +1,12 @@
 """Runs that are killed at random points and go on, beside the same run left alone; and checkpoints killed while written.
 
 Run without arguments; it takes some ten minutes. A method of each family trains a tiny network with dropout, in a process that
-is killed (SIGKILL) after a random time and then resumed by ``--ckpt_path last``. Weights, state of the
-optimiser and of the random numbers, every row of the log (but for speeds), rollouts and the files that are there are to equal
-those of the run that nobody killed, bit for bit. With ``--ranks 2`` each run has two processes under DDP (gloo), as torchrun
-starts them; all of them are killed, or one, and then the others have a minute to end by themselves. Then processes are killed that replace a checkpoint
-over and over, with the temporary folder on another file system: what is there must stay readable. The exit status is 1 if anything
-differs or cannot be read.
+is killed (SIGKILL) after a random time and then resumed by ``--ckpt_path last``. Weights, state of the optimiser and of the random
+numbers, every row of the log (but for speeds), rollouts and the names of the files are to equal those of the run that nobody
+killed, bit for bit. With ``--ranks 2`` each run has two processes under DDP (gloo), as torchrun starts them; all of them are
+killed in one run, one of them in the next, and then the other has a minute to end by itself. Then processes are killed that replace
+a checkpoint over and over, with the temporary folder on another file system: what is there must stay readable. The exit status is 1
+if anything differs or cannot be read.
 
 It prints a table, then one line of JSON, which ``--output FILE`` writes as well. Processes are forked, so that imports
 are paid once: Linux and macOS only.

@@ -11,7 +11,7 @@ a step, a validation, a round          ``--ckpt_path last`` ends as the run left
                                        numbers, log, rollouts; one method of each family (test_killed_runs)
 the same, two ranks, all or one        likewise; the ranks that live on end by themselves, with an error (test_killed_runs,
                                        test_killed_ranks: launched by torchrun and by the command itself)
-writing a checkpoint                   the one of before stays whole until the new one is; what was begun is removed
+writing a checkpoint, also in shards   the one of before stays whole until the new one is; what was begun is removed
                                        (test_killed_writers, test_killed_runs)
 fit, at the n-th change                the same command goes on, or begins anew where there is no checkpoint (test_killed_verbs)
 tokenising                             the cache is there whole or not at all, and is made again (test_killed_writers)

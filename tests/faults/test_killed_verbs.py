@@ -113,12 +113,17 @@ def verbs(base):
     }  # fmt: skip
 
 
+def results(folder):
+    """Bytes of all that a verb was asked for, without the folder of its run."""
+    return {name: value for name, value in content(folder).items() if not name.startswith("runs/")}
+
+
 def outcome(verb, folder):
     """What a verb has written, without what tells of time."""
     if verb == "evaluate":
         board = Board.read(folder / "out" / "board.json")
         return [(cell.model, cell.data, cell.measures) for cell in board.cells]
-    files = content(folder)
+    files = results(folder)
     if verb == "export":
         facts = json.loads(files.pop("out/pluralign.json"))
         files["facts"] = {name: facts[name] for name in ("class_path", "outputs", "trained_on")}
@@ -136,7 +141,7 @@ def test_a_verb_that_was_killed_leaves_in_the_end_what_one_leaves_that_was_not(
         folder.mkdir()
         changes = finished(lambda: main(words), folder, tmp_path / f"{name}.txt")
     whole = folders["whole"]
-    wanted, names = outcome(verb, whole), set(content(whole))
+    wanted, names = outcome(verb, whole), set(results(whole))
     for moment in spread(len(changes), MOMENTS):
         folder = tmp_path / f"killed-{moment}"
         folder.mkdir()
@@ -148,7 +153,7 @@ def test_a_verb_that_was_killed_leaves_in_the_end_what_one_leaves_that_was_not(
             kept = FeatureStore(folder / result).keys()
             assert set(kept.tolist()) <= set(FeatureStore(whole / result).keys().tolist())
         finished(lambda: main([*words, *again]), folder, printed)
-        assert set(content(folder)) == names, changes[moment]
+        assert set(results(folder)) == names, changes[moment]
         assert outcome(verb, folder) == wanted, changes[moment]
 
 
