@@ -35,6 +35,15 @@ FAULTS = ("unnamed", "lost", "slow", "crashed")
 KINDS = ("read", "skipped", "named", *FAULTS)
 LIMIT, START = 20.0, 120.0
 """Seconds that a case may take, and that a process may take to begin."""
+DATA_SETS = "rows of data sets"
+SLOWER = {
+    "configuration": 0.3,
+    "exported folder": 0.3,
+    "rows into tokens": 0.3,
+    "token cache": 0.3,
+    "rows of saved": 0.5,
+}
+"""How often readers come that take longer than some milliseconds."""
 MEMORY = 12 * 2**30
 """Bytes of address space that a process may have beyond what its libraries take."""
 
@@ -192,12 +201,9 @@ class Worker:
 
 
 def shares(names: list[tuple[str, str]], number: int) -> list[tuple[str, str]]:
-    """Which reader each case is of: every one as often, but that data sets together count as six, and configurations take longer."""
-    sets = sum(name.startswith("data set") for name, _ in names)
-    weights = [
-        6 / sets if name.startswith("data set") else 0.4 if group == "configurations" else 1.0
-        for name, group in names
-    ]
+    """Which reader each case is of: every one as often, but that data sets together count as five, and slow ones for less."""
+    sets = sum(group == DATA_SETS for _, group in names)
+    weights = [5 / sets if group == DATA_SETS else SLOWER.get(name, 1.0) for name, group in names]
     whole = sum(weights)
     drawn = []
     for place, (each, weight) in enumerate(zip(names, weights, strict=True)):

@@ -41,7 +41,7 @@ from pluralign.datamodules.batch import PreferenceBatch
 from pluralign.models import BackboneConfig, BradleyTerryRM
 
 NETWORKS: dict[str, dict[str, object]] = {
-    "tiny": {"model_type": "llama", **TINY},
+    "tiny": {"model_type": "llama", **TINY, "max_position_embeddings": 2 * HH.longest},
     "half_billion": {"model_type": "qwen2", **HALF},
 }
 WARM = 2

@@ -50,7 +50,9 @@ class Warm(LocalDataModule):
 
     def __init__(self, folder: Path) -> None:
         """Read nothing."""
-        super().__init__(train="unread.jsonl", validation="unread.jsonl", loader=LoaderConfig(max_tokens=8192))
+        super().__init__(
+            train="unread.jsonl", validation="unread.jsonl", loader=LoaderConfig(max_tokens=8192)
+        )
         self.folder = folder
 
     def cache_folder(self) -> Path:
@@ -95,7 +97,9 @@ def write_cache(folder: Path, number: int) -> None:
                 "record_key": pa.array(mixed.view(np.int64)),
                 "split_key": pa.array(mixed.view(np.int64)),
                 "id_hash": pa.array(mixed),
-                "digest": pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(places), [None, pa.py_buffer(digests)]),
+                "digest": pa.FixedSizeBinaryArray.from_buffers(
+                    pa.binary(16), len(places), [None, pa.py_buffer(digests)]
+                ),
             }
             arrays = [changed.get(each.name, some.column(each.name)) for each in some.schema]
             writer.write_batch("train", pa.record_batch(arrays, schema=some.schema))
@@ -194,7 +198,11 @@ def joins(folder: Path, number: int) -> dict[str, object]:
         report_joins("data", [side], {"train": table}, {})
     some = np.arange(0, len(keys), max(1, len(keys) // 1000))
     entries = side.find(keys[some], np.zeros(len(some), np.int64))
-    return {**found, "records": number, "whole": bool((side.values[entries] == some.astype(np.float32)).all())}
+    return {
+        **found,
+        "records": number,
+        "whole": bool((side.values[entries] == some.astype(np.float32)).all()),
+    }
 
 
 def measured(options: argparse.Namespace) -> dict[str, dict[str, object]]:
@@ -237,7 +245,9 @@ def main() -> int:
     results = measured(options)
     show(results)
     whole = all(found["whole"] and found.get("equal", True) for found in results.values())
-    whole &= results.get("first_batch", {"packed_an_epoch_of_validation": 1})["packed_an_epoch_of_validation"] == 1
+    whole &= (
+        results.get("first_batch", {"packed_an_epoch_of_validation": 1})["packed_an_epoch_of_validation"] == 1
+    )
     goals = all(found["anonymous_bytes"] < MEMORY_GOAL for found in results.values())
     goals &= results.get("first_batch", {"seconds": 0.0})["seconds"] < SECONDS_GOAL
     line = json.dumps({**results, "whole": whole, "goals": {"anonymous_bytes": MEMORY_GOAL, "seconds": SECONDS_GOAL},

@@ -4,7 +4,6 @@ import os
 import signal
 import threading
 from types import FrameType
-from typing import Any
 
 import lightning as L
 import torch
@@ -47,7 +46,7 @@ class SaveOnSignal(Checkpoint):
         super().__init__()
         self._received = 0
         self._reports: _Largest | None = None
-        self._before: dict[int, Any] = {}
+        self._listens = False
 
     # Signals -------------------------------------------------------------------------------------------
 
@@ -60,19 +59,15 @@ class SaveOnSignal(Checkpoint):
         self._listen()
 
     def _listen(self) -> None:
-        if self._before or threading.current_thread() is not threading.main_thread():
+        if self._listens or threading.current_thread() is not threading.main_thread():
             return  # Python lets the first thread alone listen
-        self._received, self._reports = 0, None
-        numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
-        self._before = {number: signal.signal(number, self._take_down) for number in numbers}
+        self._received, self._reports, self._listens = 0, None, True
+        for name in SIGNALS:
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), self._take_down)
 
     def _take_down(self, number: int, frame: FrameType | None) -> None:
         self._received = self._received or number
-
-    def _stop_listening(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
 
     # The end -------------------------------------------------------------------------------------------
 
@@ -133,13 +128,13 @@ class SaveOnSignal(Checkpoint):
         """Wait for the last report, so that no process leaves while another one is sending."""
         if self._reports is not None:
             self._reports.read()
-        self._stop_listening()
+        self._listens = False
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Leave signals as they were."""
-        self._stop_listening()
+        """Take no notice of further signals: Lightning, which is about to leave, puts back the handlers that it has found."""
+        self._listens = False
 
 
 def _status(trainer: L.Trainer, number: int) -> int:

@@ -24,6 +24,8 @@ from pluralign.inference.opening import best_of_run
 from pluralign.inference.run_files import RECORD
 from pluralign.models.sharding import ShardedCheckpoint, is_sharded_checkpoint
 
+from .saved_settings import without_credentials
+
 __all__ = [
     "LOGGERS",
     "TRAINING",
@@ -92,7 +94,8 @@ def recipe(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
     settings = plain_settings(parser, config)
     trainer = {name: settings["trainer"].get(name) for name in TRAINING}
     parts = {name: settings[name] for name in ("seed_everything", "model", "data")}
-    return {**parts, "trainer": trainer}
+    kept: dict[str, Any] = without_credentials({**parts, "trainer": trainer}, [])
+    return kept
 
 
 def _differences(before: object, now: object, ignored: Sequence[str], name: str = "") -> Iterator[str]:

@@ -36,7 +36,7 @@ from .parser import Parser
 from .program import EPILOG
 from .quiet import BITSANDBYTES, show_messages
 from .run_recorder import RunRecorder
-from .saved_config import SavedConfig
+from .saved_settings import SettingsSaver
 from .sources import check_sources
 
 __all__ = ["ONE_DEVICE", "NoOptions", "PluralignCLI", "TextCLI", "option"]
@@ -132,7 +132,7 @@ class TextCLI(LightningCLI, Generic[OptionsT, ModelT, DataT]):
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
-            save_config_callback=SavedConfig,
+            save_config_callback=SettingsSaver,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             trainer_defaults={
@@ -290,7 +290,7 @@ class PluralignCLI(TextCLI[OptionsT, RewardModule, PreferenceDataModule]):
 
 def _saving(given: Namespace) -> Any:  # noqa: ANN401  stands for a class in LightningCLI
     """What makes the callback that saves a configuration, of this one in place of the settled one."""
-    return lambda parser, _, **settings: SavedConfig(parser, given, **settings)
+    return lambda parser, _, **settings: SettingsSaver(parser, given, **settings)
 
 
 def _tokenizer(name: str | None, tokenizer: str | None) -> str:

@@ -12,7 +12,7 @@ from rich.console import Console
 from pluralign.datamodules import PreferenceDataModule
 from pluralign.datamodules.checks import check_range
 from pluralign.datamodules.text_data import TextData
-from pluralign.models import BaseModule, LoRAConfig
+from pluralign.models import BackboneConfig, BaseModule, LoRAConfig
 from pluralign.models.memory import Cluster, Load, Rows, Share, largest_tokens, load_of, share_of, step_times
 
 from .cli import TextCLI, option
@@ -25,6 +25,8 @@ DEFAULT_ROW = 4096
 DEFAULT_BUDGET = 8192
 """Tokens of a batch where the data have no bound on tokens."""
 GROWTH = (1, 8, 64, 256, 1024)
+MIXED = "weights outside of layers are trained in several dtypes: dtype float32 under precision bf16-mixed, or lora, would do"
+"""Why fsdp2 does not divide some modules."""
 SHARED = ("ddp", "fsdp2", "deepspeed_stage_2", "deepspeed_stage_3")
 """Strategies of several GPUs, the first that fits being the one to take: least is sent first, extras come last."""
 
@@ -90,6 +92,7 @@ class Plan:
         shares: What a GPU holds under each strategy, the recommended one first.
         most: Most tokens that fit, by strategy.
         recommended: The first strategy that fits; None if none does.
+        refused: Why a strategy takes no such module, by its name.
     """
 
     title: str
@@ -102,10 +105,25 @@ class Plan:
     shares: tuple[Share, ...]
     most: dict[str, int]
     recommended: str | None
+    refused: dict[str, str]
 
     def seconds(self, share: Share) -> tuple[float, float]:
         """Seconds of a step that a GPU computes and sends."""
         return step_times(share, self.load, self.tokens, self.cluster, recomputed=self.recomputed)
+
+    def on(self, gpus: int) -> "Plan":
+        """The same on another number of GPUs, as many in a node as before."""
+        of_node = max(1, self.cluster.gpus // self.nodes)
+        return _planned(
+            self.title,
+            self.load,
+            replace(self.cluster, gpus=gpus),
+            nodes=max(1, gpus // of_node),
+            tokens=self.tokens,
+            longest=self.longest,
+            recomputed=self.recomputed,
+            refused=self.refused,
+        )
 
     def content(self) -> dict[str, Any]:
         """Plain values."""
@@ -128,6 +146,7 @@ class Plan:
             "longest": self.longest,
             "strategies": shares,
             "recommended": self.recommended,
+            "refused": self.refused,
         }
 
 
@@ -147,11 +166,13 @@ def plan(words: Sequence[str]) -> None:
     )
     console.print(headline(found), highlight=False)
     console.print(strategy_table(found))
+    for name, reason in found.refused.items():
+        console.print(f"not with {name}: {reason}", markup=False, highlight=False)
     console.print(recipe_lines(found), markup=False, highlight=False)
     if found.recommended is None:
         for line in _what_would_help(cli, found):
             console.print(line, markup=False, highlight=False)
-    growth = [_grown(found, number) for number in GROWTH] if options.growth else []
+    growth = [found.on(number) for number in GROWTH] if options.growth else []
     if growth:
         console.print(growth_table(growth))
     if options.json is not None:
@@ -189,13 +210,29 @@ def plan_for(
         tokens=tokens,
         longest=longest,
         recomputed=config.gradient_checkpointing,
+        refused=_refusals(load, config),
     )
 
 
+def _refusals(load: Load, config: BackboneConfig) -> dict[str, str]:
+    """Why strategies that divide weights take no such module."""
+    if config.quantization is not None:
+        return dict.fromkeys(("fsdp2", "deepspeed_stage_3"), "quantised weights are not divided")
+    return {"fsdp2": MIXED} if len(load.weights.outer_dtypes) > 1 else {}
+
+
 def _planned(
-    title: str, load: Load, cluster: Cluster, *, nodes: int, tokens: int, longest: int, recomputed: bool
+    title: str,
+    load: Load,
+    cluster: Cluster,
+    *,
+    nodes: int,
+    tokens: int,
+    longest: int,
+    recomputed: bool,
+    refused: dict[str, str],
 ) -> Plan:
-    names = SHARED if cluster.gpus > 1 else ("auto",)
+    names = [name for name in SHARED if name not in refused] if cluster.gpus > 1 else ["auto"]
     shares = [share_of(name, load, tokens, cluster.gpus) for name in names]
     fitting = [share.strategy for share in shares if share.fits(cluster.memory)]
     first = fitting[0] if fitting else None
@@ -210,20 +247,7 @@ def _planned(
         shares=tuple(sorted(shares, key=lambda share: share.strategy != first)),
         most={name: largest_tokens(name, load, cluster) for name in names},
         recommended=first,
-    )
-
-
-def _grown(found: Plan, gpus: int) -> Plan:
-    """The same on another number of GPUs, as many in a node as before."""
-    of_node = max(1, found.cluster.gpus // found.nodes)
-    return _planned(
-        found.title,
-        found.load,
-        replace(found.cluster, gpus=gpus),
-        nodes=max(1, gpus // of_node),
-        tokens=found.tokens,
-        longest=found.longest,
-        recomputed=found.recomputed,
+        refused=refused if cluster.gpus > 1 else {},
     )
 
 
@@ -247,13 +271,28 @@ def _gpus(cli: PlanCLI) -> tuple[int, int]:
 def _batch(cli: PlanCLI) -> tuple[int, int]:
     """Tokens of the longest row and of a GPU's batch: of the data where they are at hand, of settings elsewhere."""
     options, data = cli.options, cli.datamodule
-    loader = data.loader if isinstance(data, PreferenceDataModule) else None
-    bound = loader.max_tokens if loader is not None else None
-    tokens = options.max_tokens or (bound if isinstance(bound, int) else None)
+    bound = data.loader.max_tokens if isinstance(data, PreferenceDataModule) else None
+    tokens = options.max_tokens or (bound if isinstance(bound, int) else DEFAULT_BUDGET)
+    if options.tokens is None and isinstance(data, PreferenceDataModule):
+        found = _heaviest(data, tokens)
+        if found is not None:
+            return found
     longest = options.tokens or data.text.max_length
     if longest is None:
         longest = min(DEFAULT_ROW, cli.model.max_positions or DEFAULT_ROW)
-    return longest, max(tokens or DEFAULT_BUDGET, longest)
+    return longest, max(tokens, longest)
+
+
+def _heaviest(data: PreferenceDataModule, tokens: int) -> tuple[int, int] | None:
+    """The same of the training split's first epoch, once it was tokenised; None before, or without its tokenizer."""
+    try:
+        if not all(folder.is_dir() for folder in data.cache_folders().values()):
+            return None
+        data.setup("fit")
+        sampler = data.batches("train", shuffle=True, features=False, max_tokens=tokens).sampler
+    except (OSError, RuntimeError, ValueError):
+        return None  # no tokenizer, no feature store, ...: nothing of it is needed here
+    return int(sampler.lengths.max()), sampler.heaviest()[1]
 
 
 def _what_would_help(cli: PlanCLI, found: Plan) -> list[str]:

@@ -21,8 +21,10 @@ def headline(plan: "Plan") -> str:
     lines = [
         f"[bold]{plan.title}[/bold]",
         f"{weights.parameters:,} parameters, {weights.trained:,} trained ({share:.1%}), {per:.2g} bytes of optimiser state each",
-        f"{plan.tokens:,} tokens a GPU in {activations.layout} rows of up to {plan.longest:,}, {activations.per_token / 1e3:,.1f} kB "
-        f"each{', layers recomputed' if plan.recomputed else ''}",
+        (
+            f"{plan.tokens:,} tokens a GPU in {activations.layout} rows of up to {plan.longest:,}, {activations.per_token / 1e3:,.1f} kB "
+            f"each{', layers recomputed' if plan.recomputed else ''}"
+        ),
     ]
     if weights.guessed_head:
         lines.append(

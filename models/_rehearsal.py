@@ -9,12 +9,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
 from pluralign.datamodules.batch import DataSource, HasHeaviest
 
@@ -92,12 +93,17 @@ def rehearse(trainer: L.Trainer, module: "BaseModule", loader: HasHeaviest) -> R
         loader: Of the training split.
 
     Raises:
-        ValueError: If the module steps its optimisers itself.
+        ValueError: If the module steps its optimisers itself, or its weights are divided over ranks.
     """
+    reason = ""
     if not module.automatic_optimization:
+        reason = f"{type(module).__name__} has several optimiser steps in one of its own"
+    elif isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy | ModelParallelStrategy):
+        reason = f"{type(trainer.strategy).__name__} divides weights over ranks"
+    if reason:
         raise ValueError(
-            f"{type(module).__name__} has several optimiser steps in one of its own, which cannot be rehearsed: leave "
-            "LongestBatch out, and give loader.max_tokens a number"
+            f"{reason}, so that no step can be rehearsed: leave LongestBatch out, and give data.loader.max_tokens the number that "
+            "`pluralign plan` says"
         )
     device = module.device
     with _unchanged(module, device):

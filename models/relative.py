@@ -152,10 +152,14 @@ class RolloutModule(RespondingModule, ABC):
             "step_size": eta * spread,
             **self._shown(rollouts),
         }
-        self.step_values = {f"train/{name}": value.detach().float() for name, value in shown.items()}
-        for name, value in self.step_values.items():
+        # One mean over the ranks of all of them: what a checkpoint keeps of the step is what was logged.
+        means = torch.stack([value.detach().float().to(self.device) for value in shown.values()])
+        if self.trainer.world_size > 1:
+            means = torch.as_tensor(self.trainer.strategy.reduce(means, reduce_op="mean"))
+        self.step_values = {f"train/{name}": mean for name, mean in zip(shown, means.unbind(), strict=True)}
+        for name, mean in self.step_values.items():
             bar = name in ("train/loss", "train/reward")
-            self.log(name, value, batch_size=len(batch["id"]), prog_bar=bar, sync_dist=True)
+            self.log(name, mean, batch_size=len(batch["id"]), prog_bar=bar)
 
     def round(self, batch: PromptBatch) -> Rollouts:
         """Responses of the policy as it is, rated, on the CPU; read from the folder if an interrupted run has written them."""

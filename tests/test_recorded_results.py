@@ -494,3 +494,19 @@ def test_what_is_said_of_a_step_is_recorded():
     grouped = "TRL, grouped by length"
     assert f"the ratio would be {part['times_as_fast_as'][grouped] / (1 - share['attention']):.1f}" in page
     assert f"TRL computes {part['times_as_many_tokens'][grouped]:.1f} times" in page
+
+
+def test_tables_of_memory():
+    found = recorded("memory_plan")
+    page = (ROOT / "docs" / "concepts" / "memory.md").read_text(encoding="utf-8")
+    for name, row in found["measured"].items():
+        predicted, measured = row["predicted"], row["measured"]
+        assert all(predicted[part] == measured[part] for part in ("weights", "gradients", "state"))
+        seen, said = (each["activations"] / 1e6 for each in (measured, predicted))
+        assert f"| {name} | {seen:.1f} | {said:.1f} | {said / seen:.3f} |" in page
+    for name, by_gpus in found["planned"].items():
+        for gpus, row in by_gpus.items():
+            strategy = f"`{row['strategy']}`" if row["strategy"] else "none fits"
+            assert (
+                f"| {name} | {gpus} | {strategy} | {row['gigabytes']:.1f} | {row['most_tokens']:,} |" in page
+            )

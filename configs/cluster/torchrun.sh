@@ -9,7 +9,7 @@
 #   NPROC (every GPU)  NNODES (1)  NODE_RANK (0)  MASTER_ADDR (127.0.0.1)  MASTER_PORT (29500)
 #   RUNS      folder of the run, which all machines see (runs/torchrun)
 #   RESTARTS  how often the run goes on from its last checkpoint after a failure (0); all machines alike
-#   GRACE     seconds that processes have to write a checkpoint when this script is told to end (120; torch 2.9 or newer)
+#   GRACE     seconds that processes have to write a checkpoint when this script is told to end (120; an older torchrun gives 30)
 #   PYTHON    interpreter that has pluralign and torch (python)
 set -euo pipefail
 

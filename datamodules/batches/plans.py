@@ -129,7 +129,7 @@ def pack(
         reach = _reach(
             lengths[some], None if rows is None else rows[some], max_tokens, max_records, mega_size
         )
-        starts, step, place = array("q"), memoryview(reach), 0  # pyright: ignore[reportArgumentType]
+        starts, step, place = array("q"), reach.data, 0
         while place < len(some):
             starts.append(place)
             place = step[place]
@@ -149,7 +149,7 @@ def _reach(
 ) -> NDArray[np.int64]:
     """Where a batch would end that begins with a record, for every record of a block."""
     places = np.arange(len(lengths))
-    ends = np.minimum(len(lengths), places - places % mega_size + mega_size)
+    ends: NDArray[np.int64] = np.minimum(len(lengths), places - places % mega_size + mega_size)
     if max_records is not None:
         np.minimum(ends, places + max_records, out=ends)
     if max_tokens is not None:
@@ -160,4 +160,5 @@ def _reach(
             before = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
             fitting = np.searchsorted(before, before[:-1] + fitting, side="right") - 1
         np.minimum(ends, fitting, out=ends)
-    return np.maximum(ends, places + 1, out=ends)
+    np.maximum(ends, places + 1, out=ends)
+    return ends

@@ -334,7 +334,8 @@ class ResumableDataLoader(DataLoader[Batch]):
     def heaviest(self) -> tuple[Batch, int]:
         """The batch of the current epoch that has most tokens, and how many; the state of the loader stays as it is."""
         records, tokens = self.sampler.heaviest()
-        batch: Batch = self.collate_fn(self.dataset[records])  # type: ignore[index]  # a list of records at once
+        rows: Any = self.dataset  # which takes a list of records at once
+        batch: Batch = self.collate_fn(rows[records])
         return batch, tokens
 
     def state_dict(self) -> dict[str, Any]:

@@ -102,7 +102,7 @@ class RemoteFiles:
         with _reachable(self.shown(name), folder):
             says = {key: value for key, value in self._store.info(name).items() if value is not None}
             version = hashlib.sha256(repr((self.shown(name), sorted(says.items()))).encode()).hexdigest()[:16]
-            copy = folder / version / Path(without_secrets(name)).name
+            copy = folder / version / Path(self.shown(name)).name
             if copy.is_file() and not says.keys() <= set(SAYS_NOTHING):
                 return copy
             copy.parent.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self) -> None:
         """Begin at nothing."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known: dict[int, int] = {}
 

@@ -44,6 +44,7 @@ class Weights:
         embedded: Parameters of embeddings, which are looked up and multiply nothing.
         vocabulary_head: Whether there is a language-model head.
         networks: Networks that a step runs one after the other, or adapters, each with a pass of its own.
+        outer_dtypes: Dtypes of trained parameters outside the layers, by name.
         guessed_head: Why the head is a linear layer of one output and not the method's own; empty if it is its own.
     """
 
@@ -61,6 +62,7 @@ class Weights:
     embedded: int = 0
     vocabulary_head: bool = False
     networks: int = 1
+    outer_dtypes: tuple[str, ...] = ()
     guessed_head: str = ""
 
 
@@ -180,6 +182,9 @@ def _counted(
         layers=len(layers),
         embedded=sum(
             part.weight.numel() for part in backbone.model.modules() if isinstance(part, nn.Embedding)
+        ),
+        outer_dtypes=tuple(
+            sorted({str(each.dtype).removeprefix("torch.") for each in trained if id(each) not in inside})
         ),
         vocabulary_head=backbone.language_head is not None,
         networks=networks,

@@ -10,6 +10,7 @@ from lightning.fabric.plugins.collectives.torch_collective import default_pg_tim
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -98,6 +99,9 @@ class FullyShardedStrategy(ModelParallelStrategy):
         module = self.lightning_module
         assert module is not None  # the trainer has connected it
         if not isinstance(module, FSDPModule) and any(True for _ in module.parameters()):
+            self.precision_plugin.convert_module(
+                module
+            )  # once it is divided it is too late for another dtype
             if changed := align(module, self.root_device):
                 rank_zero_info(f"fsdp2: {len(changed)} tensors are those of the first rank, as {changed[0]}")
             shard_module(module, self._mesh(), reshard_after_forward=self.reshard_after_forward)
@@ -189,12 +193,9 @@ class FullyShardedStrategy(ModelParallelStrategy):
         Raises:
             ValueError: If a rank has more than another.
         """
-        numbers = {
-            "validate": trainer.num_val_batches,
-            "fit": trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches,
-            "test": trainer.num_test_batches,
-            "predict": trainer.num_predict_batches,
-        }[str(trainer.state.fn)]
+        validated = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        others = {TrainerFn.TESTING: trainer.num_test_batches, TrainerFn.PREDICTING: trainer.num_predict_batches}
+        numbers = others.get(trainer.state.fn, validated) if trainer.state.fn else validated
         own = torch.tensor(sum(numbers), dtype=torch.float64, device=self.root_device)
         both = torch.stack([own, -own])
         distributed.all_reduce(both, distributed.ReduceOp.MAX)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from pluralign.callbacks import LongestBatch
 from pluralign.datamodules import LoaderConfig
@@ -116,6 +117,14 @@ def test_what_does_not_fit_is_said_before_the_first_step(make, data, tmp_path, m
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
 
 
+def test_weights_in_shards_are_not_rehearsed(make, data, tmp_path):
+    trainer = L.Trainer(**QUIET, logger=False, devices=1, strategy=ModelParallelStrategy())
+    with pytest.raises(
+        ValueError, match=r"divides weights over ranks.* the number that `pluralign plan` says"
+    ):
+        rehearsals.rehearse(trainer, make(), None)
+
+
 def test_the_heaviest_batch_is_the_loader_s(data):
     made = data(loader=LoaderConfig(max_tokens=400))
     made.setup("fit")
@@ -195,3 +204,19 @@ def test_max_tokens_auto_without_a_fit_is_the_default(data):
     assert made.batches("train").sampler.max_tokens == 8192
     with pytest.raises(ValueError, match=r"loader\.max_tokens must be .*; got 'most'"):
         LoaderConfig(max_tokens="most")
+
+
+@pytest.mark.slow
+def test_two_ranks_rehearse_alike_and_train_the_same(module, data, tmp_path):
+    """The smallest of both budgets is taken, and no gradient of the rehearsal is reduced."""
+    runs = {}
+    for name, tokens, callbacks in (("auto", "auto", [LongestBatch()]), ("named", None, [])):
+        loader = LoaderConfig(max_tokens=tokens or runs["auto"]["pluralign"]["max_tokens"])
+        keeper = ModelCheckpoint(tmp_path / name, every_n_train_steps=2, save_top_k=-1, filename="{step}")
+        torch.manual_seed(0)
+        fit(module(), data(num_train=240, loader=loader), tmp_path / name, keeper, *callbacks, max_steps=2,
+            strategy="ddp_spawn", devices=2, use_distributed_sampler=False)  # fmt: skip
+        runs[name] = torch.load(tmp_path / name / "step=2.ckpt", weights_only=True)
+    assert runs["auto"]["pluralign"]["max_tokens"] >= 1024
+    for name, value in runs["named"]["state_dict"].items():
+        assert torch.equal(runs["auto"]["state_dict"][name], value), name

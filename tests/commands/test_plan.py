@@ -35,13 +35,13 @@ def conf(trainer=None, loader=None, model="BradleyTerryRM", settings=None, **bac
 
 
 def test_strategies_side_by_side_with_the_lines_to_add(capsys):
-    main([*conf(), "--memory", "80", "--json", "plan.json", "--growth"])
+    main([*conf(dtype="float32"), "--memory", "80", "--json", "plan.json", "--growth"])
     printed = capsys.readouterr().out
     plan = json.loads(Path("plan.json").read_text())
     weights, found = plan["load"]["weights"], plan["strategies"]
     assert weights["parameters"] == weights["trained"] == EIGHT_BILLION
-    assert plan["recommended"] == "fsdp2" and list(found)[0] == "fsdp2"
-    assert found["ddp"]["weights"] == found["ddp"]["gradients"] == 2 * EIGHT_BILLION + 2 * 4096
+    assert plan["recommended"] == "fsdp2" and next(iter(found)) == "fsdp2"
+    assert found["ddp"]["weights"] == found["ddp"]["gradients"] == 4 * EIGHT_BILLION
     assert found["ddp"]["state"] == 2 * found["ddp"]["weights"] and not found["ddp"]["fits"]
     for part in ("weights", "gradients", "state"):
         assert found["fsdp2"][part] == pytest.approx(found["ddp"][part] / 8, abs=1)
@@ -62,6 +62,7 @@ def test_strategies_side_by_side_with_the_lines_to_add(capsys):
     assert not Path("runs").exists() and not Path("lightning_logs").exists()
 
 
+@pytest.mark.slow
 def test_where_nothing_fits_it_says_what_would(capsys):
     main([*conf({"devices": 1}), "--memory", "24"])
     printed = capsys.readouterr().out
@@ -81,6 +82,7 @@ def test_adapters_on_a_quantised_base_of_files_without_weights(capsys):
     weights = plan["load"]["weights"]
     adapters = 4 * 16 * ((4096 + 4096) + (4096 + 1024))
     assert weights["trained"] == adapters + 4096 and plan["recommended"] == "ddp"
+    assert list(plan["strategies"]) == ["ddp", "deepspeed_stage_2"] and "fsdp2" in plan["refused"]
     linear = 4 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14_336)
     others = 128_256 * 4096 + (2 * 4 + 1) * 4096
     assert weights["weight_bytes"] == pytest.approx(
@@ -89,6 +91,19 @@ def test_adapters_on_a_quantised_base_of_files_without_weights(capsys):
     assert plan["cluster"]["gpus"] == 4 and plan["cluster"]["nodes"] == 2
     printed = capsys.readouterr().out
     assert "devices: 2" in printed and "num_nodes: 2" in printed
+    assert "not with fsdp2: quantised weights are not divided" in printed
+
+
+def test_the_batch_is_that_of_data_that_were_tokenised():
+    small = {**LLAMA, "num_hidden_layers": 1}
+    given = conf({"accelerator": "cpu", "devices": 1, "strategy": "auto"}, {"max_tokens": 700}, config=small)[
+        1:
+    ]
+    given += ["--data.cache_dir=cache", "--data.num_train=30"]
+    main(["data", "inspect", *given])
+    main(["plan", *given, "--json", "plan.json"])
+    plan = json.loads(Path("plan.json").read_text())
+    assert plan["longest"] < plan["tokens"] <= 700, "texts of the synthetic crowd are short"
 
 
 def test_wrong_options_are_named(capsys):

@@ -244,9 +244,10 @@ def test_what_a_store_says_is_shown_without_secrets(tmp_path, store, monkeypatch
     def refuses(path, **_):
         raise PermissionError(f"403 for {SIGNED}")
 
-    monkeypatch.setattr(store, "isfile", refuses)
-    with pytest.raises(RecordError, match=r"403 for https://host/rows\.jsonl") as caught:
-        found("memory://ann:pa55@b/x.jsonl?token=5ecret", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "isfile", refuses)
+        with pytest.raises(RecordError, match=r"403 for https://host/rows\.jsonl") as caught:
+            found("memory://ann:pa55@b/x.jsonl?token=5ecret", tmp_path)
     every = [str(caught.value), *map(str, (caught.value.__cause__, caught.value.value, caught.value.file))]
     assert caught.value.__suppress_context__
     assert not [text for text in every if "5ecret" in text or "pa55" in text]

@@ -61,7 +61,7 @@ def fitted(strategy, folder, batches, *, module=None, ckpt_path=None, **settings
     module = module or module_of()
     trainer = trainer_of(strategy, folder, **settings)
     loader = torch.utils.data.DataLoader(batches, batch_size=None)
-    trainer.fit(module, loader, ckpt_path=ckpt_path, weights_only=True)
+    trainer.fit(module, loader, loader, ckpt_path=ckpt_path, weights_only=True)
     return trainer, module
 
 
