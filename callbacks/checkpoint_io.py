@@ -11,7 +11,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.fabric.utilities.types import _PATH
 
-from pluralign.datamodules.untrusted import UNREADABLE, check_archive, check_claims
+from pluralign.datamodules.untrusted import UNREADABLE, check_archive, check_bytes, check_claims
 from pluralign.datamodules.whole_files import written_whole
 
 __all__ = ["AtomicCheckpointIO", "missing_checkpoint", "unreadable_checkpoint"]
@@ -78,6 +78,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             if weights_only is not False:  # who says so trusts the file
                 check_archive(Path(path))
+            check_bytes(Path(path))
             checkpoint = super().load_checkpoint(path, map_location, weights_only)
             if weights_only is not False:
                 check_claims(checkpoint, Path(path).stat().st_size)

@@ -19,7 +19,7 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from pluralign.callbacks import AtomicCheckpointIO
-from pluralign.datamodules.untrusted import UNREADABLE
+from pluralign.datamodules.untrusted import UNREADABLE, check_bytes
 from pluralign.inference.opening import best_of_run
 from pluralign.inference.run_files import RECORD
 from pluralign.models.sharding import ShardedCheckpoint, is_sharded_checkpoint
@@ -213,8 +213,21 @@ def _candidates(search: _Search, wanted: Settings, *, fitting: bool) -> Iterator
         elif mismatch := _mismatch(content.get("pluralign", {}).get("recipe"), wanted, fitting=fitting):
             more = f" and {len(mismatch) - SHOWN} more" if len(mismatch) > SHOWN else ""
             search.other = search.other or f"{path} has other settings: {', '.join(mismatch[:SHOWN])}{more}"
+        elif problem := _changed(path):
+            search.unreadable += 1
+            _say(f"passed over {path}: {problem}")
         else:
             yield path, content
+
+
+def _changed(path: Path) -> str | None:
+    """What is wrong with the bytes of a checkpoint of which only what stands beside the weights was read."""
+    try:
+        if not is_sharded_checkpoint(path):
+            check_bytes(path)
+    except (ValueError, OSError) as error:
+        return str(error)
+    return None
 
 
 def _without_weights(path: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 __all__ = [
     "UNREADABLE",
     "check_archive",
+    "check_bytes",
     "check_claims",
     "check_rows",
     "json_object",
@@ -158,6 +159,30 @@ def check_archive(path: Path) -> None:
     claimed = sum(member.file_size for member in members)
     if claimed > size:
         raise ValueError(f"its members claim {claimed:,} bytes, and the file has {size:,}")
+
+
+def check_bytes(path: Path) -> None:
+    """Refuse an archive of ``torch.save`` whose bytes are not those that were written.
+
+    Each member has a checksum (CRC-32), and torch compares none of them: weights of which a disk or a copy has changed a byte
+    are loaded as they are. This reads the whole file. One that is no archive is left to its reader.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: If a member holds other bytes.
+        OSError: If it cannot be read.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            changed = archive.testzip()
+    except (zipfile.BadZipFile, RuntimeError, UnicodeError, LookupError, OverflowError, EOFError) as error:
+        raise ValueError(f"it is no whole archive ({error})") from error
+    if changed is not None:
+        raise ValueError(f"its bytes are not those that were written (the checksum of {changed} differs)")
 
 
 def check_claims(content: object, size: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pluralign.datamodules.untrusted import UNREADABLE, check_archive, check_claims
+from pluralign.datamodules.untrusted import UNREADABLE, check_archive, check_bytes, check_claims
 
 __all__ = ["begins", "check_file", "makes_module", "mapped_content", "read_checkpoint"]
 
@@ -92,6 +92,8 @@ def _plain(path: str, setting: str, *, mapped: bool) -> Any:  # noqa: ANN401  an
     size = Path(path).stat().st_size
     try:
         check_archive(Path(path))
+        if not mapped:  # which reads all of it
+            check_bytes(Path(path))
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         check_claims(content, size)
     except UNREADABLE as error:

@@ -207,7 +207,8 @@ def export(folder, turn):
 
 def copies(folder, turn):
     store = fsspec.filesystem("memory")
-    store.pipe_file(f"/faults/{turn}.jsonl", text(turn).encode())
+    if not store.exists(f"/faults/{turn}.jsonl"):  # a store that has it anew says so, and has it copied anew
+        store.pipe_file(f"/faults/{turn}.jsonl", text(turn).encode())
     given = RemoteFiles(f"memory://faults/{turn}.jsonl")
     for name in given.names():
         given.copied(name, folder)
