@@ -23,6 +23,7 @@ class Verb(NamedTuple):
 
 VERBS = {
     "fit": Verb("train a model; validate along the way, and keep checkpoints", "trainer:fit"),
+    "plan": Verb("say what training takes on each GPU, and which strategy fits", "plan:plan"),
     "validate": Verb("measure a model on the validation split", "trainer:validate"),
     "test": Verb("measure a model on the test split", "trainer:test"),
     "predict": Verb("score the responses of the predict split, into a file", "predict:predict"),
@@ -38,9 +39,13 @@ VERBS = {
     "adapt": Verb("give unseen users weights in a checkpoint of PAL", "adapt:adapt"),
     "evaluate": Verb("put reward models on one board, on any data", "evaluate:evaluate"),
     "export": Verb("write a reward model as a folder that plain transformers loads", "export:export"),
+    "consolidate": Verb("make one file of a checkpoint in shards", "consolidate:consolidate"),
     "compare": Verb("say who wrote the better responses, by rewards or judges", "compare:compare"),
     "runs": Verb("list runs: status, steps, main numbers, checkpoint", "runs:runs"),
     "runs show": Verb("show the curves of runs, in the terminal or as a page", "runs:show"),
+    "tokenise": Verb(
+        "write the token cache alone, by one job or a part by each of several", "tokenise:tokenise"
+    ),
     "data inspect": Verb("say what form data have; show tokens, counts, lengths, drops", "inspect:inspect"),
     "data treated": Verb("write a page of treated training labels, for a person to read", "treated:treated"),
     "data update": Verb("add votes to a file of persona votes", "update:update"),

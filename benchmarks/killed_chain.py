@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
-from killed import NETWORK, equal, outcome
+from killed_recipes import NETWORK
+from killed_runs import equal, outcome
 from rich.console import Console
 from rich.table import Table
 from surroundings import surroundings

@@ -15,6 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
+from pluralign.datamodules.whole_files import written_whole
 from pluralign.models.base import data_of
 
 from .pictures import PictureFormat, log_picture, save_picture
@@ -271,13 +272,14 @@ class Report(L.Callback, ABC, Generic[Whole]):
 
     def _write(self, finding: Finding[Whole]) -> None:
         content = self.content(finding)
-        finding.path.parent.mkdir(parents=True, exist_ok=True)
         if content is not None:
             text = json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False)
-            finding.path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+            with written_whole(finding.path.with_suffix(".json")) as stream:
+                stream.write(f"{text}\n".encode())
         page = self.page(finding)
         if page is not None:
-            finding.path.with_suffix(".html").write_text(page, encoding="utf-8")
+            with written_whole(finding.path.with_suffix(".html")) as stream:
+                stream.write(page.encode())
             finding.written = (*finding.written, "html")
 
     def _draw(self, trainer: L.Trainer, finding: Finding[Whole]) -> None:

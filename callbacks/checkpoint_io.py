@@ -91,6 +91,11 @@ def _is_local(path: _PATH) -> bool:
 
 def missing_checkpoint(path: Path) -> FileNotFoundError:
     """What to raise where there is no such file."""
+    if (path / "meta.pt").is_file():
+        return FileNotFoundError(
+            f"{path} is a checkpoint in shards: trainer.strategy=fsdp2 goes on with it, and `pluralign consolidate {path} "
+            "-o FILE` makes a file of it"
+        )
     if path.is_dir():
         names = sorted(other.name for other in path.rglob("*.ckpt"))
         return FileNotFoundError(f"{path} is a folder and no checkpoint; {_among(names)}")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import lightning as L
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -57,7 +58,8 @@ class LanguageModelWriter(L.Callback):
                 f"LanguageModelWriter writes modules of this package, got {type(pl_module).__name__}"
             )
         pl_module.language_backbone()
-        if type(trainer.strategy).__name__ in ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"):
+        sharded = isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy))
+        if sharded:
             raise ValueError(
                 "LanguageModelWriter writes weights that a process has as a whole: leave it out of sharded runs, load the "
                 "checkpoint in one process and call save_language_model() there"

@@ -1,15 +1,18 @@
 """Lines of predictions: kept from the moment they are known, put into the input's order at the end."""
 
 import json
-import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from pluralign.datamodules.batch import GivenRecord
+from pluralign.datamodules.whole_files import appended_whole, written_whole
 
 __all__ = ["Line", "PredictionLines", "merged"]
+
+SETTING = "--output"
+"""What names another place for predictions."""
 
 Line = dict[str, Any]
 """One prediction, by the names of its values; JSON."""
@@ -36,7 +39,7 @@ class PredictionLines:
         self.partials = [partial_name(path, each, ranks) for each in range(ranks)]
         self.partial = self.partials[rank]
         self.number = 0
-        self._stream: IO[str] | None = None
+        self._begun = False
 
     def refuse(self, *, overwrite: bool) -> None:
         """Refuse what is there.
@@ -53,35 +56,35 @@ class PredictionLines:
             raise FileExistsError(f"{self.partial} holds what an interrupted run predicted: {advice}")
 
     def open(self) -> None:
-        """Begin the file, unless it was begun."""
-        if self._stream is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = self.partial.open("w", encoding="utf-8")
+        """Begin the file, unless it was begun.
+
+        Raises:
+            OSError: If there can be none.
+        """
+        if not self._begun:
+            with appended_whole(self.partial, setting=SETTING) as stream:
+                stream.truncate(0)
+            self._begun = True
 
     def add(self, columns: Mapping[str, Sequence[Any]]) -> None:
-        """Append a line for each row of some columns.
+        """Append a line for each row of some columns; they survive this process.
 
         Args:
             columns: Of one length, by name; ``id`` is among them.
-        """
-        assert self._stream is not None  # the caller opened it
-        for row in zip(*columns.values(), strict=True):
-            line = dict(zip(columns, row, strict=True))
-            self._stream.write(json.dumps(line, ensure_ascii=False) + "\n")
-            self.number += 1
-        self._stream.flush()  # what is known survives this process
 
-    def close(self) -> None:
-        """End the file, if there is one."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        Raises:
+            OSError: If the disk does not take them; the lines of before stay.
+        """
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        with appended_whole(self.partial, setting=SETTING) as stream:
+            stream.writelines(f"{json.dumps(line, ensure_ascii=False)}\n".encode() for line in rows)
+        self.number += len(rows)
 
     def abandon(self) -> bool:
-        """End the file and keep what it holds, of which there may be nothing; whether there is something."""
-        if self._stream is not None and not self.number:
+        """Keep what the file holds, of which there may be nothing; whether there is something."""
+        if self._begun and not self.number:
             self.partial.unlink(missing_ok=True)
-        self.close()
+        self._begun = False
         return self.number > 0
 
     def finish(self, given: Iterable[GivenRecord], complete: Callable[[GivenRecord, Line], Line]) -> int:
@@ -93,18 +96,15 @@ class PredictionLines:
 
         Raises:
             FileNotFoundError: If the lines of a process are not where this one can read them.
+            OSError: If the disk does not take the complete file; what was predicted stays where it is.
         """
         partials = [path for path in self.partials if path.exists()]
-        ordered = self.path.with_name(f"{self.path.name}.ordered.partial")
         number = 0
-        with ordered.open("w", encoding="utf-8") as stream:
+        with written_whole(self.path, setting=SETTING) as stream:
             for record, line in merged(partials, given):
                 line = line if record is None else complete(record, line)
-                stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+                stream.write(f"{json.dumps(line, ensure_ascii=False)}\n".encode())
                 number += 1
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(ordered, self.path)
         for path in partials:
             path.unlink()
         return number

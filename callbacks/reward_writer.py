@@ -170,8 +170,6 @@ class RewardWriter(L.Callback):
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the complete files in place, in the input's order, and say where they are."""
-        self._responses.close()
-        self._comparisons.close()
         trainer.strategy.barrier("predictions")
         if not trainer.is_global_zero:
             return

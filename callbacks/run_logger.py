@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from torch import Tensor
 
-from pluralign.datamodules.whole_files import could_not_write, written_whole
+from pluralign.datamodules.whole_files import appended_whole, written_whole
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -159,11 +159,8 @@ class _Table(ExperimentWriter):
             with written_whole(path) as stream:
                 stream.write(text.getvalue().encode())
             return
-        try:
-            with path.open("ab") as stream:
-                stream.write(text.getvalue().encode())
-        except OSError as error:
-            raise could_not_write(path, error) from error
+        with appended_whole(path) as stream:
+            stream.write(text.getvalue().encode())
 
 
 def _stays(row: Row, step: int, known: set[str]) -> bool:

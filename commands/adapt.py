@@ -2,19 +2,20 @@
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
 from pluralign.datamodules import PreferenceBatch, PreferenceDataModule
+from pluralign.datamodules.whole_files import written_whole
 from pluralign.models import PAL
 from pluralign.models.pal import (
     FewShotCurve,
@@ -199,7 +200,7 @@ def _write(
     output: Path,
     report: Path,
 ) -> None:
-    """Write the checkpoint with the new users and the report; the checkpoint appears whole or not at all."""
+    """Write the checkpoint with the new users and the report; both appear whole or not at all."""
     checkpoint["state_dict"] = model.state_dict()
     model.on_save_checkpoint(checkpoint)
     checkpoint["state_dict"] = {name: value.cpu() for name, value in checkpoint["state_dict"].items()}
@@ -213,11 +214,13 @@ def _write(
         "seen_users": dataclasses.asdict(measured.seen),
         "warnings": _warnings(measured),
     }
-    partial = output.with_name(f"{output.name}.partial")
-    cli.trainer.strategy.checkpoint_io.save_checkpoint(checkpoint, partial)
     text = json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False)
-    report.write_text(f"{text}\n", encoding="utf-8")
-    os.replace(partial, output)
+    with (
+        written_whole(output, setting="--output") as weights,
+        written_whole(report, setting="--output") as told,
+    ):
+        torch.save(checkpoint, weights)
+        told.write(f"{text}\n".encode())
 
 
 def _print_table(measured: _Measured, name: str) -> None:

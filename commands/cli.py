@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 import pluralign.callbacks
 import pluralign.datamodules
 import pluralign.models  # noqa: F401  naming a class without its module needs its module imported
-from pluralign.callbacks import RunProgress, Throughput
+from pluralign.callbacks import RunProgress, SaveOnSignal, Throughput
 from pluralign.datamodules import PreferenceDataModule
 from pluralign.datamodules.text_data import TextData
 from pluralign.datamodules.untrusted import UNREADABLE
@@ -216,6 +216,8 @@ class TextCLI(LightningCLI, Generic[OptionsT, ModelT, DataT]):
         if self.method == "fit":
             trainer.callbacks.append(RunRecorder([self.verb, *self.words]))  # type: ignore[attr-defined]
         trainer.callbacks.append(Notices())  # type: ignore[attr-defined]
+        if self.method == "fit" and not any(isinstance(each, SaveOnSignal) for each in trainer.callbacks):  # type: ignore[attr-defined]
+            trainer.callbacks.append(SaveOnSignal())  # type: ignore[attr-defined]
         return trainer
 
     def before_instantiate_classes(self) -> None:

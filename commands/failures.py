@@ -8,6 +8,7 @@ import errno
 import io
 import os
 import re
+import signal
 import sys
 import tempfile
 import traceback
@@ -43,6 +44,23 @@ ADVICE = {
 
 FRAME = re.compile(r'^ *File "(.+)", line \d+, in .*(?:\n ++(?!File ")(.*))?$', re.MULTILINE)
 """A function in a traceback: its file, and the line of code where it is to be had."""
+WORKERS = (
+    (
+        re.compile(r"DataLoader (worker \(pid.*?\)) (?:is killed by signal: (.*?)\.|exited unexpectedly)"),
+        (
+            "a process that makes batches ended before its time ({0}{1}): most often the machine, or the memory that the job may use, "
+            "was full; use fewer (data.loader.num_workers, 0 for none), and go on from the last checkpoint (--ckpt_path last)"
+        ),
+    ),
+    (
+        re.compile(r"DataLoader timed out after (\S+) seconds()"),
+        (
+            "no batch came within data.loader.worker_timeout ({0} s): a process that makes batches hangs, or what it reads from "
+            "does; look at that disk, raise the timeout, or go on without such processes (data.loader.num_workers=0, --ckpt_path last)"
+        ),
+    ),
+)
+"""What torch says of processes that make batches, and what to say of it."""
 TOLD = re.compile(r"^(?:\w+\.)*(\w+): (.*)\Z", re.MULTILINE | re.DOTALL)
 """The last lines of a traceback that another process wrote: type and message."""
 
@@ -50,8 +68,8 @@ TOLD = re.compile(r"^(?:\w+\.)*(\w+): (.*)\Z", re.MULTILINE | re.DOTALL)
 class ShownFailures:
     """A context in which a verb runs: what goes wrong is said on standard error, and ends in an exit status.
 
-    The status is 1 after an error, 130 if it was interrupted, 143 if it was told to end, and what the verb says if it stops
-    by itself.
+    The status is 1 after an error, 130 if it was interrupted, 143 if it was told to end (138 by SIGUSR1), and what the verb
+    says if it stops by itself.
     """
 
     def __init__(self, verb: str, *, full: bool = False) -> None:
@@ -74,9 +92,11 @@ class ShownFailures:
         Raises:
             SystemExit: If anything did.
         """
-        if type(error).__name__ == SIGTERM_ERROR:
-            print(f"{self.name}: ended by SIGTERM", file=sys.stderr)
-            raise SystemExit(TOLD_TO_END) from None
+        if isinstance(error, SystemExit) and type(error).__name__ == SIGTERM_ERROR:
+            status = error.code if isinstance(error.code, int) else TOLD_TO_END
+            if status:  # else another process speaks for this one
+                print(f"{self.name}: ended by {signal.Signals(status - 128).name}", file=sys.stderr)
+            raise SystemExit(status) from None
         if isinstance(error, SystemExit):
             error = error.__context__ if isinstance(error.__context__, KeyboardInterrupt) else None
         if isinstance(error, KeyboardInterrupt):  # where Lightning was interrupted it stops with status 1
@@ -108,7 +128,7 @@ def short_failure(error: BaseException) -> str | None:
             return str(link).strip()
         if isinstance(link, OSError) and link.errno is not None:
             return _of_system(link)
-        if told := _of_another_process(str(link)):
+        if told := _of_workers(str(link)) or _of_another_process(str(link)):
             return told
     return None
 
@@ -158,6 +178,15 @@ def _is_of_trainer(file: str) -> bool:
 
 def _is_ours(file: str) -> bool:
     return Path(os.path.realpath(file)).is_relative_to(PACKAGE)
+
+
+def _of_workers(message: str) -> str | None:
+    """What to say where a process that makes batches has died or hangs."""
+    for pattern, told in WORKERS:
+        if found := pattern.search(message):
+            name, signal = found.groups()
+            return told.format(name, f", by a signal: {signal}" if signal else "")
+    return None
 
 
 def _of_another_process(message: str) -> str | None:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pluralign.datamodules import PreferenceDataModule
-from pluralign.datamodules.batches import TokenBudgetBatchSampler
+from pluralign.datamodules.batches import TokenBudgetBatchSampler, settled
 from pluralign.datamodules.columns import optional_columns
 from pluralign.datamodules.records import listed
 from pluralign.datamodules.tokens import TokenRow
@@ -121,7 +121,9 @@ def _lengths(data: PreferenceDataModule) -> Table:
 def _batches(data: PreferenceDataModule) -> Table:
     """Cost of an epoch in both layouts, under the loader's bounds."""
     table = Table("split", "layout", "real tokens", "saved by sharing", "padding", "batches", "over budget")
-    settings = data.loader
+    settings = settled(data.loader, None)
+    bound = settings.max_tokens
+    assert bound != "auto"  # it is settled
     for split in data.splits:
         sizes = np.asarray(data.table(split).sizes)
         responses, prefix, own_sum, _ = sizes.astype(np.int64).T
@@ -130,7 +132,7 @@ def _batches(data: PreferenceDataModule) -> Table:
             sampler = TokenBudgetBatchSampler(
                 sizes,
                 layout=layout,
-                max_tokens=settings.max_tokens,
+                max_tokens=bound,
                 batch_size=settings.batch_size,
                 mega_batch=settings.mega_batch,
                 shuffle=split == "train" and settings.shuffle,

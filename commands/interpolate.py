@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -204,14 +205,18 @@ def _check_beneath(general: Mapping[str, Any], customized: Mapping[str, Any]) ->
         )
     settings = [each.get("hyper_parameters", {}) for each in (general, customized)]
     shapes = [
-        {"backbone.lora": (each.get("backbone") or {}).get("lora"), "adapter": each.get("adapter")}
+        {
+            "backbone.lora": (each.get("backbone") or {}).get("lora"),
+            "adapter": each.get("adapter"),
+            "lora": each.get("lora"),
+        }
         for each in settings
     ]
-    for name in shapes[0]:
-        one, other = ((shape[name] or {}).get("alpha") for shape in shapes)
+    for name, setting in product(shapes[0], ("alpha", "rank_stabilized", "weight_decomposed")):
+        one, other = ((shape[name] or {}).get(setting) or 0 for shape in shapes)
         if one != other:
             raise ValueError(
-                f"--general and --customized scale their adapters differently ({name}.alpha: {one!r} and {other!r}): equal "
+                f"--general and --customized scale their adapters differently ({name}.{setting}: {one!r} and {other!r}): equal "
                 "factors mean another network in each, so that there is nothing between them"
             )
 

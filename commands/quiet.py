@@ -30,6 +30,7 @@ HIDDEN_MESSAGES = {
     "lightning.fabric.utilities.seed": ("Seed set to", "[rank: "),
     RANK_ZERO: ("GPU available: ", "TPU available: ", "💡 Tip: ", "Detected KeyboardInterrupt"),
     "lightning.pytorch.accelerators.cuda": ("LOCAL_RANK: ",),
+    "bitsandbytes.autograd._functions": ("MatMul8bitLt: inputs will be cast",),  # of each layer, in each pass
     BITSANDBYTES: ("Failed to load CPU gemm_4bit_forward",),  # shown where the base is quantised
 }
 """Beginnings of messages by the logger that a library writes them to."""

@@ -131,7 +131,10 @@ def _recorded(name: str, place: Path, record: Settings) -> Run:
         status=_status(record),
         started=_time(sessions[0]["started"]),
         steps=int(record["step"]),
-        seconds=sum(_time(end) - _time(each["started"]) for end, each in zip(ends, sessions, strict=True)),
+        # A session in which the clock was put back has no time that could be told.
+        seconds=sum(
+            max(0.0, _time(end) - _time(each["started"])) for end, each in zip(ends, sessions, strict=True)
+        ),
         monitor=None if record["monitor"] is None else str(record["monitor"]),
         last={key: float(value["last"]["value"]) for key, value in numbers.items()},
         best={key: float(value["best"]["value"]) for key, value in numbers.items() if value["best"]},

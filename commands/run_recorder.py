@@ -13,11 +13,12 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from pluralign.callbacks import SkippedSteps
 from pluralign.datamodules.prepared import PreparedData
 from pluralign.datamodules.whole_files import written_whole
 from pluralign.inference.private import homeless
 from pluralign.inference.run_files import RECORD, VERSION, run_record
-from pluralign.models.base import datamodule_of
+from pluralign.models.base import BaseModule, datamodule_of
 
 from .run_surroundings import device_name, git_state, host_code, plain_words, versions
 
@@ -98,6 +99,8 @@ class RunRecorder(L.Callback):
         """Note where the run begins: by now a checkpoint is restored."""
         if self._path is not None:
             self.record["sessions"][-1]["from_step"] = trainer.global_step
+            if isinstance(pl_module, BaseModule) and pl_module.max_tokens is not None:
+                self.record["data"]["max_tokens"] = pl_module.max_tokens
             self._write(trainer)
 
     def on_train_batch_end(
@@ -172,6 +175,9 @@ class RunRecorder(L.Callback):
                 for which in ("best", "last"):
                     if path := getattr(callback, f"{which}_model_path"):
                         self.record["checkpoints"][which] = _below(Path(path), self._path.parent)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, SkippedSteps):
+                self.record["skipped_steps"] = callback.total
         self.record |= {
             "status": session["status"],
             "step": trainer.global_step,

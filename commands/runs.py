@@ -253,6 +253,8 @@ def _sessions(run: Run) -> Iterator[str]:
         yield f"    pluralign {' '.join(session['command'])}"
     versions = run.record["sessions"][-1]["versions"]
     yield "  " + ", ".join(f"{name} {number}" for name, number in versions.items())
+    if left_out := run.record.get("skipped_steps"):
+        yield f"  {left_out:,} of {run.steps:,} optimiser steps left out: their gradients were not finite"
     for split, counts in run.record["data"]["splits"].items():
         lost = {**counts.get("invalid", {}), **counts.get("dropped", {})}
         told = "".join(f"; {number:,} {reason}" for reason, number in lost.items())

@@ -11,7 +11,8 @@ from types import FrameType
 
 __all__ = ["run_process"]
 
-HANDED_ON = (signal.SIGINT, signal.SIGTERM)
+HANDED_ON = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+"""What ends a fit after a checkpoint, SIGUSR1 among them where there is such a signal."""
 
 
 def run_process(words: Sequence[str], environment: Mapping[str, str], descriptors: Sequence[int] = ()) -> int:

@@ -19,6 +19,7 @@ from .batches import (
     RequestView,
     batch_loader,
     changed,
+    settled,
     user_view,
 )
 from .columns import optional_columns
@@ -65,8 +66,7 @@ class PreferenceDataModule(TreatedData):
 
     ``setup`` memory-maps the splits of its stage from the token cache that ``prepare_data`` wrote.
 
-    Open splits and treatments are :class:`TreatedData`'s, users, domains and other names :class:`NamedData`'s, the settings
-    :class:`PreparedData`'s.
+    Open splits and treatments are :class:`TreatedData`'s, names :class:`NamedData`'s, the settings :class:`PreparedData`'s.
 
     Attributes:
         reports: What became of the rows, by split; filled by ``setup``.
@@ -362,6 +362,7 @@ class PreferenceDataModule(TreatedData):
         even: bool | None = None,
         draws: EpochDraws | None = None,
     ) -> PreferenceDataLoader:
+        settings = settled(settings, getattr(self.trainer, "lightning_module", None) or self.network)
         collate = self._collator(records.split, settings)
         return batch_loader(
             f"{records.name} {records.split}",

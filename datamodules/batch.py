@@ -12,7 +12,7 @@ Two layouts carry the same keys:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor
 
@@ -20,8 +20,10 @@ __all__ = [
     "Basis",
     "DataSource",
     "Features",
+    "FindsTokens",
     "GivenRecord",
     "GivenResponse",
+    "HasHeaviest",
     "Labels",
     "PreferenceBatch",
     "RewardOutput",
@@ -247,6 +249,28 @@ class TextExtent(NamedTuple):
     """Tokens of the longest response with its prompt."""
     largest_token: int
     """Largest token id."""
+
+
+@runtime_checkable
+class HasHeaviest(Protocol):
+    """A loader that gives its heaviest batch by itself: what shows how much memory a step takes."""
+
+    def __len__(self) -> int:
+        """Batches of an epoch on this rank."""
+        ...
+
+    def heaviest(self) -> tuple[Any, int]:
+        """The batch of the current epoch that has most tokens, and how many."""
+        ...
+
+
+@runtime_checkable
+class FindsTokens(Protocol):
+    """A module that knows, or finds, how many tokens of a batch training has memory for."""
+
+    def token_budget(self) -> int | None:
+        """Most tokens of a batch; None if it was never found and no fit is under way."""
+        ...
 
 
 class Features(Protocol):

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,7 +16,9 @@ from .records import PreferenceRecord, RecordError, SourceRow, hash_files, hash_
 from .settings import OnInvalid
 from .text_data import TextData
 from .tokens import (
+    CacheShards,
     CacheWriter,
+    Shard,
     SplitReport,
     TextConfig,
     cache_damage,
@@ -31,6 +33,8 @@ SPLITS = ("train", "validation", "test", "predict")
 UNLABELLED = "unlabelled"
 """Training records of the sources of a mixture that need no judgement, where they are read like a split."""
 VALIDATION_SHARE = 0.05
+Ends = tuple[tuple[float, str], tuple[float, str]]
+"""The first and the last prompt by the share that its hash is, with the prompt's key."""
 MERGED_TOKENS = 4096
 """Half of a loader's budget by default, so that no merged record is a batch alone."""
 
@@ -50,12 +54,14 @@ class PreparedData(TextData, ABC):
             unlabelled sources, there is a training split alone, of the groups of responses: whatever judgements rows have are
             counted and left out, rows of equal prompts are always merged, and records of fewer than two different responses,
             in which nothing can be told apart, are counted and dropped.
+        notes_need_records: Whether what :meth:`notes` says rests on :meth:`to_example`, and not on :meth:`load` alone.
         has_own_features: Whether it brings stored features of its own, and its texts are names that no network reads.
         where_to_get: What to do where ``data_dir`` is missing, of a dataset that is not on the Hugging Face hub.
     """
 
     sources: tuple[str, ...] = ()
     needs_judgement: bool = True
+    notes_need_records: ClassVar[bool] = False
     has_own_features: ClassVar[bool] = False
     where_to_get: ClassVar[str]
 
@@ -111,7 +117,7 @@ class PreparedData(TextData, ABC):
         self.validation_share, self.merged_tokens = validation_share, merged_tokens
         self.num_processes = num_processes
         self._held_out: str | None = None
-        self._ends: tuple[tuple[float, str], tuple[float, str]] | None = None
+        self._ends: Ends | None = None
         self._whole: Path | None = None  # the cache folder whose every byte was compared
 
     def need_folder(self, data_dir: str | None) -> str:
@@ -279,7 +285,7 @@ class PreparedData(TextData, ABC):
         return problem
 
     def prepare_data(self) -> None:
-        """Read, validate and tokenise into the cache, unless it is there and whole.
+        """Read, validate and tokenise into the cache, unless it is there and whole; shards that are all done are joined.
 
         Raises:
             OSError: If the cache cannot be written, naming its folder.
@@ -290,10 +296,63 @@ class PreparedData(TextData, ABC):
         folder = self.cache_folder()
         if folder.exists():
             rank_zero_warn(f"{self.name}: the token cache {folder} is damaged and made anew: {problem}")
-        self._write_cache(folder)
+        shards = CacheShards.complete(folder)
+        if shards is None or self._join(shards, at_any_rate=True):
+            self._write_cache(folder)
         self._whole = folder
 
-    def _write_cache(self, folder: Path) -> None:
+    def prepare_shard(self, shard: Shard) -> dict[str, list[int]]:
+        """Read everything and tokenise a part of it beside the cache; if all parts are there then, put the cache together.
+
+        Independent jobs, on one machine or on several that share ``cache_dir``, do a shard each. None waits for another.
+
+        Args:
+            shard: Which part, of how many.
+
+        Returns:
+            Shards that are not done yet, by what the data are put together from: none once the cache is there, or another
+            process puts it together.
+
+        Raises:
+            OSError: If nothing can be written there.
+            ValueError: If the data bring stored vectors of their own.
+        """
+        if self.has_own_features:
+            raise ValueError(
+                f"{self.name}: stored vectors of the data's own are written with the cache, by one process: leave --shard out"
+            )
+        folder = self.cache_folder()
+        if self.cache_problem() is None:
+            return {self.name: []}
+        shards = CacheShards(folder, shard.total)
+        if cache_damage(shards.shard_folder(shard.number), every_byte=True) is not None:
+            self._write_shard(shards, shard)
+        return {self.name: shards.missing() or self._join(shards)}
+
+    def _write_shard(self, shards: CacheShards, shard: Shard) -> None:
+        self._held_out, self._ends = None, None
+        with shards.writer(shard, self.splits) as writer:
+            for source in self._read_sources():
+                tokenise(self, source, writer, shard)
+            writer.finish({"ends": self._ends})
+
+    def _join(self, shards: CacheShards, *, at_any_rate: bool = False) -> list[int]:
+        """Put the cache together of shards, unless another process does; those that turn out damaged are still to be done."""
+        with shards.joining() as alone:
+            if cache_damage(shards.cache, every_byte=False) is not None and (alone or at_any_rate):
+                if damaged := shards.missing(every_byte=True):
+                    numbers = ", ".join(map(str, damaged))
+                    rank_zero_warn(
+                        f"{self.name}: of {shards.folder}, {numbers} of {shards.total} are damaged"
+                    )
+                    return damaged
+                self._write_cache(shards.cache, shards)
+            if alone:
+                shards.remove()
+        return []
+
+    def _write_cache(self, folder: Path, shards: CacheShards | None = None) -> None:
+        """Write the cache, of the rows or of shards of them."""
         self._held_out, self._ends = None, None
         while True:
             with CacheWriter(
@@ -304,11 +363,16 @@ class PreparedData(TextData, ABC):
                 merged_tokens=self.merged_tokens,
                 judged=self.needs_judgement,
             ) as writer:
-                for source in self._read_sources():
-                    tokenise(self, source, writer)
+                if shards is None:
+                    for source in self._read_sources():
+                        tokenise(self, source, writer)
+                else:
+                    self._ends = _outermost(each["ends"] for each in shards.descriptions())
+                    shards.join(self._read_sources(), writer)
                 if not self._hold_one_out(writer.reports):
                     writer.finish(self.tokenizer.fingerprint())
                     return
+            shards = None  # of so few prompts all rows are read again
 
     def route(self, record: PreferenceRecord, source: str) -> str:
         """Split of a record: its source's, or validation for a hashed share of the training prompts."""
@@ -329,3 +393,9 @@ class PreparedData(TextData, ABC):
         (_, first), (_, last) = self._ends
         self._held_out = first if first != last else None
         return self._held_out is not None
+
+
+def _outermost(ends: Iterable[Sequence[tuple[float, str]] | None]) -> Ends | None:
+    """The first and the last of several first and last prompts; None if there are none."""
+    every = [(share, key) for pair in ends for share, key in pair or ()]
+    return (min(every), max(every)) if every else None

@@ -10,6 +10,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 
 from .batch import TextFormat
+from .records import is_remote, without_secrets
 from .tokens import RecordTokenizer, TextConfig
 
 __all__ = ["ReadsText", "TextData"]
@@ -40,8 +41,12 @@ class TextData(L.LightningDataModule):
         Args:
             text: Tokenizer, format and truncation.
             cache_dir: Folder of token caches; None for ``$PLURALIGN_CACHE`` or ``~/.cache/pluralign``.
+
+        Raises:
+            ValueError: If the folder is one of a store (``s3://...``).
         """
         super().__init__()
+        _refuse_store("cache_dir", cache_dir)
         self.text, self.cache_dir = text, cache_dir
         self.network: ReadsText | None = None
         self._tokenizer: RecordTokenizer | None = None
@@ -78,9 +83,23 @@ class TextData(L.LightningDataModule):
         return getattr(module, "max_positions", None)
 
     def cache_root(self) -> Path:
-        """Folder of all caches."""
-        return Path(
-            self.cache_dir or os.environ.get("PLURALIGN_CACHE") or Path.home() / ".cache" / "pluralign"
+        """Folder of all caches.
+
+        Raises:
+            ValueError: If ``$PLURALIGN_CACHE`` is a folder of a store.
+        """
+        named = os.environ.get("PLURALIGN_CACHE")
+        _refuse_store("$PLURALIGN_CACHE", named)
+        return Path(self.cache_dir or named or Path.home() / ".cache" / "pluralign")
+
+
+def _refuse_store(setting: str, folder: str | None) -> None:
+    """Refuse a store for caches, which are mapped into memory."""
+    if folder is not None and is_remote(folder):
+        raise ValueError(
+            f"{setting} must be a folder of this machine, or of a file system that machines share, got {without_secrets(folder)!r}: token "
+            "caches are mapped into memory. Write it here (`pluralign tokenise`), copy the cache's folder to the store, and from "
+            "there into cache_dir of each machine"
         )
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["could_not_write", "is_alive", "locked_folder", "written_whole"]
+__all__ = ["REFUSED", "appended_whole", "could_not_write", "is_alive", "locked_folder", "written_whole"]
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +19,10 @@ ENDING = ".part"
 SETTING, LOCK = "--trainer.default_root_dir", "lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LOCKED = (errno.EACCES, errno.EPERM, errno.EROFS)
+REFUSED = (*FULL, errno.EROFS)
+"""What only a disk says that takes no file: there is no room, or nothing can be written."""
+being_written: set[Path] = set()
+"""Unfinished files of this process."""
 
 
 def could_not_write(path: Path, error: OSError, *, setting: str = SETTING) -> OSError:
@@ -61,6 +65,7 @@ def written_whole(path: Path, *, setting: str = SETTING) -> Iterator[BinaryIO]:
     """
     host = socket.gethostname()
     part = path.with_name(f".{path.name}.{host}.{os.getpid()}{ENDING}")
+    being_written.add(part)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _clean(path.parent, host)
@@ -76,6 +81,35 @@ def written_whole(path: Path, *, setting: str = SETTING) -> Iterator[BinaryIO]:
         error = _system_error(problem)
         if error is None:
             raise
+        raise could_not_write(path, error, setting=setting) from error
+    finally:
+        being_written.discard(part)
+
+
+@contextmanager
+def appended_whole(path: Path, *, setting: str = SETTING) -> Iterator[BinaryIO]:
+    """A stream whose bytes go to the end of a file; where that fails, the file is cut to what it held before.
+
+    A process that is killed meanwhile may leave a part of them: whoever reads lines leaves out one that has no end.
+
+    Args:
+        path: Of the file; it is made where there is none, and so is its folder.
+        setting: What may name another place, for the message where the disk does not take it.
+
+    Raises:
+        OSError: If the disk is full, the file cannot be written or the like.
+    """
+    before = path.stat().st_size if path.is_file() else None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as stream:
+            yield stream
+    except OSError as error:
+        with suppress(OSError):
+            if before is None:
+                path.unlink()
+            else:
+                os.truncate(path, before)
         raise could_not_write(path, error, setting=setting) from error
 
 
@@ -124,8 +158,9 @@ def _clean(folder: Path, host: str) -> None:
     """Remove what processes that are no more, of this machine, have begun in a folder."""
     for left in folder.glob(f".*.{host}.*{ENDING}"):
         process = left.name.removesuffix(ENDING).rpartition(".")[2]
-        # What this process writes now has not begun.
-        if process.isdigit() and (int(process) == os.getpid() or not is_alive(int(process))):
+        # A process of a number that was given again is no more; this one may write several files at a time.
+        ended = process.isdigit() and (int(process) == os.getpid() or not is_alive(int(process)))
+        if ended and left not in being_written:
             with suppress(OSError):
                 left.unlink()
 

@@ -12,6 +12,7 @@ from lightning.fabric.utilities import move_data_to_device
 
 from pluralign.datamodules.prompt_batch import PromptBatch
 from pluralign.datamodules.records import shown
+from pluralign.datamodules.whole_files import appended_whole
 from pluralign.models.responding import RespondingModule
 from pluralign.models.rollouts import Rollouts
 
@@ -112,10 +113,13 @@ class ResponseFile:
         return lacking
 
     def add(self, lines: Iterable[Line]) -> None:
-        """Write the lines of responses that are not there yet, all at once."""
+        """Write the lines of responses that are not there yet, all at once.
+
+        Raises:
+            OSError: If the disk does not take them; the file holds what it held before.
+        """
         new = [line for line in lines if line["sample"] not in self._samples.get(line["id"], ())]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as stream:
+        with appended_whole(self.path, setting="--output") as stream:
             _write(stream, new)
         for line in new:
             self._asked[line["id"]] = _asked(line["prompt"], line["preference"])

@@ -16,6 +16,7 @@ from .responding import RespondingModule
 from .restored import restored_module
 from .reward import RewardModule
 from .rollouts import Rollouts, RolloutStore
+from .sharding import FullyShardedStrategy, consolidate
 from .transformers_rm import TransformersRM
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "ExpertPool",
     "ExpertsConfig",
     "FewShotCurve",
+    "FullyShardedStrategy",
     "Generated",
     "LanguageModelSource",
     "LoRAConfig",
@@ -52,6 +54,7 @@ __all__ = [
     "TokenSource",
     "TransformersRM",
     "UserAccuracy",
+    "consolidate",
     "few_shot_curve",
     "generate",
     "restored_module",

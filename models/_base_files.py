@@ -10,6 +10,9 @@ __all__ = ["Identity", "check_base", "check_scales", "network_changes"]
 Identity = Mapping[str, str | None]
 """As ``BackboneConfig.identity`` gives it."""
 
+SCALES = ("alpha", "rank_stabilized", "weight_decomposed")
+"""Settings of adapters that no shape of a factor tells of, or that are better told by name than by weights that are missing."""
+
 
 def check_base(saved: Identity | None, here: Identity | None, source: str) -> None:
     """Make sure that weights are of the base that they are to stand on.
@@ -51,7 +54,7 @@ def _told(base: Identity | None) -> str:
 
 
 def check_scales(saved: Mapping[str, Any], here: Mapping[str, Any], source: str) -> None:
-    """Make sure that adapters count as much as they did where they were trained: no weight tells of it.
+    """Make sure that adapters act as they did where they were trained: no weight tells how much they count.
 
     Args:
         saved: Hyperparameters of the run that trained them.
@@ -59,17 +62,21 @@ def check_scales(saved: Mapping[str, Any], here: Mapping[str, Any], source: str)
         source: What holds the weights, for the message.
 
     Raises:
-        ValueError: If a scale is another one.
+        ValueError: If a scale is another one, or the lengths of rows are trained in one of them alone.
     """
     for name, before, now in (
         ("backbone.lora", _part(saved, "backbone", "lora"), _part(here, "backbone", "lora")),
         ("adapter", _part(saved, "adapter"), _part(here, "adapter")),
+        ("lora", _part(saved, "lora"), _part(here, "lora")),
     ):
-        if before and now and before["alpha"] != now["alpha"]:
-            raise ValueError(
-                f"{source} has adapters that were trained with {name}.alpha={before['alpha']}, and it is {now['alpha']} here: "
-                "set it as it was"
-            )
+        if before is None or now is None:
+            continue
+        for setting in SCALES:
+            was, is_now = before.get(setting, False), now.get(setting, False)
+            if was != is_now:
+                raise ValueError(
+                    f"{source} has adapters that were trained with {name}.{setting}={was}, and it is {is_now} here: set it as it was"
+                )
 
 
 def _part(settings: Mapping[str, Any], *names: str) -> Mapping[str, Any] | None:

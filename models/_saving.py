@@ -18,7 +18,7 @@ from ._base_files import Identity, check_base, check_scales, network_changes
 from ._callbacks import HostModule
 from ._initial_weights import begins, makes_module, mapped_content, read_checkpoint
 from ._shipped_code import refuse_shipped_code
-from .backbone import BackboneConfig, added_keys, renamed
+from .backbone import BackboneConfig, added_keys, renamed, start_magnitudes
 
 __all__ = ["SavedModule"]
 
@@ -29,12 +29,14 @@ class SavedModule(HostModule):
     Attributes:
         backbone_config: Which network, in which state.
         text_format: Format of the text it was trained on.
+        max_tokens: Most tokens of its batches, where that was found.
         init_from: Checkpoint that weights start from; None once others were loaded.
         init_may_differ: Beginnings of the names of weights that are not taken over from there.
     """
 
     backbone_config: BackboneConfig
     text_format: TextFormat | None
+    max_tokens: int | None
     init_from: str | None
     init_may_differ: tuple[str, ...]
 
@@ -133,6 +135,8 @@ class SavedModule(HostModule):
         kept = checkpoint.setdefault("pluralign", {})
         name = f"{type(self).__module__}.{type(self).__qualname__}"
         kept |= {"version": __version__, "text_format": self.text_format, "class_path": name}
+        if self.max_tokens is not None:
+            kept["max_tokens"] = self.max_tokens
         whole = any(name.startswith("backbone.") for name in self.state_dict()) and not absent
         if self.backbone_config.name is not None and not whole:
             kept["base"] = self.base_identity()
@@ -147,6 +151,7 @@ class SavedModule(HostModule):
         check_scales(checkpoint.get("hyper_parameters", {}), self.hparams, "the checkpoint")
         kept = checkpoint.get("pluralign", {})
         self.text_format, self._base_of_checkpoint = kept.get("text_format"), kept.get("base")
+        self.max_tokens = kept.get("max_tokens")
         self._loaded_keys = frozenset(checkpoint["state_dict"])
         if self.groundwork is None or not self.groundwork.settled:  # a tuner puts back what was there
             self.init_from = None
@@ -270,6 +275,7 @@ class SavedModule(HostModule):
             else "",
         )
         super().load_state_dict(state, strict=False)
+        start_magnitudes(self, state)  # of new adapters, where the base beneath came from there
         self.text_format = content.get("pluralign", {}).get("text_format")
         self._loaded_keys, self._started = frozenset(state), True
 

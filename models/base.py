@@ -13,12 +13,14 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, distributed
 
-from pluralign.datamodules.batch import DataSource, PreferenceBatch, TextFormat
+from pluralign.datamodules.batch import DataSource, HasHeaviest, PreferenceBatch, TextFormat
 from pluralign.losses import ArgumentChecksOnce
 
 from ._data_source import AdaptedData
 from ._extents import batch_extents, check_extents
+from ._few_bits import keep_in_32_bits
 from ._initial_weights import check_file
+from ._rehearsal import Rehearsal, find_budget, out_of_memory, rehearse
 from ._saving import SavedModule
 from .backbone import (
     Backbone,
@@ -28,8 +30,9 @@ from .backbone import (
     configured_positions,
     save_language_model,
 )
+from .sharding import STEPS, FullyShardedStrategy
 
-__all__ = ["BaseModule", "ModuleSettings", "data_of", "datamodule_of", "default_optimizer"]
+__all__ = ["BaseModule", "ModuleSettings", "data_of", "datamodule_of", "default_optimizer", "out_of_memory"]
 
 NOT_SAVED = ("optimizer", "lr_scheduler", "backbone", "init_from", "init_may_differ")
 """Arguments that no module keeps as hyperparameters: functions, files that may be gone, what is kept in plain form."""
@@ -83,13 +86,21 @@ class BaseModule(SavedModule):
 
     Attributes:
         not_saved: Arguments of a method that are no plain values, and are not kept as hyperparameters.
+        sharded_entries: Methods during which weights outside of layers are whole where they are sharded over ranks, besides
+            ``forward``; one of them must neither move weights nor pass backward itself.
         backbone: The network; None before ``configure_model``.
         text_format: Format of the text it was trained on; from the data module, kept in checkpoints.
         init_from: Checkpoint that weights start from; None once others were loaded.
+        passes_over: Whether training goes on after a batch whose rewards or loss are not finite, because something else sees
+            to it that no weight learns from it (the callback ``SkippedSteps``). Weights that are not finite end a run all
+            the same.
+        max_tokens: Most tokens of a batch that a fit found memory for; None if it was not asked to.
         argument_checks: Which steps' losses have read the values of their arguments since a run's stage began.
     """
 
     not_saved: ClassVar[tuple[str, ...]] = ()
+    sharded_entries: ClassVar[tuple[str, ...]] = STEPS
+    passes_over: bool = False
 
     def __init_subclass__(cls, **keywords: object) -> None:
         """Let the command line read shared settings from the constructor below, where they have defaults and help.
@@ -139,6 +150,7 @@ class BaseModule(SavedModule):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.backbone: Backbone | Several | StoredFeatures | None = None
         self.text_format: TextFormat | None = None
+        self.max_tokens: int | None = None
         self.argument_checks = ArgumentChecksOnce()
         self._max_positions: tuple[int | None, ...] = ()  # once they were looked up
 
@@ -152,6 +164,35 @@ class BaseModule(SavedModule):
     def data(self) -> DataSource | None:
         """The trainer's data; None without a trainer or a data module."""
         return data_of(self.attached_trainer)
+
+    # Memory --------------------------------------------------------------------------------------------
+
+    def token_budget(self) -> int | None:
+        """Most tokens of a batch that training has memory for, where ``loader.max_tokens`` is ``auto``; data modules ask for it.
+
+        Found when the data of a fit are first read, by steps that leave no trace, and kept in checkpoints.
+
+        Returns:
+            The budget; None if it was never found and no fit is under way.
+        """
+        data, trainer = self.data, self.attached_trainer
+        if self.max_tokens is None and self.fitting and data is not None and trainer is not None:
+            self.max_tokens = find_budget(trainer, self, data)
+        return self.max_tokens
+
+    def rehearse(self, loader: HasHeaviest) -> Rehearsal:
+        """Run forward and backward over a loader's heaviest batch, and leave everything as it was.
+
+        Args:
+            loader: Of the training split of the fit that is under way.
+
+        Returns:
+            What the step took.
+
+        Raises:
+            ValueError: If the module steps its optimisers itself.
+        """
+        return rehearse(self.trainer, self, loader)
 
     # Parts ---------------------------------------------------------------------------------------------
 
@@ -296,7 +337,13 @@ class BaseModule(SavedModule):
         self.text_format = current or self.text_format
 
     def begin_evaluation(self) -> None:
-        """Refuse data in another text format than was trained with, or that the network cannot read, and no weights."""
+        """Refuse data in another text format than was trained with, or that the network cannot read, and no weights.
+
+        Raises:
+            ValueError: If it is to be refused, or sharded ranks would evaluate unequal numbers of batches.
+        """
+        if isinstance(self.trainer.strategy, FullyShardedStrategy):
+            self.trainer.strategy.check_evaluation(self.trainer)
         self._check_format()
         self._check_start()
         self.check_data(self.data)
@@ -378,8 +425,13 @@ class BaseModule(SavedModule):
             check_extents(self.backbone, batch_extents(batch))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Optimiser over ``parameter_groups()``, with the scheduler if there is one."""
+        """Optimiser over ``parameter_groups()``, with the scheduler if there is one.
+
+        Raises:
+            ValueError: If the optimiser is one of bitsandbytes and weights are sharded over ranks.
+        """
         optimizer = self.optimizer(self.parameter_groups())
+        keep_in_32_bits(optimizer, self)
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)

@@ -20,6 +20,7 @@ from pluralign.losses import rebel_loss
 from .backbone import BackboneConfig
 from .responding import RespondingModule, RespondingSettings, rated
 from .rollouts import Rollouts, RolloutStore
+from .sharding import gathered, whole_weights
 
 __all__ = ["RolloutModule", "RolloutSettings", "steps_of"]
 
@@ -48,6 +49,8 @@ class RolloutModule(RespondingModule, ABC):
 
     A subclass writes :meth:`respond`, :meth:`reference_answers`, :meth:`log_probs` and ``configure_model``.
     """
+
+    sharded_entries = ("relative_loss",)
 
     num_rounds: Tensor
     spread: Tensor
@@ -149,10 +152,14 @@ class RolloutModule(RespondingModule, ABC):
             "step_size": eta * spread,
             **self._shown(rollouts),
         }
-        self.step_values = {f"train/{name}": value.detach().float() for name, value in shown.items()}
-        for name, value in self.step_values.items():
+        # One mean over the ranks of all of them: what a checkpoint keeps of the step is what was logged.
+        means = torch.stack([value.detach().float().to(self.device) for value in shown.values()])
+        if self.trainer.world_size > 1:
+            means = torch.as_tensor(self.trainer.strategy.reduce(means, reduce_op="mean"))
+        self.step_values = {f"train/{name}": mean for name, mean in zip(shown, means.unbind(), strict=True)}
+        for name, mean in self.step_values.items():
             bar = name in ("train/loss", "train/reward")
-            self.log(name, value, batch_size=len(batch["id"]), prog_bar=bar, sync_dist=True)
+            self.log(name, mean, batch_size=len(batch["id"]), prog_bar=bar)
 
     def round(self, batch: PromptBatch) -> Rollouts:
         """Responses of the policy as it is, rated, on the CPU; read from the folder if an interrupted run has written them."""
@@ -163,10 +170,10 @@ class RolloutModule(RespondingModule, ABC):
                 rank_zero_info(f"round {number}: the responses that an interrupted run has written are used")
                 return found
         generator = torch.Generator(self.device).manual_seed(self.seed_of(number, rank))
-        rollouts = self.respond(batch, num_samples=self.num_samples, sample=True, generator=generator).to(
-            "cpu"
-        )
-        self.rate(rollouts)
+        with gathered(self):  # ranks write as many tokens as their responses have
+            written = self.respond(batch, num_samples=self.num_samples, sample=True, generator=generator)
+            rollouts = written.to("cpu")
+            self.rate(rollouts)
         if self._store is not None:
             self._store.write(number, rank, rollouts, weights=weights)
         return rollouts
@@ -177,7 +184,7 @@ class RolloutModule(RespondingModule, ABC):
         digest = hashlib.sha256()
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                values = parameter.double()
+                values = whole_weights(parameter).double()
                 digest.update(f"{name} {float(values.sum())!r} {float(values.square().sum())!r}".encode())
         return digest.hexdigest()[:16]
 

@@ -17,6 +17,7 @@ from ._ratings import Ratings, combined, rate, reward_identity
 from .backbone import BackboneConfig
 from .base import BaseModule, ModuleSettings, datamodule_of
 from .rollouts import ReferenceAnswer, Rollouts, RolloutStore, items_of
+from .sharding import gathered
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -50,6 +51,7 @@ class RespondingModule(BaseModule, ABC):
     """
 
     not_saved: ClassVar[tuple[str, ...]] = ("rewards",)
+    sharded_entries: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -316,8 +318,9 @@ class RespondingModule(BaseModule, ABC):
 
     def _measure(self, batch: PromptBatch, batch_idx: int) -> dict[str, Rollouts]:
         generator = torch.Generator(self.device).manual_seed(self.seed_of(batch_idx, -2 - self.global_rank))
-        rollouts = self.respond(batch, num_samples=self.num_samples, sample=True, generator=generator)
-        self.rate(rollouts)
+        with gathered(self):  # ranks write as many tokens as their responses have
+            rollouts = self.respond(batch, num_samples=self.num_samples, sample=True, generator=generator)
+            self.rate(rollouts)
         assert self._means is not None  # an evaluation has begun
         number = torch.tensor(float(len(rollouts.texts)))
         sums = {name: (value * number, number) for name, value in self._shown(rollouts).items()}

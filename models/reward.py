@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any, Unpack
 
 import torch
-from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -16,11 +15,12 @@ from pluralign.datamodules.batch import PreferenceBatch, RewardOutput
 from pluralign.datamodules.columns import COLUMNS, provided_by, with_requests
 from pluralign.metrics import PreferenceMetrics
 
-from ._finite import BatchName, Finding, FiniteWatch, finding_now, message, reads_freely
+from ._finite import finding_now, reads_freely
 from ._loader_sums import LoaderSums, Summed
 from ._step_weights import StepWeights, weight_total
+from ._watching import WatchedModule
 from .backbone import BackboneConfig
-from .base import BaseModule, ModuleSettings
+from .base import ModuleSettings
 
 __all__ = ["RewardModule", "compared"]
 
@@ -31,8 +31,6 @@ ASKED = frozenset(column.name for column in COLUMNS if column.item == "request")
 """Entries of a batch that say whose reward of which response is asked for."""
 NAMES = {"id", "response_prompt", "response_index", "comparisons", "comparison_index", "comparison_prompt"}
 """Entries of a batch that say which response or comparison is meant."""
-LOOK_EVERY = 50
-"""Training batches between two looks for numbers that are not finite, where the trainer logs nothing."""
 
 
 def compared(output: RewardOutput, batch: PreferenceBatch) -> RewardOutput:
@@ -42,7 +40,7 @@ def compared(output: RewardOutput, batch: PreferenceBatch) -> RewardOutput:
     return output
 
 
-class RewardModule(BaseModule, ABC):
+class RewardModule(WatchedModule, ABC):
     """Base of every reward module; a method writes ``configure_model``, ``forward`` and ``compute_loss``.
 
     Attributes:
@@ -71,7 +69,6 @@ class RewardModule(BaseModule, ABC):
         self._checked = False
         self._largest_gap: Tensor | None = None
         self._step_weights = StepWeights()
-        self._finite: FiniteWatch | None = None
         self._ended_sums: dict[str, Tensor] | None = None
         self._loader_sums: LoaderSums | None = None
 
@@ -176,17 +173,18 @@ class RewardModule(BaseModule, ABC):
         if not self._checked:
             self.check_batch(batch)
         output: RewardOutput = self(batch)
-        at_once, batch_name = reads_freely(output), partial(self._name, batch, stage)
-        if at_once:  # before the loss refuses such numbers, and knows nothing of steps and records
-            self._stop_at(finding_now(self, output, None, batch_name))
+        passing, batch_name = self.passes_over and stage == "train", partial(self._name, batch, stage)
+        at_once = passing or reads_freely(output)
+        # Before the loss refuses such numbers, and knows nothing of steps and records.
+        unfit = at_once and self._stop_at(finding_now(self, output, None, batch_name), passing=passing)
         found = self.compute_loss(output, batch)
         terms = {} if isinstance(found, Tensor) else found
         loss = found if isinstance(found, Tensor) else torch.stack([*terms.values()]).sum()
         if at_once:
-            self._stop_at(finding_now(self, RewardOutput(), loss, batch_name))
+            unfit |= self._stop_at(finding_now(self, RewardOutput(), loss, batch_name), passing=passing)
         if self._finite is not None and stage == "train":
             self._finite.note(output, loss, batch_name(), fine=at_once)
-        self._metrics(stage).update(output, batch)
+        self._metrics(stage).update(RewardOutput() if unfit else output, batch)
         if stage == "train":
             logged = {"train/loss": loss, **{f"train/{name}": term for name, term in terms.items()}}
             self.step_values = {name: value.detach() for name, value in logged.items()}
@@ -246,52 +244,7 @@ class RewardModule(BaseModule, ABC):
     def on_train_start(self) -> None:
         """Go on where a run was interrupted; begin to watch for numbers that are not finite, with no step under way."""
         super().on_train_start()
-        self._finite = FiniteWatch(self._look_every)
         self._step_weights.reset()
-
-    def on_train_end(self) -> None:
-        """Watch no longer."""
-        self._finite = None
-
-    @property
-    def _look_every(self) -> int:
-        every: int = getattr(
-            self.trainer, "log_every_n_steps", 0
-        )  # which Lightning sets without declaring it
-        return every or LOOK_EVERY
-
-    def look(self) -> None:
-        """Stop a run whose rewards, loss or trained weights are no longer finite.
-
-        Called where the trainer logs, before every validation, at the end of every epoch and before a checkpoint is
-        written, since each look waits for the device once. All ranks look together.
-
-        Raises:
-            RuntimeError: Naming the first such batch: step, epoch, records, and likely causes.
-        """
-        trainer = self.attached_trainer
-        if self._finite is None or trainer is None or trainer.state.status != TrainerStatus.RUNNING:
-            return  # what a run that is being stopped still saves is not looked at
-        self._stop_at(self._finite.look(self, trainer.world_size))
-
-    def _stop_at(self, finding: Finding | None) -> None:
-        if finding is None:
-            return
-        trainer = self.attached_trainer
-        optimizers = [] if trainer is None else trainer.optimizers
-        rate = optimizers[0].param_groups[0]["lr"] if optimizers else None
-        precision = "32-true" if trainer is None else str(trainer.precision)
-        trying = trainer is not None and self.groundwork is None  # a tuner has put callbacks aside
-        hint = "; rates are being tried: lower max_lr of LearningRateFinder" if trying else ""
-        raise RuntimeError(message(finding, precision=precision, rate=rate) + hint)
-
-    def _name(self, batch: PreferenceBatch, stage: str) -> BatchName:
-        """What a message would call a batch."""
-        trainer, records = self.attached_trainer, batch.get("id", [])
-        if trainer is None or stage != "train":
-            return BatchName(f"a batch of stage {stage}", records)
-        where = f"step {self.global_step} (epoch {self.current_epoch}, batch {trainer.fit_loop.batch_idx})"
-        return BatchName(where, records)
 
     def on_validation_start(self) -> None:
         """Begin an evaluation, of weights that are finite."""

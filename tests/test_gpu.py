@@ -204,6 +204,74 @@ def test_adapters_are_runs_of_their_own(recompute, rows):
             torch.testing.assert_close(together[name], parameter.grad, rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt")
+@pytest.mark.parametrize("decomposed", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_adapters_over_few_bits_learn_through_an_evaluation(bits, decomposed, rows, tmp_path):
+    """Every adapter and the head have gradients, before and after; weights of the base stay, and rewards are float32."""
+    from transformers import AutoConfig, AutoModel
+
+    fields = {name: value for name, value in LLAMA.items() if name != "model_type"}
+    AutoModel.from_config(AutoConfig.for_model("llama", **fields)).save_pretrained(tmp_path)
+    batch = on_device(PreferenceCollator()(rows))
+    backbone = BackboneConfig(
+        name=str(tmp_path),
+        dtype="bfloat16",
+        quantization=bits,
+        gradient_checkpointing=True,
+        lora=LoRAConfig(rank=4, weight_decomposed=decomposed),
+    )
+    module = BradleyTerryRM(backbone)
+    with torch.device("cuda"):
+        module.configure_model()
+    module.cuda()
+    before = {name: each.clone() for name, each in module.named_parameters() if not each.requires_grad}
+    optimizer = torch.optim.AdamW(module.parameter_groups(), lr=1e-2)
+    losses = []
+    for _ in range(2):
+        for _ in range(10):
+            optimizer.zero_grad()
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = module.compute_loss(module.train()(batch), batch)
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        trained = [each for each in module.parameters() if each.requires_grad]
+        assert all(each.dtype == torch.float32 and bool(each.grad.any()) for each in trained)
+        with torch.no_grad():
+            assert module.eval()(batch)["reward"].dtype == torch.float32
+    assert losses[-1] < 0.9 * losses[0]
+    assert all(torch.equal(each, before[name]) for name, each in module.named_parameters() if name in before)
+
+
+@pytest.mark.parametrize("kind", ["AdamW8bit", "PagedAdamW8bit", "PagedAdamW32bit"])
+def test_optimisers_of_few_bits_go_on(kind, rows):
+    import bitsandbytes
+
+    batch = on_device(PreferenceCollator()(rows))
+
+    def stepped(steps, state=None, weights=None):
+        module = built("bradley_terry", "auto").cuda()
+        module.optimizer = lambda groups: getattr(bitsandbytes.optim, kind)(groups, lr=1e-3)
+        optimizer = module.configure_optimizers()
+        if state is not None:
+            module.load_state_dict(weights)
+            optimizer.load_state_dict(state)
+        torch.manual_seed(0)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            module.compute_loss(module(batch), batch).backward()
+            optimizer.step()
+        return module, optimizer
+
+    whole, _ = stepped(4)
+    half, optimizer = stepped(2)
+    again, _ = stepped(2, optimizer.state_dict(), half.state_dict())
+    theirs = dict(again.named_parameters())
+    for name, parameter in whole.named_parameters():
+        torch.testing.assert_close(theirs[name], parameter, rtol=1e-5, atol=1e-7)
+
+
 def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 

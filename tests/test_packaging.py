@@ -70,7 +70,10 @@ def test_package_list_equals_the_folders_that_hold_python():
 
 
 def test_configs_holds_data_only():
-    assert {path.suffix for path in tree() if path.parts[0] == "configs"} == {".yaml"}
+    here = [path for path in tree() if path.parts[0] == "configs"]
+    cluster = Path("configs", "cluster")
+    assert {path.suffix for path in here if path.parent != cluster} == {".yaml"}
+    assert {path.suffix for path in here if path.parent == cluster} == {".yaml", ".sbatch", ".sh"}
 
 
 def test_root_holds_two_python_files():
@@ -662,6 +665,7 @@ def test_a_wheel_from_a_clean_clone_holds_the_package_and_nothing_else(tmp_path)
         *((room, kind) for room in ("callbacks", "commands") for kind in ("css", "js")),
     ):
         expected |= {path.relative_to(clone).as_posix() for path in (clone / folder).glob(f"*.{ending}")}
+    expected |= {path.relative_to(clone).as_posix() for path in (clone / "configs" / "cluster").iterdir()}
     assert shipped == {f"pluralign/{name}" for name in expected}
     assert {"entry_points.txt", "licenses/LICENSE"} <= metadata
 

@@ -506,3 +506,19 @@ def test_bad_inputs():
     for page in ("docs/concepts/security.md", "benchmarks/README.md"):
         text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
         assert f"{result['cases']:,} files of {result['readers']} readers, 0 faults" in text, page
+
+
+def test_tables_of_memory():
+    found = recorded("memory_plan")
+    page = (ROOT / "docs" / "concepts" / "memory.md").read_text(encoding="utf-8")
+    for name, row in found["measured"].items():
+        predicted, measured = row["predicted"], row["measured"]
+        assert all(predicted[part] == measured[part] for part in ("weights", "gradients", "state"))
+        seen, said = (each["activations"] / 1e6 for each in (measured, predicted))
+        assert f"| {name} | {seen:.1f} | {said:.1f} | {said / seen:.3f} |" in page
+    for name, by_gpus in found["planned"].items():
+        for gpus, row in by_gpus.items():
+            strategy = f"`{row['strategy']}`" if row["strategy"] else "none fits"
+            assert (
+                f"| {name} | {gpus} | {strategy} | {row['gigabytes']:.1f} | {row['most_tokens']:,} |" in page
+            )

@@ -232,6 +232,7 @@ def test_alone_it_prints_the_help_and_loads_nothing():
 
 
 OF_THEIR_OWN = {
+    "consolidate",
     "stages",
     "score",
     "evaluate",

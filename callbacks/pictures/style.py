@@ -5,6 +5,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
+from pluralign.datamodules.whole_files import written_whole
+
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
     from matplotlib.axes import Axes
@@ -77,12 +79,11 @@ def save_picture(figure: "Figure", path: Path, formats: Iterable[str]) -> None:
     """
     from matplotlib import rc_context
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Letters stay letters, as publishers ask.
     with rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "pluralign"}):
         for ending in formats:
-            file = path.with_name(f"{path.name}.{ending}")
-            figure.savefig(file, dpi=DOTS_PER_INCH, metadata=UNDATED[ending])
+            with written_whole(path.with_name(f"{path.name}.{ending}")) as stream:
+                figure.savefig(stream, format=ending, dpi=DOTS_PER_INCH, metadata=UNDATED[ending])
 
 
 @runtime_checkable

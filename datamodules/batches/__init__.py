@@ -6,7 +6,7 @@ from .config import LoaderConfig, changed
 from .draws import EpochDraws, PartDraw
 from .features import FeatureDtype, FeatureStore, FeatureTable, FeatureWriter, prompt_key, response_keys
 from .indexed import IndexedRows
-from .loaders import LoaderRows, batch_loader
+from .loaders import LoaderRows, batch_loader, settled
 from .requests import RequestView
 from .sampler import (
     FixedOrderBatchSampler,
@@ -40,6 +40,7 @@ __all__ = [
     "joined",
     "prompt_key",
     "response_keys",
+    "settled",
     "user_view",
     "with_unlabelled",
 ]

@@ -80,6 +80,7 @@ def with_unlabelled(loader: PreferenceDataLoader, unlabelled: PreferenceDataLoad
         collate_fn=BothCollator(*collators),  # type: ignore[arg-type]  # of such rows
         num_workers=loader.num_workers,
         persistent_workers=loader.persistent_workers,
+        timeout=loader.timeout,
         pin_memory=loader.pin_memory,
         generator=loader.generator,
     )

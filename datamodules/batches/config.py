@@ -16,13 +16,15 @@ class LoaderConfig:
     """How records are put into batches; nothing here changes the tokens.
 
     Attributes:
-        max_tokens: Bound on rows x padded length of a batch; None for none.
+        max_tokens: Bound on rows x padded length of a batch; None for none; ``auto`` for the most that training has memory
+            for, found when a fit begins and kept in its checkpoints (docs/concepts/memory.md), 8192 where nothing was found.
         batch_size: Bound on prompts per batch, not on their comparisons; None for none. One of the two must be given.
         mega_batch: Batches' worth of prompts shuffled together, then sorted by length within: larger means
             less padding, smaller means more random order.
         shuffle: Whether training order is random.
         seed: Seed of the order.
         num_workers: Worker processes of each loader.
+        worker_timeout: Seconds, >= 0, to wait for a batch of a worker before the run stops; 0 to wait for ever.
         layout: ``shared`` rows hold a prompt and all its responses, ``separate`` rows one response each;
             ``auto`` asks the model, and takes shared rows if there is none.
         features: Folder of a feature store (``pluralign embed``): batches then hold stored features in place of
@@ -40,12 +42,13 @@ class LoaderConfig:
             given a margin (docs/concepts/treatments.md); None for nothing.
     """
 
-    max_tokens: int | None = 8192
+    max_tokens: int | Literal["auto"] | None = 8192
     batch_size: int | None = None
     mega_batch: int = 64
     shuffle: bool = True
     seed: int = 0
     num_workers: int = 0
+    worker_timeout: int = 0
     layout: Literal["auto", "shared", "separate"] = "auto"
     features: str | None = None
     features_memory: int = 2048
@@ -71,8 +74,13 @@ class LoaderConfig:
             ("mega_batch", 1),
             ("features_memory", 0),
             ("num_workers", 0),
+            ("worker_timeout", 0),
         ):
-            check_range(f"loader.{name}", getattr(self, name), at_least=low)
+            value = getattr(self, name)
+            if isinstance(value, str) and name == "max_tokens" and value != "auto":
+                raise ValueError(f"loader.max_tokens must be a number >= 1, auto or null; got {value!r}")
+            if not isinstance(value, str):
+                check_range(f"loader.{name}", value, at_least=low)
         check_choices(type(self), prefix="loader.", **vars(self))
         if isinstance(self.joins, str):
             raise TypeError(f"loader.joins must be a list of files, got {self.joins!r}")

@@ -16,12 +16,11 @@ behind and goes on from them, and two runs that write at the same time do not ge
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -31,6 +30,7 @@ from torch import Tensor
 from ..checks import check_choices, check_range
 from ..tokens import ComparisonView, RecordTable, TokenRow, prompt_alone, without_prompt
 from ..untrusted import json_object, read_array
+from ..whole_files import written_whole
 
 __all__ = ["FeatureDtype", "FeatureStore", "FeatureTable", "FeatureWriter", "prompt_key", "response_keys"]
 
@@ -44,6 +44,8 @@ Keys = NDArray[np.uint64]
 Places = NDArray[np.int64]
 
 KEYS = ".keys.npy"
+SETTING = "--output (data.cache_dir of data that bring their features)"
+"""What names another place for a store."""
 ANEW = "the store is damaged, embed anew into another folder"
 
 
@@ -348,11 +350,9 @@ class FeatureWriter:
                 self._check(there, backbone, text_format)
             self._known = set(there.keys().tolist())
             prompts = prompts or there.has_prompts
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.prompts = prompts
-        _replace(
-            self.folder / "meta.json", json.dumps({**description, "prompts": prompts}, indent=1).encode()
-        )
+        with written_whole(self.folder / "meta.json", setting=SETTING) as stream:
+            stream.write(json.dumps({**description, "prompts": prompts}, indent=1).encode())
         self._keys: list[Keys] = []
         self._vectors: list[Tensor] = []
         self._waiting = 0
@@ -414,7 +414,11 @@ class FeatureWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is waiting as a shard."""
+        """Write what is waiting as a shard.
+
+        Raises:
+            OSError: If the disk does not take it; it goes on waiting.
+        """
         if not self._waiting:
             return
         vectors = torch.cat(self._vectors).contiguous()
@@ -422,14 +426,12 @@ class FeatureWriter:
         keys = np.concatenate(self._keys)
         stem = self.folder / _shard_name(keys)
         for path, content in ((stem.with_suffix(".npy"), array), (stem.with_suffix(KEYS), keys)):
-            partial = path.with_suffix(f".{os.getpid()}.partial")
-            with partial.open("wb") as stream:
-                np.save(stream, content)
-            os.replace(partial, path)
+            with written_whole(path, setting=SETTING) as stream:
+                _save(stream, content)
         self._keys, self._vectors, self._waiting = [], [], 0
 
 
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+def _save(stream: BinaryIO, array: NDArray[Any]) -> None:
+    """What ``np.save`` writes; that one writes past the stream, and may not say that a disk is full."""
+    np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
+    stream.write(memoryview(array).cast("B"))

@@ -1,5 +1,6 @@
 """The batches of an epoch as three arrays: packed at once, whatever their number."""
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, overload
@@ -7,9 +8,12 @@ from typing import Any, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BatchPlan", "longest_first", "pack"]
+__all__ = ["BatchPlan", "Integers", "longest_first", "pack"]
 
-Integers = NDArray[np.int64]
+Integers = NDArray[np.integer[Any]]
+"""Numbers of records are int32 where there are fewer than 2^31 of them: of a billion, each byte is a gigabyte."""
+BLOCK = 1 << 20
+"""Records that are sorted and packed at a time, as far as their stretches allow: what bounds memory beside the plan itself."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -17,7 +21,7 @@ class BatchPlan(Sequence[Integers]):
     """Batches, each a stretch of a list of records.
 
     Attributes:
-        records: Numbers of records, those of a batch one after the other, int64, (n,).
+        records: Numbers of records, those of a batch one after the other, (n,).
         starts: Where in ``records`` each batch begins, int64, (batches,).
         stops: Where it ends, int64, (batches,).
     """
@@ -68,21 +72,33 @@ class BatchPlan(Sequence[Integers]):
         return type(self)(self.records, starts, stops)
 
 
-def longest_first(lengths: NDArray[np.int64], records: Integers, mega_size: int) -> Integers:
+def longest_first(lengths: Integers, records: Integers, mega_size: int) -> Integers:
     """Records sorted from long to short within each stretch of ``mega_size``; those of equal length keep their order."""
+    ordered = np.empty_like(records)
     if not len(records):
-        return records
-    shorter: NDArray[np.integer[Any]] = lengths.max() - lengths
-    if shorter.max() < 2**16:  # sorted by their two bytes, in time that grows with the records alone
-        shorter = shorter.astype(np.uint16)
-    keys = shorter[records]
-    whole = len(records) // mega_size * mega_size
-    places = np.empty(len(records), dtype=np.int64)
-    table = np.argsort(keys[:whole].reshape(-1, mega_size), axis=1, kind="stable")
-    table += np.arange(0, whole, mega_size)[:, None]
-    places[:whole] = table.reshape(-1)
-    places[whole:] = whole + np.argsort(keys[whole:], kind="stable")
-    return records[places]
+        return ordered
+    longest = lengths.max()
+    narrow = (
+        longest - lengths.min() < 2**16
+    )  # then sorted by two bytes, in time that grows with the records alone
+    for start, stop in _blocks(len(records), mega_size):
+        some = records[start:stop]
+        keys: Integers = longest - lengths[some]
+        if narrow:
+            keys = keys.astype(np.uint16)
+        whole = len(some) // mega_size * mega_size
+        places = np.argsort(keys[:whole].reshape(-1, mega_size), axis=1, kind="stable")
+        places += np.arange(0, whole, mega_size)[:, None]
+        ordered[start : start + whole] = some[places.reshape(-1)]
+        ordered[start + whole : stop] = some[whole:][np.argsort(keys[whole:], kind="stable")]
+    return ordered
+
+
+def _blocks(number: int, mega_size: int) -> Iterator[tuple[int, int]]:
+    """Where blocks of whole stretches begin and end, the last one's but for what is there."""
+    size = max(1, BLOCK // mega_size) * mega_size
+    for start in range(0, number, size):
+        yield start, min(number, start + size)
 
 
 def pack(
@@ -96,8 +112,8 @@ def pack(
 ) -> BatchPlan:
     """Greedy batches of records that are sorted from long to short: the first one sets the padded length.
 
-    Where a batch that begins with a record would end is reckoned for all records at once; then the batches follow from the
-    first, by one step each.
+    Where a batch that begins with a record would end is reckoned for all records of a block at once; then the batches follow from
+    the first, by one step each.
 
     Args:
         records: Numbers of records, (n,).
@@ -107,23 +123,42 @@ def pack(
         max_records: Bound on its records; None for no bound.
         mega_size: Records of a stretch beyond whose end no batch goes.
     """
-    number = len(records)
-    places = np.arange(number)
-    ends = np.minimum(number, places - places % mega_size + mega_size)
+    begins, ends = [], []
+    for start, stop in _blocks(len(records), mega_size):
+        some = records[start:stop]
+        reach = _reach(
+            lengths[some], None if rows is None else rows[some], max_tokens, max_records, mega_size
+        )
+        starts, step, place = array("q"), reach.data, 0
+        while place < len(some):
+            starts.append(place)
+            place = step[place]
+        first = np.frombuffer(starts, dtype=np.int64)
+        begins.append(first + start)
+        ends.append(reach[first] + start)
+    nothing = np.empty(0, dtype=np.int64)
+    return BatchPlan(records, np.concatenate([*begins, nothing]), np.concatenate([*ends, nothing]))
+
+
+def _reach(
+    lengths: Integers,
+    rows: Integers | None,
+    max_tokens: int | None,
+    max_records: int | None,
+    mega_size: int,
+) -> NDArray[np.int64]:
+    """Where a batch would end that begins with a record, for every record of a block."""
+    places = np.arange(len(lengths))
+    ends: NDArray[np.int64] = np.minimum(len(lengths), places - places % mega_size + mega_size)
     if max_records is not None:
         np.minimum(ends, places + max_records, out=ends)
     if max_tokens is not None:
-        fitting = max_tokens // np.maximum(1, lengths[records])
+        fitting = max_tokens // np.maximum(1, lengths).astype(np.int64)
         if rows is None:
             fitting += places
         else:
-            before = np.concatenate([[0], np.cumsum(rows[records])])
+            before = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
             fitting = np.searchsorted(before, before[:-1] + fitting, side="right") - 1
         np.minimum(ends, fitting, out=ends)
     np.maximum(ends, places + 1, out=ends)
-    starts, step, start = [], memoryview(ends), 0  # pyright: ignore[reportArgumentType]
-    while start < number:
-        starts.append(start)
-        start = step[start]
-    begins = np.asarray(starts, dtype=np.int64)
-    return BatchPlan(records, begins, ends[begins])
+    return ends

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
 from ..batch import PreferenceBatch
 from .draws import Draws
-from .plans import BatchPlan, longest_first, pack
+from .plans import BatchPlan, Integers, longest_first, pack
 
 __all__ = [
     "BatchCycle",
@@ -37,6 +37,7 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
     ``set_epoch``; give it to a loader as ``sampler`` with ``batch_size=None``.
 
     Attributes:
+        largest_cost: Rows x length of the record that has most.
         beside: Batches of other records, of which every batch has one behind its own: places that begin where those of the own
             records end. None for none.
     """
@@ -87,37 +88,41 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
         fewest = len(sizes) if draws is None else draws.fewest
         if self.even and fewest < num_replicas:
             raise ValueError(f"{fewest} records cannot be divided among {num_replicas} ranks")
-        responses, prefix, own_sum, own_max = np.asarray(sizes, dtype=np.int64).T
-        self.rows = np.ones_like(responses) if layout == "shared" else responses
-        self.lengths = prefix + (own_sum if layout == "shared" else own_max)
+        # int32, as the sizes are: a column at a time, so that a table that is mapped stays on the disk.
+        responses, prefix, own_sum, own_max = np.asarray(sizes).T
+        one = np.broadcast_to(np.int32(1), len(sizes))
+        self.rows: NDArray[np.int32] = one if layout == "shared" else responses.copy()
+        self.lengths: NDArray[np.int32] = prefix + (own_sum if layout == "shared" else own_max)
         self.max_tokens, self.max_records = max_tokens, batch_size
-        cost = self.rows * self.lengths
+        cost = self.lengths if layout == "shared" else self.rows.astype(np.int64) * self.lengths
+        self.largest_cost = int(cost.max(initial=0))
         self.num_oversized = int((cost > max_tokens).sum()) if max_tokens is not None else 0
-        first = self._records(0)
-        per_batch = batch_size or len(first)
-        if max_tokens is not None and len(first):
-            mean = (cost if draws is None else cost[first]).mean()
+        number = len(sizes) if draws is None else len(draws.records(0))
+        per_batch = batch_size or number
+        if max_tokens is not None and number:
+            mean = (cost if draws is None else cost[draws.records(0)]).mean(dtype=np.float64)
             per_batch = min(per_batch, max(1, int(max_tokens / mean)))
         # Four mega-batches at least: sorting all of a small data set would make every epoch's batches the same.
-        mega_batch = min(mega_batch, max(1, len(first) // (4 * max(1, per_batch))))
+        mega_batch = min(mega_batch, max(1, number // (4 * max(1, per_batch))))
         self.mega_size = mega_batch * per_batch if shuffle else max(1, len(sizes))
         self._position = 0
         self._start = 0
         # An epoch is planned once, however often it is asked for; the first one here, for it tells how many batches all have.
         self._first: BatchPlan | None = self._compose(0, 0)
         self._planned: tuple[int, BatchPlan] | None = None
-        self._count = self._batch_count(len(self._first), len(first), cost)
+        self._count = self._batch_count(len(self._first), number, cost)
 
-    def _records(self, epoch: int) -> NDArray[np.int64]:
+    def _records(self, epoch: int) -> Integers:
         """Records that an epoch has, in a fixed order."""
         if self.draws is None:
-            return np.arange(len(self.lengths))
+            return np.arange(len(self.lengths), dtype=np.int32 if len(self.lengths) < 2**31 else np.int64)
         return self.draws.records(epoch if self.shuffle else 0)
 
-    def _batch_count(self, number: int, records: int, cost: NDArray[np.int64]) -> int:
+    def _batch_count(self, number: int, records: int, cost: Integers) -> int:
         """Batches an epoch has over all ranks: the first epoch's, with slack for other shuffles and other records."""
         most, growth = records, 1.0
         if self.draws is not None and self.shuffle:
+            cost = cost.astype(np.int64)
             more = self.draws.growth(np.ones_like(cost))
             growth = max(more, self.draws.growth(cost)) if self._tokens_bind() else more
             number, most = int(np.ceil(number * growth)), int(np.ceil(records * more))
@@ -137,10 +142,12 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
         """Batches of all ranks, neighbours of similar length, before any is divided."""
         order = self._records(epoch)
         if self.shuffle:
-            order = np.random.default_rng([self.seed, epoch, attempt]).permutation(order)
+            if self.draws is not None:  # it may keep what it gives
+                order = order.copy()
+            np.random.default_rng([self.seed, epoch, attempt]).shuffle(order)
         return self._pack(longest_first(self.lengths, order, self.mega_size), self.mega_size)
 
-    def _pack(self, records: NDArray[np.int64], mega_size: int, growth: float = 1.0) -> BatchPlan:
+    def _pack(self, records: Integers, mega_size: int, growth: float = 1.0) -> BatchPlan:
         """Greedy batches of records sorted from long to short, within bounds so many times as large."""
         return pack(
             records,
@@ -208,6 +215,15 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
                 return batches.take(np.concatenate([every, every[:missing]])) if self.even else batches
             batches = batches.halved(largest)
         return batches
+
+    def heaviest(self) -> tuple[list[int], int]:
+        """Records of the batch of the current epoch that has most tokens, on whichever rank, and how many these are."""
+        plan = self.plan(self.epoch)
+        before = np.concatenate([[0], np.cumsum((self.rows * self.lengths)[plan.records])])
+        tokens = before[plan.stops] - before[plan.starts]
+        place = int(np.argmax(tokens))
+        others = [] if self.beside is None else (self.beside[0] + len(self.lengths)).tolist()
+        return [*plan[place].tolist(), *others], int(tokens[place])
 
     def __iter__(self) -> Iterator[list[int]]:
         """This rank's batches of the current epoch, from where a restored state left off."""
@@ -314,6 +330,13 @@ class ResumableDataLoader(DataLoader[Batch]):
             sampler._position += 1
             yield batch
         sampler._position = 0
+
+    def heaviest(self) -> tuple[Batch, int]:
+        """The batch of the current epoch that has most tokens, and how many; the state of the loader stays as it is."""
+        records, tokens = self.sampler.heaviest()
+        rows: Any = self.dataset  # which takes a list of records at once
+        batch: Batch = self.collate_fn(rows[records])
+        return batch, tokens
 
     def state_dict(self) -> dict[str, Any]:
         """State of the sampler."""

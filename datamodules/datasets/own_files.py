@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import ClassVar
 
 from ..base import SPLITS, PreferenceDataModule
-from ..records import RecordError, SourceRow, TableSource, find_tables, is_blank, is_number, listed
+from ..records import (
+    RecordError,
+    SourceRow,
+    TableSource,
+    find_tables,
+    is_blank,
+    is_number,
+    listed,
+    without_secrets,
+)
 
 __all__ = ["LIKELY", "PERSONS", "OwnFilesDataModule", "UnreadColumns", "likely_columns"]
 
@@ -158,7 +167,7 @@ class OwnFilesDataModule(PreferenceDataModule):
     def place(self, source: str) -> str:
         """What a message calls the split's files."""
         name = self.paths[source]
-        return name if isinstance(name, str) else listed(name, 3)
+        return without_secrets(name) if isinstance(name, str) else listed(map(without_secrets, name), 3)
 
     def file_names(self) -> dict[str, str | list[str]]:
         """Names of each split's tables without their folders; the endings say how they are read."""

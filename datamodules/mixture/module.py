@@ -65,7 +65,7 @@ from ..checks import check_choices
 from ..crowd import VotePriors
 from ..prepared import MERGED_TOKENS, SPLITS, UNLABELLED
 from ..records import PreferenceRecord
-from ..tokens import CacheReader, ComparisonView, DataReader, TextConfig, report_split
+from ..tokens import CacheReader, ComparisonView, DataReader, Shard, TextConfig, report_split
 from .amounts import Amounts, Unit
 from .priors import JoinedPriors
 from .reader import JoinedReader, SharedUsers
@@ -205,6 +205,15 @@ class MixtureDataModule(PreferenceDataModule):
         self._share_tokenizer()
         for part in self.parts.values():
             part.prepare_data()
+
+    def prepare_shard(self, shard: Shard) -> dict[str, list[int]]:
+        """As every data set has it, of every source that has no cache yet; by source."""
+        self._share_tokenizer()
+        left = {source: part.prepare_shard(shard) for source, part in self.parts.items()}
+        return {
+            source: [number for numbers in each.values() for number in numbers]
+            for source, each in left.items()
+        }
 
     def _share_tokenizer(self) -> None:
         """Load it once; its limit is that of the network that reads the mixture."""

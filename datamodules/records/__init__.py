@@ -13,6 +13,7 @@ from .conversations import (
     shared_turns,
     split_sides,
 )
+from .copies import is_remote, without_secrets
 from .delimited import read_csv, read_tsv
 from .fields import (
     choice_field,
@@ -108,6 +109,7 @@ __all__ = [
     "hash_split",
     "is_blank",
     "is_number",
+    "is_remote",
     "json_cell",
     "known_code",
     "list_field",
@@ -149,4 +151,5 @@ __all__ = [
     "user_field",
     "vote_counts",
     "whole_field",
+    "without_secrets",
 ]

@@ -267,7 +267,13 @@ def find_file(folder: Path, *names: str) -> Path:
 
     Raises:
         FileNotFoundError: Naming the folder, what was looked for and what is there.
+        ValueError: If the folder is one of another store.
     """
+    if folder.parts and folder.parts[0].endswith(":") and len(folder.parts[0]) > 2:
+        raise ValueError(
+            f"data_dir names a folder of a store ({folder.parts[0]}//...): a data set is read from a folder of this machine, so copy "
+            "it here; files of your own are read from stores, by LocalDataModule"
+        )
     for name in names:
         for candidate in (folder / name, folder / f"{name}.gz"):
             if candidate.is_file():

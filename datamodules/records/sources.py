@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .arrow_files import STATE, saved_files, saved_splits
-from .copies import RemoteFiles, is_remote
+from .copies import RemoteFiles, is_remote, without_secrets
 from .files import ENDINGS, TableKind, read_table, table_kind
 from .reading import PACKINGS, readable, refuse_special
 from .record import RecordError, listed
@@ -146,6 +146,11 @@ class _Search(NamedTuple):
     split: str | None
     endings: str
 
+    @property
+    def shown(self) -> str:
+        """The name for messages."""
+        return without_secrets(self.given) if is_remote(self.given) else self.given
+
     def tables(self, copies: Path) -> list[SourceTable]:
         """Tables that it stands for."""
         path = Path(self.given)
@@ -158,7 +163,7 @@ class _Search(NamedTuple):
         try:
             path = path.expanduser()
         except RuntimeError as error:
-            raise FileNotFoundError(f"{self.argument}={self.given!r}: {error}") from error
+            raise FileNotFoundError(f"{self.argument}={self.shown!r}: {error}") from error
         with readable(path, "a file"):
             if path.is_file():
                 return [SourceTable(str(path), path)]
@@ -180,7 +185,7 @@ class _Search(NamedTuple):
         if splits := saved_splits(folder):
             if self.split not in splits:
                 raise FileNotFoundError(
-                    f"{self.argument}={self.given!r} has the splits {listed(splits)}, and no {self.split}: give the folder of "
+                    f"{self.argument}={self.shown!r} has the splits {listed(splits)}, and no {self.split}: give the folder of "
                     f"one, such as {folder / splits[0]}"
                 )
             return [SourceTable(str(folder / self.split), folder / self.split)]
@@ -188,7 +193,7 @@ class _Search(NamedTuple):
         names = [str(entry) for entry in entries if entry.is_file() and _ending(entry) not in NO_TABLES]
         if deeper := [entry.name for entry in entries if entry.is_dir()]:
             raise FileNotFoundError(
-                f"{self.argument}={self.given!r} is a folder with folders in it ({listed(sorted(deeper))}), and it is not clear "
+                f"{self.argument}={self.shown!r} is a folder with folders in it ({listed(sorted(deeper))}), and it is not clear "
                 f"which files are meant: change {self.argument} to a pattern such as {folder}/{_pattern(folder)}"
             )
         if not names:
@@ -200,7 +205,7 @@ class _Search(NamedTuple):
         ordered = sorted(names, key=lambda name: (_natural(name), name))
         if not ordered:
             raise FileNotFoundError(
-                f"{self.argument}={self.given!r} matches no file: change {self.argument} to the name of one"
+                f"{self.argument}={self.shown!r} matches no file: change {self.argument} to the name of one"
             )
         plain = [
             name.removesuffix(Path(name).suffix) if Path(name).suffix in PACKINGS else name
@@ -209,7 +214,7 @@ class _Search(NamedTuple):
         for one, other, first, second in zip(ordered, ordered[1:], plain, plain[1:], strict=False):
             if first == second:
                 raise ValueError(
-                    f"{self.argument}={self.given!r} matches {one} and {other}: its rows would count twice"
+                    f"{self.argument}={self.shown!r} matches {one} and {other}: its rows would count twice"
                 )
         self._refuse_missing_shards(ordered)
         return ordered
@@ -226,7 +231,7 @@ class _Search(NamedTuple):
                 totals.setdefault(total, set()).add(int(number))
             if len(totals) > 1:
                 raise ValueError(
-                    f"{self.argument}={self.given!r} matches {start}...{end} divided into {listed(sorted(totals))} files: rows "
+                    f"{self.argument}={self.shown!r} matches {start}...{end} divided into {listed(sorted(totals))} files: rows "
                     "would count twice; name one division"
                 )
             ((total, there),) = totals.items()
@@ -234,7 +239,7 @@ class _Search(NamedTuple):
             if lacking := sorted(set(range(first, first + int(total))) - there):
                 missing = listed([f"{number:0{len(total)}d}" for number in lacking], 5)
                 raise FileNotFoundError(
-                    f"{self.argument}={self.given!r}: of the {int(total)} files {start}...-of-{total}{end}, {missing} "
+                    f"{self.argument}={self.shown!r}: of the {int(total)} files {start}...-of-{total}{end}, {missing} "
                     "are not there; get them, or name the files to read in a list"
                 )
 
@@ -251,7 +256,7 @@ class _Search(NamedTuple):
         elif glob.has_magic(str(path)):
             kind = "a pattern that matches nothing"
         return FileNotFoundError(
-            f"{self.argument}={self.given!r} is {kind} (looked for {path.absolute()}; {folder.absolute()} "
+            f"{self.argument}={self.shown!r} is {kind} (looked for {path.absolute()}; {folder.absolute()} "
             f"{f'has {listed(there)}' if there else 'is empty'}): change {self.argument} to the path of a {self.endings} file"
         )
 

@@ -5,7 +5,7 @@ from .cache_writer import CacheWriter, remove_left_overs
 from .config import BYTE, WORDS, TextConfig
 from .decoded import decoded_responses
 from .integrity import cache_damage
-from .preparation import report_split, tokenise
+from .preparation import Shard, report_split, tokenise
 from .prompt_tokens import TOO_LONG, PromptText, PromptTokenizer, PromptTokens
 from .reader import DataReader
 from .rendering import ChatRendering, PlainRendering, without_keys
@@ -18,6 +18,7 @@ from .rows import (
     take_row_responses,
     without_prompt,
 )
+from .shards import CacheShards
 from .table import CHUNK, RecordTable, lengths
 from .text import RecordTokenizer, TokenizedRecord, byte_tokenizer
 from .views import ComparisonView
@@ -30,6 +31,7 @@ __all__ = [
     "VOCABULARY",
     "WORDS",
     "CacheReader",
+    "CacheShards",
     "CacheWriter",
     "ChatRendering",
     "ComparisonView",
@@ -40,6 +42,7 @@ __all__ = [
     "PromptTokens",
     "RecordTable",
     "RecordTokenizer",
+    "Shard",
     "SplitReport",
     "TextConfig",
     "TokenRow",

@@ -1,6 +1,7 @@
 """The writing half of the token cache: streams, columns, duplicates, and the rename that completes a folder."""
 
 import glob
+import json
 import os
 import shutil
 import socket
@@ -9,25 +10,26 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..columns import optional_columns
-from ..records import FLOAT32_MAX, PreferenceRecord, RecordError
+from ..records import FLOAT32_MAX, RecordError
 from ..whole_files import is_alive
 from .cache import TokenTable
+from .chunk import TokenisedChunk, WrittenRow, chunk_batch, vote_columns
 from .integrity import cache_damage, write_meta
 from .report import SplitReport
-from .split_writer import SplitWriter, WrittenRow
+from .split_writer import SplitWriter
 
-__all__ = ["CacheWriter"]
+if TYPE_CHECKING:
+    import pyarrow as pa
 
+__all__ = ["CacheWriter", "remove_left_overs"]
 
-def _num_unread(record: PreferenceRecord) -> int:
-    """Responses outside the predict split whose user or domain nobody reads; that of a row is its comparisons', too."""
-    asked = record.responses if record.comparisons else record.requests
-    return sum(response.user is not None or response.domain is not None for response in asked)
+UNREAD_ASKED = "user or domain of a response, which the predict split alone reads"
 
 
 def remove_left_overs(folder: Path) -> None:
@@ -85,7 +87,8 @@ class CacheWriter:
             folder.parent.mkdir(parents=True, exist_ok=True)
             remove_left_overs(folder)
             self.partial = Path(tempfile.mkdtemp(prefix=owner, suffix=".partial", dir=folder.parent))
-            self._splits = {split: SplitWriter(self.partial, split, source) for split in splits}
+            self._splits = {split: SplitWriter(self.partial, split) for split in splits}
+        self._source = source
         self._categories: dict[str, int] = {}
 
     def __enter__(self) -> Self:
@@ -107,26 +110,53 @@ class CacheWriter:
         self.reports[split].skip(error)
 
     def write(self, split: str, rows: Sequence[WrittenRow]) -> None:
-        """Append records with their tokens and places.
+        """Append records with their tokens and places; raises what :meth:`add` raises."""
+        if rows:
+            self.write_batch(split, chunk_batch(rows, split, self._source))
+
+    def add(self, chunk: TokenisedChunk) -> None:
+        """Append what became of a chunk of rows.
 
         Raises:
-            RecordError: If votes have another number of categories than those before, unless skipped.
+            RecordError: That of the chunk, or if votes have another number of categories than those before, unless skipped.
         """
-        rows = [row for row in rows if self._same_categories(split, row)]
-        if not rows:
+        if chunk.error is not None:
+            raise chunk.error
+        for split, report in chunk.reports.items():
+            self.reports[split].take(report)
+        for split, batch in chunk.batches.items():
+            self.write_batch(split, batch)
+
+    def end(self, source: str, notes: list[str], unread_columns: list[str]) -> None:
+        """Keep what is to be said of a source that was read."""
+        self.reports[source].notes += notes
+        self.reports[source].unread_columns += unread_columns
+
+    def write_batch(self, split: str, batch: "pa.RecordBatch") -> None:
+        """Append records of a split; raises what :meth:`add` raises.
+
+        Args:
+            split: Name of the split.
+            batch: Of :func:`chunk_schema`.
+        """
+        batch = self._of_same_categories(split, batch)
+        if not len(batch):
             return
         report = self.reports[split]
-        for record, tokens, _, _ in rows:
-            report.records += 1
-            if split != "predict" and (unread := _num_unread(record)):
-                report.dropped["user or domain of a response, which the predict split alone reads"] += unread
-            report.responses += len(tokens.responses)
-            report.comparisons += len(tokens.comparisons)
-            report.cut_prompts += tokens.cut > 0
-            report.cut_tokens += tokens.cut
-            report.dropped.update(tokens.dropped)
         with _writing(self.folder):
-            report.largest_token = max(report.largest_token, self._splits[split].write(rows))
+            sizes = self._splits[split].write(batch)
+        unread, cut = (batch.column(name).to_numpy() for name in ("unread", "cut"))
+        if split != "predict" and unread.any():
+            report.dropped[UNREAD_ASKED] += int(unread.sum())
+        report.records += len(batch)
+        report.responses += int(sizes[:, 0].sum())
+        report.comparisons += len(batch.column("comparison_index").flatten())
+        report.cut_prompts += int((cut > 0).sum())
+        report.cut_tokens += int(cut.sum())
+        for dropped in filter(None, batch.column("dropped").to_pylist()):
+            report.dropped.update(json.loads(dropped))
+        largest = int(batch.column("tokens").flatten().to_numpy().max())
+        report.largest_token = max(report.largest_token, largest)
 
     def finish(self, format_description: Mapping[str, object]) -> None:
         """Check what only the whole shows, write ``meta.json`` and put the folder in place.
@@ -193,22 +223,27 @@ class CacheWriter:
             shutil.rmtree(self.folder, ignore_errors=True)
             os.replace(self.partial, self.folder)
 
-    def _same_categories(self, split: str, row: WrittenRow) -> bool:
-        record, _, file, line = row
-        sizes: dict[str, int] = {}
-        for entry in optional_columns(kind="counts"):
-            for item in record.responses if entry.item == "response" else record.comparisons:
-                if (counts := entry.of(item)) is not None:
-                    sizes.setdefault(entry.votes, len(counts))
-        for name, size in sizes.items():
-            if size != self._categories.get(name, size):
-                allowed = f"{self._categories[name]} categories, as in the records before"
-                self.skip(
-                    split, RecordError(name, size, allowed, reason="out of range", file=file, line=line)
-                )
-                return False
-        self._categories.update(sizes)  # only a record that is kept decides
-        return True
+    def _of_same_categories(self, split: str, batch: "pa.RecordBatch") -> "pa.RecordBatch":
+        """The rows whose votes have as many categories as those before; of the others each is skipped or stops."""
+        column = batch.column("categories")
+        if not len(column.flatten()):
+            return batch
+        keep = np.ones(len(batch), dtype=bool)
+        for place, sizes in enumerate(column.to_pylist()):
+            known = {name: size for name, size in zip(vote_columns(), sizes, strict=False) if size}
+            other = next(
+                (name for name in known if known[name] != self._categories.get(name, known[name])), None
+            )
+            if other is None:
+                self._categories.update(known)  # only a record that is kept decides
+                continue
+            keep[place] = False
+            file, line = (batch.column(name)[place].as_py() for name in ("file", "line"))
+            allowed = f"{self._categories[other]} categories, as in the records before"
+            self.skip(
+                split, RecordError(other, known[other], allowed, reason="out of range", file=file, line=line)
+            )
+        return batch if keep.all() else _taken(batch, keep)
 
     def _settle_duplicates(self, split: str, writer: SplitWriter) -> None:
         again = writer.duplicates()
@@ -237,6 +272,12 @@ class CacheWriter:
         report.records -= len(again)
         report.responses -= sum(map(len, removed["response_index"]))
         report.comparisons -= sum(map(len, removed["comparison_index"]))
+
+
+def _taken(batch: "pa.RecordBatch", keep: NDArray[np.bool_]) -> "pa.RecordBatch":
+    import pyarrow as pa
+
+    return batch.filter(pa.array(keep))
 
 
 def _check_keys(split: str, writer: SplitWriter) -> None:

@@ -32,7 +32,16 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
 
-__all__ = ["DIGEST", "LEAST_SAVING", "MOST_JUDGEMENTS", "SLICE", "merge_rows", "merge_split", "prompt_digest"]
+__all__ = [
+    "DIGEST",
+    "LEAST_SAVING",
+    "MOST_JUDGEMENTS",
+    "SLICE",
+    "merge_rows",
+    "merge_split",
+    "prompt_digest",
+    "record_sizes",
+]
 
 DIGEST = 16
 """Bytes that a prompt is told by: among a billion, two are taken for one with a chance of 1 in 10^20."""
@@ -357,7 +366,7 @@ def _merged_chunk(
         table = table.take(order)
     table = table.combine_chunks()
     counted = sum(len(row.origins.ids) for row, *_ in merged if row.origins is not None)
-    return _Chunk(table, numbers[order].tolist(), _sizes(table.column("lengths")), counted)
+    return _Chunk(table, numbers[order].tolist(), record_sizes(table.column("lengths")), counted)
 
 
 def _placed(table: Any, places: list[int]) -> list[Placed]:  # noqa: ANN401  pyarrow has no types
@@ -369,7 +378,7 @@ def _placed(table: Any, places: list[int]) -> list[Placed]:  # noqa: ANN401  pya
     return list(zip(token_rows(some.drop_columns(["file", "line"])), places, files, lines, strict=True))
 
 
-def _sizes(column: "pa.ChunkedArray") -> NDArray[np.int32]:
+def record_sizes(column: "pa.ChunkedArray") -> NDArray[np.int32]:
     """Sizes of records by their lengths."""
     counts = lengths(column)
     values = np.concatenate([chunk.flatten().to_numpy() for chunk in column.chunks])

@@ -4,35 +4,51 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
-from itertools import islice
-from typing import Protocol
+from itertools import count, islice
+from typing import Literal, NamedTuple, Protocol
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from ..records import PreferenceRecord, RecordError, SourceRow, is_blank
-from .cache_writer import CacheWriter
+from ..records import PreferenceRecord, RecordError, SourceRow
+from .chunk import ChunkRow, ChunkTokenizer, TokenisedChunk
 from .config import TextConfig
-from .processes import Tokenised, tokenising
-from .rendering import INVALID, without_keys
+from .processes import tokenising
+from .rendering import without_keys
 from .report import SplitReport
-from .split_writer import WrittenRow
-from .text import RecordTokenizer, TokenizedRecord
+from .text import RecordTokenizer
 
-__all__ = ["RecordSource", "report_split", "tokenise"]
+__all__ = ["WHOLE", "RecordSource", "Shard", "report_split", "tokenise"]
 
 CHUNK = 256
 """Records tokenised at a time: enough to keep a fast tokenizer's threads busy, little enough for memory."""
 
 UNUSED_JUDGEMENT = "judgement of records that are read without"
 
-Routed = tuple[str, PreferenceRecord, SourceRow]
+
+class Shard(NamedTuple):
+    """A part of the work, one of several equal ones.
+
+    Attributes:
+        number: Which one, 1 to ``total``.
+        total: How many there are, >= 1.
+    """
+
+    number: int
+    total: int
+
+
+WHOLE = Shard(1, 1)
+"""All of the work."""
 
 
 class RecordSource(Protocol):
     """What is needed of a data module."""
 
+    name: str
     text: TextConfig
+    on_invalid: Literal["error", "skip"]
     needs_judgement: bool
+    notes_need_records: bool
     num_processes: int
 
     @property
@@ -71,52 +87,82 @@ class RecordSource(Protocol):
         ...
 
 
-Chunk = list[Routed | RecordError]
-"""Rows that were read together, each with its record or what is wrong with it."""
+class ChunkWriter(Protocol):
+    """What keeps tokenised chunks: a cache, or a part of one."""
+
+    def add(self, chunk: TokenisedChunk) -> None:
+        """Keep a chunk of the source that is read, behind those before."""
+        ...
+
+    def end(self, source: str, notes: list[str], unread_columns: list[str]) -> None:
+        """Keep what is to be said of a source that was read."""
+        ...
 
 
-def tokenise(data: RecordSource, source: str, writer: CacheWriter) -> None:
-    """Read, validate and tokenise one of the data's sources into the cache.
+def tokenise(data: RecordSource, source: str, writer: ChunkWriter, shard: Shard = WHOLE) -> None:
+    """Read, validate and tokenise one of the data's sources, or a shard of it.
 
     While some chunks are tokenised, by a thread that needs no Python most of the time or by several processes, the next are read
     and those before are written; whatever is wrong is said in the order of the rows all the same, and what is written is the
     same to the bit.
 
+    Args:
+        data: The data module.
+        source: Which of its sources.
+        writer: Of the cache, or of the shard.
+        shard: Whose chunks become records; every row is read, for names and warnings may depend on the rows before.
+
     Raises:
-        RecordError: At the first row that is no valid record, if the writer does not skip such rows.
+        RecordError: At the first row that is no valid record, if such rows are not skipped.
     """
-    chunks, waiting = _chunks(data, source), deque[tuple[Chunk, Future[Tokenised]]]()
-    with tokenising(data.tokenizer, data.num_processes) as submit:
+    chunks, waiting = _chunks(data, source, shard), deque[Future[TokenisedChunk]]()
+    rules = ChunkTokenizer(
+        data.tokenizer,
+        source=data.name,
+        skips=data.on_invalid == "skip",
+        needs_judgement=data.needs_judgement,
+        needs_prompts=data.needs_prompts,
+    )
+    with tokenising(rules, data.num_processes) as submit:
         while True:
             try:
                 chunk = next(chunks, None)
             except Exception:
                 while waiting:  # what is wrong with rows before comes first
-                    _write(data, source, writer, *waiting.popleft())
+                    writer.add(waiting.popleft().result())
                 raise
             if chunk is not None:
-                waiting.append((chunk, submit([row[1] for row in chunk if not isinstance(row, RecordError)])))
+                waiting.append(submit(chunk))
             if waiting and (chunk is None or len(waiting) > data.num_processes):
-                _write(data, source, writer, *waiting.popleft())
+                writer.add(waiting.popleft().result())
             elif chunk is None:
                 break
-    writer.reports[source].notes += data.notes(source)
-    writer.reports[source].unread_columns += data.unread_columns(source)
+    writer.end(source, data.notes(source), data.unread_columns(source))
 
 
-def _chunks(data: RecordSource, source: str) -> Iterator[Chunk]:
+def _chunks(data: RecordSource, source: str, shard: Shard) -> Iterator[list[ChunkRow]]:
+    """The shard's chunks of rows as records; of the others every row is read, too."""
     rows = data.load(source)
-    while read := list(islice(rows, CHUNK)):
-        yield [row if isinstance(row, RecordError) else _routed(data, source, row) for row in read]
+    for number in count():
+        read = list(islice(rows, CHUNK))
+        if not read:
+            return
+        own = number % shard.total == shard.number - 1
+        if own or data.notes_need_records:
+            chunk = [_routed(data, source, row) for row in read]
+        if own:
+            yield chunk
 
 
-def _routed(data: RecordSource, source: str, row: SourceRow) -> Routed | RecordError:
+def _routed(data: RecordSource, source: str, row: SourceRow | RecordError) -> ChunkRow:
+    if isinstance(row, RecordError):
+        return source, row, row.file, row.line
     try:
         record = _record(data, row)
     except RecordError as error:
-        return error
+        return source, error, row.file, row.line
     split = data.route(record, source)
-    return split, record if data.needs_judgement else _unjudged(record), row
+    return split, record if data.needs_judgement else _unjudged(record), row.file, row.line
 
 
 def _record(data: RecordSource, row: SourceRow) -> PreferenceRecord:
@@ -124,38 +170,6 @@ def _record(data: RecordSource, row: SourceRow) -> PreferenceRecord:
         return without_keys(data.to_example(row), data.text.ignored_message_keys)
     except RecordError as error:
         raise error if error.file else error.at(row.file, row.line) from None
-
-
-def _write(
-    data: RecordSource,
-    source: str,
-    writer: CacheWriter,
-    chunk: Chunk,
-    tokenised: Future[Tokenised],
-) -> None:
-    tokens = iter(tokenised.result())
-    kept: dict[str, list[WrittenRow]] = {split: [] for split in data.splits}
-    for item in chunk:
-        if isinstance(item, RecordError):
-            writer.reports[source].rows += 1
-            writer.skip(source, item)
-            continue
-        (split, record, row), result = item, next(tokens)
-        report = writer.reports[split]
-        report.rows += 1
-        if isinstance(result, RecordError):
-            if data.text.truncation == "error" or result.reason in INVALID:
-                writer.skip(split, result.at(row.file, row.line))
-            else:
-                report.dropped[f"record: {result.reason}"] += 1
-        elif split != "predict" and data.needs_judgement and not _judged(record, result):
-            report.dropped.update(result.dropped)
-            report.dropped["record without a judgement"] += 1
-        else:
-            report.without_prompt += data.needs_prompts and _lacks_prompt(record)
-            kept[split].append((record, result, row.file, row.line))
-    for split, rows in kept.items():
-        writer.write(split, rows)
 
 
 def _unjudged(record: PreferenceRecord) -> PreferenceRecord:
@@ -169,18 +183,6 @@ def _unjudged(record: PreferenceRecord) -> PreferenceRecord:
     record = replace(record, responses=tuple(bare), left_out=left_out)
     # A row's user and domain are its comparisons' where it has some.
     return replace(record, comparisons=(), user=None, domain=None) if record.comparisons else record
-
-
-def _lacks_prompt(record: PreferenceRecord) -> bool:
-    return isinstance(record.prompt, str) and is_blank(record.prompt)
-
-
-def _judged(record: PreferenceRecord, tokens: TokenizedRecord) -> bool:
-    """Whether a comparison, score or vote is left of what was said of the record."""
-    kept = [record.responses[i] for i in tokens.responses]
-    return bool(tokens.comparisons) or any(
-        response.score is not None or response.votes is not None for response in kept
-    )
 
 
 def report_split(name: str, split: str, report: SplitReport) -> None:

@@ -7,34 +7,32 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 
-from ..records import PreferenceRecord, RecordError
-from .text import RecordTokenizer, TokenizedRecord
+from .chunk import ChunkRow, ChunkTokenizer, TokenisedChunk
 
-__all__ = ["Tokenised", "tokenising"]
+__all__ = ["tokenising"]
 
-Tokenised = list[TokenizedRecord | RecordError]
-Submit = Callable[[Sequence[PreferenceRecord]], Future[Tokenised]]
+Submit = Callable[[Sequence[ChunkRow]], Future[TokenisedChunk]]
 THREADS = "TOKENIZERS_PARALLELISM"
 
 
 @contextmanager
-def tokenising(tokenizer: RecordTokenizer, num_processes: int) -> Iterator[Submit]:
-    """Give a function that has a chunk of records tokenised, by whoever is free first.
+def tokenising(tokenizer: ChunkTokenizer, num_processes: int) -> Iterator[Submit]:
+    """Give a function that has a chunk of rows tokenised, by whoever is free first.
 
     Args:
-        tokenizer: Of the records.
+        tokenizer: Of the rows.
         num_processes: 1 for a thread of this process; otherwise so many others, each of which tokenises in one thread.
     """
     if num_processes == 1:
         with ThreadPoolExecutor(1) as thread:
-            yield lambda records: thread.submit(tokenizer, records)
+            yield lambda rows: thread.submit(tokenizer, rows)
         return
     # A forked process has what is imported here at once. Elsewhere forking is not safe, and libraries are imported again.
     context = get_context("fork" if sys.platform == "linux" else None)
     pool = ProcessPoolExecutor(num_processes, context, _begin, (tokenizer,))
     with _one_thread_each():
         try:
-            yield lambda records: pool.submit(_tokenise, records)
+            yield lambda rows: pool.submit(_tokenise, rows)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -51,14 +49,14 @@ def _one_thread_each() -> Iterator[None]:
             del os.environ[THREADS]
 
 
-_tokenizer: RecordTokenizer
+_tokenizer: ChunkTokenizer
 """Of this process, where it tokenises for another."""
 
 
-def _begin(tokenizer: RecordTokenizer) -> None:
+def _begin(tokenizer: ChunkTokenizer) -> None:
     global _tokenizer  # a process that tokenises does nothing else
     _tokenizer = tokenizer
 
 
-def _tokenise(records: Sequence[PreferenceRecord]) -> Tokenised:
-    return _tokenizer(records)
+def _tokenise(rows: Sequence[ChunkRow]) -> TokenisedChunk:
+    return _tokenizer(rows)

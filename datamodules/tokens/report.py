@@ -12,6 +12,9 @@ __all__ = ["SplitReport"]
 LARGEST = ("longest", "largest_token")
 """Fields of a report of several that hold the largest of theirs; all others the sum."""
 
+FIRST = 5
+"""Messages of skipped rows that are kept."""
+
 
 @dataclass
 class SplitReport:
@@ -75,8 +78,20 @@ class SplitReport:
     def skip(self, error: RecordError) -> None:
         """Count a row that is skipped."""
         self.invalid[error.reason] += 1
-        if len(self.first_errors) < 5:
+        if len(self.first_errors) < FIRST:
             self.first_errors.append(str(error))
+
+    def take(self, further: Self) -> None:
+        """Add what became of a further chunk of rows, before any of it was written.
+
+        Args:
+            further: Its rows, those that are skipped or dropped, and those without a prompt.
+        """
+        self.rows += further.rows
+        self.without_prompt += further.without_prompt
+        self.invalid.update(further.invalid)
+        self.dropped.update(further.dropped)
+        self.first_errors += further.first_errors[: FIRST - len(self.first_errors)]
 
     def __str__(self) -> str:
         """One line: what was kept, then every loss by reason."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pluralign.datamodules.records import listed
 from pluralign.models import CustomizedRM, EnsembleVoteRM, RewardModule
-from pluralign.models.backbone import Backbone, Several, added_keys
+from pluralign.models.backbone import Backbone, Several, added_keys, merged_weight
 
 from .choice import GENERAL, Choice
 
@@ -139,10 +139,7 @@ def merged_weights(network: "PreTrainedModel", adapters: Sequence[str] = ()) -> 
     }
     for name, part in network.named_modules():
         if isinstance(part, LoraLayer):
-            for adapter in adapters:
-                if adapter in part.lora_A:
-                    update: Tensor = part.get_delta_weight(adapter)  # type: ignore[attr-defined]  # of its subclasses
-                    weights[f"{name}.weight"] = weights[f"{name}.weight"] + update.detach().cpu()
+            weights[f"{name}.weight"] = merged_weight(part, adapters).cpu()
     return weights
 
 

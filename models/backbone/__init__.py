@@ -6,7 +6,7 @@ from .head import RewardHead
 from .kinds import views_differ
 from .language_model import save_language_model
 from .loading import BackboneConfig, configured_positions, load_model, network_config
-from .lora import LoRAConfig, added_keys, renamed
+from .lora import LoRAConfig, added_keys, merged_weight, network_layers, renamed, start_magnitudes
 from .network import Backbone, BackboneOutput
 from .rows import repeat
 from .several import Several
@@ -26,10 +26,13 @@ __all__ = [
     "configured_positions",
     "dropout_rates",
     "load_model",
+    "merged_weight",
     "network_config",
+    "network_layers",
     "renamed",
     "repeat",
     "save_language_model",
+    "start_magnitudes",
     "views_differ",
     "with_attention_dropout",
     "without_dropout",

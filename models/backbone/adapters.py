@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .lora import LoRAConfig, lora_settings, network_layers
+from .lora import LoRAConfig, lora_settings, network_layers, start_magnitude
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -83,8 +83,8 @@ class AdapterSet:
             shape: Of each of them.
 
         Raises:
-            ValueError: If a name is given twice, or is that of an adapter that the network has; or as
-                :func:`lora_settings` says.
+            ValueError: If a name is given twice, or is that of an adapter that the network has; if DoRA with dropout is to
+                stand above another adapter; or as :func:`lora_settings` says.
         """
         from peft import PeftModel, get_peft_model
         from peft.tuners.tuners_utils import BaseTunerLayer
@@ -93,6 +93,12 @@ class AdapterSet:
         given = [*beneath, *names]
         if twice := sorted({name for name in given if given.count(name) > 1}):
             raise ValueError(f"adapters need names of their own; got {', '.join(twice)} twice")
+        if beneath and shape.weight_decomposed and shape.dropout:
+            # PEFT scales what lies beneath in evaluation, but not where its input is dropped.
+            raise ValueError(
+                f"weight_decomposed=true with dropout={shape.dropout} above the adapter of backbone.lora is another network in "
+                "training than in evaluation: set dropout to 0, or weight_decomposed to false"
+            )
         for name in names:
             if isinstance(model, PeftModel):
                 model.add_adapter(name, lora_settings(_inner(model), shape))
@@ -122,12 +128,14 @@ class AdapterSet:
 
     @torch.no_grad()
     def reset(self, name: str, generator: torch.Generator) -> None:
-        """Draw an adapter anew, without effect, as PEFT draws it: the first factor uniform, the second zero.
+        """Draw an adapter anew, without effect, as PEFT draws it: the first factor uniform, the second zero, DoRA's lengths the base's.
 
         Args:
             name: Which.
             generator: Of the CPU, so that an adapter is the same on every device.
         """
+        from peft.tuners.lora import LoraLayer
+
         for part in self.wrapped:
             for holder, zero in (("lora_A", False), ("lora_B", True)):
                 weight = getattr(part, holder)[name].weight
@@ -137,6 +145,8 @@ class AdapterSet:
                 if not zero:
                     nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
                 weight.copy_(drawn)
+            if isinstance(part, LoraLayer) and name in part.lora_magnitude_vector:
+                start_magnitude(part, name)
 
     def recompute_as_run(self) -> None:
         """Have checkpointed blocks recomputed under the adapter that they ran with."""

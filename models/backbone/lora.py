@@ -1,18 +1,29 @@
 """Low-rank adapters: their shape, where in a network they sit, and what PEFT calls the layers that it wraps."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pluralign.datamodules.checks import check_range
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora.dora import DoraLinearLayer
     from transformers import PreTrainedModel
 
-__all__ = ["LoRAConfig", "added_keys", "lora_settings", "network_layers", "renamed"]
+__all__ = [
+    "LoRAConfig",
+    "added_keys",
+    "lora_settings",
+    "merged_weight",
+    "network_layers",
+    "renamed",
+    "start_magnitudes",
+]
 
 WRAPPED = ("base_layer", "original_module", "base_model")
 """What PEFT calls what it wraps."""
@@ -20,15 +31,28 @@ WRAPPED = ("base_layer", "original_module", "base_model")
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """Low-rank adapters (PEFT) on a frozen base; the reward head is always trained and saved beside them.
+    r"""Low-rank adapters (PEFT) on a frozen base; the reward head is always trained and saved beside them.
+
+    .. math:: W' = W + s B A, \qquad W' = \frac{m}{\lVert W + s B A \rVert} (W + s B A) \ \text{(DoRA)}
+
+    with the norm of each row, that of the weights of one output.
 
     Attributes:
         rank: Rank of the update, >= 1.
-        alpha: Scale; the update is multiplied by alpha / rank.
+        alpha: Scale; the update is multiplied by s = alpha / rank.
         dropout: Dropout on the adapter's input, in [0, 1).
         target_modules: Names of the adapted layers; None for every linear layer.
         last_layers: Adapt the last so many layers of the network alone, >= 1; None for all of them. What lies beneath is
             the same whichever adapter is asked for, so several adapters over one network share its cost.
+        weight_decomposed: DoRA: each row's length m is trained apart from its direction. One number more for each output, and a
+            step that costs more, since the rows' norms are computed anew in every pass.
+        rank_stabilized: The update is multiplied by s = alpha / sqrt(rank), so that it does not shrink as ranks grow.
+
+    Source:
+        Hu et al., *LoRA*, ICLR 2022, equation 3, https://arxiv.org/abs/2106.09685; Liu et al., *DoRA*, ICML 2024, equation 5,
+        https://arxiv.org/abs/2402.09353; Kalajdzievski, *A rank stabilization scaling factor*, 2023,
+        https://arxiv.org/abs/2312.03732. Departures: none; DoRA's norm is a constant in the gradient, as in its section 4.3, so
+        that a gradient is not that of finite differences.
     """
 
     rank: int = 16
@@ -36,6 +60,8 @@ class LoRAConfig:
     dropout: float = 0.0
     target_modules: list[str] | None = None
     last_layers: int | None = None
+    weight_decomposed: bool = False
+    rank_stabilized: bool = False
 
     def __post_init__(self) -> None:
         """Check ranges.
@@ -91,6 +117,8 @@ def lora_settings(model: "PreTrainedModel", shape: LoRAConfig) -> "LoraConfig":
         lora_dropout=shape.dropout,
         target_modules=targets,
         fan_in_fan_out=any(isinstance(part, Conv1D) for part in model.modules()),  # as GPT-2 stores weights
+        use_dora=shape.weight_decomposed,
+        use_rslora=shape.rank_stabilized,
     )
 
 
@@ -135,6 +163,64 @@ def _names_in_last_layers(model: "PreTrainedModel", shape: LoRAConfig) -> list[s
             f"{count} layers of {model.config.model_type} is called so"
         )
     return names
+
+
+def merged_weight(layer: "LoraLayer", adapters: Iterable[str]) -> Tensor:
+    """The weight of one plain layer that does what a layer does with adapters on it, one after the other.
+
+    PEFT's own merge changes the layer; this one leaves it as it is.
+
+    Args:
+        layer: As PEFT wraps it; its own weight is not quantised.
+        adapters: Names, in the order in which they are active; those that the layer lacks are passed over.
+
+    Returns:
+        In the form of the layer's own weight, float32.
+    """
+    base = cast(Tensor, layer.get_base_layer().weight).detach().float()
+    weight = base
+    for name in adapters:
+        if name not in layer.lora_A:
+            continue
+        update = cast(Tensor, layer.get_delta_weight(name)).detach().float()  # type: ignore[operator]  # of its subclasses
+        weight = weight + update
+        if name in layer.lora_magnitude_vector:
+            # PEFT measures rows without the adapters beneath, and scales these, too.
+            outputs = 1 if getattr(layer, "fan_in_fan_out", False) else 0
+            norm = torch.linalg.vector_norm(base + update, dim=1 - outputs, keepdim=True)
+            magnitude = cast("DoraLinearLayer", layer.lora_magnitude_vector[name]).weight.detach().float()
+            weight = weight * (magnitude.view(norm.shape) / norm)
+    return weight
+
+
+@torch.no_grad()
+def start_magnitudes(model: nn.Module, loaded: Collection[str] = ()) -> None:
+    """Have DoRA's magnitudes be the lengths that rows have, so that they change nothing; others are of weights of before.
+
+    Args:
+        model: With adapters, or without any.
+        loaded: Names in its state of magnitudes that stay as they are.
+    """
+    for path, part in model.named_modules():
+        for name in getattr(part, "lora_magnitude_vector", ()):
+            if f"{path}.lora_magnitude_vector.{name}.weight" not in loaded:
+                start_magnitude(cast("LoraLayer", part), name)
+
+
+@torch.no_grad()
+def start_magnitude(layer: "LoraLayer", name: str) -> None:
+    """The same for one adapter of one layer.
+
+    Args:
+        layer: As PEFT wraps it.
+        name: Of an adapter with magnitudes.
+    """
+    from peft.utils.integrations import dequantize_module_weight
+
+    first, second = (cast(nn.Linear, factors[name]).weight for factors in (layer.lora_A, layer.lora_B))
+    decomposed = cast("DoraLinearLayer", layer.lora_magnitude_vector[name])
+    weight = cast(Tensor, dequantize_module_weight(layer.get_base_layer())).to(first)
+    decomposed.weight.copy_(decomposed.get_weight_norm(weight, second @ first, layer.scaling[name]))
 
 
 def added_keys(module: nn.Module, keys: Iterable[str]) -> set[str]:

@@ -35,6 +35,8 @@ T = TypeVar("T")
 
 # Seen with bitsandbytes 0.50: the first evaluation repacks the weights, after which no gradient passes.
 NO_4BIT_ADAPTERS = "backbone.quantization='4bit' trains no adapters on the CPU: use 8bit, or a GPU"
+# PEFT 0.21 reads such a layer's weight and puts it back without its scales, so that the second pass fails.
+NO_8BIT_DORA = "backbone.quantization='8bit' trains no weight_decomposed adapters on the CPU: set it to false, or use a GPU"
 
 
 class BackboneOutput(NamedTuple):
@@ -87,8 +89,8 @@ class Backbone(nn.Module):
             self._whole = (model,)
             WithOwnAttention(model)
             model, head = split_language_head(model)
-        if config.quantization == "4bit" and config.lora is not None and model.device.type == "cpu":
-            raise ValueError(NO_4BIT_ADAPTERS)
+        if config.lora is not None:
+            self._check_quantized(config.lora, model.device)
         self.hidden_size: int = model.config.get_text_config().hidden_size
         self.vocab_size: int | None = getattr(model.config, "vocab_size", None)
         self.max_positions = num_positions(model)
@@ -108,6 +110,13 @@ class Backbone(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         if self.layout == "shared":
             register()
+
+    def _check_quantized(self, shape: LoRAConfig, device: torch.device) -> None:
+        """Make sure that adapters can be trained over weights of few bits where they are."""
+        if device.type == "cpu" and self.config.quantization == "4bit":
+            raise ValueError(NO_4BIT_ADAPTERS)
+        if device.type == "cpu" and self.config.quantization == "8bit" and shape.weight_decomposed:
+            raise ValueError(NO_8BIT_DORA)
 
     def freeze_language_head(self) -> None:
         """Train no language-model head; where it shares its weight with the embeddings, it goes on as they do."""
@@ -154,8 +163,7 @@ class Backbone(nn.Module):
         if self.adapters is not None:
             raise ValueError(f"the backbone has adapters already: {', '.join(self.adapters.names)}")
         device = next(self.model.parameters()).device
-        if self.config.quantization == "4bit" and device.type == "cpu":
-            raise ValueError(NO_4BIT_ADAPTERS)
+        self._check_quantized(shape, device)
         adapters = AdapterSet(self.model, names, shape)
         self.adapters, self.model = adapters, adapters.model
         if self.language_head is not None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
 __all__ = ["adapter_name", "adapter_of", "check_strategy", "with_adapters"]
@@ -82,6 +82,8 @@ def check_strategy(trainer: L.Trainer, per_domain: str) -> None:
         return
     if isinstance(strategy, DDPStrategy):
         finds_unused = bool(strategy._ddp_kwargs.get("find_unused_parameters"))
+    elif isinstance(strategy, ModelParallelStrategy):
+        finds_unused = False  # ranks divide the gradients that they have, which must be the same ones
     else:
         finds_unused = per_domain != "adapter"
     if not finds_unused:

@@ -21,6 +21,8 @@ from .meta_step import MetaOutcome, MetaStep, num_ranks
 __all__ = ["MetaRM"]
 
 HALF = (torch.bfloat16, torch.float16)
+RISE = "meta_step.rise"
+"""Name of the latest measured rise among what a checkpoint keeps of an epoch that is not over."""
 ADVICE = (
     "MetaRM climbs on prompts with two sampled responses or more, without judgements: name the sources that have them in "
     "MixtureDataModule(unlabelled=[...]), or set model.meta_rate=0, which trains as BradleyTerryRM does"
@@ -79,6 +81,7 @@ class MetaRM(BradleyTerryRM):
     """
 
     reads_unlabelled = True
+    sharded_entries = ()  # a step moves weights in their shards
 
     def __init__(
         self,
@@ -129,6 +132,7 @@ class MetaRM(BradleyTerryRM):
         self.check_every = check_every
         self._meta_step = MetaStep(meta_rate, normalized=normalized, second_order=second_order)
         self._groups_checked = self._warned = False
+        self._rise: Tensor | None = None
 
     # Checks --------------------------------------------------------------------------------------------
 
@@ -150,8 +154,7 @@ class MetaRM(BradleyTerryRM):
         in_pieces = isinstance(strategy, (DeepSpeedStrategy, FSDPStrategy))
         if in_pieces:
             raise ValueError(
-                f"{type(strategy).__name__} holds weights in pieces that MetaRM cannot move: use trainer.strategy=ddp, or a "
-                "ModelParallelStrategy with fully_shard in configure_model"
+                f"{type(strategy).__name__} holds weights in pieces that MetaRM cannot move: use trainer.strategy=ddp or fsdp2"
             )
         if isinstance(strategy, ModelParallelStrategy) and self._meta_step.second_order:
             raise ValueError("second_order=true does not work on sharded weights: use first order, or ddp")
@@ -204,7 +207,8 @@ class MetaRM(BradleyTerryRM):
         """
         output = self(groups)
         if reads_freely(output):
-            self._stop_at(finding_now(self, output, None, partial(self._name, groups, "train")))
+            found = finding_now(self, output, None, partial(self._name, groups, "train"))
+            self._stop_at(found, passing=self.passes_over)
         reward = output["reward"]
         total = separation_objective(
             reward,
@@ -243,12 +247,25 @@ class MetaRM(BradleyTerryRM):
         outcome = self._meta_step(self, objective, loss, check=check)
         values = {"objective": seen[0].mean, "unlabelled_std": seen[0].std}
         if outcome.rise is not None:
-            values["objective_rise"] = outcome.rise
+            self._rise = outcome.rise.detach()
             self._judge(outcome, seen[0].mean)
+        if self._rise is not None:  # the latest stands in the log until the next check
+            values["objective_rise"] = self._rise
         logged = {f"train/{name}": value.detach() for name, value in values.items()}
         self.step_values |= logged
         self.log_dict(logged, batch_size=len(groups["response_prompt"]))
         return outcome.loss
+
+    def running_sums(self) -> dict[str, Tensor]:
+        """Sums of the training metrics, and the latest rise that was measured."""
+        sums = super().running_sums()
+        return sums if self._rise is None else {**sums, RISE: self._rise}
+
+    def restore_sums(self, sums: dict[str, Tensor]) -> None:
+        """Go on counting, with the latest rise."""
+        if RISE in sums:
+            self._rise = sums[RISE].to(self.device)
+        super().restore_sums({name: value for name, value in sums.items() if name != RISE})
 
     def _judge(self, outcome: MetaOutcome, objective: Tensor) -> None:
         """Say once that a checked ascent did not raise the objective, and why."""

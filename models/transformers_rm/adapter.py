@@ -95,6 +95,9 @@ def merged(model: "PreTrainedModel", adapter: Adapter) -> "PreTrainedModel":
         name.replace(".default.", ".").replace(".modules_to_save.default", "")
         for name in wrapped.state_dict()
     }
+    present |= {
+        name.removesuffix(".weight") for name in present if ".lora_magnitude_vector." in name
+    }  # as files say
     if unknown := sorted(name for name in shapes if "lora_" in name and name not in present):
         raise ValueError(
             f"{adapter.name!r} has weights of layers that the network does not have, such as {unknown[0]}: PEFT would leave them "

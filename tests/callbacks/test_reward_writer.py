@@ -315,7 +315,6 @@ def test_lines_of_another_machine_are_missed_by_name(tmp_path):
     kept = PredictionLines(tmp_path / "rewards.jsonl", rank=0, ranks=2)
     kept.open()
     kept.add({"id": ["a"], "response": [0]})
-    kept.close()
     with pytest.raises(
         FileNotFoundError, match=r"rewards\.jsonl\.rank1\.partial is not here.*all machines share"
     ):

@@ -12,6 +12,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader, Dataset
 
 from pluralign.commands.failures import ShownFailures, short_failure
@@ -191,6 +192,18 @@ def test_a_fit_that_is_told_to_end_does_not_look_finished(program, monkeypatch):
     )
     assert (status, error.splitlines()[-1]) == (143, "pluralign fit: ended by SIGTERM")
     assert "to go on from the last checkpoint: pluralign fit " in out
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "said"),
+    [(None, 143, "SIGTERM"), (138, 138, "SIGUSR1"), (0, 0, None)],
+    ids=["by_lightning", "by_slurm", "another_process_speaks"],
+)
+def test_the_status_says_which_signal_it_was(code, status, said, capsys):
+    with pytest.raises(SystemExit) as stop, ShownFailures("fit"):
+        raise SIGTERMException(*([] if code is None else [code]))
+    assert stop.value.code == status
+    assert capsys.readouterr().err == (f"pluralign fit: ended by {said}\n" if said else "")
 
 
 def test_another_status_stays():

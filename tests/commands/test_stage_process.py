@@ -72,14 +72,15 @@ def test_a_process_that_is_killed_has_the_status_that_shells_give(program):
     assert run_process([], os.environ) == 137
 
 
-def test_to_be_told_to_end_is_handed_on(program):
-    program('trap "echo told > told; exit 0" TERM', *UNTIL_TOLD)
-    before = signal.getsignal(signal.SIGTERM)
-    thread = send(signal.SIGTERM)
-    assert run_process([], os.environ) == 143, "whatever the process made of it"
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_to_be_told_to_end_is_handed_on(program, number, status):
+    program('trap "echo told > told; exit 0" TERM USR1', *UNTIL_TOLD)
+    before = signal.getsignal(number)
+    thread = send(number)
+    assert run_process([], os.environ) == status, "whatever the process made of it"
     thread.join()
     assert Path("told").exists()
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
 
 
 def test_an_interruption_is_handed_on_and_raised(program, monkeypatch):

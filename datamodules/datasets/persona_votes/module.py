@@ -63,6 +63,7 @@ SOURCES = ("train", "validation", "test")
 class PersonaVotesDataModule(OwnFilesDataModule):
     """Labels that personas gave to responses, with a prior (your own files, as DPRM has them)."""
 
+    notes_need_records = True
     name = "persona_votes"
     suffixes = ".jsonl"
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pluralign.datamodules.batches import plans
 from pluralign.datamodules.batches.plans import BatchPlan, longest_first, pack
 
 
@@ -56,3 +57,20 @@ def test_packing_by_hand():
         [4],
         [5, 6],
     ]
+
+
+@pytest.mark.parametrize("mega_size", [7, 50, 1000])
+@pytest.mark.parametrize("layout", ["shared", "separate"])
+def test_blocks_change_nothing_but_memory(monkeypatch, mega_size, layout):
+    draw = np.random.default_rng(0)
+    lengths = draw.integers(1, 90, 1000).astype(np.int32)
+    rows = draw.integers(1, 5, 1000).astype(np.int32) if layout == "separate" else None
+    given = draw.permutation(1000).astype(np.int32)
+    bounds = {"max_tokens": 300, "max_records": 9, "mega_size": mega_size}
+    found = []
+    for block in (1 << 20, 100):
+        monkeypatch.setattr(plans, "BLOCK", block)
+        records = longest_first(lengths, given, mega_size)
+        found.append(listed(pack(records, lengths=lengths, rows=rows, **bounds)))
+        assert records.dtype == np.int32
+    assert found[0] == found[1] and sorted(np.concatenate(found[0])) == list(range(1000))

@@ -10,8 +10,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 from datasets.utils.logging import disable_progress_bar
 
-from pluralign.datamodules import RecordError
-from pluralign.datamodules.records import find_tables, table_kind
+from pluralign.datamodules import LocalDataModule, RecordError, TextConfig
+from pluralign.datamodules.records import find_file, find_tables, table_kind, without_secrets
 
 disable_progress_bar()
 
@@ -228,3 +228,56 @@ def test_a_file_in_an_archive(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("in/x.jsonl", '{"a": "inside"}')
     assert values(found(f"zip://in/x.jsonl::{tmp_path}/a.zip", tmp_path)) == ["inside"]
+
+
+SIGNED = "https://ann:pa55@host/rows.jsonl?X-Signature=5ecret&v=2"
+
+
+def test_addresses_are_shown_without_secrets():
+    assert without_secrets(SIGNED) == "https://host/rows.jsonl"
+    assert without_secrets(f"GET {SIGNED} failed, 's3://k:5ecret@b/part-?.jsonl' too") == (
+        "GET https://host/rows.jsonl failed, 's3://b/part-?.jsonl' too"
+    )
+
+
+def test_what_a_store_says_is_shown_without_secrets(tmp_path, store, monkeypatch):
+    def refuses(path, **_):
+        raise PermissionError(f"403 for {SIGNED}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "isfile", refuses)
+        with pytest.raises(RecordError, match=r"403 for https://host/rows\.jsonl") as caught:
+            found("memory://ann:pa55@b/x.jsonl?token=5ecret", tmp_path)
+    every = [str(caught.value), *map(str, (caught.value.__cause__, caught.value.value, caught.value.file))]
+    assert caught.value.__suppress_context__
+    assert not [text for text in every if "5ecret" in text or "pa55" in text]
+
+
+def test_a_signed_address_is_read_by_its_ending(tmp_path, store):
+    store.pipe("/b/x.csv?token=5ecret", b"a\n1\n")
+    source = found("memory://b/x.csv?token=5ecret", tmp_path)
+    (row,) = source.rows()
+    assert source.kind == "CSV" and row.file == "memory:///b/x.csv" and row.fields == {"a": "1"}
+    assert not [path for path in (tmp_path / "copies").rglob("*") if "5ecret" in path.name]
+
+
+def test_a_copy_that_was_cut_is_none(tmp_path, store, monkeypatch):
+    store.pipe("/x.jsonl", b'{"a": "one"}')
+    info = store.info
+    monkeypatch.setattr(store, "info", lambda path, **more: {**info(path, **more), "size": 20})
+    with pytest.raises(RecordError, match="12 bytes came of 20"):
+        found("memory://x.jsonl", tmp_path)
+    assert not [path for path in (tmp_path / "copies").rglob("*") if path.is_file()]
+
+
+def test_caches_and_folders_of_data_sets_are_no_stores(tmp_path, monkeypatch):
+    text = TextConfig()
+    with pytest.raises(
+        ValueError, match=r"cache_dir must be a folder of this machine.*got 's3://b/c': token caches"
+    ):
+        LocalDataModule(train="x.jsonl", text=text, cache_dir="s3://k:5ecret@b/c")
+    monkeypatch.setenv("PLURALIGN_CACHE", "gs://b/c")
+    with pytest.raises(ValueError, match=r"\$PLURALIGN_CACHE must be a folder .*'gs://b/c'"):
+        LocalDataModule(train="x.jsonl", text=text).cache_root()
+    with pytest.raises(ValueError, match=r"data_dir names a folder of a store \(s3://...\)"):
+        find_file(Path("s3://bucket/hh"), "train.jsonl")

@@ -357,6 +357,12 @@ def test_adapters_on_an_8bit_base_get_gradients_even_after_an_evaluation(tmp_pat
     trained = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
     assert all(p.dtype == torch.float32 for p in trained.values())
     assert all(float(p.grad.abs().sum()) > 0 for name, p in trained.items() if "lora_B" in name)
+    decomposed = LoRAConfig(rank=2, weight_decomposed=True)
+    with pytest.raises(ValueError, match=r"8bit' trains no weight_decomposed adapters on the CPU"):
+        Backbone(BackboneConfig(name=name, quantization="8bit", lora=decomposed))
+    base = Backbone(BackboneConfig(name=name, quantization="8bit", frozen=True))
+    with pytest.raises(ValueError, match=r"8bit' trains no weight_decomposed adapters on the CPU"):
+        base.add_adapters(["upper"], decomposed)
 
 
 @pytest.mark.slow

@@ -1,0 +1,314 @@
+"""Checkpoints in shards: a folder with what each rank has, read under any number of ranks, or made into one file.
+
+Each rank writes its pieces as a safetensors file into a folder of its own name; the first one then writes ``meta.pt``, which
+says where they are and holds all that is no tensor, in one stroke. Until then the checkpoint of before is there, whole.
+Nothing is pickled but plain values, as ``torch.load(weights_only=True)`` reads them.
+"""
+
+import json
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+from pluralign.datamodules.whole_files import written_whole
+
+__all__ = ["ShardedCheckpoint", "consolidate", "in_shards", "is_sharded_checkpoint", "on_first_rank"]
+
+META = "meta.pt"
+STATE = "state_dict"
+OPTIMIZERS = "optimizer_states"
+
+
+def is_sharded_checkpoint(path: str | Path) -> bool:
+    """Whether there is a checkpoint in shards, whole."""
+    return (Path(path) / META).is_file()
+
+
+@torch.no_grad()
+def on_first_rank(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state with whole tensors on the CPU of the first rank, and without anything on others; every rank has to ask."""
+    first = distributed.get_rank() == 0
+
+    def whole(value: object) -> object:
+        if isinstance(value, DTensor):
+            value = value.full_tensor()  # one at a time
+        if isinstance(value, Tensor):
+            return value.detach().cpu().clone() if first else None
+        if isinstance(value, Mapping):
+            return {key: whole(each) for key, each in value.items()}
+        return [whole(each) for each in value] if isinstance(value, list) else value
+
+    found = {key: whole(value) for key, value in state.items()}
+    return found if first else {}
+
+
+@torch.no_grad()
+def in_shards(state: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+    """A state whose tensors are in shards where others of the same names and shapes are; nothing goes over the network.
+
+    Args:
+        state: Whole values by name, equal on all ranks.
+        like: By name, what says how they are divided.
+    """
+
+    def divided(name: str, value: object) -> object:
+        other = like.get(name)
+        if isinstance(value, Tensor) and isinstance(other, DTensor) and value.shape == other.shape:
+            if isinstance(value, DTensor):
+                return value
+            value = value.to(other.device)
+            return distribute_tensor(value, other.device_mesh, other.placements, src_data_rank=None)
+        return value
+
+    return {name: divided(name, value) for name, value in state.items()}
+
+
+# Pieces --------------------------------------------------------------------------------------------------
+
+
+class Piece(NamedTuple):
+    """Where a stretch of rows of a tensor is; of one without rows, all of it."""
+
+    file: Path
+    key: str
+    first: int
+    rows: int
+
+
+def _local(tensor: Tensor) -> tuple[Tensor | None, int]:
+    """What this rank is to write of a tensor, and the first of its rows; nothing if another one writes it."""
+    if not isinstance(tensor, DTensor):
+        return (tensor, 0) if distributed.get_rank() == 0 else (None, 0)
+    mesh, placements = tensor.device_mesh, tensor.placements
+    coordinate = mesh.get_coordinate()
+    assert coordinate is not None  # every rank is in the mesh
+    first, kept = 0, True
+    for dimension, placement in enumerate(placements):
+        if isinstance(placement, Shard):
+            if placement.dim != 0:
+                raise ValueError(f"only rows are divided here, and a tensor is by dimension {placement.dim}")
+            first = coordinate[dimension] * -(-tensor.shape[0] // mesh.size(dimension))
+        elif coordinate[dimension] != 0:
+            kept = False  # a copy, which another rank has as well
+    local = tensor.to_local()
+    return (local if kept and local.numel() else None), first
+
+
+def _flat(value: object, name: str, tensors: dict[str, Tensor]) -> object:
+    """A value with names in place of its tensors, which are collected."""
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        return {key: _flat(each, f"{name}/{key}", tensors) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_flat(each, f"{name}/{i}", tensors) for i, each in enumerate(value)]
+    return value
+
+
+def _filled(value: object, tensors: Mapping[str, Tensor]) -> Any:  # noqa: ANN401  any value of a checkpoint
+    """The same with the tensors in their places again."""
+    if isinstance(value, Mapping):
+        if value.keys() == {"tensor"}:
+            return tensors[value["tensor"]]
+        return {key: _filled(each, tensors) for key, each in value.items()}
+    return [_filled(each, tensors) for each in value] if isinstance(value, list) else value
+
+
+class ShardedCheckpoint:
+    """A checkpoint in a folder."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Look at nothing yet.
+
+        Args:
+            folder: Where it is, or is to be.
+        """
+        self.folder = Path(folder)
+
+    def write(self, checkpoint: Mapping[str, Any]) -> None:
+        """Write a checkpoint in the place of the one of before, once all ranks have written theirs; every rank has to ask.
+
+        Args:
+            checkpoint: With ``state_dict`` and ``optimizer_states`` in shards.
+
+        Raises:
+            OSError: If the disk is full or the folder cannot be written.
+        """
+        from safetensors.torch import save_file
+
+        name = [uuid.uuid4().hex[:12]]
+        distributed.broadcast_object_list(name)
+        tensors: dict[str, Tensor] = {}
+        held = {
+            part: _flat(checkpoint[part], part, tensors) for part in (STATE, OPTIMIZERS) if part in checkpoint
+        }
+        shards = self.folder / f"shards-{name[0]}"
+        if self.folder.is_file() and distributed.get_rank() == 0:
+            self.folder.unlink()
+        distributed.barrier()
+        shards.mkdir(parents=True, exist_ok=True)
+        pieces, places = {}, {}
+        for key, tensor in tensors.items():
+            local, first = _local(tensor)
+            if local is not None:
+                pieces[key] = local.detach().cpu().contiguous().clone()
+                places[key] = first
+        target = shards / f"rank-{distributed.get_rank():05d}.safetensors"
+        save_file(pieces, str(target), metadata={"first": json.dumps(places)})
+        distributed.barrier()
+        if distributed.get_rank() == 0:
+            shapes = {key: list(tensor.shape) for key, tensor in tensors.items()}
+            others = {key: value for key, value in checkpoint.items() if key not in held}
+            meta = {**others, "shards": shards.name, "held": held, "shapes": shapes}
+            with written_whole(self.folder / META) as stream:
+                torch.save(meta, stream)
+            for other in self.folder.glob("shards-*"):
+                if other != shards:
+                    shutil.rmtree(other, ignore_errors=True)
+        distributed.barrier()
+
+    def read(
+        self, weights: Mapping[str, Any] | None = None, parameters: Sequence[Sequence[Tensor]] = ()
+    ) -> dict[str, Any]:
+        """Read the checkpoint; only rows that this rank holds of what it holds in shards.
+
+        Args:
+            weights: The module's state, which says how weights are divided; None for whole ones.
+            parameters: Those of each optimiser in its order, which say how its state is.
+
+        Raises:
+            ValueError: If part of it is missing or damaged, or names other files than its own.
+        """
+        meta = self._meta()
+        like: dict[str, Any] = {f"{STATE}/{name}": value for name, value in (weights or {}).items()}
+        pieces = self._pieces(meta)
+        tensors = {
+            name: self._tensor(name, shape, pieces.get(name, []), self._like(name, like, parameters))
+            for name, shape in meta.pop("shapes").items()
+        }
+        held = meta.pop("held")
+        meta.pop("shards")
+        return {**meta, **{part: _filled(value, tensors) for part, value in held.items()}}
+
+    def without_tensors(self) -> dict[str, Any]:
+        """What it holds besides tensors, whose names stand in their places; reads no shard.
+
+        Raises:
+            ValueError: If it is damaged.
+        """
+        meta = self._meta()
+        return {**{name: value for name, value in meta.items() if name != "held"}, **meta["held"]}
+
+    @staticmethod
+    def _like(name: str, like: Mapping[str, Any], parameters: Sequence[Sequence[Tensor]]) -> object:
+        if name in like or not name.startswith(f"{OPTIMIZERS}/"):
+            return like.get(name)
+        _, optimizer, kind, number, *_ = [*name.split("/"), "", "", ""]
+        if kind != "state" or not optimizer.isdigit() or not number.isdigit():
+            return None
+        known = parameters[int(optimizer)] if int(optimizer) < len(parameters) else ()
+        return known[int(number)] if int(number) < len(known) else None
+
+    def _meta(self) -> dict[str, Any]:
+        path = self.folder / META
+        try:
+            meta = torch.load(path, map_location="cpu", weights_only=True)
+            shards = meta["shards"]
+            assert isinstance(meta["held"], dict) and isinstance(meta["shapes"], dict)
+        except Exception as error:
+            raise ValueError(f"{path} is no checkpoint in shards, or not all of one: {error}") from error
+        if Path(shards).name != shards or not (self.folder / shards).is_dir():
+            raise ValueError(f"{path} names shards in {shards!r}, which is no folder beside it")
+        found: dict[str, Any] = meta
+        return found
+
+    def _pieces(self, meta: Mapping[str, Any]) -> dict[str, list[Piece]]:
+        from safetensors import SafetensorError, safe_open
+
+        pieces: dict[str, list[Piece]] = {}
+        for file in sorted((self.folder / meta["shards"]).glob("rank-*.safetensors")):
+            try:
+                with safe_open(str(file), framework="pt") as stream:
+                    places = json.loads((stream.metadata() or {})["first"])
+                    for key in stream.keys():  # noqa: SIM118  no dictionary
+                        shape = stream.get_slice(key).get_shape()
+                        piece = Piece(file, key, int(places[key]), shape[0] if shape else 1)
+                        pieces.setdefault(key, []).append(piece)
+            except (SafetensorError, KeyError, ValueError, TypeError) as error:
+                raise ValueError(f"{file} is damaged: {error}") from error
+        return pieces
+
+    def _tensor(self, name: str, shape: Sequence[int], pieces: Sequence[Piece], like: object) -> Tensor:
+        """A tensor, whole or this rank's shard of it."""
+        rows = shape[0] if shape else 1
+        wanted = range(rows)
+        divided = like if isinstance(like, DTensor) and list(like.shape) == list(shape) else None
+        if divided is not None:
+            size = divided.to_local().shape[0]
+            first = _local(divided)[1]
+            wanted = range(first, first + size)
+        parts = [
+            part for piece in sorted(pieces, key=lambda piece: piece.first) for part in _rows(piece, wanted)
+        ]
+        whole = parts[0] if not shape and parts else torch.cat(parts) if parts else None
+        if whole is None and len(wanted) and 0 not in shape:
+            raise ValueError(f"{self.folder} has no rows of {name}: a rank's file is missing")
+        if whole is None:
+            assert isinstance(like, Tensor)
+            whole = torch.empty(0, *shape[1:], dtype=like.dtype)
+        if shape and len(whole) != len(wanted):
+            raise ValueError(
+                f"{self.folder} has {len(whole)} of {len(wanted)} rows of {name}: a rank's file is missing"
+            )
+        if divided is None:
+            return whole
+        return DTensor.from_local(
+            whole.to(divided.device),
+            divided.device_mesh,
+            divided.placements,
+            run_check=False,
+            shape=divided.shape,
+            stride=divided.stride(),
+        )
+
+
+def _rows(piece: Piece, wanted: range) -> list[Tensor]:
+    """The wanted rows of a piece, a tensor or nothing."""
+    from safetensors import safe_open
+
+    start, stop = max(piece.first, wanted.start), min(piece.first + piece.rows, wanted.stop)
+    if start >= stop:
+        return []
+    with safe_open(str(piece.file), framework="pt") as stream:
+        view = stream.get_slice(piece.key)
+        if not view.get_shape():
+            return [stream.get_tensor(piece.key)]
+        return [view[start - piece.first : stop - piece.first]]
+
+
+def consolidate(folder: str | Path, file: str | Path) -> None:
+    """Make a checkpoint in shards one file, as other strategies write and everything reads it; needs one process.
+
+    Args:
+        folder: The checkpoint in shards.
+        file: Where to.
+
+    Raises:
+        ValueError: If part of it is missing or damaged.
+        FileNotFoundError: If there is none.
+        FileExistsError: If the file is there.
+    """
+    if not is_sharded_checkpoint(folder):
+        raise FileNotFoundError(f"{folder} is no checkpoint in shards: it has no {META}")
+    if Path(file).exists():
+        raise FileExistsError(f"{file} is there already")
+    checkpoint = ShardedCheckpoint(folder).read()
+    with written_whole(Path(file)) as stream:
+        torch.save(checkpoint, stream)
