@@ -507,6 +507,18 @@ def test_what_is_said_of_a_step_is_recorded():
     assert f"TRL computes {part['times_as_many_tokens'][grouped]:.1f} times" in page
 
 
+def test_bad_inputs():
+    result = recorded("bad_inputs")
+    totals = {
+        kind: sum(found[kind] for found in result["outcomes"].values())
+        for kind in ("unnamed", "lost", "slow", "crashed")
+    }
+    assert not any(totals.values())
+    for page in ("docs/concepts/security.md", "benchmarks/README.md"):
+        text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+        assert f"{result['cases']:,} files of {result['readers']} readers, 0 faults" in text, page
+
+
 def test_tables_of_memory():
     found = recorded("memory_plan")
     page = (ROOT / "docs" / "concepts" / "memory.md").read_text(encoding="utf-8")

@@ -47,7 +47,9 @@ def json_file(name: str, file: str, revision: str | None = None) -> dict[str, An
     try:
         return json_object(path)
     except ValueError as error:  # of JSON, or of UTF-8
-        raise ValueError(f"{path} cannot be read ({error}): copy or export the folder anew") from error
+        raise ValueError(
+            f"{path} is no JSON that can be read ({error}): copy or export the folder anew"
+        ) from error
 
 
 def files_config(name: str, revision: str | None = None) -> dict[str, Any]:
