@@ -75,7 +75,7 @@ class _ShardBatches:
         sampler = TokenBudgetBatchSampler(
             self.sizes[first:stop],
             layout=self.settings.layout,
-            max_tokens=self.settings.max_tokens,
+            max_tokens=None if self.settings.max_tokens == "auto" else self.settings.max_tokens,
             batch_size=self.settings.batch_size,
             shuffle=False,
         )
