@@ -73,8 +73,8 @@ class PlanCLI(TextCLI[PlanOptions, BaseModule, TextData]):
         super().before_instantiate_classes()
         trainer = self.config.trainer
         self.given = trainer.clone()
-        trainer.update(Namespace(devices=1, num_nodes=1, strategy="auto", accelerator="cpu"))
-        trainer.update(Namespace(precision="32-true", callbacks=None, plugins=None))
+        trainer.update(Namespace(devices=1, num_nodes=1, strategy="auto", accelerator="cpu"))  # type: ignore[no-untyped-call]
+        trainer.update(Namespace(precision="32-true", callbacks=None, plugins=None))  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pluralign.datamodules import LoaderConfig, PreferenceBatch, PreferenceDataModule
-from pluralign.datamodules.batches import TokenBudgetBatchSampler, changed
+from pluralign.datamodules.batches import TokenBudgetBatchSampler, changed, settled
 from pluralign.datamodules.joins import batch_items
 from pluralign.datamodules.votes import FEWEST_VOTES, VoteFolder, VoteShard, vote_strengths
 from pluralign.metrics import MemberCorrelation
@@ -72,10 +72,12 @@ class _ShardBatches:
     def of(self, span: tuple[int, int]) -> list[list[int]]:
         """Records of each batch of a shard."""
         first, stop = span
+        bound = settled(self.settings, None).max_tokens
+        assert bound != "auto"  # it is settled
         sampler = TokenBudgetBatchSampler(
             self.sizes[first:stop],
             layout=self.settings.layout,
-            max_tokens=self.settings.max_tokens,
+            max_tokens=bound,
             batch_size=self.settings.batch_size,
             shuffle=False,
         )

@@ -48,10 +48,9 @@ class Rows:
         return _batch(number, prefix, [own] * self.responses)
 
     def apart(self, number: int) -> PreferenceBatch:
-        """So many rows of one response each."""
-        prompts = -(-number // 2)
-        batch = separate_rows(_batch(prompts, self.length - self.length // 2, [self.length // 2] * 2))
-        batch["row_lengths"] = [self.length] * (2 * prompts)
+        """Rows of one response each, two for each of so many prompts."""
+        batch = separate_rows(_batch(number, self.length - self.length // 2, [self.length // 2] * 2))
+        batch["row_lengths"] = [self.length] * (2 * number)
         return batch
 
 
