@@ -170,11 +170,7 @@ class MixtureDataModule(PreferenceDataModule):
         raise TypeError("a mixture has no rows of its own: its sources' are read")
 
     def to_example(self, row: object) -> Never:
-        """Refuse, as :meth:`load` does.
-
-        Raises:
-            TypeError: Always.
-        """
+        """Refuse, as :meth:`load` does: raises TypeError."""
         self.load("")
 
     def content(self) -> dict[str, object]:
@@ -193,11 +189,7 @@ class MixtureDataModule(PreferenceDataModule):
         return {source: part.cache_folder() for source, part in self.parts.items()}
 
     def cache_folder(self) -> Never:
-        """Refuse: a mixture has no cache of its own, see :meth:`cache_folders`.
-
-        Raises:
-            TypeError: Always.
-        """
+        """Refuse: a mixture has no cache of its own, see :meth:`cache_folders`; raises TypeError."""
         raise TypeError("a mixture has no token cache of its own: cache_folders() has those of its sources")
 
     def prepare_data(self) -> None:
@@ -209,11 +201,7 @@ class MixtureDataModule(PreferenceDataModule):
     def prepare_shard(self, shard: Shard) -> dict[str, list[int]]:
         """As every data set has it, of every source that has no cache yet; by source."""
         self._share_tokenizer()
-        left = {source: part.prepare_shard(shard) for source, part in self.parts.items()}
-        return {
-            source: [number for numbers in each.values() for number in numbers]
-            for source, each in left.items()
-        }
+        return {source: part.prepare_shard(shard)[part.name] for source, part in self.parts.items()}
 
     def _share_tokenizer(self) -> None:
         """Load it once; its limit is that of the network that reads the mixture."""
