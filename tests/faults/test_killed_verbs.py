@@ -98,7 +98,7 @@ def verbs(base):
         "--device",
         "cpu",
         "--num_resamples",
-        "20",
+        "100",
     ]
     return {
         "embed": Verb(
