@@ -33,7 +33,7 @@ __all__ = ["FAULTS", "Outcome", "Trial"]
 
 FAULTS = ("unnamed", "lost", "slow", "crashed")
 KINDS = ("read", "skipped", "named", *FAULTS)
-LIMIT, START = 20.0, 120.0
+LIMIT, START = 20.0, 600.0
 """Seconds that a case may take, and that a process may take to begin."""
 DATA_SETS = "rows of data sets"
 SLOWER = {

@@ -248,7 +248,9 @@ def safetensors_header(path: Path) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise ValueError(f"its header must be an object of JSON, got {type(header).__name__}")  # noqa: TRY004  the file is wrong
     for key, entry in header.items():
-        places = entry.get("data_offsets") if isinstance(entry, dict) and key != "__metadata__" else [0, 0]
+        if key == "__metadata__":
+            continue
+        places: Any = entry.get("data_offsets") if isinstance(entry, dict) else None
         whole = isinstance(places, list) and len(places) == 2 and all(type(place) is int for place in places)
         if not whole or not 0 <= places[0] <= places[1] <= size - 8 - length:
             raise ValueError(f"its tensor {key!r} lies at {places}, outside of its {size:,} bytes")

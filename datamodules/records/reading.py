@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 from .record import RecordError
 
@@ -176,7 +176,8 @@ def open_bytes(path: Path, *, empty: bool = False, utf16: bool = False) -> Itera
         head = stream.peek(HEAD)[:HEAD]
         if packing and (head or not empty):
             refuse_foreign(path, head, packing.starts, packing=packing.name)
-            with io.BufferedReader(_Bounded(path, packing.unpack(stream)), BUFFER) as unpacked:
+            bounded: io.RawIOBase = _Bounded(path, packing.unpack(stream))
+            with cast(io.BufferedReader, io.BufferedReader(bounded, BUFFER)) as unpacked:
                 head = unpacked.peek(HEAD)[:HEAD]
                 if head or not empty:
                     refuse_foreign(path, head, utf16=utf16)
