@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import distributed, nn
+from torch.distributed.constants import default_pg_timeout
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
@@ -194,7 +194,10 @@ class FullyShardedStrategy(ModelParallelStrategy):
             ValueError: If a rank has more than another.
         """
         validated = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
-        others = {TrainerFn.TESTING: trainer.num_test_batches, TrainerFn.PREDICTING: trainer.num_predict_batches}
+        others = {
+            TrainerFn.TESTING: trainer.num_test_batches,
+            TrainerFn.PREDICTING: trainer.num_predict_batches,
+        }
         numbers = others.get(trainer.state.fn, validated) if trainer.state.fn else validated
         own = torch.tensor(sum(numbers), dtype=torch.float64, device=self.root_device)
         both = torch.stack([own, -own])

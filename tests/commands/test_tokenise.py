@@ -37,7 +37,10 @@ def test_several_jobs_write_the_cache_of_one(words, capsys):
     main([*words, "--data.cache_dir=one"])
     assert capsys.readouterr().out.startswith("local: token cache one/local-")
     main([*words, "--shard", "2/2"])
-    assert "local: shard 2 of 2 is done; still to be done: 1. The job that does the last of" in capsys.readouterr().out
+    assert (
+        "local: shard 2 of 2 is done; still to be done: 1. The job that does the last of"
+        in capsys.readouterr().out
+    )
     main([*words, "--shard=1/2"])
     assert capsys.readouterr().out.startswith("local: token cache cache/local-")
     (one,), (two,) = (list(Path(name).iterdir()) for name in ("one", "cache"))
