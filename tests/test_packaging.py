@@ -241,7 +241,7 @@ CONTRACTS = {
         inside=("transformers", "peft", "bitsandbytes", "safetensors", "numpy", "pyarrow"),
     ),
     "models/transformers_rm": Contract(  # it gives the format of the texts that a folder's model reads
-        own=("pluralign.models", BATCH, "pluralign.datamodules.TextConfig"),
+        own=("pluralign.models", BATCH, UNTRUSTED, "pluralign.datamodules.TextConfig"),
         top=("torch", "lightning"),
         inside=("transformers", "peft", "safetensors"),
     ),

@@ -434,4 +434,4 @@ class FeatureWriter:
 def _save(stream: BinaryIO, array: NDArray[Any]) -> None:
     """What ``np.save`` writes; that one writes past the stream, and may not say that a disk is full."""
     np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
-    stream.write(memoryview(array).cast("B"))
+    stream.write(array.reshape(-1).view(np.uint8).data)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from itertools import count, islice
-from typing import Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -48,7 +48,7 @@ class RecordSource(Protocol):
     text: TextConfig
     on_invalid: Literal["error", "skip"]
     needs_judgement: bool
-    notes_need_records: bool
+    notes_need_records: ClassVar[bool]
     num_processes: int
 
     @property

@@ -251,7 +251,7 @@ class CacheShards(NamedTuple):
                 while isinstance(part := readers[place % self.total].following(), TokenisedChunk):
                     writer.add(part)
                     place += 1
-                ends = [part]
+                ends: list[Any] = [part]
                 ends += [
                     reader.following() for reader in readers if reader is not readers[place % self.total]
                 ]

@@ -8,7 +8,8 @@ from .language_model import save_language_model
 from .loading import BackboneConfig, configured_positions, load_model, network_config
 from .lora import LoRAConfig, added_keys, merged_weight, network_layers, renamed, start_magnitudes
 from .network import Backbone, BackboneOutput
-from .rows import repeat
+from .packing import PackedRows, packed_rows
+from .rows import repeat, separate_rows
 from .several import Several
 from .stored_features import StoredFeatures
 
@@ -17,6 +18,7 @@ __all__ = [
     "BackboneConfig",
     "BackboneOutput",
     "LoRAConfig",
+    "PackedRows",
     "RewardHead",
     "Several",
     "StoredFeatures",
@@ -29,9 +31,11 @@ __all__ = [
     "merged_weight",
     "network_config",
     "network_layers",
+    "packed_rows",
     "renamed",
     "repeat",
     "save_language_model",
+    "separate_rows",
     "start_magnitudes",
     "views_differ",
     "with_attention_dropout",

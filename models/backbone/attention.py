@@ -318,15 +318,8 @@ class _PieceAttention(torch.autograd.Function):
         if sinks:
             shares = (sinks[0].to(total.dtype)[None, :, None] - total).exp_()
             into_sinks = -(shares * (grad * out).sum(-1)).sum((0, 2)).to(sinks[0].dtype)
-        return (
-            into_q.to(query.dtype),
-            into_k.to(key.dtype),
-            into_v.to(value.dtype),
-            into_sinks,
-            None,
-            None,
-            None,
-        )
+        into = into_q.to(query.dtype), into_k.to(key.dtype), into_v.to(value.dtype)
+        return (*into, into_sinks, None, None, None)
 
 
 def _forward(piece: Piece, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:

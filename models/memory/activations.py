@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 from pluralign.datamodules.batch import PreferenceBatch
 
-from ..backbone import Backbone, BackboneConfig
-from ..backbone.packing import PackedRows, packed_rows
-from ..backbone.rows import separate_rows
+from ..backbone import Backbone, BackboneConfig, PackedRows, packed_rows, separate_rows
 from .live_bytes import LiveBytes
 from .networks import bare, depth_of, shallow
 

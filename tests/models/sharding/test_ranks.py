@@ -96,7 +96,7 @@ def run(family, batches, strategy="auto", ranks=1, rank=0, **settings):
         enable_model_summary=False,
         enable_checkpointing=False,
         max_epochs=settings.pop("max_epochs", 1),
-        gradient_clip_val=1.0,
+        gradient_clip_val=settings.pop("clip", None),
     )
     loader = torch.utils.data.DataLoader(batches[rank::ranks], batch_size=None)
     trainer.fit(module_of(family, seed), loader, loader, weights_only=True, **settings)
@@ -112,11 +112,14 @@ def _on_two_ranks(rank, folder, port):
         for strategy in STRATEGIES:
             # Ranks begin with weights of their own: those of the first are everybody's.
             seen, trainer = run(family, batches[family], strategy, 2, rank, seed=rank)
-            found[family, strategy] = {**vars(seen), "val": float(trainer.callback_metrics["val/loss"])}
+            found[family, strategy] = {
+                **{name: getattr(seen, name) for name in ("gradients", "losses", "weights")},
+                "val": float(trainer.callback_metrics["val/loss"]),
+            }
             trainer.save_checkpoint(folder / f"{family}-{strategy}.ckpt")
     # A strategy that is no name is refused float64 by the trainer.
     shards, copies = FullyShardedStrategy(sharded_checkpoints=True), FullyShardedStrategy(shard_size=1)
-    data, single = batches["single"], {"precision": "32-true"}
+    data, single = batches["single"], {"precision": "32-true", "clip": 0.1}
     _, trainer = run("reward", data, shards, 2, rank, **single)
     trainer.save_checkpoint(folder / "reward-shards.ckpt")
     for name, path, epochs in (("straight", None, 2), ("resumed", folder / "reward-shards.ckpt", 2)):
@@ -180,14 +183,16 @@ def found(batches, tmp_path_factory):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_two_ranks_are_one(found, batches, family):
     one, trainer = run(family, batches[1][family])
-    bound = 1e-6 if precision_of(family) == "64-true" else 1e-5
+    # Networks compute norms and positions in float32, whatever their weights are in.
     for strategy in STRATEGIES:
         two = found[0][family, strategy]
         steps = list(zip(two["gradients"], one.gradients, strict=True))
         assert len(steps) == len(batches[1][family])
-        assert max(distance(*both) for both in steps) < bound, strategy
-        assert distance(two["weights"], one.weights) < bound, strategy
-        assert two["val"] == pytest.approx(float(trainer.callback_metrics["val/loss"]), rel=1e-5), strategy
+        for mine, other in steps:
+            assert mine.keys() == other.keys()
+            assert max(float((mine[name] - other[name]).abs().max()) for name in other) < 1e-6, strategy
+        assert distance(two["weights"], one.weights) < 1e-6, strategy
+        assert two["val"] == pytest.approx(float(trainer.callback_metrics["val/loss"]), rel=1e-6), strategy
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -209,5 +214,6 @@ def test_a_checkpoint_in_shards_is_that_of_a_file_and_goes_on_anywhere(found, ba
     with torch.no_grad():
         scores = [module(batches[0]["single"][0])["reward"] for module in both]
     assert torch.equal(*scores)
-    for one, other in (("straight", "resumed"), ("copies", "single")):
-        assert all(torch.equal(seen[one][name], value) for name, value in seen[other].items()), one
+    assert all(torch.equal(seen["straight"][name], value) for name, value in seen["resumed"].items())
+    # The norm by which gradients are clipped is summed in another order.
+    assert distance(seen["copies"], seen["single"]) < 1e-6
