@@ -164,13 +164,16 @@ class RolloutModule(RespondingModule, ABC):
     def round(self, batch: PromptBatch) -> Rollouts:
         """Responses of the policy as it is, rated, on the CPU; read from the folder if an interrupted run has written them."""
         number, rank, weights = int(self.num_rounds), self.global_rank, self.policy_digest()
-        if self._store is not None:
-            found = self._store.read(number, rank, batch, weights=weights)
-            if found is not None:
-                rank_zero_info(f"round {number}: the responses that an interrupted run has written are used")
-                return found
-        generator = torch.Generator(self.device).manual_seed(self.seed_of(number, rank))
-        with gathered(self):  # ranks write as many tokens as their responses have
+        # Shards are gathered by all ranks, of which some may read what others have to write, in unequally many tokens.
+        with gathered(self):
+            if self._store is not None:
+                found = self._store.read(number, rank, batch, weights=weights)
+                if found is not None:
+                    rank_zero_info(
+                        f"round {number}: the responses that an interrupted run has written are used"
+                    )
+                    return found
+            generator = torch.Generator(self.device).manual_seed(self.seed_of(number, rank))
             written = self.respond(batch, num_samples=self.num_samples, sample=True, generator=generator)
             rollouts = written.to("cpu")
             self.rate(rollouts)

@@ -159,6 +159,9 @@ def gathered(module: nn.Module) -> Iterator[None]:
         module: Sharded; nothing happens to another one.
     """
     groups = list(groups_of(module))
+    if isinstance(module, FSDPModule):
+        # Whatever runs first is taken for the outermost group, and a layer would be, without this.
+        module._get_fsdp_state()._lazy_init()
     parting = [group for group in groups if getattr(group, PARTS, False)]
     for group in groups:
         group.unshard()
