@@ -209,10 +209,11 @@ class SideTable:
             raise FileNotFoundError(f"loader.joins names {str(path)!r}, which is no file")
         with readable(Path(path), "a side table, which is a Parquet file", ArrowException, ValueError):
             table: Any = parquet.read_table(str(path))
-        names = [name for name in table.column_names if name not in ("record_key", "index")]
-        if len(names) != 1 or len(table.column_names) != 3:
+            columns: list[str] = table.column_names  # which are read as text only here
+        names = [name for name in columns if name not in ("record_key", "index")]
+        if len(names) != 1 or len(columns) != 3:
             raise ValueError(
-                f"side table {path}: has columns {', '.join(table.column_names)}; needs record_key, index and one of "
+                f"side table {path}: has columns {', '.join(columns)}; needs record_key, index and one of "
                 f"{', '.join(joinable_columns())}"
             )
         keys, index = (table.column(name).to_numpy() for name in ("record_key", "index"))

@@ -9,6 +9,7 @@ from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.core import saving
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from pluralign import __version__
 from pluralign.datamodules.batch import TextFormat
@@ -133,7 +134,9 @@ class SavedModule(HostModule):
         for state in averages.states_of_callbacks(checkpoint):
             state["average_model_state"] = saved(state["average_model_state"])
         kept = checkpoint.setdefault("pluralign", {})
-        name = f"{type(self).__module__}.{type(self).__qualname__}"
+        # FSDP2 puts a class of its own before that of a module whose weights it shards.
+        own = next(each for each in type(self).__mro__ if not issubclass(each, FSDPModule))
+        name = f"{own.__module__}.{own.__qualname__}"
         kept |= {"version": __version__, "text_format": self.text_format, "class_path": name}
         if self.max_tokens is not None:
             kept["max_tokens"] = self.max_tokens

@@ -279,7 +279,7 @@ CONTRACTS = {
         for name in ("card_front", "card_parts")
     },
     "inference/run_files.py": Contract(  # a run's configuration is YAML as the command line reads it
-        own=(), top=(), inside=("jsonargparse",)
+        own=(UNTRUSTED,), top=(), inside=("jsonargparse",)
     ),
     "inference": Contract(
         own=(

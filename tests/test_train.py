@@ -278,7 +278,7 @@ def test_every_verb_is_a_function_that_lists_its_options(name, capsys):
         ),
         (
             ["--config", "x.yaml"],
-            "'--config' is no verb; there are fit, validate, test, predict, score, serve, generate, stages, members, members join, ",
+            "'--config' is no verb; there are fit, plan, validate, test, predict, score, serve, generate, stages, members, members join, ",
         ),
     ],
 )

@@ -80,7 +80,7 @@ def shard_module(module: nn.Module, mesh: "DeviceMesh", *, reshard_after_forward
     """Shard a module's parameters over ranks, in place: each is a ``DTensor`` from then on.
 
     A layer of a network is a group, whole while it runs; all else (embeddings, last norms, heads, tables) is one group,
-    whole while a step runs, so that methods may read it in whatever way they do. The module keeps its class's name.
+    whole while a step runs, so that methods may read it in whatever way they do. FSDP2 makes a class of its own of the module's.
 
     Args:
         module: Whose weights are equal on all ranks; a module of ours, built.
@@ -98,18 +98,10 @@ def shard_module(module: nn.Module, mesh: "DeviceMesh", *, reshard_after_forward
     for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=reshard_after_forward)
         layer.__dict__[PARTS] = reshard_after_forward
-    own = type(module)
     fully_shard(module, mesh=mesh, reshard_after_forward=False)
-    _take_name(module, own)
     entries: tuple[str, ...] = getattr(module, "sharded_entries", STEPS)
     for name in entries:
         register_fsdp_forward_method(module, name)
-
-
-def _take_name(module: nn.Module, own: type[nn.Module]) -> None:
-    """Have checkpoints and messages name the class that a module is of, not the one that FSDP2 makes of it."""
-    made = type(module)
-    made.__name__, made.__qualname__, made.__module__ = own.__name__, own.__qualname__, own.__module__
 
 
 def _check(module: nn.Module) -> None:

@@ -388,7 +388,11 @@ def test_votes_count_by_the_data_and_members_that_they_are_of():
         "shard_records": 4,
     }
     found = []
-    for members, splits in (("b", {}), ("b", {"train": {}}), ("c", {})):
+    for members, splits in (
+        ("b", {}),
+        ("b", {"train": {"records": 0, "comparisons": 0, "shards": []}}),
+        ("c", {}),
+    ):
         said = {**whole, "members": members, "splits": splits, "description": {}}
         Path("votes/votes.json").write_text(json.dumps(said))
         found.append(settle(Stage("one", (Path("fit.yaml"),)), words).inputs["votes"])

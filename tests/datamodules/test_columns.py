@@ -27,7 +27,7 @@ from pluralign.datamodules.columns import (
     take_responses,
 )
 from pluralign.datamodules.records import record_key
-from pluralign.datamodules.tokens import split_writer
+from pluralign.datamodules.tokens import chunk
 from pluralign.datamodules.tokens.rows import take_row_responses
 
 TEXT = TextConfig(prompt_format="{text}|", response_format="{text}")
@@ -320,7 +320,7 @@ def test_record_keys():
 
 
 def test_two_ids_with_one_key(tmp_path, monkeypatch):
-    monkeypatch.setattr(split_writer, "record_key", lambda source, split, name: len(name))
+    monkeypatch.setattr(chunk, "record_key", lambda source, split, name: len(name))
     data = LocalDataModule(
         test=save(tmp_path / "rows.jsonl", [{**ROWS[3], "id": name} for name in ("a", "bb", "cc")]), text=TEXT
     )

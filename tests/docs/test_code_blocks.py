@@ -29,6 +29,7 @@ BLOCKS, ROOT = code_blocks.BLOCKS, code_blocks.ROOT
 
 REASONS = (
     "needs a GPU",
+    "needs a cluster",
     "needs the hub",
     "needs the data",
     "takes minutes",

@@ -151,7 +151,7 @@ def test_what_is_read_is_plain_values_wherever_it_lies(checkpoint, monkeypatch):
     monkeypatch.setattr(saving, "pl_load", lambda *_, weights_only, **__: asked.append(weights_only) or {})
     path = checkpoint()
     plain = {"backbone": {"config": {"model_type": "llama"}}}
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="does not make a BradleyTerryRM"):
         BradleyTerryRM.load_from_checkpoint(path, **plain)
     assert asked == [True], "Lightning takes None for False where a file is read over http"
 

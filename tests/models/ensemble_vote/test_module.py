@@ -335,6 +335,8 @@ def test_hyperparameters_are_plain_and_rebuild_the_module(llama):
         "dropout": 0.0,
         "target_modules": None,
         "last_layers": 2,
+        "weight_decomposed": False,
+        "rank_stabilized": False,
     }
     again = EnsembleVoteRM(**module.hparams)
     assert again.lora == module.lora and again.num_members == 10 and again.seed == 3

@@ -81,7 +81,7 @@ def test_predicted_is_measured(network, backbone, share):
     ):  # the formula in docs/concepts/memory.md; the last layer runs for the ends alone
         width, keys, wide = 64, 32, 160
         layers = 4 * 4 * (9 * width + 2 * keys + 4 * wide) + 4 * (3 * width + 2 * keys)
-        assert load.activations.per_token == pytest.approx(layers, rel=0.01)
+        assert load.activations.per_token == pytest.approx(layers, rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 from pluralign.callbacks import AtomicCheckpointIO
 from pluralign.commands.checkpoints import newest_first
 from pluralign.models import PAL, BradleyTerryRM, MetaRM, consolidate
+from pluralign.train import main
 from pluralign.models.sharding import FullyShardedStrategy, ShardedCheckpoint, gathered, is_sharded_checkpoint
 
 TINY = {"model_type": "llama", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
@@ -70,16 +71,15 @@ def batches(batch):
     return [batch((2, 3, 2), seed=i) for i in range(3)]
 
 
-def test_a_module_is_divided_by_layers_and_keeps_its_name(tmp_path, batches):
+def test_a_module_is_divided_by_layers_and_checkpoints_know_its_class(tmp_path, batches):
     trainer, module = fitted("fsdp2", tmp_path, batches)
     assert isinstance(trainer.strategy, FullyShardedStrategy)
     groups = [part for part in module.modules() if isinstance(part, FSDPModule)]
     assert groups == [module, *module.backbone.model.layers]
     assert all(isinstance(parameter, DTensor) for parameter in module.parameters())
-    assert (
-        type(module).__name__ == "BradleyTerryRM"
-        and type(module).__module__ == "pluralign.models.bradley_terry"
-    )
+    checkpoint = {"state_dict": {}, "optimizer_states": []}
+    module.on_save_checkpoint(checkpoint)
+    assert checkpoint["pluralign"]["class_path"] == "pluralign.models.bradley_terry.BradleyTerryRM"
     with gathered(module):
         assert not any(isinstance(parameter, DTensor) for parameter in module.parameters())
     assert all(isinstance(parameter, DTensor) for parameter in module.parameters())
@@ -114,7 +114,7 @@ def test_a_folder_of_shards_is_replaced_whole_and_becomes_a_file(tmp_path, batch
     for _ in range(2):
         trainer.save_checkpoint(folder)
     assert is_sharded_checkpoint(folder) and len(list(folder.glob("shards-*"))) == 1
-    consolidate(folder, tmp_path / "whole.ckpt")
+    main(["consolidate", str(folder), "-o", str(tmp_path / "whole.ckpt")])
     loaded = BradleyTerryRM.load_from_checkpoint(tmp_path / "whole.ckpt").eval()
     with torch.no_grad(), gathered(module):
         expected = module.eval()(batches[0])["reward"]
