@@ -10,8 +10,8 @@ from torch.distributed.tensor import DTensor
 from pluralign.callbacks import AtomicCheckpointIO
 from pluralign.commands.checkpoints import newest_first
 from pluralign.models import PAL, BradleyTerryRM, MetaRM, consolidate
-from pluralign.train import main
 from pluralign.models.sharding import FullyShardedStrategy, ShardedCheckpoint, gathered, is_sharded_checkpoint
+from pluralign.train import main
 
 TINY = {"model_type": "llama", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
         "num_attention_heads": 2}  # fmt: skip
