@@ -29,6 +29,8 @@ __all__ = ["SideTable", "batch_items", "joinable_columns", "load_joins", "report
 Keys = NDArray[np.int64]
 LARGEST_INDEX = 2**31 - 1
 """No record has so many items; beyond it, the numbers of entries would no longer fit into 64 bits."""
+BLOCK = 1_000_000
+"""Items that are looked up at a time."""
 TOLERANCE = 1e-3
 """How far the sum of a given distribution may be from 1."""
 
@@ -64,7 +66,7 @@ class SideTable:
     path: str = ""
     _records: Keys = field(init=False, repr=False)
     _entries: Keys = field(init=False, repr=False)
-    _order: Keys = field(init=False, repr=False)
+    _order: NDArray[np.signedinteger[Any]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check and sort.
@@ -107,10 +109,16 @@ class SideTable:
         if len(index) and int(index.max()) > LARGEST_INDEX:
             raise ValueError(f"{where}: index must be at most {LARGEST_INDEX}, got {int(index.max())}")
         # An entry's number is the rank of its record, then its place: one sorted column to search.
-        records, rank = np.unique(keys, return_inverse=True)
-        entries = rank * self._stride(index) + index
-        order = np.argsort(entries, kind="stable")
-        entries = entries[order]
+        order = np.lexsort((index, keys))
+        records = keys[order]
+        first_of = np.concatenate([np.ones(min(1, len(records)), bool), records[1:] != records[:-1]])
+        entries = np.cumsum(first_of, dtype=np.int64)
+        entries -= 1
+        entries *= self._stride(index)
+        entries += index[order]
+        if not first_of.all():
+            records = records[first_of]
+        order = order.astype(np.min_scalar_type(-max(1, len(order))))  # tables have millions of entries
         if again := np.flatnonzero(entries[1:] == entries[:-1]).tolist():
             first = order[again[0]]
             raise ValueError(
@@ -152,14 +160,20 @@ class SideTable:
             index: Their places in them, (m,).
         """
         keys, places = np.asarray(record_key, np.int64), np.asarray(index, np.int64)
-        if not len(self):
-            return np.full(len(keys), -1, dtype=np.int64)
+        found = np.full(len(keys), -1, dtype=np.int64)
+        if len(self):
+            for start in range(0, len(keys), BLOCK):  # of a whole split there are millions
+                part = slice(start, start + BLOCK)
+                found[part] = self._find(keys[part], places[part])
+        return found
+
+    def _find(self, keys: Keys, places: Keys) -> Keys:
         stride = self._stride(self.index)
         rank = np.minimum(np.searchsorted(self._records, keys), len(self._records) - 1)
         number = rank * stride + places
         entry = np.minimum(np.searchsorted(self._entries, number), len(self._entries) - 1)
         same = (self._records[rank] == keys) & (places < stride) & (self._entries[entry] == number)
-        return np.where(same, self._order[entry], -1)
+        return np.where(same, self._order[entry].astype(np.int64), -1)
 
     def join(self, values: Tensor, record_key: ArrayLike, index: ArrayLike) -> Tensor:
         """Values of items with those of the entries in their places.
@@ -203,6 +217,7 @@ class SideTable:
             FileNotFoundError: If there is none.
             ValueError: If it is no Parquet file, its columns are not those of a side table, or what ``SideTable`` raises.
         """
+        import pyarrow as pa
         from pyarrow import ArrowException, parquet
 
         if not Path(path).is_file():
@@ -223,7 +238,11 @@ class SideTable:
             )
         try:
             with np.errstate(over="ignore"):  # as above
-                values = np.asarray(table.column(names[0]).to_pylist(), np.float32)
+                column = table.column(names[0])
+                flat = (
+                    pa.types.is_floating(column.type) or pa.types.is_integer(column.type)
+                ) and not column.null_count
+                values = np.array(column.to_numpy() if flat else column.to_pylist(), np.float32)
         except (OverflowError, TypeError, ValueError) as error:
             raise ValueError(
                 f"side table {path}: a value is no number, or lists differ in length ({error})"

@@ -113,7 +113,8 @@ class PreparedData(TextData, ABC):
                 f"validation_share must not be given, got {validation_share}: {type(self).__name__} has a validation "
                 f"split of its own; leave it out, or where a recipe gives it, set it to {VALIDATION_SHARE}"
             )
-        self.loader, self.on_invalid = loader, on_invalid
+        self.loader = loader
+        self.on_invalid: OnInvalid = on_invalid
         self.validation_share, self.merged_tokens = validation_share, merged_tokens
         self.num_processes = num_processes
         self._held_out: str | None = None

@@ -148,8 +148,7 @@ def _chunks(data: RecordSource, source: str, shard: Shard) -> Iterator[list[Chun
         if not read:
             return
         own = number % shard.total == shard.number - 1
-        if own or data.notes_need_records:
-            chunk = [_routed(data, source, row) for row in read]
+        chunk = [_routed(data, source, row) for row in read] if own or data.notes_need_records else []
         if own:
             yield chunk
 
