@@ -47,11 +47,13 @@ def file_name(method):
 
 
 def recipes():
-    """Recipes that ``fit`` takes, each with the file for its method."""
+    """Of each method a recipe that ``fit`` takes, with the file for it."""
+    found = {}
     for path in sorted((ROOT / "configs").glob("*.yaml")):
         settings = settings_of(path)
         if "model" in settings and "trainer" in settings:
-            yield path, FOLDER / f"{file_name(settings['model']['class_path'])}.yaml"
+            found[FOLDER / f"{file_name(settings['model']['class_path'])}.yaml"] = path
+    return [(path, overlay) for overlay, path in found.items()]
 
 
 RECIPES = [pytest.param(*pair, id=pair[0].stem) for pair in recipes()]
