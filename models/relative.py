@@ -10,7 +10,7 @@ from typing import Any, Unpack
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pluralign.datamodules.checks import check_range
@@ -214,9 +214,10 @@ class RolloutModule(RespondingModule, ABC):
         """What each optimiser step of a round learns from, and what its loss is multiplied by."""
         sizes = [rollouts.num_items]
         if self.trainer.world_size > 1:
-            of_ranks = self.all_gather(torch.tensor(sizes[0], device=self.device))
-            assert isinstance(of_ranks, Tensor)  # as what was gathered
-            sizes = of_ranks.tolist()
+            own = torch.tensor([sizes[0]], device=self.device)
+            of_ranks = [torch.zeros_like(own) for _ in range(self.trainer.world_size)]
+            distributed.all_gather(of_ranks, own)
+            sizes = torch.cat(of_ranks).tolist()
         generator = torch.Generator().manual_seed(self.seed_of(int(self.num_rounds), -1))
         for _ in range(self.num_epochs):
             for items, weight in steps_of(sizes, self.global_rank, self.batch_size, generator):
