@@ -312,6 +312,8 @@ def test_every_method_trains_on_two_ranks_as_its_file_says(tmp_path, environment
     (tmp_path / "driver.py").write_text(DRIVER)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     launcher += [f"--master-port={free_port()}", "driver.py"]
-    done = subprocess.run(launcher, env=environment, capture_output=True, text=True, timeout=1500, check=False)
+    done = subprocess.run(
+        launcher, env=environment, capture_output=True, text=True, timeout=1500, check=False
+    )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
     assert done.stdout.count("all done") == 2

@@ -25,7 +25,9 @@ def test_policies_in_shards_are_those_of_ddp(tmp_path, environment):
     (tmp_path / "driver.py").write_text(cluster.DRIVER)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     launcher += [f"--master-port={cluster.free_port()}", "driver.py"]
-    done = subprocess.run(launcher, env=environment, capture_output=True, text=True, timeout=1500, check=False)
+    done = subprocess.run(
+        launcher, env=environment, capture_output=True, text=True, timeout=1500, check=False
+    )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
     for number in range(len(runs)):
         paths = [next((tmp_path / name / str(number)).rglob("last.ckpt")) for name in ("ddp", "fsdp2")]
