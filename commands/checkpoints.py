@@ -19,6 +19,7 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from pluralign.callbacks import AtomicCheckpointIO
+from pluralign.callbacks.checkpoint_io import unreadable_checkpoint
 from pluralign.datamodules.untrusted import UNREADABLE, check_bytes
 from pluralign.inference.opening import best_of_run
 from pluralign.inference.run_files import RECORD
@@ -230,6 +231,19 @@ def _changed(path: Path) -> str | None:
     return None
 
 
+def _whole(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds that is the one to read; ValueError, by name, if it is not as it was written."""
+    try:
+        content = _without_weights(path)
+    except UNREADABLE as error:
+        if is_sharded_checkpoint(path):
+            raise  # it has said which one it is
+        raise unreadable_checkpoint(path, error) from error
+    if problem := _changed(path):
+        raise unreadable_checkpoint(path, ValueError(problem))
+    return content
+
+
 def _without_weights(path: Path) -> dict[str, Any]:
     """What a checkpoint holds; its weights stay where they are, for those that are passed over are not needed."""
     if is_sharded_checkpoint(path):
@@ -277,7 +291,7 @@ def _choice(config: Namespace, wanted: Settings, *, fitting: bool) -> Path | Non
         for path, content in _candidates(search, wanted, fitting=fitting):
             chosen = path if given == "last" else best_checkpoint(path, content)
             if chosen != path:
-                content = _without_weights(chosen)
+                content = _whole(chosen)
             written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(chosen.stat().st_mtime))
             step, epoch = content["global_step"], content["epoch"]
             _say(f"{given} is {chosen} (step {step:,}, epoch {epoch}, written {written})")
