@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -19,11 +17,12 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from pluralign.callbacks import AtomicCheckpointIO
+from pluralign.callbacks.checkpoint_io import unreadable_checkpoint
 from pluralign.datamodules.untrusted import UNREADABLE, check_bytes
 from pluralign.inference.opening import best_of_run
-from pluralign.inference.run_files import RECORD
-from pluralign.models.sharding import ShardedCheckpoint, is_sharded_checkpoint
+from pluralign.models.sharding import is_sharded_checkpoint
 
+from .newest import beside_weights, newest_first
 from .saved_settings import without_credentials
 
 __all__ = [
@@ -37,7 +36,6 @@ __all__ = [
     "keep_whole",
     "leave_runs_alone",
     "loggers_of",
-    "newest_first",
     "plain_settings",
     "recipe",
     "settle_checkpoint",
@@ -60,8 +58,6 @@ OF_TRAINING = ("optimizer", "lr_scheduler", "init_from", "init_may_differ")
 LOGGERS = ("RunLogger", "CSVLogger", "TensorBoardLogger")
 """Loggers whose folders are SAVE_DIR/NAME/VERSION."""
 SHOWN = 3
-AHEAD = 600.0
-"""Seconds that clocks of machines which share a disk may differ by."""
 
 
 @dataclass
@@ -157,51 +153,12 @@ def _folders(config: Namespace) -> list[Path]:
     return [Path(name) for name in dict.fromkeys(filter(None, names))]
 
 
-def newest_first(folders: Sequence[Path]) -> Iterator[Path]:
-    """Checkpoints below some folders, files and folders of shards: those of the newest run first, of each run the furthest first.
-
-    Clocks are asked for the order of runs alone. Within the folder of a run, which has a ``run.json``, steps decide: a clock that
-    was put back while the run went on, or that of another machine, says nothing. A file from the future is of a clock that
-    was wrong then, or of before it was put back: it comes after all others.
-    """
-    found = (path for folder in folders for path in folder.rglob("*.ckpt"))
-    paths = {path.resolve(): path for path in found if path.is_file() or is_sharded_checkpoint(path)}
-    runs: dict[Path, list[Path]] = {}
-    for path in paths.values():
-        runs.setdefault(_run_of(path), []).append(path)
-    now = time.time()
-    for run in sorted(runs.values(), key=lambda run: max(_written(path, now) for path in run), reverse=True):
-        if len(run) == 1:
-            yield from run
-        else:
-            yield from sorted(run, key=lambda path: (_step(path), _written(path, now)), reverse=True)
-
-
-def _run_of(path: Path) -> Path:
-    """The folder of the run that a checkpoint lies in; the checkpoint itself where none says that it is one."""
-    return next((folder for folder in path.parents[:3] if (folder / RECORD).is_file()), path)
-
-
-def _written(path: Path, now: float) -> tuple[bool, float]:
-    """When a file was written, in the order of what can be believed."""
-    moment = path.stat().st_mtime
-    return moment <= now + AHEAD, moment
-
-
-def _step(path: Path) -> float:
-    """Optimiser steps of a checkpoint; of one that cannot be read more than any, for it may have been the furthest."""
-    try:
-        return float(_without_weights(path)["global_step"])
-    except (*UNREADABLE, KeyError):
-        return math.inf
-
-
 def _candidates(search: _Search, wanted: Settings, *, fitting: bool) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Whole checkpoints of this configuration, the newest first, with what they hold."""
     for path in newest_first(search.folders):
         search.looked_at += 1
         try:
-            content = _without_weights(path)
+            content = beside_weights(path)
         except UNREADABLE:
             content = None
         if not isinstance(content, dict) or "state_dict" not in content:
@@ -230,11 +187,16 @@ def _changed(path: Path) -> str | None:
     return None
 
 
-def _without_weights(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds; its weights stay where they are, for those that are passed over are not needed."""
-    if is_sharded_checkpoint(path):
-        return ShardedCheckpoint(path).without_tensors()
-    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+def _whole(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds that is the one to read; ValueError, by name, if it is not as it was written."""
+    try:
+        content = beside_weights(path)
+    except UNREADABLE as error:
+        if is_sharded_checkpoint(path):
+            raise  # it has said which one it is
+        raise unreadable_checkpoint(path, error) from error
+    if problem := _changed(path):
+        raise unreadable_checkpoint(path, ValueError(problem))
     return content
 
 
@@ -277,7 +239,7 @@ def _choice(config: Namespace, wanted: Settings, *, fitting: bool) -> Path | Non
         for path, content in _candidates(search, wanted, fitting=fitting):
             chosen = path if given == "last" else best_checkpoint(path, content)
             if chosen != path:
-                content = _without_weights(chosen)
+                content = _whole(chosen)
             written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(chosen.stat().st_mtime))
             step, epoch = content["global_step"], content["epoch"]
             _say(f"{given} is {chosen} (step {step:,}, epoch {epoch}, written {written})")
@@ -285,7 +247,7 @@ def _choice(config: Namespace, wanted: Settings, *, fitting: bool) -> Path | Non
         raise FileNotFoundError(_nothing(given, search))
     if given and given != "hpc" and "://" not in given and not given.startswith("registry"):
         if is_sharded_checkpoint(given):
-            content = _without_weights(Path(given))
+            content = beside_weights(Path(given))
         else:
             content = AtomicCheckpointIO().load_checkpoint(given, "cpu", weights_only=config.weights_only)
         if fitting and "optimizer_states" not in content:

@@ -20,6 +20,7 @@ from pluralign.inference.private import homeless
 from pluralign.inference.run_files import RECORD, VERSION, run_record
 from pluralign.models.base import BaseModule, datamodule_of
 
+from .newest import LEFT_BEHIND, left_behind
 from .run_surroundings import device_name, git_state, host_code, plain_words, versions
 
 __all__ = ["RunRecorder", "better_of"]
@@ -99,6 +100,7 @@ class RunRecorder(L.Callback):
         """Note where the run begins: by now a checkpoint is restored."""
         if self._path is not None:
             self.record["sessions"][-1]["from_step"] = trainer.global_step
+            self.record[LEFT_BEHIND] = left_behind(self._path.parent, trainer.global_step)
             if isinstance(pl_module, BaseModule) and pl_module.max_tokens is not None:
                 self.record["data"]["max_tokens"] = pl_module.max_tokens
             self._write(trainer)

@@ -17,7 +17,8 @@ from pluralign import __version__
 from pluralign.datamodules.untrusted import UNREADABLE, json_object, path_inside
 from pluralign.datamodules.whole_files import written_whole
 
-from .checkpoints import best_checkpoint, newest_first
+from .checkpoints import best_checkpoint
+from .newest import newest_first
 from .stage_settings import Inputs
 
 if sys.platform != "win32":

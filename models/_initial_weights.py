@@ -53,7 +53,7 @@ def read_checkpoint(path: str, setting: str = "init_from") -> dict[str, Any]:
 
 
 def mapped_content(path: str) -> object:
-    """What a checkpoint holds, whatever that is; weights are mapped, not read.
+    """What a checkpoint holds, whatever that is; weights are mapped, not kept in memory.
 
     Args:
         path: The file.
@@ -92,8 +92,7 @@ def _plain(path: str, setting: str, *, mapped: bool) -> Any:  # noqa: ANN401  an
     size = Path(path).stat().st_size
     try:
         check_archive(Path(path))
-        if not mapped:  # which reads all of it
-            check_bytes(Path(path))
+        check_bytes(Path(path))
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         check_claims(content, size)
     except UNREADABLE as error:

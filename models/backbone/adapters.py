@@ -10,7 +10,7 @@ once for all of them.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -130,6 +130,8 @@ class AdapterSet:
     def reset(self, name: str, generator: torch.Generator) -> None:
         """Draw an adapter anew, without effect, as PEFT draws it: the first factor uniform, the second zero, DoRA's lengths the base's.
 
+        Of embeddings the first is zero and the second normal.
+
         Args:
             name: Which.
             generator: Of the CPU, so that an adapter is the same on every device.
@@ -137,15 +139,23 @@ class AdapterSet:
         from peft.tuners.lora import LoraLayer
 
         for part in self.wrapped:
-            for holder, zero in (("lora_A", False), ("lora_B", True)):
-                weight = getattr(part, holder)[name].weight
+            if not isinstance(part, LoraLayer):
+                continue
+            embeds = name in part.lora_embedding_A
+            if embeds:
+                weights = [part.lora_embedding_A[name], part.lora_embedding_B[name]]
+            else:
+                weights = [cast(nn.Linear, factors[name]).weight for factors in (part.lora_A, part.lora_B)]
+            for weight, zero in zip(weights, (embeds, not embeds), strict=True):
                 drawn = torch.zeros(
                     weight.shape, device="cpu"
                 )  # as the generator, wherever modules are being built
-                if not zero:
+                if embeds and not zero:
+                    nn.init.normal_(drawn, generator=generator)
+                elif not zero:
                     nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
                 weight.copy_(drawn)
-            if isinstance(part, LoraLayer) and name in part.lora_magnitude_vector:
+            if name in part.lora_magnitude_vector:
                 start_magnitude(part, name)
 
     def recompute_as_run(self) -> None:

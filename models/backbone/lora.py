@@ -180,13 +180,14 @@ def merged_weight(layer: "LoraLayer", adapters: Iterable[str]) -> Tensor:
     base = cast(Tensor, layer.get_base_layer().weight).detach().float()
     weight = base
     for name in adapters:
-        if name not in layer.lora_A:
+        embeds = name in layer.lora_embedding_A
+        if name not in layer.lora_A and not embeds:
             continue
         update = cast(Tensor, layer.get_delta_weight(name)).detach().float()  # type: ignore[attr-defined]  # of its subclasses
         weight = weight + update
         if name in layer.lora_magnitude_vector:
             # PEFT measures rows without the adapters beneath, and scales these, too.
-            outputs = 1 if getattr(layer, "fan_in_fan_out", False) else 0
+            outputs = 1 if embeds or getattr(layer, "fan_in_fan_out", False) else 0
             norm = torch.linalg.vector_norm(base + update, dim=1 - outputs, keepdim=True)
             magnitude = cast("DoraLinearLayer", layer.lora_magnitude_vector[name]).weight.detach().float()
             weight = weight * (magnitude.view(norm.shape) / norm)
@@ -217,7 +218,10 @@ def start_magnitude(layer: "LoraLayer", name: str) -> None:
     """
     from peft.utils.integrations import dequantize_module_weight
 
-    first, second = (cast(nn.Linear, factors[name]).weight for factors in (layer.lora_A, layer.lora_B))
+    if name in layer.lora_embedding_A:
+        first, second = layer.lora_embedding_A[name], layer.lora_embedding_B[name]
+    else:
+        first, second = (cast(nn.Linear, factors[name]).weight for factors in (layer.lora_A, layer.lora_B))
     decomposed = cast("DoraLinearLayer", layer.lora_magnitude_vector[name])
     weight = cast(Tensor, dequantize_module_weight(layer.get_base_layer())).to(first)
     decomposed.weight.copy_(decomposed.get_weight_norm(weight, second @ first, layer.scaling[name]))

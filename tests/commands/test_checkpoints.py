@@ -84,6 +84,21 @@ def interrupted(monkeypatch, step, *words):
             fit(*words)
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:Checkpoint directory")
+def test_a_run_that_begins_again_in_its_folder_does_not_go_on_from_the_one_of_before(monkeypatch, capsys):
+    fit("--trainer.logger.version=version_0")
+    assert json.loads((RUN / "run.json").read_text())["left_behind"] == {}
+    before = {path.name for path in LAST.parent.iterdir()}
+    interrupted(monkeypatch, 4, "--trainer.logger.version=version_0")
+    behind = json.loads((RUN / "run.json").read_text())["left_behind"]
+    assert {Path(name).name for name in behind} == before
+    capsys.readouterr()
+    fit("--ckpt_path=last", "--trainer.max_steps=5")
+    printed = capsys.readouterr().out
+    assert "(step 4, " in printed or "(step 3, " in printed
+    assert json.loads((RUN / "run.json").read_text())["step"] == 5
+
+
 def step(path=LAST):
     return torch.load(path, weights_only=True)["global_step"]
 

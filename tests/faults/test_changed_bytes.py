@@ -10,7 +10,7 @@ from pluralign.callbacks import AtomicCheckpointIO
 from pluralign.commands import checkpoints
 from pluralign.commands.checkpoints import TRAINING
 from pluralign.datamodules.untrusted import check_bytes
-from pluralign.models import restored_module
+from pluralign.models import PAL, restored_module
 
 SAVED = Path(__file__).parents[1] / "saved" / "pal" / "last.ckpt"
 CHANGED = r"its bytes are not those that were written \(the checksum of .*data/\d+ differs\)"
@@ -50,6 +50,32 @@ def test_a_changed_byte_is_an_error_wherever_weights_are_read(changed):
         restored_module(changed)
     with pytest.raises(ValueError, match=CHANGED):
         pluralign.load(changed, device="cpu")
+    with pytest.raises(ValueError, match=CHANGED):
+        PAL.load_from_checkpoint(changed, weights_only=True)
+
+
+def test_a_checkpoint_that_was_written_without_checksums_is_read(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        AtomicCheckpointIO().save_checkpoint({"state_dict": {"weight": torch.ones(9)}}, tmp_path / "a.ckpt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    found = AtomicCheckpointIO().load_checkpoint(tmp_path / "a.ckpt")
+    assert found["state_dict"]["weight"].tolist() == [1.0] * 9
+
+
+@pytest.mark.parametrize("how", ["changed", "cut"])
+def test_a_best_one_that_is_not_whole_is_named(how, tmp_path):
+    path, state = tmp_path / "best.ckpt", {"weight": torch.randn(500)}
+    torch.save({"state_dict": state, "global_step": 4, "epoch": 0}, path)
+    assert checkpoints._whole(path)["global_step"] == 4
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[:-50])
+    else:
+        flipped(path, state)
+    told = "it ends in the middle" if how == "cut" else CHANGED
+    with pytest.raises(ValueError, match=rf"best\.ckpt is no checkpoint that a run can start from: {told}"):
+        checkpoints._whole(path)
 
 
 def test_last_passes_over_it(tmp_path, capsys):

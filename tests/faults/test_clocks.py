@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from pluralign.commands.checkpoints import newest_first
+from pluralign.commands.newest import left_behind, newest_first
 from pluralign.commands.run_folders import read_run
 
 NOW = time.time()
@@ -44,6 +44,20 @@ def test_what_cannot_be_read_may_have_been_the_furthest(saved, tmp_path):
     folder = saved("a", [("step=4.ckpt", 4, HOUR), ("last.ckpt", 9, 2 * HOUR)])
     (folder / "last.ckpt").write_bytes((folder / "last.ckpt").read_bytes()[:-50])
     assert names(tmp_path) == ["a/last.ckpt", "a/step=4.ckpt"]
+
+
+def test_what_a_run_has_left_behind_comes_after_what_it_has_written_since(saved, tmp_path):
+    folder = saved("a", [("old.ckpt", 900, HOUR), ("last.ckpt", 900, HOUR), ("step=4.ckpt", 4, 2 * HOUR)])
+    behind = left_behind(folder.parent, 0)
+    assert behind.keys() == {"checkpoints/old.ckpt", "checkpoints/last.ckpt", "checkpoints/step=4.ckpt"}
+    assert left_behind(folder.parent, 4).keys() == {"checkpoints/old.ckpt", "checkpoints/last.ckpt"}
+    record = {"version": 1, "sessions": [{}], "left_behind": behind}
+    (folder.parent / "run.json").write_text(json.dumps(record))
+    torch.save(
+        {"state_dict": {}, "global_step": 7}, folder / "last.ckpt"
+    )  # of the same name, by a clock put back
+    os.utime(folder / "last.ckpt", (NOW - 9 * HOUR, NOW - 9 * HOUR))
+    assert names(tmp_path) == ["a/last.ckpt", "a/old.ckpt", "a/step=4.ckpt"]
 
 
 def test_the_newest_run_is_not_the_longest_one(saved, tmp_path):

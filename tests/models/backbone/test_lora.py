@@ -56,6 +56,29 @@ def test_a_row_has_its_trained_length_and_the_direction_of_base_and_update(netwo
         torch.testing.assert_close(merged.double(), expected, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("decomposed", [False, True], ids=["lora", "dora"])
+def test_adapted_embeddings_are_merged_begin_anew_and_measured(decomposed):
+    shape = LoRAConfig(rank=2, weight_decomposed=decomposed, target_modules=["q_proj", "embed_tokens"])
+    module = backbone("llama", None)
+    module.add_adapters(["upper"], shape)
+    adapters, ids = module.adapters, torch.arange(50)
+    embeddings = module.model.get_base_model().embed_tokens
+    base = embeddings.get_base_layer().weight.detach().clone()
+    changed(module)
+    with torch.no_grad():
+        embeddings.lora_embedding_A["upper"].normal_(generator=torch.Generator().manual_seed(1))
+        adapters.switch("upper")
+        found = embeddings(ids)
+        assert not torch.allclose(found, base[ids], atol=0.1)
+        torch.testing.assert_close(merged_weight(embeddings, ["upper"])[ids], found, atol=1e-5, rtol=1e-5)
+        adapters.reset("upper", torch.Generator().manual_seed(0))
+        torch.testing.assert_close(embeddings(ids), base[ids], atol=1e-6, rtol=1e-5)
+        assert embeddings.lora_embedding_B["upper"].any()
+        embeddings.get_base_layer().weight.mul_(2)
+        start_magnitudes(module)
+        torch.testing.assert_close(embeddings(ids), 2 * base[ids], atol=1e-6, rtol=1e-5)
+
+
 def test_the_update_shrinks_with_the_root_of_a_stabilised_rank():
     plain, stable = (
         layers(backbone(lora=LoRAConfig(rank=16, alpha=8.0, rank_stabilized=s)))[0] for s in (False, True)

@@ -8,7 +8,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from pluralign.callbacks import AtomicCheckpointIO
-from pluralign.commands.checkpoints import newest_first
+from pluralign.commands.newest import newest_first
 from pluralign.models import PAL, BradleyTerryRM, MetaRM, consolidate
 from pluralign.models.sharding import FullyShardedStrategy, ShardedCheckpoint, gathered, is_sharded_checkpoint
 from pluralign.train import main
