@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import pluralign
-from pluralign.inference.private import homeless, is_secret, without_secrets
+from pluralign.inference.private import homeless, is_secret, without_login, without_secrets
 
 __all__ = ["device_name", "git_state", "host_code", "plain_words", "versions"]
 
@@ -74,7 +74,7 @@ def plain_words(words: Sequence[str]) -> list[str]:
     for word in words:
         name, equals, _ = word.partition("=")
         secret = name.startswith("-") and is_secret(name)
-        told = homeless(without_secrets(word))
+        told = homeless(without_login(without_secrets(word)))
         plain.append("***" if hide else f"{name}=***" if secret and equals else told)
         hide = secret and not equals
     return plain

@@ -62,7 +62,7 @@ def without_credentials(settings: Any, found: list[str], name: str = "") -> Any:
     """Settings with ``***`` in the place of credentials.
 
     Args:
-        settings: Namespaces, mappings and lists are changed in place.
+        settings: Namespaces, mappings and lists are changed in place, tuples made anew.
         found: Gets the names of what was taken out.
         name: Of the settings as a whole.
 
@@ -76,6 +76,8 @@ def without_credentials(settings: Any, found: list[str], name: str = "") -> Any:
             settings[key] = value
     elif isinstance(settings, list):
         settings[:] = [without_credentials(each, found, name) for each in settings]
+    elif type(settings) is tuple:
+        return tuple(without_credentials(each, found, name) for each in settings)
     elif isinstance(settings, str) and settings:
         kept = MASK if is_credential(name.rpartition(".")[2]) else without_login(settings)
         if kept != settings:

@@ -12,17 +12,23 @@ SECRET = re.compile(r"(?i)(api_?key|token|secret|password)$")
 """The end of the name of a setting whose value nobody else is told."""
 
 WRITTEN = re.compile(
-    r"""(?i)((?:api_?key|token|secret|password)["']?\s*:\s*)("[^"]*"|'[^']*'|[^\s,}\]"']+)"""
+    r"""(?i)((?:(?:api|access|account|private|secret)_?key|token|secret|passwd|password)["']?\s*:\s*)"""
+    r"""("[^"]*"|'[^']*'|[^\s,}\]"']+)"""
 )
 """Such a name with a value behind it, within a text."""
 
 
 CREDENTIAL = re.compile(
-    r"(?i)(^|_)(api_?key|(access|auth|hf|hub|bearer|api|secret)_?(key|token)|secret|passwd|password)$|^token$"
+    r"(?i)(^|_)(api_?key|(access|account|auth|bearer|api|github|hf|hub|private|refresh|sas|secret|session)_?(key|token)|"
+    r"secret|passwd|password)$|^token$"
 )
 """Name of a setting that lets its reader in somewhere: closer than :data:`SECRET`, for a text such as `pad_token` is needed again."""
 LOGIN = re.compile(r"(?<=://)[^/@\s:]*:[^/@\s]+(?=@)")
 """User and password in an address."""
+QUERY = re.compile(r"(?<=://)[^\s'\"?]*\?[^\s'\"]*")
+"""An address up to the end of its query."""
+SIGNATURE = re.compile(r"(?i)(?<=[?&])([^=&]*(?:sig|signature|token|api_?key|secret|password)=)[^&,}\]]+")
+"""What of a query lets its reader in, such as the signature of a file that is open for a while."""
 
 
 def is_credential(name: str) -> bool:
@@ -35,12 +41,13 @@ def is_credential(name: str) -> bool:
 
 
 def without_login(text: str) -> str:
-    """Text with ``***`` in the place of user and password in addresses.
+    """Text with ``***`` in the place of user and password in addresses, and of signatures and tokens in their queries.
 
     Args:
         text: Any.
     """
-    return LOGIN.sub(MASK, text)
+    text = LOGIN.sub(MASK, text)
+    return QUERY.sub(lambda address: SIGNATURE.sub(rf"\g<1>{MASK}", address[0]), text)
 
 
 def is_secret(name: str) -> bool:
@@ -49,7 +56,8 @@ def is_secret(name: str) -> bool:
     Args:
         name: Of the setting.
     """
-    return SECRET.search(name) is not None
+    last = name.rpartition(".")[2].lstrip("-").replace("-", "_")
+    return SECRET.search(name) is not None or is_credential(last)
 
 
 def without_secrets(text: str) -> str:

@@ -216,10 +216,16 @@ class TokenBudgetBatchSampler(DistributedSampler[list[int]]):
         return batches
 
     def heaviest(self) -> tuple[list[int], int]:
-        """Records of the batch of the current epoch that has most tokens, on whichever rank, and how many these are."""
+        """Records of the batch of the current epoch that takes most memory, on whichever rank, and how many tokens it has.
+
+        Those are the real ones of shared rows, which are packed, and of separate rows those with their padding.
+        """
         plan = self.plan(self.epoch)
-        before = np.concatenate([[0], np.cumsum((self.rows * self.lengths)[plan.records])])
+        each = self.lengths if self.layout == "shared" else self.rows
+        before = np.concatenate([[0], np.cumsum(each[plan.records], dtype=np.int64)])
         tokens = before[plan.stops] - before[plan.starts]
+        if self.layout == "separate":  # the first record of a batch is the longest
+            tokens *= self.lengths[plan.records[plan.starts]]
         place = int(np.argmax(tokens))
         others = [] if self.beside is None else (self.beside[0] + len(self.lengths)).tolist()
         return [*plan[place].tolist(), *others], int(tokens[place])

@@ -156,6 +156,25 @@ def test_secrets_and_home_are_no_words_of_a_run(monkeypatch):
     assert homeless("/home/anna/x /home/ann") == "/home/anna/x ~"
 
 
+def test_addresses_and_keys_by_other_names_are_no_words_of_a_run():
+    words = [
+        "--data.train=https://ann:pw@host/a.jsonl?sig=abc&se=1",
+        "--trainer.logger.init_args.secret_key=abc",
+        "--trainer.logger.init_args.aws-secret-access-key",
+        "def",
+        "--trainer.logger={init_args: {secret_key: abc, account_key: d, max_tokens: 5, tokenizer: byte}}",
+        "--data.loader.max_tokens=5",
+    ]
+    assert plain_words(words) == [
+        "--data.train=https://***@host/a.jsonl?sig=***&se=1",
+        "--trainer.logger.init_args.secret_key=***",
+        "--trainer.logger.init_args.aws-secret-access-key",
+        "***",
+        "--trainer.logger={init_args: {secret_key: ***, account_key: ***, max_tokens: 5, tokenizer: byte}}",
+        "--data.loader.max_tokens=5",
+    ]
+
+
 def test_another_folder_is_told_as_it_is_and_the_home_folder_by_either_name(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", "/root")
     assert homeless("/data/root/x, x=/root/y, 'file:///root'") == "/data/root/x, x=~/y, 'file://~'"

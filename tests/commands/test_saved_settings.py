@@ -17,7 +17,7 @@ LLAMA = {
 
 
 @pytest.mark.parametrize(
-    "name", ["api_key", "apikey", "API_KEY", "wandb_api_key", "token", "hf_token", "password", "secret_key"]
+    "name", ["api_key", "apikey", "API_KEY", "wandb_api_key", "token", "hf_token", "password", "secret_key", "account_key", "sas_token", "aws_session_token", "private_key"]
 )
 def test_credentials(name):
     assert is_credential(name)
@@ -37,6 +37,16 @@ def test_addresses():
     )
 
 
+def test_signatures_in_addresses():
+    signed = "https://h/a.jsonl?sv=1&sig=ab%2Bc&se=2 s3://b/c?X-Amz-Signature=f00&X-Amz-Security-Token=t"
+    assert (
+        without_login(signed)
+        == "https://h/a.jsonl?sv=1&sig=***&se=2 s3://b/c?X-Amz-Signature=***&X-Amz-Security-Token=***"
+    )
+    for plain in ("https://h/a?max_tokens=3&design=4", "what is this? token=5", "{token: x?sig=3}"):
+        assert without_login(plain) == plain
+
+
 def test_nested_settings():
     found = []
     settings = {"a": [{"api_key": "k", "n": 3}], "url": "http://u:p@h", "token": None, "pad_token": "<pad>"}
@@ -48,6 +58,9 @@ def test_nested_settings():
         "pad_token": "<pad>",
     }
     assert found == ["a.api_key", "url"]
+    assert without_credentials({"a": ("x", "http://u:p@h", ("y",))}, []) == {
+        "a": ("x", "http://***@h", ("y",))
+    }
 
 
 def test_a_run_keeps_no_secret(tmp_path, monkeypatch):
