@@ -17,7 +17,21 @@ LLAMA = {
 
 
 @pytest.mark.parametrize(
-    "name", ["api_key", "apikey", "API_KEY", "wandb_api_key", "token", "hf_token", "password", "secret_key", "account_key", "sas_token", "aws_session_token", "private_key"]
+    "name",
+    [
+        "api_key",
+        "apikey",
+        "API_KEY",
+        "wandb_api_key",
+        "token",
+        "hf_token",
+        "password",
+        "secret_key",
+        "account_key",
+        "sas_token",
+        "aws_session_token",
+        "private_key",
+    ],
 )
 def test_credentials(name):
     assert is_credential(name)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
 from pluralign.datamodules.base import LoaderConfig
+from pluralign.datamodules.batches.plans import BatchPlan
 from pluralign.datamodules.batches.sampler import PreferenceDataLoader, TokenBudgetBatchSampler
 
 
@@ -154,7 +155,16 @@ def test_separate_layout_counts_every_response_as_a_row():
 
 @pytest.mark.parametrize("layout", ["shared", "separate"])
 def test_the_heaviest_batch_is_counted_as_rows_are_read_in_the_layout(layout):
-    lengths = [100, 1, 1, 1, 40, 40, 40, 40]  # sorted within two: the one long text makes three others as long
+    lengths = [
+        100,
+        1,
+        1,
+        1,
+        40,
+        40,
+        40,
+        40,
+    ]  # sorted within two: the one long text makes three others as long
     sizes = np.asarray([(1, 1, n - 1, n - 1) for n in lengths], np.int32)
     sampler = TokenBudgetBatchSampler(sizes, layout=layout, batch_size=4, shuffle=False)
     sampler._first = BatchPlan(np.arange(8), np.asarray([0, 4]), np.asarray([4, 8]))
@@ -164,7 +174,9 @@ def test_the_heaviest_batch_is_counted_as_rows_are_read_in_the_layout(layout):
 
 def test_the_tokens_of_a_heavy_batch_fit_into_no_32_bits():
     sizes = np.tile(np.asarray([(2**16, 1, 2**15, 2**15)], np.int32), (2, 1))
-    assert TokenBudgetBatchSampler(sizes, layout="separate", batch_size=2, shuffle=False).heaviest()[1] > 2**32
+    assert (
+        TokenBudgetBatchSampler(sizes, layout="separate", batch_size=2, shuffle=False).heaviest()[1] > 2**32
+    )
 
 
 def test_single_records_are_not_repeated_on_one_rank():
