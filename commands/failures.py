@@ -124,11 +124,13 @@ def short_failure(error: BaseException) -> str | None:
     about settings (``MisconfigurationException``, or a ``ValueError`` of its trainer), or if it is the system's about a file. It counts wherever it stands among the causes of an error.
     """
     for link in _chain(error):
+        if told := _of_workers(str(link)):
+            return told
         if _is_told(type(link).__name__, _raised_in(link)):
             return str(link).strip()
         if isinstance(link, OSError) and link.errno is not None:
             return _of_system(link)
-        if told := _of_workers(str(link)) or _of_another_process(str(link)):
+        if told := _of_another_process(str(link)):
             return told
     return None
 

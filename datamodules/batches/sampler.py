@@ -8,6 +8,7 @@ epoch has: what Lightning and learning rate schedules rely on.
 
 import warnings
 from collections.abc import Iterator
+from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 import numpy as np
@@ -328,12 +329,25 @@ class ResumableDataLoader(DataLoader[Batch]):
     sampler: TokenBudgetBatchSampler  # pyright: ignore[reportIncompatibleVariableOverride]  what it is given
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        """Batches of the current epoch; each one counts when it is handed out."""
+        """Batches of the current epoch; each one counts when it is handed out.
+
+        Raises:
+            RuntimeError: If a worker process has ended before its time; says which.
+        """
         sampler = self.sampler
         sampler._position = sampler._start
-        for batch in super().__iter__():
-            sampler._position += 1
-            yield batch
+        try:
+            for batch in super().__iter__():
+                sampler._position += 1
+                yield batch
+        except (ConnectionError, EOFError, FileNotFoundError) as error:
+            # A worker that dies with a batch half handed over breaks the socket before torch looks who is there.
+            workers = getattr(self._iterator, "_workers", [])
+            ended = wait([worker.sentinel for worker in workers], timeout=1)
+            dead = [str(worker.pid) for worker in workers if worker.sentinel in ended]
+            if not dead:
+                raise
+            raise RuntimeError(f"DataLoader worker (pid(s) {', '.join(dead)}) exited unexpectedly") from error
         sampler._position = 0
 
     def heaviest(self) -> tuple[Batch, int]:

@@ -7,7 +7,7 @@ __all__ = ["RewardHead"]
 
 
 class RewardHead(nn.Linear):
-    """Linear map from pooled states to rewards that computes in float32, whatever it is stored in."""
+    """Linear map from pooled states to rewards that computes in float32, whatever it is stored in; float64 stays float64."""
 
     def __init__(self, in_features: int, out_features: int = 1) -> None:
         """Initialise with standard deviation 1 / sqrt(in_features + 1), without bias.
@@ -25,6 +25,7 @@ class RewardHead(nn.Linear):
         nn.init.normal_(self.weight, std=(self.in_features + 1) ** -0.5)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Map (R, H) of any float dtype to (R, out) float32."""
+        """Map (R, H) of any float dtype to (R, out) float32, of float64 to float64."""
+        single = torch.promote_types(input.dtype, torch.float32)
         with torch.autocast(input.device.type, enabled=False):
-            return nn.functional.linear(input.float(), self.weight.float())
+            return nn.functional.linear(input.to(single), self.weight.to(single))

@@ -293,9 +293,10 @@ class EnsembleVoteRM(RewardModule):
                 rewards: Tensor = head(pooled)
                 return rewards
             states = pooled.expand(len(self.columns), *pooled.shape)
+        single = torch.promote_types(states.dtype, torch.float32)
         with torch.autocast(states.device.type, enabled=False):
-            states = self.dropout(states.float())
-            return torch.einsum("mrh,mh->rm", states, head.weight.float())
+            states = self.dropout(states.to(single))
+            return torch.einsum("mrh,mh->rm", states, head.weight.to(single))
 
     def _combined(self, rewards: Tensor) -> Tensor:
         """The ensemble's reward, (R,)."""

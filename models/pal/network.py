@@ -150,7 +150,7 @@ class Points(NamedTuple):
 
 
 class PALNetwork(nn.Module):
-    """Everything of PAL but its backbone and its users: float32 in, float32 out."""
+    """Everything of PAL but its backbone and its users: float32 in, float32 out; in a network of float64 float64."""
 
     def __init__(
         self,
@@ -206,12 +206,13 @@ class PALNetwork(nn.Module):
             prompt: Prompt of each response, (R,) int64, likewise.
 
         Returns:
-            The places, float32.
+            The places, float32; float64 of float64.
         """
-        states = states.float()
+        single = torch.promote_types(states.dtype, torch.float32)
+        states = states.to(single)
         if self.prompt_projectors is not None:
             assert prompts is not None and prompt is not None  # the caller knows the version
-            return Points(self.project(states), self.prompt_projectors(prompts.float()), prompt)
+            return Points(self.project(states), self.prompt_projectors(prompts.to(single)), prompt)
         assert self.prototypes is not None  # one of the two is there
         if self.mix != "f(P)w":
             return Points(self.project(states), self.prototypes)

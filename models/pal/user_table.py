@@ -173,7 +173,7 @@ class UserTable(nn.Module):
         That mean is taken as given: judgements of unknown users move no user's weights.
         """
         logits = nn.functional.embedding(rows.clamp_min(0), self._weights())
-        weights = (logits.float() / self.temperature).softmax(-1)
+        weights = self._mixture(logits)
         if rows.device.type == "cpu" and not bool((rows < 0).any()):
             return weights  # another device would have to be waited for
         return torch.where((rows < 0).unsqueeze(-1), self.population(), weights)
@@ -190,7 +190,12 @@ class UserTable(nn.Module):
     @torch.no_grad()
     def all_weights(self) -> Tensor:
         """Weights of every user, (U, K) float32, without gradient."""
-        return (self._weights().float() / self.temperature).softmax(-1)
+        return self._mixture(self._weights())
+
+    def _mixture(self, logits: Tensor) -> Tensor:
+        """Weights, (..., K) float32 (float64 of float64), each summing to 1."""
+        single = torch.promote_types(logits.dtype, torch.float32)
+        return (logits.to(single) / self.temperature).softmax(-1)
 
     @torch.no_grad()
     def others(self, users: Collection[str]) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
 
@@ -19,24 +20,29 @@ class Watch:
 
     def __init__(self, folder, fatal=None):
         self.folder, self.fatal, self.seen = Path(os.path.realpath(folder)), fatal, []
-        self.asleep = False
+        self.asleep, self.inside = (
+            False,
+            threading.local(),
+        )  # other threads change files meanwhile, such as TensorBoard's
         sys.addaudithook(self)
 
     def __call__(self, event, arguments):
-        if event not in CHANGES or self.asleep:
+        if event not in CHANGES or self.asleep or getattr(self.inside, "hook", False):
             return
         if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & WRITING):
             return
         path = arguments[CHANGES[event]]
         if isinstance(path, int):
             return
-        self.asleep = True  # what follows is no change
+        self.inside.hook = True  # what follows is no change
         whole = Path(os.path.abspath(os.fsdecode(path)))
         if whole.is_relative_to(self.folder):
-            if self.fatal == len(self.seen):
+            if (
+                self.fatal is not None and len(self.seen) >= self.fatal
+            ):  # another thread may have been in between
                 os.kill(os.getpid(), signal.SIGKILL)
             self.seen.append(f"{event} {whole.relative_to(self.folder)}")
-        self.asleep = False
+        self.inside.hook = False
 
 
 def forked(action, folder, printed, fatal=None):

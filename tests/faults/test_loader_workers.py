@@ -1,5 +1,6 @@
 """Processes that make batches: one that is killed, and one that hangs, end a run by name and lose no batch."""
 
+import json
 import os
 import signal
 import sys
@@ -10,6 +11,8 @@ import torch
 
 from pluralign.commands.failures import short_failure
 from pluralign.datamodules import LoaderConfig, SyntheticDataModule
+
+from .killing import finished
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked")
 
@@ -22,21 +25,64 @@ def loader(**settings):
     return data.train_dataloader()
 
 
-def test_a_killed_worker_is_named_and_the_batches_that_were_seen_are_known():
+def in_a_process(action, folder):
+    """What a function returns in a process of its own: where a worker dies torch's handler of signals raises anywhere in its parent."""
+    told = folder / "told.json"
+    finished(lambda: told.write_text(json.dumps(action())), folder, folder / "printed.txt")
+    return json.loads(told.read_text())
+
+
+def test_a_killed_worker_is_named_and_the_batches_that_were_seen_are_known(tmp_path):
     whole = [batch["id"] for batch in loader()]
-    killed, seen = loader(num_workers=1), []
-    with pytest.raises(RuntimeError) as caught:
-        for batch in killed:
-            seen.append(batch["id"])
-            if len(seen) == 3:
-                os.kill(killed._iterator._workers[0].pid, signal.SIGKILL)
-    told = short_failure(caught.value)
+
+    def run():
+        killed, seen = loader(num_workers=1), []
+        try:
+            for batch in killed:
+                seen.append(batch["id"])
+                if len(seen) == 3:
+                    os.kill(killed._iterator._workers[0].pid, signal.SIGKILL)
+        except RuntimeError as error:
+            return short_failure(error), seen, killed.state_dict()
+        return "no error", seen, {}
+
+    told, seen, state = in_a_process(run, tmp_path)
     assert told.startswith("a process that makes batches ended before its time (worker (pid")
     assert "data.loader.num_workers" in told and "--ckpt_path last" in told
     assert 3 <= len(seen) < 12 and seen == whole[: len(seen)]
     again = loader(num_workers=1)
-    again.load_state_dict(killed.state_dict())
+    again.load_state_dict(state)
     assert seen + [batch["id"] for batch in again] == whole
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError("reset by peer"), EOFError(), FileNotFoundError("a socket")]
+)
+def test_a_worker_that_dies_while_it_hands_a_batch_over_is_named_and_the_living_are_not(error, tmp_path):
+    def run():
+        broken = loader(num_workers=1)
+        batches = iter(broken)
+        next(batches)
+        found = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(broken._iterator), "_next_data", torn)
+            for kill in (False, True):
+                try:
+                    if kill:
+                        batches = iter(broken)
+                        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # as if torch had not heard of it yet
+                        os.kill(broken._iterator._workers[0].pid, signal.SIGKILL)
+                    next(batches)
+                except (OSError, EOFError, RuntimeError) as caught:
+                    found.append([type(caught).__name__, str(caught), short_failure(caught)])
+        return found
+
+    def torn(self):
+        raise error
+
+    living, dead = in_a_process(run, tmp_path)
+    assert living[:2] == [type(error).__name__, str(error)]
+    assert dead[2].startswith("a process that makes batches ended before its time (worker (pid(s) ")
 
 
 def test_a_worker_that_hangs_ends_the_run_after_the_timeout():

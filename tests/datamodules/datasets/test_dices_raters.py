@@ -58,7 +58,7 @@ def module(folder, rows, subset="350", packed=False, **settings):
     path = folder / subset / f"diverse_safety_adversarial_dialog_{subset}.csv{'.gz' if packed else ''}"
     path.parent.mkdir(exist_ok=True)
     content = stream.getvalue().encode()
-    path.write_bytes(gzip.compress(content) if packed else content)
+    path.write_bytes(gzip.compress(content, mtime=0) if packed else content)
     return DICESRatersDataModule(data_dir=str(folder), subset=subset, **settings)
 
 

@@ -26,7 +26,7 @@ def write(folder, rows, subset="helpful-base", **others):
     for name, content in {"train": rows, "test": rows[:1], **others}.items():
         (folder / subset).mkdir(exist_ok=True)
         lines = "\n".join(map(json.dumps, content)).encode()
-        (folder / subset / f"{name}.jsonl.gz").write_bytes(gzip.compress(lines))
+        (folder / subset / f"{name}.jsonl.gz").write_bytes(gzip.compress(lines, mtime=0))
     return str(folder)
 
 

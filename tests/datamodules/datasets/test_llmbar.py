@@ -24,7 +24,7 @@ def write(folder, rows, packed=False):
         path = folder / place / ("dataset.json.gz" if packed else "dataset.json")
         path.parent.mkdir(parents=True)
         content = json.dumps(rows).encode()
-        path.write_bytes(gzip.compress(content) if packed else content)
+        path.write_bytes(gzip.compress(content, mtime=0) if packed else content)
     return str(folder)
 
 

@@ -42,7 +42,7 @@ PAIRS = [
 
 def write(folder, pairs, name="cats-or-dogs_cats.xml", head='<?xml version="1.0" encoding="UTF-8"?>\n'):
     content = (head + "<list>" + "".join(pairs) + "</list>").encode()
-    (folder / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    (folder / name).write_bytes(gzip.compress(content, mtime=0) if name.endswith(".gz") else content)
     return str(folder)
 
 

@@ -314,17 +314,19 @@ def test_encoder_decoders_are_refused():
         )
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_backbone_dtype_and_float32_head(dtype, batch):
-    backbone = Backbone(tiny("llama", dtype=dtype))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_backbone_dtype_and_head_of_at_least_float32(dtype, batch):
+    double = dtype == "float64"  # a trainer's 64-true
+    backbone = Backbone(tiny("llama", dtype="float32" if double else dtype)).to(getattr(torch, dtype))
     assert backbone.layout == "shared"
     pooled = backbone(batch())
     assert pooled.dtype == getattr(torch, dtype)
     head = RewardHead(backbone.hidden_size).to(getattr(torch, dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         reward = head(pooled)
-    assert reward.dtype == torch.float32
-    torch.testing.assert_close(reward, pooled.float() @ head.weight.float().T)
+    single = torch.float64 if double else torch.float32
+    assert reward.dtype == single
+    torch.testing.assert_close(reward, pooled.to(single) @ head.weight.to(single).T)
 
 
 @pytest.mark.slow
