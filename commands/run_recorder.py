@@ -93,6 +93,7 @@ class RunRecorder(L.Callback):
             "monitor": None,
             "numbers": before.get("numbers", {}),
             "checkpoints": before.get("checkpoints", {}),
+            LEFT_BEHIND: before.get(LEFT_BEHIND, {}),  # until this session has begun
         }
         self._write(trainer)
 

@@ -15,6 +15,7 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from pluralign.callbacks import AtomicCheckpointIO, RunLogger
 from pluralign.commands.checkpoints import RunKeeper, check_writable, keep_whole
+from pluralign.commands.run_recorder import RunRecorder
 from pluralign.train import main
 
 TINY = {
@@ -71,6 +72,10 @@ def fit(*words):
     main(["fit", "--config", "recipe.yaml", *words])
 
 
+def stopped(*_):
+    raise StoppedError
+
+
 def interrupted(monkeypatch, step, *words):
     """A run that ends when the batch after a step begins, without a farewell."""
 
@@ -92,6 +97,10 @@ def test_a_run_that_begins_again_in_its_folder_does_not_go_on_from_the_one_of_be
     interrupted(monkeypatch, 4, "--trainer.logger.version=version_0")
     behind = json.loads((RUN / "run.json").read_text())["left_behind"]
     assert {Path(name).name for name in behind} == before
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(RunRecorder, "on_train_start", stopped)  # before it has begun
+        fit("--ckpt_path=last", "--trainer.max_steps=5")
+    assert json.loads((RUN / "run.json").read_text())["left_behind"] == behind
     capsys.readouterr()
     fit("--ckpt_path=last", "--trainer.max_steps=5")
     printed = capsys.readouterr().out
