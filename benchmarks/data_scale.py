@@ -192,9 +192,10 @@ def joins(folder: Path, number: int) -> dict[str, object]:
     keys = table.column("record_key").to_numpy()
     with watched(found):
         order = np.random.default_rng(0).permutation(len(keys))
-        values = np.arange(len(keys), dtype=np.float32)[order]
-        side = SideTable("strength", keys[order], np.zeros(len(keys), np.int64), values)
-        del order, values
+        values, mixed = np.arange(len(keys), dtype=np.float32)[order], keys[order]
+        del order
+        side = SideTable("strength", mixed, np.zeros(len(keys), np.int64), values)
+        del values, mixed
         report_joins("data", [side], {"train": table}, {})
     some = np.arange(0, len(keys), max(1, len(keys) // 1000))
     entries = side.find(keys[some], np.zeros(len(some), np.int64))

@@ -54,18 +54,18 @@ class SideTable:
     Attributes:
         column: Name in the table of columns, one of :func:`joinable_columns`.
         record_key: Keys of the entries' records, (n,) int64.
-        index: Places of the entries' items in their records, (n,) int64, in [0, 2^31 - 1].
+        index: Places of the entries' items in their records, (n,) in [0, 2^31 - 1]; kept as int32.
         values: (n,) of a number, (n, C) of a column of C categories; float32, finite.
         path: File it was loaded from, for messages.
     """
 
     column: str
     record_key: Keys
-    index: Keys
+    index: NDArray[np.signedinteger[Any]]
     values: NDArray[np.float32]
     path: str = ""
     _records: Keys = field(init=False, repr=False)
-    _entries: Keys = field(init=False, repr=False)
+    _entries: NDArray[np.signedinteger[Any]] = field(init=False, repr=False)
     _order: NDArray[np.signedinteger[Any]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -109,16 +109,20 @@ class SideTable:
         if len(index) and int(index.max()) > LARGEST_INDEX:
             raise ValueError(f"{where}: index must be at most {LARGEST_INDEX}, got {int(index.max())}")
         # An entry's number is the rank of its record, then its place: one sorted column to search.
-        order = np.lexsort((index, keys))
+        stride = self._stride(index)
+        order = np.lexsort((index, keys)) if stride > 1 else np.argsort(keys, kind="stable")
         records = keys[order]
         first_of = np.concatenate([np.ones(min(1, len(records)), bool), records[1:] != records[:-1]])
-        entries = np.cumsum(first_of, dtype=np.int64)
+        # Tables have millions of entries: every column is as narrow as its numbers allow.
+        entries = np.cumsum(first_of, dtype=np.min_scalar_type(-max(1, len(order) * stride)))
         entries -= 1
-        entries *= self._stride(index)
-        entries += index[order]
+        if stride > 1:
+            entries *= stride
+            entries += index[order].astype(entries.dtype)
         if not first_of.all():
             records = records[first_of]
-        order = order.astype(np.min_scalar_type(-max(1, len(order))))  # tables have millions of entries
+        order = order.astype(np.min_scalar_type(-max(1, len(order))))
+        index = index.astype(np.int32)
         if again := np.flatnonzero(entries[1:] == entries[:-1]).tolist():
             first = order[again[0]]
             raise ValueError(
@@ -149,7 +153,7 @@ class SideTable:
         return next(entry for entry in optional_columns() if entry.stored == self.column)
 
     @staticmethod
-    def _stride(index: Keys) -> int:
+    def _stride(index: NDArray[np.signedinteger[Any]]) -> int:
         return int(index.max(initial=0)) + 1
 
     def find(self, record_key: ArrayLike, index: ArrayLike) -> Keys:
@@ -170,7 +174,8 @@ class SideTable:
     def _find(self, keys: Keys, places: Keys) -> Keys:
         stride = self._stride(self.index)
         rank = np.minimum(np.searchsorted(self._records, keys), len(self._records) - 1)
-        number = rank * stride + places
+        # As narrow as what is searched, which would be copied otherwise; a place beyond the stride is none, whatever it becomes.
+        number = (rank * stride + places).astype(self._entries.dtype)
         entry = np.minimum(np.searchsorted(self._entries, number), len(self._entries) - 1)
         same = (self._records[rank] == keys) & (places < stride) & (self._entries[entry] == number)
         return np.where(same, self._order[entry].astype(np.int64), -1)
@@ -283,8 +288,12 @@ def load_joins(paths: Iterable[str]) -> tuple[SideTable, ...]:
 class Items(Protocol):
     """What is asked of a split's records."""
 
-    def named_items(self, item: Item) -> tuple[Keys, Keys]:
-        """Record key of every item, and its place in its record."""
+    def __len__(self) -> int:
+        """Number of records."""
+        ...
+
+    def named_items(self, item: Item, start: int = 0, stop: int | None = None) -> tuple[Keys, Keys]:
+        """Record key of every item of the records from start to stop, and its place in its record."""
         ...
 
 
@@ -312,11 +321,14 @@ def report_joins(
             )
         matched = {}
         for split, records in splits.items():
-            entries = table.find(*records.named_items(table.item))
-            matched[split] = int((entries >= 0).sum())
+            matched[split] = number = 0
+            for start in range(0, len(records), BLOCK):
+                entries = table.find(*records.named_items(table.item, start, start + BLOCK))
+                matched[split] += int((entries >= 0).sum())
+                number += len(entries)
             rank_zero_info(
                 f"{name} {split}: {matched[split]:,} of {len(table):,} entries of {table.path} are joined as {table.column}, "
-                f"to {len(entries):,} {table.item}s"
+                f"to {number:,} {table.item}s"
             )
         if matched.keys() - {"predict"} and not any(matched.values()):
             raise ValueError(

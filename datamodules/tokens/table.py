@@ -61,24 +61,35 @@ class RecordTable(torch.utils.data.Dataset[list[TokenRow]], ABC):
         values[np.repeat(lengths(column) > 0, counts)] = flat(column)
         return values
 
-    def named_items(self, item: Item) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def named_items(
+        self, item: Item, start: int = 0, stop: int | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Key of the row of the data that holds each record, response or comparison, and its place there; (items,) each.
 
         A record that was merged from several rows has the key of the first.
+
+        Args:
+            item: Of what.
+            start: First record that is asked for.
+            stop: Where the records end that are; after the last one if None.
         """
-        keys = self.column("record_key").to_numpy()
+
+        def column(name: str) -> "pa.ChunkedArray":
+            return self.column(name).slice(start, None if stop is None else stop - start)
+
+        keys = column("record_key").to_numpy()
         if item == "record":
             return keys, np.zeros(len(keys), dtype=np.int64)
-        index = self.column(f"{item}_index")
+        index = column(f"{item}_index")
         counts = lengths(index)
         named, places = np.repeat(keys, counts), _whole(index)
-        rows = self.column("merged_id")
+        rows = column("merged_id")
         merged = np.repeat(lengths(rows) > 0, counts)
         if merged.any():
             first = np.cumsum(lengths(rows)) - lengths(rows)
-            row = np.repeat(first, counts)[merged] + _whole(self.column(f"{item}_origin"))
-            named[merged] = _whole(self.column("merged_key"))[row]
-            places[merged] = _whole(self.column(f"{item}_place"))
+            row = np.repeat(first, counts)[merged] + _whole(column(f"{item}_origin"))
+            named[merged] = _whole(column("merged_key"))[row]
+            places[merged] = _whole(column(f"{item}_place"))
         return named, places
 
     def without_votes(
@@ -123,7 +134,7 @@ class RecordTable(torch.utils.data.Dataset[list[TokenRow]], ABC):
 def lengths(column: "pa.ChunkedArray") -> NDArray[np.int64]:
     """Length of every list."""
     parts = [chunk.value_lengths().to_numpy() for chunk in column.chunks]
-    return np.concatenate([*parts, np.empty(0)]).astype(np.int64)
+    return np.concatenate([*parts, np.empty(0, np.int64)])
 
 
 def flat(column: "pa.ChunkedArray") -> NDArray[np.float64]:

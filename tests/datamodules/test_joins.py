@@ -9,7 +9,7 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from pluralign.datamodules import CrowdConfig, LoaderConfig, LocalDataModule, TextConfig
+from pluralign.datamodules import CrowdConfig, LoaderConfig, LocalDataModule, TextConfig, joins
 from pluralign.datamodules.joins import SideTable, joinable_columns, load_joins
 from pluralign.datamodules.records import record_key
 
@@ -176,7 +176,9 @@ def test_the_collator_pickles_with_its_tables(module, tmp_path):
     assert torch.equal(first["margin"], second["margin"]) and first["margin"].unique().numel() > 2
 
 
-def test_setup_says_what_matched(module, tmp_path, caplog):
+@pytest.mark.parametrize("block", [joins.BLOCK, 3])
+def test_setup_says_what_matched(module, tmp_path, caplog, monkeypatch, block):
+    monkeypatch.setattr(joins, "BLOCK", block)
     side = table("weight", some_entries("comparison", splits=("train",)))
     side.save(tmp_path / "side.parquet")
     with caplog.at_level("INFO"):
@@ -193,6 +195,20 @@ def test_setup_says_what_matched(module, tmp_path, caplog):
     module(tmp_path / "missing.parquet").setup()  # tokens alone
     with pytest.raises(FileNotFoundError, match=r"loader.joins names '.*missing.parquet', which is no file"):
         module(tmp_path / "missing.parquet").setup("fit")
+
+
+@pytest.mark.parametrize("number", [1, 127, 128, 129, 300])
+@pytest.mark.parametrize("stride", [1, 3])
+def test_tables_as_large_as_a_narrow_number_holds(number, stride):
+    random = np.random.default_rng(number)
+    keys = random.permutation(number).astype(np.int64) * 2**40
+    side = SideTable(
+        "weight", np.repeat(keys, stride), np.tile(np.arange(stride), number), np.ones(number * stride)
+    )
+    assert np.array_equal(side.find(side.record_key, side.index), np.arange(number * stride))
+    assert (side.find(keys, np.full(number, stride)) == -1).all() and (
+        side.find(keys + 1, keys * 0) == -1
+    ).all()
 
 
 @pytest.mark.parametrize(

@@ -284,6 +284,16 @@ def test_side_tables_find_the_row_that_a_judgement_came_from(judged, tmp_path, m
     assert len(responses) == (40 if merged_tokens else 360)
 
 
+@pytest.mark.parametrize("item", ["record", "response", "comparison"])
+@pytest.mark.parametrize("merged_tokens", [LIMIT, 0])
+def test_items_are_named_alike_record_by_record(judged, item, merged_tokens):
+    table = judged("apart", merged_tokens=merged_tokens).table("test")
+    whole = table.named_items(item)
+    for number in (1, 3, len(table) + 1):
+        parts = [table.named_items(item, start, start + number) for start in range(0, len(table), number)]
+        assert all(np.array_equal(*each) for each in zip(map(np.concatenate, zip(*parts, strict=True)), whole, strict=True))  # fmt: skip
+
+
 def test_inspection_says_what_was_saved(judged):
     out = io.StringIO()
     print_inspection(judged("apart"), examples=0, console=Console(file=out, width=200))
