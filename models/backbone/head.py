@@ -26,6 +26,6 @@ class RewardHead(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (R, H) of any float dtype to (R, out) float32, of float64 to float64."""
-        single = torch.promote_types(input.dtype, torch.float32)
+        single = torch.float64 if input.dtype == torch.float64 else torch.float32
         with torch.autocast(input.device.type, enabled=False):
             return nn.functional.linear(input.to(single), self.weight.to(single))

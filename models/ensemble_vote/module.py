@@ -293,7 +293,7 @@ class EnsembleVoteRM(RewardModule):
                 rewards: Tensor = head(pooled)
                 return rewards
             states = pooled.expand(len(self.columns), *pooled.shape)
-        single = torch.promote_types(states.dtype, torch.float32)
+        single = torch.float64 if states.dtype == torch.float64 else torch.float32
         with torch.autocast(states.device.type, enabled=False):
             states = self.dropout(states.to(single))
             return torch.einsum("mrh,mh->rm", states, head.weight.to(single))

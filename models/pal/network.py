@@ -208,7 +208,7 @@ class PALNetwork(nn.Module):
         Returns:
             The places, float32; float64 of float64.
         """
-        single = torch.promote_types(states.dtype, torch.float32)
+        single = torch.float64 if states.dtype == torch.float64 else torch.float32
         states = states.to(single)
         if self.prompt_projectors is not None:
             assert prompts is not None and prompt is not None  # the caller knows the version

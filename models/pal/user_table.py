@@ -194,7 +194,7 @@ class UserTable(nn.Module):
 
     def _mixture(self, logits: Tensor) -> Tensor:
         """Weights, (..., K) float32 (float64 of float64), each summing to 1."""
-        single = torch.promote_types(logits.dtype, torch.float32)
+        single = torch.float64 if logits.dtype == torch.float64 else torch.float32
         return (logits.to(single) / self.temperature).softmax(-1)
 
     @torch.no_grad()
