@@ -92,7 +92,7 @@ class Plan:
         shares: What a GPU holds under each strategy, the recommended one first.
         most: Most tokens that fit, by strategy.
         recommended: The first strategy that fits; None if none does.
-        refused: Why a strategy takes no such module, by its name.
+        refused: Why a strategy takes no such module, by its name; on one GPU, too, where none is asked for.
     """
 
     title: str
@@ -146,7 +146,7 @@ class Plan:
             "longest": self.longest,
             "strategies": shares,
             "recommended": self.recommended,
-            "refused": self.refused,
+            "refused": self.refused if self.cluster.gpus > 1 else {},
         }
 
 
@@ -166,7 +166,7 @@ def plan(words: Sequence[str]) -> None:
     )
     console.print(headline(found), highlight=False)
     console.print(strategy_table(found))
-    for name, reason in found.refused.items():
+    for name, reason in found.refused.items() if gpus > 1 else ():
         console.print(f"not with {name}: {reason}", markup=False, highlight=False)
     console.print(recipe_lines(found), markup=False, highlight=False)
     if found.recommended is None:
@@ -247,7 +247,7 @@ def _planned(
         shares=tuple(sorted(shares, key=lambda share: share.strategy != first)),
         most={name: largest_tokens(name, load, cluster) for name in names},
         recommended=first,
-        refused=refused if cluster.gpus > 1 else {},
+        refused=refused,
     )
 
 
