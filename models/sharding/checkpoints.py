@@ -9,8 +9,9 @@ import json
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from pluralign.datamodules.untrusted import check_archive, check_bytes, check_claims
 from pluralign.datamodules.whole_files import could_not_write, error_within, sync_folder, written_whole
 
 __all__ = [
@@ -89,6 +91,7 @@ class Piece(NamedTuple):
     key: str
     first: int
     rows: int
+    checksum: int
 
 
 def _local(tensor: Tensor) -> tuple[Tensor | None, int]:
@@ -158,11 +161,11 @@ def _write_pieces(folder: Path, tensors: Mapping[str, Tensor]) -> None:
         local, first = _local(tensor)
         if local is not None:
             pieces[key] = local.detach().cpu().contiguous().clone()
-            places[key] = first
+            places[key] = first, _checksum(pieces[key])
     target = folder / f"rank-{distributed.get_rank():05d}.safetensors"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(pieces, str(target), metadata={"first": json.dumps(places)})
+        save_file(pieces, str(target), metadata={"places": json.dumps(places)})
         with target.open("r+b") as stream:
             os.fsync(stream.fileno())
     except (OSError, SafetensorError) as error:
@@ -238,7 +241,8 @@ class ShardedCheckpoint:
                 if other != shards:
                     shutil.rmtree(other, ignore_errors=True)
             if before is not None:
-                before.unlink()
+                with suppress(OSError):
+                    before.unlink()
         distributed.barrier()
 
     def _new_shards(self) -> Path:
@@ -285,6 +289,23 @@ class ShardedCheckpoint:
         meta = self._meta()
         return {**{name: value for name, value in meta.items() if name != "held"}, **meta["held"]}
 
+    def check(self) -> None:
+        """Make sure that every rank's file is there and as long as it was; numbers are compared where they are read.
+
+        Raises:
+            ValueError: If not.
+        """
+        meta = self._meta()
+        pieces = self._pieces(meta)
+        for name, shape in meta["shapes"].items():
+            if 0 not in shape:
+                self._check_rows(name, sum(piece.rows for piece in pieces.get(name, [])), (shape or [1])[0])
+
+    def _check_rows(self, name: str, there: int, wanted: int) -> None:
+        if there != wanted:
+            rows = f"{there} of {wanted} rows" if there else "no rows"
+            raise ValueError(f"{self.folder} has {rows} of {name}: a rank's file is missing")
+
     @staticmethod
     def _like(name: str, like: Mapping[str, Any], parameters: Sequence[Sequence[Tensor]]) -> object:
         if name in like or not name.startswith(f"{OPTIMIZERS}/"):
@@ -298,7 +319,10 @@ class ShardedCheckpoint:
     def _meta(self) -> dict[str, Any]:
         path = self.folder / META
         try:
+            check_archive(path)
+            check_bytes(path)
             meta = torch.load(path, map_location="cpu", weights_only=True)
+            check_claims(meta, path.stat().st_size)
             shards = meta["shards"]
             assert isinstance(meta["held"], dict) and isinstance(meta["shapes"], dict)
         except Exception as error:
@@ -316,10 +340,11 @@ class ShardedCheckpoint:
         for file in sorted((self.folder / meta["shards"]).glob("rank-*.safetensors")):
             try:
                 with safe_open(str(file), framework="pt") as stream:
-                    places = json.loads((stream.metadata() or {})["first"])
+                    places = json.loads((stream.metadata() or {})["places"])
                     for key in stream.keys():  # noqa: SIM118  no dictionary
                         shape = stream.get_slice(key).get_shape()
-                        piece = Piece(file, key, int(places[key]), shape[0] if shape else 1)
+                        first, checksum = map(int, places[key])
+                        piece = Piece(file, key, first, shape[0] if shape else 1, checksum)
                         pieces.setdefault(key, []).append(piece)
             except (SafetensorError, KeyError, ValueError, TypeError) as error:
                 raise ValueError(f"{file} is damaged: {error}") from error
@@ -338,14 +363,13 @@ class ShardedCheckpoint:
             part for piece in sorted(pieces, key=lambda piece: piece.first) for part in _rows(piece, wanted)
         ]
         whole = parts[0] if not shape and parts else torch.cat(parts) if parts else None
-        if whole is None and len(wanted) and 0 not in shape:
-            raise ValueError(f"{self.folder} has no rows of {name}: a rank's file is missing")
-        if whole is None:
+        if whole is None and (not len(wanted) or 0 in shape):
             whole = torch.empty(len(wanted), *shape[1:], dtype=_dtype(pieces, like))
-        if shape and len(whole) != len(wanted):
-            raise ValueError(
-                f"{self.folder} has {len(whole)} of {len(wanted)} rows of {name}: a rank's file is missing"
-            )
+        if whole is None or (shape and len(whole) != len(wanted)):
+            self._check_rows(name, 0 if whole is None else len(whole), len(wanted))
+        assert whole is not None
+        if list(whole.shape[1:]) != list(shape[1:]):
+            raise ValueError(f"{self.folder} has rows of {name} of another shape than it says")
         if divided is None:
             return whole
         return DTensor.from_local(
@@ -377,10 +401,17 @@ def _rows(piece: Piece, wanted: range) -> list[Tensor]:
     if start >= stop:
         return []
     with safe_open(str(piece.file), framework="pt") as stream:
-        view = stream.get_slice(piece.key)
-        if not view.get_shape():
-            return [stream.get_tensor(piece.key)]
-        return [view[start - piece.first : stop - piece.first]]
+        tensor: Tensor = stream.get_tensor(piece.key)
+    if _checksum(tensor) != piece.checksum:
+        raise ValueError(
+            f"{piece.file} is damaged: its {piece.key} is not as it was written (the checksum differs)"
+        )
+    return [tensor[start - piece.first : stop - piece.first] if tensor.ndim else tensor]
+
+
+def _checksum(tensor: Tensor) -> int:
+    """CRC-32 of the bytes of a tensor of the CPU."""
+    return zlib.crc32(tensor.flatten().view(torch.uint8).numpy())
 
 
 def consolidate(folder: str | Path, file: str | Path) -> None:

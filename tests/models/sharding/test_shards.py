@@ -14,7 +14,9 @@ from torch import distributed
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+import pluralign
 from pluralign.callbacks import AtomicCheckpointIO
+from pluralign.commands import checkpoints
 from pluralign.commands.newest import newest_first
 from pluralign.models import PAL, BradleyTerryRM, MetaRM, consolidate
 from pluralign.models.sharding import FullyShardedStrategy, ShardedCheckpoint, gathered, is_sharded_checkpoint
@@ -146,10 +148,20 @@ def test_what_is_damaged_or_leads_elsewhere_is_named(tmp_path, batches):
     trainer.save_checkpoint(folder)
     (piece,) = folder.glob("shards-*/rank-00000.safetensors")
     whole, meta = piece.read_bytes(), torch.load(folder / "meta.pt", weights_only=True)
+    turned = bytearray(whole)
+    turned[-5] ^= 4
+    piece.write_bytes(turned)
+    ShardedCheckpoint(folder).check()  # which reads no numbers
+    with pytest.raises(ValueError, match=r"rank-00000\.safetensors is damaged: .*the checksum differs"):
+        ShardedCheckpoint(folder).read()
+    piece.write_bytes(whole[:-8])
+    with pytest.raises(ValueError, match=r"rank-00000\.safetensors is damaged"):
+        ShardedCheckpoint(folder).check()
     piece.write_bytes(whole[:100])
     with pytest.raises(ValueError, match=r"rank-00000\.safetensors is damaged"):
         ShardedCheckpoint(folder).read()
     piece.unlink()
+    assert "a rank's file is missing" in checkpoints._changed(folder)  # `last` passes over it
     with pytest.raises(ValueError, match=r"has no rows of state_dict/.*a rank's file is missing"):
         ShardedCheckpoint(folder).read()
     for elsewhere in ("../elsewhere", "..", ".", 3):
@@ -187,6 +199,16 @@ def test_a_folder_of_shards_is_found_as_the_newest_and_named_where_a_file_is_rea
     assert content["global_step"] == len(batches) and {"state_dict", "optimizer_states"} <= content.keys()
     with pytest.raises(FileNotFoundError, match=r"is a checkpoint in shards.*pluralign consolidate"):
         AtomicCheckpointIO().load_checkpoint(folder)
+
+    def start(path):
+        BradleyTerryRM({"config": TINY}, init_from=str(path)).configure_model()
+
+    def load_run(path):
+        pluralign.load(path.parent)
+
+    for reads in (BradleyTerryRM.load_from_checkpoint, pluralign.load, load_run, start):
+        with pytest.raises(FileNotFoundError, match=r"a checkpoint in shards: `pluralign consolidate"):
+            reads(folder)
 
 
 def test_an_object_store_has_the_checkpoint_and_no_folder_of_its_name_is_made(tmp_path, batches, monkeypatch):
