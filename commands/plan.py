@@ -12,7 +12,7 @@ from rich.console import Console
 from pluralign.datamodules import PreferenceDataModule
 from pluralign.datamodules.checks import check_range
 from pluralign.datamodules.text_data import TextData
-from pluralign.models import BackboneConfig, BaseModule, LoRAConfig
+from pluralign.models import PAL, BaseModule, CustomizedRM, LoRAConfig, MetaRM
 from pluralign.models.memory import Cluster, Load, Rows, Share, largest_tokens, load_of, share_of, step_times
 
 from .cli import TextCLI, option
@@ -27,6 +27,15 @@ DEFAULT_BUDGET = 8192
 GROWTH = (1, 8, 64, 256, 1024)
 MIXED = "weights outside of layers are trained in several dtypes: dtype float32 under precision bf16-mixed, or lora, would do"
 """Why fsdp2 does not divide some modules."""
+CHUNKS = (
+    "separate rows run in as many passes as their lengths suggest: backbone.length_chunks: false would do"
+)
+INDIVISIBLE: tuple[tuple[type[BaseModule], str, tuple[object, ...]], ...] = (
+    (CustomizedRM, "per_domain", ("head", "adapter")),
+    (MetaRM, "second_order", (True,)),
+    (PAL, "score", ("angle",)),
+)
+"""Settings of modules that fsdp2 does not take."""
 SHARED = ("ddp", "fsdp2", "deepspeed_stage_2", "deepspeed_stage_3")
 """Strategies of several GPUs, the first that fits being the one to take: least is sent first, extras come last."""
 
@@ -210,14 +219,20 @@ def plan_for(
         tokens=tokens,
         longest=longest,
         recomputed=config.gradient_checkpointing,
-        refused=_refusals(load, config),
+        refused=_refusals(load, model),
     )
 
 
-def _refusals(load: Load, config: BackboneConfig) -> dict[str, str]:
-    """Why strategies that divide weights take no such module."""
+def _refusals(load: Load, model: BaseModule) -> dict[str, str]:
+    """Why strategies that divide weights take no such module, as they would say when it is too late."""
+    config = model.backbone_config
     if config.quantization is not None:
         return dict.fromkeys(("fsdp2", "deepspeed_stage_3"), "quantised weights are not divided")
+    for kind, name, values in INDIVISIBLE:
+        if isinstance(model, kind) and model.hparams.get(name) in values:
+            return {"fsdp2": f"it does not go with {name}: {model.hparams[name]}"}
+    if load.activations.layout == "separate" and config.length_chunks:
+        return {"fsdp2": CHUNKS}
     return {"fsdp2": MIXED} if len(load.weights.outer_dtypes) > 1 else {}
 
 
