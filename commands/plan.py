@@ -30,12 +30,13 @@ MIXED = "weights outside of layers are trained in several dtypes: dtype float32 
 CHUNKS = (
     "separate rows run in as many passes as their lengths suggest: backbone.length_chunks: false would do"
 )
-INDIVISIBLE: tuple[tuple[type[BaseModule], str, tuple[object, ...]], ...] = (
-    (CustomizedRM, "per_domain", ("head", "adapter")),
-    (MetaRM, "second_order", (True,)),
-    (PAL, "score", ("angle",)),
+DIVISIBLE: tuple[tuple[type[BaseModule], str, tuple[object, ...]], ...] = (
+    (CustomizedRM, "per_domain", ("nothing",)),
+    (CustomizedRM, "l2_sp", (0,)),
+    (MetaRM, "second_order", (False,)),
+    (PAL, "score", ("distance", "squared_distance")),
 )
-"""Settings of modules that fsdp2 does not take."""
+"""Settings of modules of which fsdp2 takes some values alone."""
 SHARED = ("ddp", "fsdp2", "deepspeed_stage_2", "deepspeed_stage_3")
 """Strategies of several GPUs, the first that fits being the one to take: least is sent first, extras come last."""
 
@@ -228,8 +229,8 @@ def _refusals(load: Load, model: BaseModule) -> dict[str, str]:
     config = model.backbone_config
     if config.quantization is not None:
         return dict.fromkeys(("fsdp2", "deepspeed_stage_3"), "quantised weights are not divided")
-    for kind, name, values in INDIVISIBLE:
-        if isinstance(model, kind) and model.hparams.get(name) in values:
+    for kind, name, values in DIVISIBLE:
+        if isinstance(model, kind) and model.hparams[name] not in values:
             return {"fsdp2": f"it does not go with {name}: {model.hparams[name]}"}
     if load.activations.layout == "separate" and config.length_chunks:
         return {"fsdp2": CHUNKS}

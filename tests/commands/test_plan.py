@@ -98,6 +98,7 @@ def test_adapters_on_a_quantised_base_of_files_without_weights(capsys):
     ("model", "settings", "backbone", "reason"),
     [
         ("CustomizedRM", {"domains": ["law"], "per_domain": "head"}, {}, "per_domain: head"),
+        ("CustomizedRM", {"l2_sp": 0.1}, {}, "l2_sp: 0.1"),
         ("PAL", {"num_users": 2, "score": "angle"}, {}, "score: angle"),
         ("BradleyTerryRM", {}, {"layout": "separate"}, "length_chunks: false would do"),
     ],
