@@ -178,16 +178,16 @@ def reported(
 ) -> Row:
     """What was measured, in the units of :class:`Row`; every process has to call it."""
     on_gpu, world = trainer.strategy.root_device.type == "cuda", trainer.world_size
+    peak_bytes: float = math.nan  # read first: the matrix products below take memory, too
+    if on_gpu:
+        peak_bytes = torch.cuda.max_memory_allocated()
+    elif fresh and STATUS.is_file():
+        peak_bytes = memory("VmHWM")
     trainer.strategy.barrier()
     peak = gemm_peak() if on_gpu else max(gemm_peaks([], 1).values())  # of all at once: they may share cores
     gemm = total(trainer, peak)
     stated = bf16_peak() if on_gpu else None
     needed = needed_operations(fields, lengths, *weights_of(fields)) / seconds
-    peak_bytes: float = math.nan
-    if on_gpu:
-        peak_bytes = torch.cuda.max_memory_allocated()
-    elif fresh and STATUS.is_file():
-        peak_bytes = memory("VmHWM")
     most = float(torch.as_tensor(trainer.strategy.reduce(torch.tensor(peak_bytes), reduce_op="max")))
     assert isinstance(losses, Tensor)  # a tensor was reduced
     return Row(

@@ -20,7 +20,7 @@ from pluralign.callbacks import AtomicCheckpointIO
 from pluralign.callbacks.checkpoint_io import unreadable_checkpoint
 from pluralign.datamodules.untrusted import UNREADABLE, check_bytes
 from pluralign.inference.opening import best_of_run
-from pluralign.models.sharding import is_sharded_checkpoint
+from pluralign.models.sharding import ShardedCheckpoint, is_sharded_checkpoint
 
 from .newest import beside_weights, newest_first
 from .saved_settings import without_credentials
@@ -180,7 +180,9 @@ def _candidates(search: _Search, wanted: Settings, *, fitting: bool) -> Iterator
 def _changed(path: Path) -> str | None:
     """What is wrong with the bytes of a checkpoint of which only what stands beside the weights was read."""
     try:
-        if not is_sharded_checkpoint(path):
+        if is_sharded_checkpoint(path):
+            ShardedCheckpoint(path).check()
+        else:
             check_bytes(path)
     except (ValueError, OSError) as error:
         return str(error)

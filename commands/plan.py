@@ -12,7 +12,7 @@ from rich.console import Console
 from pluralign.datamodules import PreferenceDataModule
 from pluralign.datamodules.checks import check_range
 from pluralign.datamodules.text_data import TextData
-from pluralign.models import BackboneConfig, BaseModule, LoRAConfig
+from pluralign.models import PAL, BaseModule, CustomizedRM, LoRAConfig, MetaRM
 from pluralign.models.memory import Cluster, Load, Rows, Share, largest_tokens, load_of, share_of, step_times
 
 from .cli import TextCLI, option
@@ -27,6 +27,16 @@ DEFAULT_BUDGET = 8192
 GROWTH = (1, 8, 64, 256, 1024)
 MIXED = "weights outside of layers are trained in several dtypes: dtype float32 under precision bf16-mixed, or lora, would do"
 """Why fsdp2 does not divide some modules."""
+CHUNKS = (
+    "separate rows run in as many passes as their lengths suggest: backbone.length_chunks: false would do"
+)
+DIVISIBLE: tuple[tuple[type[BaseModule], str, tuple[object, ...]], ...] = (
+    (CustomizedRM, "per_domain", ("nothing",)),
+    (CustomizedRM, "l2_sp", (0,)),
+    (MetaRM, "second_order", (False,)),
+    (PAL, "score", ("distance", "squared_distance")),
+)
+"""Settings of modules of which fsdp2 takes some values alone."""
 SHARED = ("ddp", "fsdp2", "deepspeed_stage_2", "deepspeed_stage_3")
 """Strategies of several GPUs, the first that fits being the one to take: least is sent first, extras come last."""
 
@@ -92,7 +102,7 @@ class Plan:
         shares: What a GPU holds under each strategy, the recommended one first.
         most: Most tokens that fit, by strategy.
         recommended: The first strategy that fits; None if none does.
-        refused: Why a strategy takes no such module, by its name.
+        refused: Why a strategy takes no such module, by its name; on one GPU, too, where none is asked for.
     """
 
     title: str
@@ -146,7 +156,7 @@ class Plan:
             "longest": self.longest,
             "strategies": shares,
             "recommended": self.recommended,
-            "refused": self.refused,
+            "refused": self.refused if self.cluster.gpus > 1 else {},
         }
 
 
@@ -166,7 +176,7 @@ def plan(words: Sequence[str]) -> None:
     )
     console.print(headline(found), highlight=False)
     console.print(strategy_table(found))
-    for name, reason in found.refused.items():
+    for name, reason in found.refused.items() if gpus > 1 else ():
         console.print(f"not with {name}: {reason}", markup=False, highlight=False)
     console.print(recipe_lines(found), markup=False, highlight=False)
     if found.recommended is None:
@@ -210,14 +220,20 @@ def plan_for(
         tokens=tokens,
         longest=longest,
         recomputed=config.gradient_checkpointing,
-        refused=_refusals(load, config),
+        refused=_refusals(load, model),
     )
 
 
-def _refusals(load: Load, config: BackboneConfig) -> dict[str, str]:
-    """Why strategies that divide weights take no such module."""
+def _refusals(load: Load, model: BaseModule) -> dict[str, str]:
+    """Why strategies that divide weights take no such module, as they would say when it is too late."""
+    config = model.backbone_config
     if config.quantization is not None:
         return dict.fromkeys(("fsdp2", "deepspeed_stage_3"), "quantised weights are not divided")
+    for kind, name, values in DIVISIBLE:
+        if isinstance(model, kind) and model.hparams[name] not in values:
+            return {"fsdp2": f"it does not go with {name}: {model.hparams[name]}"}
+    if load.activations.layout == "separate" and config.length_chunks:
+        return {"fsdp2": CHUNKS}
     return {"fsdp2": MIXED} if len(load.weights.outer_dtypes) > 1 else {}
 
 
@@ -247,7 +263,7 @@ def _planned(
         shares=tuple(sorted(shares, key=lambda share: share.strategy != first)),
         most={name: largest_tokens(name, load, cluster) for name in names},
         recommended=first,
-        refused=refused if cluster.gpus > 1 else {},
+        refused=refused,
     )
 
 

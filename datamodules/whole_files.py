@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import shutil
 import socket
 import sys
@@ -11,7 +12,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["REFUSED", "appended_whole", "could_not_write", "is_alive", "locked_folder", "written_whole"]
+__all__ = [
+    "REFUSED",
+    "appended_whole",
+    "could_not_write",
+    "error_within",
+    "is_alive",
+    "locked_folder",
+    "sync_folder",
+    "written_whole",
+]
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +84,7 @@ def written_whole(path: Path, *, setting: str = SETTING) -> Iterator[BinaryIO]:
             stream.flush()
             os.fsync(stream.fileno())
         part.replace(path)
-        _sync(path.parent)
+        sync_folder(path.parent)
     except BaseException as problem:
         with suppress(OSError):
             part.unlink()
@@ -154,6 +164,16 @@ def _system_error(problem: BaseException | None) -> OSError | None:
     return problem
 
 
+def error_within(error: Exception) -> OSError | None:
+    """The system's error that another one tells of in words, as those of safetensors and tokenizers do; None if it tells of none.
+
+    Args:
+        error: Of a library.
+    """
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return None if number is None else OSError(int(number[1]), os.strerror(int(number[1])))
+
+
 def _clean(folder: Path, host: str) -> None:
     """Remove what processes that are no more, of this machine, have begun in a folder."""
     for left in folder.glob(f".*.{host}.*{ENDING}"):
@@ -182,8 +202,12 @@ def is_alive(process: int) -> bool:
     return True
 
 
-def _sync(folder: Path) -> None:
-    """Have the folder's new entry on the disk; not every system lets one."""
+def sync_folder(folder: Path) -> None:
+    """Have the folder's new entries on the disk; not every system lets one.
+
+    Args:
+        folder: Whose files are on it already.
+    """
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -8,6 +8,7 @@ from pluralign.datamodules import TextConfig
 from pluralign.datamodules.records import listed
 from pluralign.models import RewardModule, restored_module
 from pluralign.models.restored import checkpoint_content
+from pluralign.models.sharding import is_sharded_checkpoint
 
 from .run_files import run_folder
 
@@ -148,7 +149,10 @@ def run_checkpoint(folder: Path, which: Which = "best") -> Path:
         runs = sorted({str(path.parent.parent) for path in folder.rglob("checkpoints/*.ckpt")})
         found = f"; the runs beneath are {listed(runs, 8)}: name one" if runs else ""
         sharded = next((path for path in inside if path.is_dir()), None)
-        if sharded is not None:
+        ours = next((path for path in (folder, *inside) if is_sharded_checkpoint(path)), None)
+        if ours is not None:
+            found = f"; {ours} is a checkpoint in shards: `pluralign consolidate {ours} -o FILE` makes a file of it"
+        elif sharded is not None:
             found = f"; {sharded} is a sharded one: put it together with `python -m lightning.pytorch.utilities.consolidate_checkpoint`"
         raise FileNotFoundError(
             f"{folder} has no checkpoint (*.ckpt, there or in its folder checkpoints), and no config.json of an exported "

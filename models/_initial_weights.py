@@ -9,6 +9,8 @@ import torch
 
 from pluralign.datamodules.untrusted import UNREADABLE, check_archive, check_bytes, check_claims
 
+from .sharding import is_sharded_checkpoint
+
 __all__ = ["begins", "check_file", "makes_module", "mapped_content", "read_checkpoint"]
 
 
@@ -19,6 +21,10 @@ def begins(name: str, start: str) -> bool:
 
 def check_file(path: str, setting: str = "init_from") -> None:
     """Raise ``FileNotFoundError`` unless there is such a file; ``setting`` is what names it."""
+    if is_sharded_checkpoint(path):
+        raise FileNotFoundError(
+            f"{setting} names {str(path)!r}, a checkpoint in shards: `pluralign consolidate {path} -o FILE` makes a file of it"
+        )
     if not Path(path).is_file():
         raise FileNotFoundError(f"{setting} names {path!r}, which is no file")
 

@@ -250,15 +250,11 @@ def settled_budget(trial: Callable[[int], tuple[int, float]], most: int) -> tupl
     for _ in range(TRIALS):
         tokens, share = trial(budget)
         if share > 1:
-            largest = budget - STEP
-            if known and largest <= known[-1][0]:
+            again, largest = largest < most, budget - STEP
+            if budget <= STEP or (known and largest <= known[-1][0]):
                 break
-            if budget <= STEP:
-                raise RuntimeError(
-                    "loader.max_tokens: auto finds no batch that there is memory for: `pluralign plan` says what each part of "
-                    "it takes, and which settings would help"
-                )
-            full = budget / min(share, 2.0)
+            # What does not shrink with the budget (the optimiser's state, one long record) would make each trial little smaller.
+            full = budget / (2.0 if again and not known else min(share, 2.0))
         else:
             if known and tokens <= known[-1][1]:
                 break  # all records are in one batch
@@ -269,6 +265,11 @@ def settled_budget(trial: Callable[[int], tuple[int, float]], most: int) -> tupl
         budget = max(STEP, min(_rounded(full), largest))
         if known and budget <= known[-1][0]:
             break
+    if not known:
+        raise RuntimeError(
+            "loader.max_tokens: auto finds no batch that there is memory for: `pluralign plan` says what each part of it takes, "
+            "and which settings would help"
+        )
     return known[-1][0], known[-1][2]
 
 

@@ -2,7 +2,6 @@
 
 import glob
 import os
-import re
 import shutil
 import socket
 import tempfile
@@ -10,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pluralign.datamodules.whole_files import could_not_write, is_alive
+from pluralign.datamodules.whole_files import could_not_write, error_within, is_alive
 
 __all__ = ["check_target", "folder_written_whole"]
 
@@ -164,6 +163,4 @@ def _system_error(error: Exception) -> OSError | None:
     """The system's error behind another: safetensors and tokenizers tell of a full disk in exceptions of their own."""
     if isinstance(error, OSError):
         return error if error.errno is not None and not isinstance(error, FileExistsError) else None
-    if number := re.search(r"\(os error (\d+)\)", str(error)):
-        return OSError(int(number[1]), os.strerror(int(number[1])))
-    return None
+    return error_within(error)

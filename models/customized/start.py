@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -13,6 +14,7 @@ from ..reward import RewardModule
 
 __all__ = ["StartWeights", "StartedModule"]
 
+SHARDED = "l2_sp is not there for weights that are sharded over ranks: use trainer.strategy=ddp"
 LANGUAGE_HEAD = "backbone.language_head."
 
 
@@ -34,9 +36,7 @@ class StartWeights:
         """
         self._weights = list(weights)
         if any(isinstance(weight, DTensor) for weight in self._weights):
-            raise ValueError(
-                "l2_sp is not there for weights that are sharded over ranks: use trainer.strategy=ddp"
-            )
+            raise ValueError(SHARDED)
         self._start = [weight.detach().clone() for weight in self._weights]
         self.digest = float(sum(float(weight.double().square().sum()) for weight in self._start))
 
@@ -73,6 +73,17 @@ class StartedModule(RewardModule):
         if self.l2_sp and self._started:
             named = self.named_parameters()
             self.start = StartWeights(w for name, w in named if w.requires_grad and name in self._loaded_keys)
+
+    def check_trainer(self) -> None:
+        """As every module; and the pull knows weights as they were built, which shards take the place of.
+
+        Raises:
+            ValueError: If they will be sharded over ranks.
+        """
+        super().check_trainer()
+        sharded = isinstance(self.trainer.strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy))
+        if self.l2_sp and sharded:
+            raise ValueError(SHARDED)
 
     def on_train_start(self) -> None:
         """Make sure that there is what the run is pulled toward.

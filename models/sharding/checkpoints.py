@@ -1,14 +1,18 @@
 """Checkpoints in shards: a folder with what each rank has, read under any number of ranks, or made into one file.
 
-Each rank writes its pieces as a safetensors file into a folder of its own name; the first one then writes ``meta.pt``, which
-says where they are and holds all that is no tensor, in one stroke. Until then the checkpoint of before is there, whole.
+Each rank writes its pieces as a safetensors file into a new folder within; once all are on the disk the first one writes
+``meta.pt``, which says where they are and holds all that is no tensor, in one stroke. Until then the checkpoint of before is there, whole.
 Nothing is pickled but plain values, as ``torch.load(weights_only=True)`` reads them.
 """
 
 import json
+import os
+import re
 import shutil
-import uuid
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +20,19 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from pluralign.datamodules.whole_files import written_whole
+from pluralign.datamodules.untrusted import check_archive, check_bytes, check_claims
+from pluralign.datamodules.whole_files import could_not_write, error_within, sync_folder, written_whole
 
-__all__ = ["ShardedCheckpoint", "consolidate", "in_shards", "is_sharded_checkpoint", "on_first_rank"]
+__all__ = [
+    "ShardedCheckpoint",
+    "consolidate",
+    "in_shards",
+    "is_sharded_checkpoint",
+    "on_first_rank",
+    "set_aside",
+]
 
-META = "meta.pt"
+META, SHARDS = "meta.pt", "shards-"
 STATE = "state_dict"
 OPTIMIZERS = "optimizer_states"
 
@@ -79,6 +91,7 @@ class Piece(NamedTuple):
     key: str
     first: int
     rows: int
+    checksum: int
 
 
 def _local(tensor: Tensor) -> tuple[Tensor | None, int]:
@@ -121,6 +134,63 @@ def _filled(value: object, tensors: Mapping[str, Tensor]) -> Any:  # noqa: ANN40
     return [_filled(each, tensors) for each in value] if isinstance(value, list) else value
 
 
+@contextmanager
+def _together() -> Iterator[None]:
+    """Have every rank fail where one cannot write, rather than wait for it; each waits for all of them."""
+    problem: OSError | None = None
+    try:
+        yield
+    except OSError as error:
+        problem = error
+    said: list[str | None] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(said, None if problem is None else str(problem))
+    if problem is not None:
+        raise problem
+    for rank, text in enumerate(said):
+        if text is not None:
+            raise OSError(f"rank {rank}: {text}")
+
+
+def _write_pieces(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write what this rank has of tensors, and have it on the disk."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    pieces, places = {}, {}
+    for key, tensor in tensors.items():
+        local, first = _local(tensor)
+        if local is not None:
+            pieces[key] = local.detach().cpu().contiguous().clone()
+            places[key] = first, _checksum(pieces[key])
+    target = folder / f"rank-{distributed.get_rank():05d}.safetensors"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(pieces, str(target), metadata={"places": json.dumps(places)})
+        with target.open("r+b") as stream:
+            os.fsync(stream.fileno())
+    except (OSError, SafetensorError) as error:
+        of_system = error if isinstance(error, OSError) else error_within(error) or OSError(str(error))
+        raise could_not_write(target, of_system) from error
+    sync_folder(folder)
+
+
+def set_aside(path: Path) -> Path:
+    """Move a checkpoint to where ``--ckpt_path last`` finds it as well, until one of another form stands in its place.
+
+    Args:
+        path: A file, or a folder of shards.
+
+    Returns:
+        Where it is now.
+    """
+    aside = path.with_name(f"{path.stem}-before{path.suffix}")
+    if aside.is_dir():
+        shutil.rmtree(aside)
+    else:
+        aside.unlink(missing_ok=True)
+    return path.replace(aside)
+
+
 class ShardedCheckpoint:
     """A checkpoint in a folder."""
 
@@ -141,59 +211,72 @@ class ShardedCheckpoint:
         Raises:
             OSError: If the disk is full or the folder cannot be written.
         """
-        from safetensors.torch import save_file
-
-        name = [uuid.uuid4().hex[:12]]
-        distributed.broadcast_object_list(name)
         tensors: dict[str, Tensor] = {}
         held = {
             part: _flat(checkpoint[part], part, tensors) for part in (STATE, OPTIMIZERS) if part in checkpoint
         }
-        shards = self.folder / f"shards-{name[0]}"
-        if self.folder.is_file() and distributed.get_rank() == 0:
-            self.folder.unlink()
-        distributed.barrier()
-        shards.mkdir(parents=True, exist_ok=True)
-        pieces, places = {}, {}
-        for key, tensor in tensors.items():
-            local, first = _local(tensor)
-            if local is not None:
-                pieces[key] = local.detach().cpu().contiguous().clone()
-                places[key] = first
-        target = shards / f"rank-{distributed.get_rank():05d}.safetensors"
-        save_file(pieces, str(target), metadata={"first": json.dumps(places)})
-        distributed.barrier()
-        if distributed.get_rank() == 0:
-            shapes = {key: list(tensor.shape) for key, tensor in tensors.items()}
-            others = {key: value for key, value in checkpoint.items() if key not in held}
-            meta = {**others, "shards": shards.name, "held": held, "shapes": shapes}
-            with written_whole(self.folder / META) as stream:
-                torch.save(meta, stream)
-            for other in self.folder.glob("shards-*"):
+        shards, first = self._new_shards(), distributed.get_rank() == 0
+        before: Path | None = None
+        try:
+            with _together():
+                before = set_aside(self.folder) if first and self.folder.is_file() else None
+            with _together():
+                _write_pieces(shards, tensors)
+            with _together():
+                if first:
+                    shapes = {key: list(tensor.shape) for key, tensor in tensors.items()}
+                    others = {key: value for key, value in checkpoint.items() if key not in held}
+                    meta = {**others, "shards": shards.name, "held": held, "shapes": shapes}
+                    with written_whole(self.folder / META) as stream:
+                        torch.save(meta, stream)
+        except OSError:
+            if first:
+                shutil.rmtree(shards, ignore_errors=True)
+                if before is not None:
+                    shutil.rmtree(self.folder, ignore_errors=True)
+                    before.replace(self.folder)
+            raise
+        if first:
+            for other in self.folder.glob(f"{SHARDS}*"):
                 if other != shards:
                     shutil.rmtree(other, ignore_errors=True)
+            if before is not None:
+                with suppress(OSError):
+                    before.unlink()
         distributed.barrier()
 
+    def _new_shards(self) -> Path:
+        """A folder within that is not there yet, the same on all ranks."""
+        free = (f"{SHARDS}{number}" for number in count() if not (self.folder / f"{SHARDS}{number}").exists())
+        name = [next(free)]
+        distributed.broadcast_object_list(name)
+        return self.folder / name[0]
+
     def read(
-        self, weights: Mapping[str, Any] | None = None, parameters: Sequence[Sequence[Tensor]] = ()
+        self,
+        weights: Mapping[str, Any] | None = None,
+        parameters: Sequence[Sequence[Tensor]] | None = None,
     ) -> dict[str, Any]:
         """Read the checkpoint; only rows that this rank holds of what it holds in shards.
 
         Args:
             weights: The module's state, which says how weights are divided; None for whole ones.
-            parameters: Those of each optimiser in its order, which say how its state is.
+            parameters: Those of each optimiser in its order, which say how its state is; None for whole ones. Without an optimiser
+                none of their state is read.
 
         Raises:
             ValueError: If part of it is missing or damaged, or names other files than its own.
         """
         meta = self._meta()
         like: dict[str, Any] = {f"{STATE}/{name}": value for name, value in (weights or {}).items()}
-        pieces = self._pieces(meta)
+        pieces, held = self._pieces(meta), meta.pop("held")
+        if parameters is not None and not parameters:
+            held.pop(OPTIMIZERS, None)
         tensors = {
-            name: self._tensor(name, shape, pieces.get(name, []), self._like(name, like, parameters))
+            name: self._tensor(name, shape, pieces.get(name, []), self._like(name, like, parameters or ()))
             for name, shape in meta.pop("shapes").items()
+            if name.partition("/")[0] in held
         }
-        held = meta.pop("held")
         meta.pop("shards")
         return {**meta, **{part: _filled(value, tensors) for part, value in held.items()}}
 
@@ -205,6 +288,23 @@ class ShardedCheckpoint:
         """
         meta = self._meta()
         return {**{name: value for name, value in meta.items() if name != "held"}, **meta["held"]}
+
+    def check(self) -> None:
+        """Make sure that every rank's file is there and as long as it was; numbers are compared where they are read.
+
+        Raises:
+            ValueError: If not.
+        """
+        meta = self._meta()
+        pieces = self._pieces(meta)
+        for name, shape in meta["shapes"].items():
+            if 0 not in shape:
+                self._check_rows(name, sum(piece.rows for piece in pieces.get(name, [])), (shape or [1])[0])
+
+    def _check_rows(self, name: str, there: int, wanted: int) -> None:
+        if there != wanted:
+            rows = f"{there} of {wanted} rows" if there else "no rows"
+            raise ValueError(f"{self.folder} has {rows} of {name}: a rank's file is missing")
 
     @staticmethod
     def _like(name: str, like: Mapping[str, Any], parameters: Sequence[Sequence[Tensor]]) -> object:
@@ -219,12 +319,16 @@ class ShardedCheckpoint:
     def _meta(self) -> dict[str, Any]:
         path = self.folder / META
         try:
+            check_archive(path)
+            check_bytes(path)
             meta = torch.load(path, map_location="cpu", weights_only=True)
+            check_claims(meta, path.stat().st_size)
             shards = meta["shards"]
             assert isinstance(meta["held"], dict) and isinstance(meta["shapes"], dict)
         except Exception as error:
             raise ValueError(f"{path} is no checkpoint in shards, or not all of one: {error}") from error
-        if Path(shards).name != shards or not (self.folder / shards).is_dir():
+        named = isinstance(shards, str) and re.fullmatch(rf"{SHARDS}\w+", shards)
+        if not named or not (self.folder / shards).is_dir():
             raise ValueError(f"{path} names shards in {shards!r}, which is no folder beside it")
         found: dict[str, Any] = meta
         return found
@@ -236,10 +340,11 @@ class ShardedCheckpoint:
         for file in sorted((self.folder / meta["shards"]).glob("rank-*.safetensors")):
             try:
                 with safe_open(str(file), framework="pt") as stream:
-                    places = json.loads((stream.metadata() or {})["first"])
+                    places = json.loads((stream.metadata() or {})["places"])
                     for key in stream.keys():  # noqa: SIM118  no dictionary
                         shape = stream.get_slice(key).get_shape()
-                        piece = Piece(file, key, int(places[key]), shape[0] if shape else 1)
+                        first, checksum = map(int, places[key])
+                        piece = Piece(file, key, first, shape[0] if shape else 1, checksum)
                         pieces.setdefault(key, []).append(piece)
             except (SafetensorError, KeyError, ValueError, TypeError) as error:
                 raise ValueError(f"{file} is damaged: {error}") from error
@@ -258,15 +363,13 @@ class ShardedCheckpoint:
             part for piece in sorted(pieces, key=lambda piece: piece.first) for part in _rows(piece, wanted)
         ]
         whole = parts[0] if not shape and parts else torch.cat(parts) if parts else None
-        if whole is None and len(wanted) and 0 not in shape:
-            raise ValueError(f"{self.folder} has no rows of {name}: a rank's file is missing")
-        if whole is None:
-            assert isinstance(like, Tensor)
-            whole = torch.empty(0, *shape[1:], dtype=like.dtype)
-        if shape and len(whole) != len(wanted):
-            raise ValueError(
-                f"{self.folder} has {len(whole)} of {len(wanted)} rows of {name}: a rank's file is missing"
-            )
+        if whole is None and (not len(wanted) or 0 in shape):
+            whole = torch.empty(len(wanted), *shape[1:], dtype=_dtype(pieces, like))
+        if whole is None or (shape and len(whole) != len(wanted)):
+            self._check_rows(name, 0 if whole is None else len(whole), len(wanted))
+        assert whole is not None
+        if list(whole.shape[1:]) != list(shape[1:]):
+            raise ValueError(f"{self.folder} has rows of {name} of another shape than it says")
         if divided is None:
             return whole
         return DTensor.from_local(
@@ -279,6 +382,17 @@ class ShardedCheckpoint:
         )
 
 
+def _dtype(pieces: Sequence[Piece], like: object) -> torch.dtype:
+    """Of a tensor of which nothing is to be read."""
+    from safetensors import safe_open
+
+    if not pieces:
+        return like.dtype if isinstance(like, Tensor) else torch.get_default_dtype()
+    with safe_open(str(pieces[0].file), framework="pt") as stream:
+        dtype: torch.dtype = stream.get_slice(pieces[0].key)[:0].dtype
+    return dtype
+
+
 def _rows(piece: Piece, wanted: range) -> list[Tensor]:
     """The wanted rows of a piece, a tensor or nothing."""
     from safetensors import safe_open
@@ -287,10 +401,17 @@ def _rows(piece: Piece, wanted: range) -> list[Tensor]:
     if start >= stop:
         return []
     with safe_open(str(piece.file), framework="pt") as stream:
-        view = stream.get_slice(piece.key)
-        if not view.get_shape():
-            return [stream.get_tensor(piece.key)]
-        return [view[start - piece.first : stop - piece.first]]
+        tensor: Tensor = stream.get_tensor(piece.key)
+    if _checksum(tensor) != piece.checksum:
+        raise ValueError(
+            f"{piece.file} is damaged: its {piece.key} is not as it was written (the checksum differs)"
+        )
+    return [tensor[start - piece.first : stop - piece.first] if tensor.ndim else tensor]
+
+
+def _checksum(tensor: Tensor) -> int:
+    """CRC-32 of the bytes of a tensor of the CPU."""
+    return zlib.crc32(tensor.flatten().view(torch.uint8).numpy())
 
 
 def consolidate(folder: str | Path, file: str | Path) -> None:

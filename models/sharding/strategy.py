@@ -1,5 +1,6 @@
 """FullyShardedStrategy: FSDP2 for any of our modules, with checkpoints that every other strategy reads."""
 
+import shutil
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.utilities.types import _PATH
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -17,7 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
-from .checkpoints import ShardedCheckpoint, in_shards, is_sharded_checkpoint, on_first_rank
+from .checkpoints import ShardedCheckpoint, in_shards, is_sharded_checkpoint, on_first_rank, set_aside
 from .shards import align, shard_module
 
 if TYPE_CHECKING:
@@ -95,7 +97,13 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
         Args:
             trainer: Whose strategy this is.
+
+        Raises:
+            ValueError: If checkpoints in shards would be in an object store.
         """
+        for callback in trainer.checkpoint_callbacks:
+            if self.sharded_checkpoints and isinstance(callback, ModelCheckpoint):
+                _check_local(str(callback.dirpath))
         module = self.lightning_module
         assert module is not None  # the trainer has connected it
         if not isinstance(module, FSDPModule) and any(True for _ in module.parameters()):
@@ -113,6 +121,11 @@ class FullyShardedStrategy(ModelParallelStrategy):
             return init_device_mesh(kind, (size,), mesh_dim_names=("shard",))
         shape = self.world_size // size, size
         return init_device_mesh(kind, shape, mesh_dim_names=("copy", "shard"))
+
+    def teardown(self) -> None:
+        """As every strategy; and wait for checkpoints that are still being written, which Lightning's own leaves out."""
+        super().teardown()
+        self.checkpoint_io.teardown()
 
     # Checkpoints ---------------------------------------------------------------------------------------
 
@@ -137,12 +150,25 @@ class FullyShardedStrategy(ModelParallelStrategy):
             checkpoint: What to write.
             filepath: Where to: a file, or a folder if ``sharded_checkpoints``.
             storage_options: For the trainer's ``CheckpointIO``.
+
+        Raises:
+            ValueError: If a folder of shards is to be in an object store.
         """
-        path = Path(self.broadcast(filepath))
+        path = str(self.broadcast(filepath))  # a Path would make a folder "s3:" of an address
         if self.sharded_checkpoints:
+            _check_local(path)
             ShardedCheckpoint(path).write(checkpoint)
-        else:
+            return
+        shards = self.is_global_zero and is_sharded_checkpoint(path)  # of a run that wrote those
+        before = set_aside(Path(path)) if shards else None
+        try:
             ParallelStrategy.save_checkpoint(self, checkpoint, path, storage_options)
+        except OSError:
+            if before is not None:
+                before.replace(path)
+            raise
+        if before is not None and Path(path).is_file():
+            shutil.rmtree(before, ignore_errors=True)
 
     def load_checkpoint(self, checkpoint_path: _PATH, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint, a file of any strategy or a folder of shards.
@@ -154,7 +180,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         Returns:
             It, with weights and the optimisers' state in this rank's shards.
         """
-        path = Path(self.broadcast(checkpoint_path))
+        path = str(self.broadcast(checkpoint_path))
         module = self.lightning_module
         assert module is not None  # the trainer has connected it
         if is_sharded_checkpoint(path):
@@ -202,9 +228,18 @@ class FullyShardedStrategy(ModelParallelStrategy):
         own = torch.tensor(sum(numbers), dtype=torch.float64, device=self.root_device)
         both = torch.stack([own, -own])
         distributed.all_reduce(both, distributed.ReduceOp.MAX)
-        most, fewest = int(both[0]), -int(both[1])
+        most, fewest = float(both[0]), -float(both[1])  # infinite where a loader does not know
         if most != fewest:
             raise ValueError(
-                f"strategy fsdp2 needs as many batches on every rank, and these would evaluate {fewest} to {most}: have at least "
+                f"strategy fsdp2 needs as many batches on every rank, and these would evaluate {fewest:.0f} to {most:.0f}: have at least "
                 f"{self.world_size} records for each batch of a split (data.loader), or evaluate with trainer.strategy=ddp"
             )
+
+
+def _check_local(path: str) -> None:
+    """Make sure that a folder of shards can be written where checkpoints are to be."""
+    if "://" in path:
+        raise ValueError(
+            f"sharded_checkpoints writes folders on disks that all nodes see, and {path} is no such place: let "
+            "trainer.default_root_dir be a folder, or leave sharded_checkpoints out, so that checkpoints are files"
+        )

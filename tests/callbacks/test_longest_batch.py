@@ -162,6 +162,11 @@ def test_budget_where_trials_end_without_memory_or_records():
     assert rehearsals.settled_budget(lambda budget: (min(budget, 1500), 0.1), 50_000)[0] <= 2048
     with pytest.raises(RuntimeError, match="finds no batch that there is memory for"):
         rehearsals.settled_budget(lambda budget: (budget, 2.0), rehearsals.MOST)
+    for share in (lambda budget: 1.05, lambda budget: 1.02 + budget / 1e6):  # a long record; the state alone
+        with pytest.raises(RuntimeError, match="auto finds no batch that there is memory for"):
+            rehearsals.settled_budget(lambda budget, share=share: (2000, share(budget)), rehearsals.MOST)
+    slow = rehearsals.settled_budget(lambda budget: (budget, 0.98 + budget / 25_600), rehearsals.MOST)
+    assert 384 <= slow[0] <= 512
 
 
 def test_max_tokens_auto_is_found_kept_and_used_again(make, data, tmp_path, monkeypatch, caplog):

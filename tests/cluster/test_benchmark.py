@@ -5,8 +5,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -67,6 +69,21 @@ def test_steps_that_warm_up_alone_are_refused(cluster, capsys):
     with pytest.raises(SystemExit):
         cluster.options_of(["--steps", "2"])
     assert "--steps must be above 2, which warm up; got 2" in capsys.readouterr().err
+
+
+def test_memory_is_that_of_training_and_not_of_the_products_measured_after_it(cluster, monkeypatch):
+    peaks = [2**30]
+    monkeypatch.setattr(cluster, "memory", lambda name: float(max(peaks)))
+    monkeypatch.setattr(
+        cluster, "gemm_peaks", lambda networks, tokens: peaks.append(2**40) or {"square": 1e9}
+    )
+    monkeypatch.setattr(cluster, "STATUS", Path(__file__))
+    device = SimpleNamespace(
+        root_device=torch.device("cpu"), barrier=lambda: None, reduce=lambda value, reduce_op: value
+    )
+    trainer = SimpleNamespace(strategy=device, world_size=1)
+    found = cluster.reported("ddp", trainer, 1.0, cluster.NETWORKS["tiny"], [[8, 4, 4]], torch.ones(1), True)
+    assert found.peak_gib == 1.0
 
 
 def test_operations_of_a_network_are_counted_without_building_it(cluster):

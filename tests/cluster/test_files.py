@@ -206,16 +206,45 @@ def test_slurm_tells_one_rank_and_the_job_is_queued_again_and_goes_on(tmp_path, 
     check_equal(outcome(tmp_path / "runs"), alone)
 
 
+PYTHON = """#!/bin/sh
+# A run whose second task needs longer to leave.
+case "$*" in *tokenise*) exit 0 ;; esac
+[ "$SLURM_PROCID" = 0 ] || sleep 2
+exit "$STATUS"
+"""
+
+
+@pytest.mark.parametrize(("status", "queued"), [(138, True), (143, False), (1, False), (0, False)])
+def test_a_job_that_was_kept_is_queued_again_however_long_its_tasks_need_to_leave(
+    status, queued, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    fake = tmp_path / "python"
+    fake.write_text(PYTHON)
+    fake.chmod(0o755)
+    slurm = slurm_of(tmp_path, {**os.environ, "RUNS": str(tmp_path / "runs")})
+    ended(
+        script("fit.sbatch", {**slurm, "PYTHON": str(fake), "STATUS": str(status)}, []),
+        143 if status == 1 else status,
+    )
+    assert (tmp_path / "scontrol.txt").exists() == queued
+    assert not list((tmp_path / "runs").iterdir())
+
+
 SRUN = """#!/usr/bin/env bash
-# Tasks on this machine as srun starts them, and the highest status.
+# Tasks on this machine as srun starts them, each a group of processes; one that fails has the others ended; the highest status.
+set -m
 while [[ $1 == --* ]]; do shift; done
 for ((task = 0; task < SLURM_NTASKS; task++)); do
     SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NODEID=0 "$@" &
     tasks+=($!)
 done
 status=0
-for task in "${tasks[@]}"; do
-    wait "$task" || { code=$?; ((code <= status)) || status=$code; }
+for _ in "${tasks[@]}"; do
+    code=0
+    wait -n || code=$?
+    ((code <= status)) || status=$code
+    ((code == 0)) || for task in "${tasks[@]}"; do kill -TERM -- "-$task" 2>/dev/null; done
 done
 exit "$status"
 """

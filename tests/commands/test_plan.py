@@ -94,6 +94,30 @@ def test_adapters_on_a_quantised_base_of_files_without_weights(capsys):
     assert "not with fsdp2: quantised weights are not divided" in printed
 
 
+@pytest.mark.parametrize(
+    ("model", "settings", "backbone", "reason"),
+    [
+        ("CustomizedRM", {"domains": ["law"], "per_domain": "head"}, {}, "per_domain: head"),
+        ("CustomizedRM", {"l2_sp": 0.1}, {}, "l2_sp: 0.1"),
+        ("PAL", {"num_users": 2, "score": "angle"}, {}, "score: angle"),
+        ("BradleyTerryRM", {}, {"layout": "separate"}, "length_chunks: false would do"),
+    ],
+)
+def test_what_shards_do_not_take_is_not_recommended(model, settings, backbone, reason, capsys):
+    small = {**LLAMA, "num_hidden_layers": 1}
+    main(conf(model=model, settings=settings, config=small, dtype="float32", **backbone))
+    printed = capsys.readouterr().out
+    assert "not with fsdp2: " in printed and reason in printed and "strategy: fsdp2" not in printed
+
+
+def test_growth_from_one_gpu_counts_no_strategy_that_takes_no_such_module(capsys):
+    main([*conf(config={**LLAMA, "num_hidden_layers": 1}), "--gpus=1", "--growth", "--json", "plan.json"])
+    plan = json.loads(Path("plan.json").read_text())
+    assert plan["refused"] == {} and "not with" not in capsys.readouterr().out
+    assert all("fsdp2" not in each["strategies"] for each in plan["growth"])
+    assert all("fsdp2" in each["refused"] for each in plan["growth"][1:])
+
+
 def test_the_batch_is_that_of_data_that_were_tokenised():
     small = {**LLAMA, "num_hidden_layers": 1}
     given = conf({"accelerator": "cpu", "devices": 1, "strategy": "auto"}, {"max_tokens": 700}, config=small)[

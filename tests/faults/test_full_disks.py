@@ -18,6 +18,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from torch import distributed
 
 from pluralign.callbacks import AtomicCheckpointIO, RunLogger
 from pluralign.callbacks.pictures import save_picture
@@ -31,6 +32,7 @@ from pluralign.datamodules.whole_files import appended_whole, written_whole
 from pluralign.inference.exporting import folder_written_whole
 from pluralign.inference.responding import ResponseFile
 from pluralign.models.rollouts import ReferenceAnswer, RolloutStore
+from pluralign.models.sharding import ShardedCheckpoint
 from pluralign.train import main
 
 SIZE = 1 << 20
@@ -214,7 +216,17 @@ def copies(folder, turn):
         given.copied(name, folder)
 
 
-WRITERS = [whole_file, appended_file, two_files, checkpoint, log, picture, predictions, responses, references, votes,
+def shards(folder, turn):
+    """As a run of one rank writes them."""
+    if not distributed.is_initialized():
+        distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        ShardedCheckpoint(folder / "last.ckpt").write({"state_dict": {"w": numbers(turn)}, "epoch": turn})
+    finally:
+        distributed.destroy_process_group()
+
+
+WRITERS = [whole_file, appended_file, two_files, checkpoint, shards, log, picture, predictions, responses, references, votes,
            features, token_cache, export, copies]  # fmt: skip
 FAULTS = ["full", "nearly full", "read-only"]
 

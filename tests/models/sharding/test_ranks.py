@@ -20,7 +20,7 @@ from pluralign.models import (
     MetaRM,
     consolidate,
 )
-from pluralign.models.sharding import FullyShardedStrategy
+from pluralign.models.sharding import FullyShardedStrategy, ShardedCheckpoint
 
 from ..ensemble_vote import test_meta_ranks as meta_ranks
 from ..test_step_weights import LABELS, RANKED, judged, records
@@ -213,3 +213,32 @@ def test_a_checkpoint_in_shards_is_that_of_a_file_and_goes_on_anywhere(found, ba
     assert all(torch.equal(seen["straight"][name], value) for name, value in seen["resumed"].items())
     # The norm by which gradients are clipped is summed in another order.
     assert distance(seen["copies"], seen["single"]) < 1e-6
+
+
+def _where_one_disk_is_full(rank, folder, port):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    checkpoint = ShardedCheckpoint(pathlib.Path(folder, "last.ckpt"))
+    checkpoint.write({"state_dict": {"w": torch.zeros(3)}})
+    before = {path: path.read_bytes() for path in checkpoint.folder.rglob("*.*")}
+    with pytest.MonkeyPatch.context() as patch:
+        if rank:
+            patch.setattr(os, "fsync", _full)
+        with pytest.raises(OSError, match="could not write" if rank else r"rank 1: .*could not write"):
+            checkpoint.write({"state_dict": {"w": torch.ones(3)}})
+    torch.distributed.barrier()
+    assert before == {path: path.read_bytes() for path in checkpoint.folder.rglob("*.*")}
+    torch.distributed.destroy_process_group()
+
+
+def _full(*ignored):
+    raise OSError(28, "No space left on device")
+
+
+def test_no_rank_waits_for_one_whose_disk_is_full(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(pathlib.Path(__file__).parents[3])
+        multiprocessing.spawn(_where_one_disk_is_full, args=(str(tmp_path), port), nprocs=2)

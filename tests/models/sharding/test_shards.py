@@ -1,13 +1,22 @@
 """Weights in shards, on one rank: names, groups, what is refused, and checkpoints as files and as folders."""
 
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
 import lightning as L
 import pytest
 import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from torch import distributed
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+import pluralign
 from pluralign.callbacks import AtomicCheckpointIO
+from pluralign.commands import checkpoints
 from pluralign.commands.newest import newest_first
 from pluralign.models import PAL, BradleyTerryRM, MetaRM, consolidate
 from pluralign.models.sharding import FullyShardedStrategy, ShardedCheckpoint, gathered, is_sharded_checkpoint
@@ -139,15 +148,26 @@ def test_what_is_damaged_or_leads_elsewhere_is_named(tmp_path, batches):
     trainer.save_checkpoint(folder)
     (piece,) = folder.glob("shards-*/rank-00000.safetensors")
     whole, meta = piece.read_bytes(), torch.load(folder / "meta.pt", weights_only=True)
+    turned = bytearray(whole)
+    turned[-5] ^= 4
+    piece.write_bytes(turned)
+    ShardedCheckpoint(folder).check()  # which reads no numbers
+    with pytest.raises(ValueError, match=r"rank-00000\.safetensors is damaged: .*the checksum differs"):
+        ShardedCheckpoint(folder).read()
+    piece.write_bytes(whole[:-8])
+    with pytest.raises(ValueError, match=r"rank-00000\.safetensors is damaged"):
+        ShardedCheckpoint(folder).check()
     piece.write_bytes(whole[:100])
     with pytest.raises(ValueError, match=r"rank-00000\.safetensors is damaged"):
         ShardedCheckpoint(folder).read()
     piece.unlink()
+    assert "a rank's file is missing" in checkpoints._changed(folder)  # `last` passes over it
     with pytest.raises(ValueError, match=r"has no rows of state_dict/.*a rank's file is missing"):
         ShardedCheckpoint(folder).read()
-    torch.save({**meta, "shards": "../elsewhere"}, folder / "meta.pt")
-    with pytest.raises(ValueError, match=r"names shards in '\.\./elsewhere', which is no folder beside it"):
-        ShardedCheckpoint(folder).read()
+    for elsewhere in ("../elsewhere", "..", ".", 3):
+        torch.save({**meta, "shards": elsewhere}, folder / "meta.pt")
+        with pytest.raises(ValueError, match=rf"names shards in {elsewhere!r}, which is no folder beside it"):
+            ShardedCheckpoint(folder).read()
     (folder / "meta.pt").write_bytes(b"PK")
     with pytest.raises(ValueError, match=r"meta\.pt is no checkpoint in shards"):
         ShardedCheckpoint(folder).read()
@@ -179,3 +199,104 @@ def test_a_folder_of_shards_is_found_as_the_newest_and_named_where_a_file_is_rea
     assert content["global_step"] == len(batches) and {"state_dict", "optimizer_states"} <= content.keys()
     with pytest.raises(FileNotFoundError, match=r"is a checkpoint in shards.*pluralign consolidate"):
         AtomicCheckpointIO().load_checkpoint(folder)
+
+    def start(path):
+        BradleyTerryRM({"config": TINY}, init_from=str(path)).configure_model()
+
+    def load_run(path):
+        pluralign.load(path.parent)
+
+    for reads in (BradleyTerryRM.load_from_checkpoint, pluralign.load, load_run, start):
+        with pytest.raises(FileNotFoundError, match=r"a checkpoint in shards: `pluralign consolidate"):
+            reads(folder)
+
+
+def test_an_object_store_has_the_checkpoint_and_no_folder_of_its_name_is_made(tmp_path, batches, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    address = f"memory://{tmp_path.name}/last.ckpt"
+    trainer, _ = fitted("fsdp2", tmp_path, batches)
+    trainer.save_checkpoint(address)
+    assert not Path("memory:").exists()
+    leave_group()
+    again, _ = fitted("fsdp2", tmp_path, batches, max_epochs=2, ckpt_path=address)
+    assert again.global_step == 2 * len(batches)
+    leave_group()
+    shards = FullyShardedStrategy(sharded_checkpoints=True)
+    trainer = trainer_of(shards, tmp_path)
+    with pytest.raises(ValueError, match=r"sharded_checkpoints writes folders on disks.*memory://"):
+        shards.setup(SimpleNamespace(checkpoint_callbacks=[ModelCheckpoint(f"memory://{tmp_path.name}")]))
+
+
+def test_a_checkpoint_of_the_other_form_stays_until_the_new_one_is_whole(tmp_path, batches, monkeypatch):
+    path, aside = tmp_path / "last.ckpt", tmp_path / "last-before.ckpt"
+    trainer, _ = fitted("fsdp2", tmp_path, batches)
+    strategy = trainer.strategy
+    for form in (False, True, False):
+        strategy.sharded_checkpoints = form
+        trainer.save_checkpoint(path)
+        assert is_sharded_checkpoint(path) == form and path.is_file() != form and not aside.exists()
+        with monkeypatch.context() as patch:
+
+            def full(*ignored, **named):
+                assert [*newest_first([tmp_path])] == [aside]
+                raise OSError(28, "No space left on device")
+
+            patch.setattr(torch, "save", full)
+            strategy.sharded_checkpoints = not form
+            with pytest.raises(OSError, match="No space left"):
+                trainer.save_checkpoint(path)
+        assert [*newest_first([tmp_path])] == [path] and not aside.exists()
+        assert is_sharded_checkpoint(path) == form
+
+
+def test_an_evaluation_reads_no_state_of_optimisers(tmp_path, batches, monkeypatch):
+    trainer, module = fitted(FullyShardedStrategy(sharded_checkpoints=True), tmp_path, batches)
+    folder, read = tmp_path / "run.ckpt", []
+    trainer.save_checkpoint(folder)
+    wanted = trainer.validate(module, torch.utils.data.DataLoader(batches, batch_size=None))
+    leave_group()
+    tensor = ShardedCheckpoint._tensor
+    monkeypatch.setattr(
+        ShardedCheckpoint,
+        "_tensor",
+        lambda self, name, *others: read.append(name) or tensor(self, name, *others),
+    )
+    alone, loader = trainer_of("fsdp2", tmp_path), torch.utils.data.DataLoader(batches, batch_size=None)
+    assert alone.validate(module_of(), loader, ckpt_path=folder, weights_only=True) == wanted
+    assert read and all(name.startswith("state_dict/") for name in read)
+
+
+def test_tensors_without_numbers_are_kept(tmp_path, batches):
+    fitted("fsdp2", tmp_path, batches)
+    empty = {"a": torch.empty(0, 3, dtype=torch.int64), "b": torch.empty(2, 0, dtype=torch.float64)}
+    ShardedCheckpoint(tmp_path / "run.ckpt").write({"state_dict": empty})
+    torch.testing.assert_close(ShardedCheckpoint(tmp_path / "run.ckpt").read()["state_dict"], empty)
+
+
+def test_numbers_of_batches_that_nobody_knows_are_equal(tmp_path, batches):
+    trainer, _ = fitted("fsdp2", tmp_path, batches)
+    endless = SimpleNamespace(
+        sanity_checking=False, num_val_batches=[float("inf")], num_test_batches=[], num_predict_batches=[]
+    )
+    endless.state = SimpleNamespace(fn=None)
+    trainer.strategy.check_evaluation(endless)
+
+
+class Saves(L.Callback):
+    """Saves at the end."""
+
+    def on_train_end(self, trainer, pl_module):
+        trainer.save_checkpoint(Path(trainer.default_root_dir, "last.ckpt"))
+
+
+class NoRoom(TorchCheckpointIO):
+    """A disk that takes some time to say that it is full."""
+
+    def save_checkpoint(self, *ignored, **named):
+        time.sleep(0.5)
+        raise OSError(28, "No space left on device")
+
+
+def test_a_run_ends_once_its_checkpoints_are_written(tmp_path, batches):
+    with pytest.raises(OSError, match="No space left"):
+        fitted("fsdp2", tmp_path, batches, plugins=[AsyncCheckpointIO(NoRoom())], callbacks=[Saves()])
