@@ -411,7 +411,7 @@ def _rows(piece: Piece, wanted: range) -> list[Tensor]:
 
 def _checksum(tensor: Tensor) -> int:
     """CRC-32 of the bytes of a tensor of the CPU."""
-    return zlib.crc32(tensor.flatten().view(torch.uint8).numpy())
+    return zlib.crc32(tensor.flatten().view(torch.uint8).numpy().data)
 
 
 def consolidate(folder: str | Path, file: str | Path) -> None:
