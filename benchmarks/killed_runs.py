@@ -233,6 +233,7 @@ def kill_and_resume(case: Case, victim: Victim, rows: int, seconds: float) -> Ki
         return None
     paths = sorted(run.glob("checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
     step, made_up = progress(paths[-1]) if paths else (None, False)
+    given_up = [path.name for path in paths[:-1] if path.name not in kept_by(paths[-1])]
     words = ["--ckpt_path", "last"] if paths else ["--trainer.logger.version", "version_0"]
     resumed = started(case.recipe, case.folder, *words, ranks=case.ranks)
     resumed.finish()
@@ -241,10 +242,21 @@ def kill_and_resume(case: Case, victim: Victim, rows: int, seconds: float) -> Ki
     found = outcome(run, METHODS[case.method].monitor)
     if paths and paths[-1].name not in case.wanted["checkpoints"]:
         found["checkpoints"].remove(paths[-1].name)  # Lightning never removes the one that a run went on from
+    for name in given_up:
+        found["checkpoints"].remove(
+            name
+        )  # nor the best one of before, if a process dies between the new one and that
     differs = [name for name in case.wanted if not equal(case.wanted[name], found[name])]
     return Killed(
         victim, rows, seconds, step, made_up, outlived if others and victim != "all" else None, differs
     )
+
+
+def kept_by(path: Path) -> set[str]:
+    """Names of the checkpoints that are to stay when one of the run has been written, by what it holds."""
+    callbacks = torch.load(path, weights_only=True)["callbacks"].values()
+    kept = [name for state in callbacks for name in state.get("best_k_models", ())]
+    return {"last.ckpt", path.name, *(Path(name).name for name in kept)}
 
 
 def progress(path: Path) -> tuple[int, bool]:
