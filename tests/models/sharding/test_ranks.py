@@ -242,3 +242,7 @@ def test_no_rank_waits_for_one_whose_disk_is_full(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(pathlib.Path(__file__).parents[3])
         multiprocessing.spawn(_where_one_disk_is_full, args=(str(tmp_path), port), nprocs=2)
+    kept = [path.name for path in sorted((tmp_path / "last.ckpt").rglob("*"))]
+    assert kept == ["meta.pt", "shards-0", "rank-00000.safetensors", "rank-00001.safetensors"], (
+        "both ranks came to an end"
+    )
